@@ -1,0 +1,58 @@
+# `make` alone lists the targets. Each of them makes what it needs, `.venv` first.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types unit e2e bench protos protos-check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml scripts/setup
+	@scripts/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
+	@$(BIN)/ztunnel demo $(if $(KEEP),--keep)
+
+test: lint types unit e2e ## everything: lint, types, unit, property and e2e tests
+
+lint: setup protos-check ## ruff, formatting, and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+unit: setup ## unit and property tests
+	$(BIN)/pytest -q --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench
+
+e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
+	$(BIN)/pytest -q tests/e2e
+
+bench: setup ## direct connection beside ztunnel: throughput, round trip, new connections, memory
+	$(BIN)/python -m tests.bench
+
+protos: setup ## regenerate ztunnel/pb/ from protos/
+	scripts/protos "$(BIN)" ztunnel/pb
+
+protos-check: setup
+	@scripts/protos "$(BIN)" --check ztunnel/pb
+
+format: setup ## let ruff lay out the code
+	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q --upgrade \
+	  --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
