@@ -42,7 +42,12 @@ class SocketAddress(NamedTuple):
         bracketed = host.startswith("[") and host.endswith("]")
         if bracketed:
             host = host[1:-1]
-        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF or (":" in host) != bracketed:
+        if (
+            not colon
+            or not (port.isascii() and port.isdigit())
+            or int(port) > 0xFFFF
+            or (":" in host) != bracketed
+        ):
             raise ValueError(f"{text!r} is not ip:port")
         return cls(parse_ip(host), int(port))
 

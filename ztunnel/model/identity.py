@@ -43,4 +43,4 @@ class Identity:
         match parts:
             case [trust_domain, "ns", namespace, "sa", service_account]:
                 return cls(trust_domain, namespace, service_account)
-        raise InvalidIdentityError(f"{uri!r} is not spiffe://{{trust domain}}/ns/{{namespace}}/sa/{{account}}")
+        raise InvalidIdentityError(f"{uri!r} is not spiffe://{{trust domain}}/ns/{{namespace}}/sa/{{name}}")

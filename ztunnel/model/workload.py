@@ -54,6 +54,9 @@ class Locality(NamedTuple):
     subzone: str = ""
 
 
+UNKNOWN_LOCALITY = Locality()
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One workload as the control plane describes it. ``uid`` is its key."""
@@ -80,7 +83,7 @@ class Workload:
     authorization_policies: tuple[str, ...] = ()
     status: HealthStatus = HealthStatus.HEALTHY
     cluster_id: str = ""
-    locality: Locality = Locality()
+    locality: Locality = UNKNOWN_LOCALITY
     network_mode: NetworkMode = NetworkMode.STANDARD
     capacity: int = 1
 

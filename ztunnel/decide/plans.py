@@ -1,0 +1,183 @@
+"""The results of decisions: what to do with one connection, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity
+from ztunnel.model.service import IpFamilies, Service
+from ztunnel.model.workload import Workload
+
+
+class OutboundProtocol(Enum):
+    """How the next hop is spoken to. The value is the text of the admin dump."""
+
+    TCP = "TCP"
+    HBONE = "HBONE"
+    DOUBLE_HBONE = "DOUBLEHBONE"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRequest:
+    """The facts of one outgoing connection.
+
+    ``client`` is the application's own socket address, ``destination`` what it wanted to reach, ``network``
+    the one this node is configured with (the source workload's own is in ``source``).
+    """
+
+    source: Workload
+    client: SocketAddress
+    destination: SocketAddress
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The next hop is known only by a hostname, which has to be resolved before anything can be dialled.
+
+    ``prefer`` is the destination's IP version (4 or 6): a random address of it, else a random other one.
+    """
+
+    hostname: str
+    workload_uid: str
+    prefer: int
+    families: IpFamilies | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundPlan:
+    """Where a connection goes.
+
+    next_hop: address to dial; its ``ip`` stands for nothing while ``resolve`` is set (see `with_ip`).
+    authority: of the (outer) CONNECT, None for TCP.
+    expected: identities of which the next hop must present at least one, in the pool's key order;
+        empty for TCP.
+    inner_expected: the same for the inner tunnel of double HBONE.
+    destination_workload: the next hop's workload, None for a destination outside the mesh.
+    destination_service: the service that was addressed, None when it was none.
+    why: full sentences, first cause first.
+    """
+
+    protocol: OutboundProtocol
+    next_hop: SocketAddress
+    destination: SocketAddress
+    source: Workload
+    destination_workload: Workload | None = None
+    destination_service: Service | None = None
+    authority: str | None = None
+    expected: tuple[str, ...] = ()
+    inner_expected: tuple[str, ...] = ()
+    resolve: Resolve | None = None
+    waypoint: bool = False
+    why: tuple[str, ...] = ()
+
+
+class RefusalKind(Enum):
+    """Why no plan exists. The value is the stable code of docs/errors.md."""
+
+    LOOP = "ZT-RTE-001"
+    NO_HEALTHY_UPSTREAM = "ZT-RTE-002"
+    NO_SERVICE = "ZT-RTE-003"
+    UNKNOWN_WAYPOINT = "ZT-RTE-004"
+    UNKNOWN_NETWORK_GATEWAY = "ZT-RTE-005"
+    NO_VALID_DESTINATION = "ZT-RTE-006"
+    NO_RESOLVED_ADDRESSES = "ZT-RTE-007"
+    NO_USABLE_ADDRESSES = "ZT-RTE-008"
+    UNKNOWN_SOURCE = "ZT-RTE-009"
+    IP_MISMATCH = "ZT-ADM-001"
+    UNKNOWN_HOSTNAME = "ZT-ADM-002"
+    UNKNOWN_PORT = "ZT-ADM-003"
+    NO_SERVICE_ADDRESS = "ZT-ADM-004"
+    BAD_AUTHORITY = "ZT-ADM-005"
+    BAD_METHOD = "ZT-ADM-006"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A connection that goes nowhere. ``text`` is what the log and the existing implementation say."""
+
+    kind: RefusalKind
+    text: str
+    status: int = 503
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFacts:
+    """The facts of one CONNECT that arrived on 15008.
+
+    ``local`` and ``peer`` are the tunnel's own socket addresses; ``identity`` the peer's; ``forwarded_host``
+    the ``host=`` of its Forwarded header; ``workload`` the pod that the listener belongs to.
+    """
+
+    method: str
+    authority: str
+    local: SocketAddress
+    peer: SocketAddress
+    workload: Workload
+    identity: Identity | None
+    forwarded_host: str | None = None
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InboundPlan:
+    """What to do with a connection that a pod receives, if policy allows it.
+
+    dial: address of the application.
+    spoof: address to show to the application as the source, None to let the kernel choose.
+    loopback: the application is dialled on loopback, from the same loopback address.
+    destination: address and port that policy sees (the final port).
+    proxy_header: PROXY protocol v2 bytes that go before the first byte, None for none.
+    service: for labels, the service through which the client came.
+    """
+
+    dial: SocketAddress
+    destination: SocketAddress
+    workload: Workload
+    spoof: SocketAddress | None = None
+    loopback: bool = False
+    proxy_header: bytes | None = None
+    service: Service | None = None
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """Where in a policy an evaluation was decided: indexes into rules and clauses, and what did not hold."""
+
+    policy: str
+    rule: int | None = None
+    clause: int | None = None
+    field: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer of the policies. ``reason`` is the existing implementation's text, None when allowed.
+
+    policy: key of the policy that decided, None when there was none to decide.
+    log: (message, policy key or None) pairs in order, for the scope ``ztunnel::state``.
+    dry_run: keys of the dry-run policies that matched.
+    missing: keys that the workload refers to and that are not known.
+    """
+
+    allowed: bool
+    reason: str | None = None
+    policy: str | None = None
+    clues: tuple[Clue, ...] = ()
+    log: tuple[tuple[str, str | None], ...] = ()
+    dry_run: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFacts:
+    """What policies look at: ``source_ip`` and ``identity`` of the peer, ``destination`` as finally dialled."""
+
+    source: SocketAddress
+    destination: SocketAddress
+    identity: Identity | None = None

@@ -1,0 +1,16 @@
+"""The base of every error that a person can meet, and how its code gets into a log line.
+
+Each concrete class names a stable code (``ZT-TLS-003``) and its text is a full sentence or, where log
+consumers depend on it, the existing implementation's text. Each code has a row in docs/errors.md, which a
+test holds to be complete.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ZtunnelError(Exception):
+    """An error with a stable code. ``str()`` is the text for a log line, without the code."""
+
+    code: ClassVar[str] = "ZT-INT-001"

@@ -1,0 +1,209 @@
+"""What the control side and the data plane say to each other: plain values, nothing shared.
+
+In one process they go through memory channels; to a worker process they go over a socketpair, encoded as
+MessagePack by msgspec (descriptors beside them as SCM_RIGHTS). A data plane that has been given these
+messages needs nothing else of the control side.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+import msgspec
+
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """The base of all messages: a value, tagged with its name on the wire."""
+
+
+class ResourceKind(Enum):
+    """The two xDS types that make up the mesh."""
+
+    ADDRESS = "address"
+    AUTHORIZATION = "authorization"
+
+
+class Origin(Enum):
+    """Where a resource came from: defaults for empty fields apply to xDS only."""
+
+    XDS = "xds"
+    LOCAL = "local"
+
+
+class Resource(msgspec.Struct, frozen=True, array_like=True):
+    """One resource as it came: its name, and its protobuf bytes (istio.workload.Address or istio.security.Authorization)."""
+
+    name: str
+    body: bytes
+
+
+class MeshDelta(Message, frozen=True):
+    """A change of the mesh, to be applied in order: resources first, then removals by name."""
+
+    kind: ResourceKind
+    resources: tuple[Resource, ...] = ()
+    removed: tuple[str, ...] = ()
+    origin: Origin = Origin.XDS
+
+
+class CertificateIssued(Message, frozen=True):
+    """The certificate to use from now on for an identity."""
+
+    certificate: Certificate
+
+
+class CertificateFailed(Message, frozen=True):
+    """There is no usable certificate for an identity; whoever waits for it is told why."""
+
+    identity: Identity
+    error: str
+
+
+class CertificateForgotten(Message, frozen=True):
+    """No workload of this node has the identity any more; what is kept of it is dropped."""
+
+    identity: Identity
+
+
+class RevocationsChanged(Message, frozen=True):
+    """The revocation lists in force (PEM), empty for none."""
+
+    crls: tuple[bytes, ...]
+
+
+class PodInfo(msgspec.Struct, frozen=True):
+    """The names of a pod as the CNI knows them."""
+
+    name: str
+    namespace: str
+    service_account: str
+
+
+class PodAdded(Message, frozen=True):
+    """Open a pod's listeners. The descriptor of its network namespace travels beside; None: our own namespace."""
+
+    uid: str
+    info: PodInfo
+    netns: int | None = None
+
+
+class PodRemoved(Message, frozen=True):
+    """Close a pod's listeners and connections at once."""
+
+    uid: str
+
+
+class Drain(Message, frozen=True):
+    """Stop accepting, let connections end by themselves for ``deadline`` seconds, then cut them."""
+
+    deadline: float
+
+
+class LogLevels(Message, frozen=True):
+    """The log filter in force."""
+
+    filter: str
+
+
+class ReportWanted(Message, frozen=True):
+    """Ask for a `Report` with the same number."""
+
+    number: int
+
+
+class CertificateWanted(Message, frozen=True):
+    """A connection waits for the certificate of an identity."""
+
+    identity: Identity
+
+
+class ResourceDemanded(Message, frozen=True):
+    """A lookup found nothing and on-demand xDS is on."""
+
+    key: str
+
+
+class PodStarted(Message, frozen=True):
+    """All of a pod's sockets are bound."""
+
+    uid: str
+
+
+class PodFailed(Message, frozen=True):
+    """A pod's sockets could not be bound; nothing of it is left."""
+
+    uid: str
+    error: str
+
+
+class PodStopped(Message, frozen=True):
+    """A pod's listeners and connections are closed."""
+
+    uid: str
+
+
+class InboundConnection(msgspec.Struct, frozen=True):
+    """A tracked incoming connection, as the admin dump shows it."""
+
+    src: str
+    original_dst: str | None
+    actual_dst: str
+    protocol: str
+
+
+class OutboundConnection(msgspec.Struct, frozen=True):
+    """A tracked outgoing connection, as the admin dump shows it."""
+
+    src: str
+    original_dst: str
+    actual_dst: str
+    protocol: str
+
+
+class PodConnections(msgspec.Struct, frozen=True):
+    """The tracked connections of one pod."""
+
+    uid: str
+    inbound: tuple[InboundConnection, ...]
+    outbound: tuple[OutboundConnection, ...]
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """The value of one series: family name, label values in the family's order, value since the start."""
+
+    family: str
+    labels: tuple[str, ...]
+    value: float
+
+
+class Report(Message, frozen=True):
+    """What a data plane has counted and holds open."""
+
+    number: int
+    samples: tuple[Sample, ...]
+    pods: tuple[PodConnections, ...]
+
+
+class Drained(Message, frozen=True):
+    """The drain is over; nothing is open any more."""
+
+
+ToDataPlane: TypeAlias = (
+    MeshDelta
+    | CertificateIssued
+    | CertificateFailed
+    | CertificateForgotten
+    | RevocationsChanged
+    | PodAdded
+    | PodRemoved
+    | Drain
+    | LogLevels
+    | ReportWanted
+)
+FromDataPlane: TypeAlias = (
+    CertificateWanted | ResourceDemanded | PodStarted | PodFailed | PodStopped | Report | Drained
+)
