@@ -1,1 +1,46 @@
-"""Filled in below."""
+"""HBONE: HTTP/2 CONNECT tunnels, sans-IO.
+
+Bytes from the transport go into ``HboneClient`` or ``HboneServer``, events and bytes to write come out. This
+package opens no socket, reads no clock and starts no task; who drives it is ``ztunnel.proxy.tunnel``.
+"""
+
+from __future__ import annotations
+
+from ztunnel.hbone.connection import HboneClient, HboneConnection, HboneServer
+from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, code_text, error_text
+from ztunnel.hbone.events import (
+    ConnectionFailed,
+    ConnectReceived,
+    DataReceived,
+    Event,
+    Headers,
+    PeerDraining,
+    Pong,
+    Responded,
+    StreamEnded,
+    StreamReset,
+    WindowOpened,
+)
+from ztunnel.hbone.settings import HboneSettings
+
+__all__ = [
+    "CannotOpenStreamError",
+    "ConnectReceived",
+    "ConnectionFailed",
+    "DataReceived",
+    "ErrorCode",
+    "Event",
+    "HboneClient",
+    "HboneConnection",
+    "HboneServer",
+    "HboneSettings",
+    "Headers",
+    "PeerDraining",
+    "Pong",
+    "Responded",
+    "StreamEnded",
+    "StreamReset",
+    "WindowOpened",
+    "code_text",
+    "error_text",
+]
