@@ -1,0 +1,4 @@
+"""``ztunnel demo``: a small mesh on this machine, built from network namespaces.
+
+`machine`, `network`, `processes` and `capture` are also what the end-to-end tests build their meshes from.
+"""

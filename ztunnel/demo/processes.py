@@ -1,0 +1,185 @@
+"""Child processes of a machine: started in a namespace, their output in a file, waited for by events."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ztunnel.demo.namespaces import Namespace
+
+T = TypeVar("T")
+
+_LOG_TAIL = 4000
+_POLL_INTERVAL = 0.02
+
+
+class ProcessEndedError(RuntimeError):
+    """A process that was waited for ended instead. The text has the end of its output."""
+
+
+class NotReadyError(RuntimeError):
+    """What was waited for did not come about in time. The text has the end of the process's output."""
+
+
+class Process:
+    """A running program. `stop` ends it; the machine that started it does so in the end."""
+
+    def __init__(
+        self, name: str, popen: subprocess.Popen[bytes], log: Path, namespace: Namespace | None
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.namespace = namespace
+        self._popen = popen
+        self._pidfd = os.pidfd_open(popen.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._popen.poll()
+
+    def output(self) -> str:
+        """All that it has written so far, to standard output and standard error."""
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        try:
+            self._popen.send_signal(number)
+        except ProcessLookupError:
+            pass
+
+    def wait(self, timeout: float) -> int:
+        """The exit status, once it has ended. Raises NotReadyError after ``timeout`` seconds."""
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise NotReadyError(
+                f"{self.name} still runs after {timeout} s. The end of its output:\n{self._tail()}"
+            ) from None
+
+    def wait_until(self, condition: Callable[[], T | None], *, what: str, timeout: float) -> T:
+        """Try a condition until it gives something other than None or False; gives that.
+
+        Between two tries the end of the process is waited for, so its death is noticed at once
+        (ProcessEndedError). Raises NotReadyError, with ``what`` in the text, after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        while True:
+            result = condition()
+            if result is not None and result is not False:
+                return result
+            if poller.poll(_POLL_INTERVAL * 1000) and self.returncode is not None:
+                raise ProcessEndedError(
+                    f"{self.name} ended with status {self.returncode}. The end of its output:\n{self._tail()}"
+                )
+            if time.monotonic() > deadline:
+                raise NotReadyError(
+                    f"{self.name}: not {what} within {timeout} s. The end of its output:\n{self._tail()}"
+                )
+
+    def stop(self, grace: float = 0.0) -> int:
+        """End it, by SIGTERM and only after ``grace`` seconds by force; gives the exit status."""
+        if grace > 0 and self.returncode is None:
+            self.signal(signal.SIGTERM)
+            try:
+                self._popen.wait(grace)
+            except subprocess.TimeoutExpired:
+                pass
+        if self.returncode is None:
+            self._kill_session()
+        status = self._popen.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return status
+
+    def _kill_session(self) -> None:
+        # Each process leads a session of its own, so this reaches what it has started as well.
+        try:
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def _tail(self) -> str:
+        return self.output()[-_LOG_TAIL:]
+
+
+def spawn(
+    name: str,
+    command: Sequence[str],
+    *,
+    log: Path,
+    namespace: Namespace | None = None,
+    env: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Process:
+    """Start a program in a namespace, in a session of its own, with its output appended to ``log``.
+
+    ``env`` replaces the environment. Raises OSError when the program cannot be started.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - the commands are ours, no shell is involved
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if env is None else dict(env),
+                cwd=directory,
+                start_new_session=True,
+            )
+
+    if namespace is None:
+        return Process(name, start(), log, None)
+    # A child starts in the namespace of the thread that forks it.
+    with namespace.entered():
+        popen = start()
+    return Process(name, popen, log, namespace)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    namespace: Namespace | None = None,
+    text_input: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 30.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a namespace to its end, output captured, status not checked.
+
+    Raises OSError when it cannot be started and subprocess.TimeoutExpired (the program is killed) when it takes
+    longer than ``timeout`` seconds.
+    """
+
+    def execute() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - the commands are ours, no shell is involved
+            list(command),
+            input=text_input,
+            stdin=None if text_input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=None if env is None else dict(env),
+            timeout=timeout,
+            check=False,
+        )
+
+    if namespace is None:
+        return execute()
+    with namespace.entered():
+        return execute()
