@@ -1,0 +1,360 @@
+"""One delta xDS conversation with the control plane, as a state machine without any I/O.
+
+How it works. The client owns one `XdsSession` for the life of the process and opens stream after stream
+with it. What must outlive a stream lives here: the name and version of every resource the mesh was given,
+the keys somebody waits for, and whether the first sync has happened.
+
+    requests = session.open()                     a stream opens: these bytes go out at once, in order
+    reading = session.receive(message)            one message came in
+    while not reading.scan(): ...                 read it, a slice at a time; the caller yields in between
+    for delta in reading.deltas():                apply, a slice at a time, in order
+        reading.reject(await apply(delta))
+    outcome = session.complete(reading)           the ACK or NACK to send, and what became true by it
+    session.close()                               the stream is gone
+
+Both subscriptions are requested at once, before anything is heard: servers send their response headers
+with their first message, so waiting for either would deadlock.
+
+What a response may change is decided here only as far as names and versions go: a rejected update keeps the
+version of what is in force, so that a reconnect makes the server send the new one again; a removed name is
+forgotten. The payloads go to the store unread.
+
+**Reconnect.** The first request of a type carries every known name with its version, so the server sends
+only the difference and lists what has gone. istiod refuses a message over 4 MiB though, which is some 45,000
+names: the existing implementation would then fail at every attempt, for good. So beyond `REQUEST_BUDGET` the
+names stay home and the answer is the whole mesh; what is unchanged by version is not applied again, and what
+is known and not in that answer is removed. istiod sends the whole of a type as one response, which this
+relies upon. In on-demand mode names are subscriptions and cannot be left out: they go in several requests.
+
+**On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many wait
+for it. istiod answers an address with the object's own name and the address among its aliases, so aliases
+count as answers. It does not answer a key that it believes subscribed already, nor tells of objects that
+come to hold an address later; so a key asked for again is first unsubscribed.
+
+Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go; reference 1.3 to 1.8.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from ztunnel.messages import MeshDelta, Rejected, Resource, ResourceKind
+from ztunnel.xds.wire import ResponseScanner, encode_request, encode_version
+
+ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
+AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
+
+KINDS = {ADDRESS_TYPE: ResourceKind.ADDRESS, AUTHORIZATION_TYPE: ResourceKind.AUTHORIZATION}
+"""The types we ask for, in the order we ask for them."""
+
+REQUEST_BUDGET = 4_000_000
+"""How large a request may get, in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
+
+SLICE = 1_000
+"""How many resources are read or applied without a pause: 2 to 3 ms of reading."""
+
+MAX_WAITED_FOR = 10_000
+"""How many keys may be waited for at a time; a demand beyond that is a miss at once."""
+
+MAX_SUBSCRIBED = 4_096
+"""How many demanded keys we leave subscribed before the settled ones are unsubscribed together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a response led to.
+
+    ``request`` is the ACK or NACK to send. ``nack`` is the NACK's text, None for an ACK. ``answered`` are the
+    demanded keys that need not wait any longer. ``became_ready`` is true once in a process's life: every
+    expected type has been ACKed now. ``known_type`` is false for a type that we never asked for.
+    """
+
+    type_url: str
+    nonce: str
+    request: bytes
+    nack: str | None
+    answered: frozenset[str]
+    became_ready: bool
+    known_type: bool
+
+
+class Reading:
+    """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
+
+    __slots__ = ("_rejected", "_scanner", "_session", "_slices", "removed")
+
+    def __init__(self, session: XdsSession, message: bytes) -> None:
+        self._session = session
+        self._scanner = ResponseScanner(message)
+        self._slices: deque[tuple[Resource, ...]] = deque()
+        self._rejected: list[Rejected] = []
+        self.removed: list[str] = []
+
+    @property
+    def type_url(self) -> str:
+        """The response's type; complete after `scan`."""
+        return self._scanner.type_url
+
+    @property
+    def value_bytes(self) -> int:
+        """The sum of the sizes of the payloads; complete after `scan`."""
+        return self._scanner.value_bytes
+
+    @property
+    def scanner(self) -> ResponseScanner:
+        """The scanned envelope, for the session's bookkeeping."""
+        return self._scanner
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """What the store refused so far, in order."""
+        return self._rejected
+
+    def scan(self, slice_size: int = SLICE) -> bool:
+        """Read the next slice; True when all is read.
+
+        Raises `MalformedResponseError`; then the stream is to be ended, and nothing has changed.
+        """
+        if not self._scanner.scan(slice_size):
+            return False
+        self._slices.extend(self._scanner.slices)
+        self._scanner.slices.clear()
+        self.removed = self._scanner.removed
+        self._session.reconcile(self)
+        return True
+
+    def keep(self, changed: Iterable[tuple[Resource, ...]]) -> None:
+        """Replace what is to be applied."""
+        self._slices = deque(changed)
+
+    @property
+    def slices(self) -> Iterable[tuple[Resource, ...]]:
+        """What is to be applied, in order."""
+        return self._slices
+
+    def deltas(self) -> Iterator[MeshDelta]:
+        """What to apply, in order; each slice is let go of when the next is asked for.
+
+        At least one for a type we know (an empty response is a delta too); none for any other type.
+        Addresses come in slices, each of which is applied as a whole; policies come in one piece, since an
+        ALLOW without the DENY beside it would be wider than either state. Removals come last.
+        """
+        kind = KINDS.get(self._scanner.type_url)
+        if kind is None:
+            self._slices.clear()
+            return
+        if kind is ResourceKind.AUTHORIZATION:
+            self._slices = deque((tuple(resource for part in self._slices for resource in part),))
+        while len(self._slices) > 1:
+            yield MeshDelta(self._session.next_number(), kind, self._slices.popleft())
+        last = self._slices.popleft() if self._slices else ()
+        yield MeshDelta(self._session.next_number(), kind, last, tuple(self.removed))
+
+    def reject(self, rejected: Iterable[Rejected]) -> None:
+        """Note what the store refused of a delta."""
+        self._rejected.extend(rejected)
+
+
+class XdsSession:
+    """What the client knows of the conversation, over all its streams.
+
+    ``node`` is the encoded Node message of the first requests. ``on_demand``: ask for addresses by key.
+    ``numbers`` gives each delta its number.
+    """
+
+    def __init__(
+        self,
+        node: bytes,
+        *,
+        on_demand: bool = False,
+        numbers: Iterator[int] | None = None,
+        request_budget: int = REQUEST_BUDGET,
+    ) -> None:
+        self._node = node
+        self._numbers = count(1) if numbers is None else numbers
+        self._on_demand = on_demand
+        self._budget = request_budget
+        self._versions: dict[str, dict[str, str]] = {type_url: {} for type_url in KINDS}
+        self._awaited = {AUTHORIZATION_TYPE} if on_demand else set(KINDS)
+        self._is_open = False
+        self._resync: set[str] = set()
+        self._pending: set[str] = set()
+        self._subscribed: set[str] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a response of each expected type has been ACKed, once, ever."""
+        return not self._awaited
+
+    @property
+    def awaiting(self) -> tuple[str, ...]:
+        """The types of which no response has been ACKed yet, sorted."""
+        return tuple(sorted(self._awaited))
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether addresses are asked for by key."""
+        return self._on_demand
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """The keys asked for and not answered yet."""
+        return frozenset(self._pending)
+
+    def versions(self, type_url: str) -> dict[str, str]:
+        """The known names of a type with their versions: a copy, for the dump and for tests."""
+        return dict(self._versions[type_url])
+
+    def open(self) -> list[bytes]:
+        """A stream opens: the first requests, to be sent in this order without waiting for anything."""
+        self._is_open = True
+        self._resync.clear()
+        self._subscribed = set(self._pending)
+        requests: list[bytes] = []
+        for type_url in KINDS:
+            if self._on_demand and type_url == ADDRESS_TYPE:
+                requests.extend(self._open_on_demand(type_url))
+            else:
+                requests.append(self._open_wildcard(type_url))
+        return requests
+
+    def close(self) -> None:
+        """The stream is gone. What is known stays; keys still waited for are in the next `open`."""
+        self._is_open = False
+        self._resync.clear()
+        self._subscribed.clear()
+
+    def next_number(self) -> int:
+        """The number of the next delta."""
+        return next(self._numbers)
+
+    def receive(self, message: bytes) -> Reading:
+        """Begin to read a response. One at a time: complete it before the next."""
+        return Reading(self, message)
+
+    def reconcile(self, reading: Reading) -> None:
+        """Where the names stayed home (see above): turn the whole mesh that came into the difference.
+
+        Called by `Reading.scan`.
+        """
+        type_url = reading.type_url
+        if type_url not in self._resync:
+            return
+        self._resync.discard(type_url)
+        known = self._versions[type_url]
+        scanner = reading.scanner
+        came = set(scanner.names)
+        already = set(reading.removed)
+        reading.removed.extend(name for name in known if name not in came and name not in already)
+        version_of = iter(scanner.versions)
+        changed = []
+        for part in reading.slices:
+            kept = []
+            for resource in part:
+                version = next(version_of)
+                if not version or known.get(resource.name) != version:
+                    kept.append(resource)
+            changed.append(tuple(kept))
+        reading.keep(part for part in changed if part)
+
+    def complete(self, reading: Reading) -> Outcome:
+        """All of a response is applied or rejected: do the books, and say what to send."""
+        scanner = reading.scanner
+        type_url = scanner.type_url
+        known_type = type_url in KINDS
+        became_ready = False
+        answered: frozenset[str] = frozenset()
+        nack = "; ".join(f"{bad.name}: {bad.reason}" for bad in reading.rejected) or None
+        if known_type:
+            self._record(reading)
+            if type_url == ADDRESS_TYPE and self._pending:
+                answered = self._answer(scanner, reading.removed)
+            if nack is None and type_url in self._awaited:
+                self._awaited.discard(type_url)
+                became_ready = not self._awaited
+        request = encode_request(type_url, nonce=scanner.nonce, error=nack)
+        return Outcome(type_url, scanner.nonce, request, nack, answered, became_ready, known_type)
+
+    def demand(self, key: str) -> list[bytes] | None:
+        """Somebody waits for a key: the requests to send now, in order.
+
+        Empty if it is asked for already, or if no stream is open (the next one will ask). None if too many
+        keys are waited for: a miss.
+        """
+        if key in self._pending:
+            return []
+        if len(self._pending) >= MAX_WAITED_FOR:
+            return None
+        self._pending.add(key)
+        if not self._is_open:
+            return []
+        requests = []
+        if key in self._subscribed or len(self._subscribed) >= MAX_SUBSCRIBED:
+            settled = self._subscribed - self._pending
+            if key in self._subscribed:
+                settled.add(key)
+            requests.append(encode_request(ADDRESS_TYPE, unsubscribe=sorted(settled)))
+            self._subscribed -= settled
+        self._subscribed.add(key)
+        requests.append(encode_request(ADDRESS_TYPE, subscribe=(key,)))
+        return requests
+
+    def abandon(self, key: str) -> None:
+        """Nobody waits for a key any more."""
+        self._pending.discard(key)
+
+    def _open_wildcard(self, type_url: str) -> bytes:
+        known = self._versions[type_url]
+        entries: list[bytes] = []
+        size = 0
+        for name, version in known.items():
+            entry = encode_version(name, version)
+            size += len(entry)
+            if size > self._budget:
+                self._resync.add(type_url)
+                return encode_request(type_url, node=self._node)
+            entries.append(entry)
+        return encode_request(type_url, node=self._node) + b"".join(entries)
+
+    def _open_on_demand(self, type_url: str) -> Iterator[bytes]:
+        # Subscribing to "*" and unsubscribing from it is how istiod is told "nothing yet".
+        request = encode_request(type_url, node=self._node, subscribe=("*",), unsubscribe=("*",))
+        entries: list[bytes] = []
+        size = 0
+        known = self._versions[type_url]
+        waited_for = ((key, "") for key in sorted(self._pending) if key not in known)
+        for name, version in (*known.items(), *waited_for):
+            entry = encode_version(name, version)
+            if size + len(entry) > self._budget and entries:
+                yield request + b"".join(entries)
+                request = encode_request(type_url)
+                entries, size = [], 0
+            entries.append(entry)
+            size += len(entry)
+        yield request + b"".join(entries)
+
+    def _record(self, reading: Reading) -> None:
+        scanner = reading.scanner
+        known = self._versions[scanner.type_url]
+        for name in reading.removed:
+            known.pop(name, None)
+        if not reading.rejected:
+            known.update(zip(scanner.names, scanner.versions, strict=True))
+            return
+        rejected = {bad.name for bad in reading.rejected}
+        known.update(
+            (name, version)
+            for name, version in zip(scanner.names, scanner.versions, strict=True)
+            if name not in rejected
+        )
+
+    def _answer(self, scanner: ResponseScanner, removed: Iterable[str]) -> frozenset[str]:
+        pending = self._pending
+        answered = pending.intersection(scanner.names)
+        answered |= pending.intersection(scanner.aliases)
+        answered |= pending.intersection(removed)
+        pending -= answered
+        return frozenset(answered)
