@@ -1,7 +1,7 @@
 """A packet capture of TCP on one interface, read from the kernel without any other program.
 
-The packets wait in the socket's buffer until `Capture.read` takes them, so a capture needs no thread: open it,
-let the traffic happen, read. The buffer holds some megabytes; what does not fit is lost and counted.
+The packets wait in the socket's buffer until `Capture.read` takes them, so a capture needs no thread: open
+it, let the traffic happen, read. The buffer holds some megabytes; what does not fit is lost and counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 import struct
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Self
 
 from ztunnel.demo.namespaces import Namespace
 
@@ -72,13 +73,13 @@ class Capture:
             except PermissionError:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             self._socket.bind((interface, 0))
-            self._socket.setblocking(False)
+            self._socket.settimeout(0)
         except OSError:
             self._socket.close()
             raise
         self.packets: list[bytes] = []
 
-    def __enter__(self) -> Capture:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -164,7 +165,7 @@ def reassemble(segments: list[Segment]) -> dict[Flow, bytes]:
 
 
 def tls_records(stream: bytes) -> list[TlsRecord] | None:
-    """The TLS records in one direction of a connection, None if this is not TLS. An incomplete last one counts."""
+    """The TLS records in one direction of a connection, an incomplete last one included; None: not TLS."""
     records = []
     position = 0
     while position + 5 <= len(stream):

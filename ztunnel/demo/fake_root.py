@@ -1,12 +1,13 @@
 """A root certificate for the built-in CA, shared by several ztunnels of one machine.
 
 ``FAKE_CA=true`` makes each ztunnel its own CA, so two of them would not trust each other. With
-``ZTUNNEL_FAKE_CA_ROOT`` naming a PEM file of a key and a self-signed certificate, all that read the same file do.
+``ZTUNNEL_FAKE_CA_ROOT`` naming a PEM file of a key and a self-signed certificate, all that read the same
+file do.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 from pathlib import Path
 
@@ -22,15 +23,15 @@ def make_root(name: str = "ztunnel demo root") -> bytes:
     """A fresh key and its self-signed CA certificate, valid for a day, both PEM in one text."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=2))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(minutes=2))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(

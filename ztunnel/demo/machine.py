@@ -3,9 +3,9 @@
 `Machine.open` is a context manager. Whatever was made through the machine is removed when it closes: at the
 end, on an exception, on Ctrl-C and on SIGTERM (`interruptible` turns both into exceptions). A machine whose
 owner was killed outright cannot do that; the next one that opens sweeps up after it. How it knows: each
-machine keeps a directory ``zt-<random>`` with a file that its owner holds locked, and the kernel gives up the lock
-when the owner dies. The directory also lists the processes, by number and start time, since numbers are reused.
-Only what is in such a directory, or has its name, is ever touched.
+machine keeps a directory ``zt-<random>`` with a file that its owner holds locked, and the kernel gives up the
+lock when the owner dies. The directory also lists the processes, by number and start time, since numbers are
+reused. Only what is in such a directory, or has its name, is ever touched.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _make_directory(stack: ExitStack) -> Path:
 
 
 def sweep() -> list[str]:
-    """Remove what machines left behind whose owner is dead; gives their names. Living ones are not touched."""
+    """Remove what machines with dead owners left behind; gives their names. Living ones are not touched."""
     removed = []
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:

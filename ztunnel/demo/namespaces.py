@@ -151,7 +151,7 @@ class Namespace:
 
 
 def unpublish(path: Path) -> None:
-    """Undo `Namespace.publish` for a path, also for one that another process published. Never raises OSError."""
+    """Undo `Namespace.publish`, also for what another process published. Never raises OSError."""
     _libc.umount2(bytes(path), MNT_DETACH)
     try:
         path.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ class Node:
         return f"fd77:{self.index}::1"
 
     def pod(self, name: str, *, ipv4: str | None = None, ipv6: str | None = None) -> Pod:
-        """Make a pod on this node. Addresses that are not given are the next free ones of the node's subnet."""
+        """Make a pod on this node; addresses not given are the next free ones of the node's subnet."""
         number = len(self.pods) + 10
         ipv4 = ipv4 or f"10.77.{self.index}.{number}"
         if self.network.has_ipv6:

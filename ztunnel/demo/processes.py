@@ -162,8 +162,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a namespace to its end, output captured, status not checked.
 
-    Raises OSError when it cannot be started and subprocess.TimeoutExpired (the program is killed) when it takes
-    longer than ``timeout`` seconds.
+    Raises OSError when it cannot be started and subprocess.TimeoutExpired (the program is killed) when it
+    takes longer than ``timeout`` seconds.
     """
 
     def execute() -> subprocess.CompletedProcess[str]:

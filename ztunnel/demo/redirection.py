@@ -3,9 +3,9 @@
 How they work. An application's connection leaves through the OUTPUT hook and is turned round to port 15001 on
 loopback; one that arrives at the pod is turned to 15006, unless it goes to 15008, where ztunnel serves HBONE.
 ztunnel's own packets carry the mark 0x539, which exempts them from both. One thing more is needed: ztunnel
-connects to the application with the *client's* address as source, so the application's answers are addressed to the
-client and would leave the pod. The connection is therefore marked when ztunnel's packet comes in (CONNMARK
-0x111), the mark is put on the answers, and a policy route leads marked packets back to loopback.
+connects to the application with the *client's* address as source, so the application's answers are addressed
+to the client and would leave the pod. The connection is therefore marked when ztunnel's packet comes in
+(CONNMARK 0x111), the mark is put on the answers, and a policy route leads marked packets back to loopback.
 
 Source: the istio-cni rules as listed in the operations reference, 7.9.
 """
@@ -47,7 +47,7 @@ _IPV6 = _Family("fd16:9254:7127:1337:ffff:ffff:ffff:ffff", "::1/128", "ip6")
 
 
 def iptables_rules(options: RedirectionOptions, *, ipv6: bool = False) -> str:
-    """The input for ``iptables-restore --noflush`` (``ip6tables-restore`` with ``ipv6``) in a pod's namespace."""
+    """The input for ``iptables-restore --noflush`` in a pod; with ``ipv6`` for ``ip6tables-restore``."""
     family = _IPV6 if ipv6 else _IPV4
     local = f"! -d {family.loopback}"
     unmarked = f"-m mark ! --mark {PACKET_MARK:#x}/{MARK_MASK:#x}"
@@ -77,10 +77,10 @@ def iptables_rules(options: RedirectionOptions, *, ipv6: bool = False) -> str:
         f"-A ISTIO_OUTPUT {local} -o lo -j ACCEPT",
         f"-A ISTIO_OUTPUT {local} -p tcp {unmarked} -j REDIRECT --to-ports 15001",
     ]
+    restore = "--restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
     mangle = [
         f"-A ISTIO_PRERT {marked} -j CONNMARK --set-xmark {reply}",
-        f"-A ISTIO_OUTPUT -m connmark --mark {reply} -j CONNMARK --restore-mark --nfmask 0xffffffff "
-        "--ctmask 0xffffffff",
+        f"-A ISTIO_OUTPUT -m connmark --mark {reply} -j CONNMARK {restore}",
     ]
     tables = {"mangle": mangle, "nat": nat}
     if options.dns:
@@ -104,7 +104,7 @@ def iptables_rules(options: RedirectionOptions, *, ipv6: bool = False) -> str:
 
 
 def nftables_rules(options: RedirectionOptions) -> str:
-    """The input for ``nft -f -`` in a pod's namespace: the same logic as `iptables_rules`, both IP versions."""
+    """The input for ``nft -f -`` in a pod: the same logic as `iptables_rules`, for both IP versions."""
     return "".join(_nftables_family(options, family) for family in (_IPV4, _IPV6))
 
 
@@ -113,12 +113,13 @@ def _nftables_family(options: RedirectionOptions, family: _Family) -> str:
     local = f"{ip} daddr != {family.loopback.partition('/')[0]}"
     unmarked = f"meta mark & {MARK_MASK:#x} != {PACKET_MARK:#x}"
     marked = f"meta mark & {MARK_MASK:#x} == {PACKET_MARK:#x}"
-    # What iptables' CONNMARK --set-xmark value/mask means: clear the masked bits, then exclusive-or the value.
+    # What iptables' CONNMARK --set-xmark value/mask means: clear the masked bits, then xor the value.
     set_reply = f"ct mark set ct mark & {0xFFFFFFFF ^ MARK_MASK:#x} ^ {REPLY_MARK:#x}"
 
-    arriving = []
-    for interface in options.virtual_interfaces:
-        arriving.append(f'iifname "{interface}" meta l4proto tcp redirect to :15001')
+    arriving = [
+        f'iifname "{interface}" meta l4proto tcp redirect to :15001'
+        for interface in options.virtual_interfaces
+    ]
     if options.inbound:
         arriving += [
             f"{ip} saddr {family.probe} meta l4proto tcp accept",
