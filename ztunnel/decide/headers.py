@@ -197,8 +197,10 @@ def is_foreign_network(x_forwarded_network: bytes | str | None, network: str) ->
 
     True means that the peer's address says nothing here, and its baggage describes the source.
     """
+    if x_forwarded_network is None:
+        return False
     text = _ascii(x_forwarded_network)
-    return text is not None and text.lower() != network.lower()
+    return text is None or text.lower() != network.lower()
 
 
 def _ascii(value: bytes | str | None) -> str | None:

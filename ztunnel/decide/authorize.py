@@ -1,0 +1,363 @@
+"""Authorization: whether a peer may reach a workload on an address and port.
+
+The order is Istio's: an enforced DENY that matches denies; then, if no enforced ALLOW applies, everything is
+allowed; then one enforced ALLOW has to match. Dry-run policies are evaluated and reported and never change
+the answer. A policy that the workload refers to and that is not known is reported as missing and skipped.
+
+How one policy matches is `_failed_field` (one match) inside `_matching_rule` (rules, clauses); the way to a
+verdict is short because it runs for each connection. Clues, which say which rule, clause and field decided,
+cost more and are gathered only for what decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
+from ztunnel.decide.view import MeshView
+from ztunnel.model.address import IPAddress, IPNetwork, canonical
+from ztunnel.model.identity import Identity
+from ztunnel.model.policy import (
+    Action,
+    Authorization,
+    Clause,
+    Match,
+    ServiceAccountMatch,
+    StringMatch,
+    StringMatchKind,
+)
+from ztunnel.model.workload import Workload
+
+NONE_ALLOWED = "allow policies exist, but none allowed"
+"""The reason when ALLOW policies apply to a workload and no enforced one matches."""
+
+MAX_CLUES = 32
+"""A verdict carries no more clues than a person reads; `explain_policy` gives them all."""
+
+
+class _Peer:
+    """The facts of a connection in the form in which policies compare them, computed once."""
+
+    __slots__ = (
+        "destination_ip",
+        "destination_port",
+        "namespace",
+        "principal",
+        "service_account",
+        "source_ip",
+    )
+
+    def __init__(self, facts: PolicyFacts) -> None:
+        identity: Identity | None = facts.identity
+        self.source_ip = canonical(facts.source.ip)
+        self.destination_ip = canonical(facts.destination.ip)
+        self.destination_port = facts.destination.port
+        # A peer without identity compares as the empty namespace, but never as any principal or account.
+        self.namespace = "" if identity is None else identity.namespace
+        self.service_account = None if identity is None else (identity.namespace, identity.service_account)
+        self.principal = None if identity is None else identity.principal
+
+
+def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict:
+    """Decide with the policies that apply to ``workload``, the connection's destination.
+
+    ``facts.destination`` is the address and port finally dialled; the network of an address is not looked
+    at. Returns a verdict that names the deciding policy and, in its clues, the rule (and for a refusal by
+    absence of a match the clause and field) that decided. Raises nothing.
+    """
+    policies, missing = applicable_policies(view, workload)
+    if not policies:
+        return Verdict(allowed=True, log=_NOTHING_ALLOWS_OR_DENIES, missing=missing)
+    peer = _Peer(facts)
+    log: list[tuple[str, str | None]] = []
+    dry_run: list[str] = []
+
+    denies = [policy for policy in policies if policy.action is Action.DENY]
+    allows = [policy for policy in policies if policy.action is not Action.DENY]
+
+    for policy in denies:
+        if policy.dry_run and _matching_rule(policy, peer) is not None:
+            dry_run.append(policy.key)
+            log.append(("dry-run: deny policy match", policy.key))
+    for policy in denies:
+        if policy.dry_run:
+            continue
+        rule = _matching_rule(policy, peer)
+        if rule is not None:
+            key = policy.key
+            log.append(("deny policy match", key))
+            return Verdict(
+                allowed=False,
+                reason=f"explicitly denied by: {key}",
+                policy=key,
+                clues=(_matched(policy, rule, peer),),
+                log=tuple(log),
+                dry_run=tuple(dry_run),
+                missing=missing,
+            )
+
+    enforced = [policy for policy in allows if not policy.dry_run]
+    trial = [policy for policy in allows if policy.dry_run]
+    trial_matched = [policy.key for policy in trial if _matching_rule(policy, peer) is not None]
+    dry_run += trial_matched
+    log += [("dry-run: allow policy match", key) for key in trial_matched]
+    if trial and not trial_matched and not enforced:
+        log.append(("dry-run: no allow policies match", None))
+    if not enforced:
+        log.append(("no allow policies, allow", None))
+        return Verdict(allowed=True, log=tuple(log), dry_run=tuple(dry_run), missing=missing)
+
+    for policy in enforced:
+        rule = _matching_rule(policy, peer)
+        if rule is not None:
+            key = policy.key
+            log.append(("allow policy match", key))
+            return Verdict(
+                allowed=True,
+                policy=key,
+                clues=(_matched(policy, rule, peer),),
+                log=tuple(log),
+                dry_run=tuple(dry_run),
+                missing=missing,
+            )
+    log.append(("no allow policies matched", None))
+    failures = (clue for policy in enforced for clue in _failures(policy, peer))
+    return Verdict(
+        allowed=False,
+        reason=NONE_ALLOWED,
+        clues=tuple(islice(failures, MAX_CLUES)),
+        log=tuple(log),
+        dry_run=tuple(dry_run),
+        missing=missing,
+    )
+
+
+_NOTHING_ALLOWS_OR_DENIES: tuple[tuple[str, str | None], ...] = (("no allow policies, allow", None),)
+
+
+def applicable_policies(
+    view: MeshView, workload: Workload
+) -> tuple[Sequence[Authorization], tuple[str, ...]]:
+    """The policies that apply to a workload, and the keys it refers to that are not known.
+
+    Those of its namespace, the global ones, and those it refers to, whatever their scope; each once.
+    """
+    by_namespace = view.namespace_policies(workload.namespace)
+    everywhere = view.global_policies()
+    if not workload.authorization_policies:
+        return ((*by_namespace, *everywhere) if everywhere else by_namespace), ()
+    found = {policy.key: policy for policy in (*by_namespace, *everywhere)}
+    missing: list[str] = []
+    for key in workload.authorization_policies:
+        if key in found:
+            continue
+        policy = view.policy(key)
+        if policy is None:
+            missing.append(key)
+        else:
+            found[key] = policy
+    return tuple(found.values()), tuple(missing)
+
+
+def explain_policy(policy: Authorization, facts: PolicyFacts) -> tuple[bool, tuple[Clue, ...]]:
+    """Whether one policy matches, and all clues why: the rule that does, or what fails in each rule."""
+    peer = _Peer(facts)
+    rule = _matching_rule(policy, peer)
+    if rule is not None:
+        return True, (_matched(policy, rule, peer),)
+    return False, tuple(_failures(policy, peer))
+
+
+def _matching_rule(policy: Authorization, peer: _Peer) -> int | None:
+    """The index of the first rule that holds. A policy without rules has none."""
+    for index, rule in enumerate(policy.rules):
+        for clause in rule:
+            if clause and not _clause_holds(clause, peer):
+                break
+        else:
+            return index
+    return None
+
+
+def _clause_holds(clause: Clause, peer: _Peer) -> bool:
+    for match in clause:  # noqa: SIM110 - runs for each connection; any() over a generator costs twice as much
+        if _failed_field(match, peer) is None:
+            return True
+    return False
+
+
+def _failed_field(match: Match, peer: _Peer) -> str | None:  # noqa: C901, PLR0912 - a flat list of twelve fields
+    """The first field of a match that does not hold, ``"match"`` if it has no field, None if all hold."""
+    constrained = False
+    if match.namespaces:
+        constrained = True
+        if not _text_matches(match.namespaces, peer.namespace):
+            return "namespaces"
+    if match.not_namespaces:
+        constrained = True
+        if _text_matches(match.not_namespaces, peer.namespace):
+            return "not_namespaces"
+    if match.service_accounts:
+        constrained = True
+        if not _account_matches(match.service_accounts, peer):
+            return "service_accounts"
+    if match.not_service_accounts:
+        constrained = True
+        if _account_matches(match.not_service_accounts, peer):
+            return "not_service_accounts"
+    if match.principals:
+        constrained = True
+        if peer.principal is None or not _text_matches(match.principals, peer.principal):
+            return "principals"
+    if match.not_principals:
+        constrained = True
+        if peer.principal is not None and _text_matches(match.not_principals, peer.principal):
+            return "not_principals"
+    if match.source_ips:
+        constrained = True
+        if not _contained(match.source_ips, peer.source_ip):
+            return "source_ips"
+    if match.not_source_ips:
+        constrained = True
+        if _contained(match.not_source_ips, peer.source_ip):
+            return "not_source_ips"
+    if match.destination_ips:
+        constrained = True
+        if not _contained(match.destination_ips, peer.destination_ip):
+            return "destination_ips"
+    if match.not_destination_ips:
+        constrained = True
+        if _contained(match.not_destination_ips, peer.destination_ip):
+            return "not_destination_ips"
+    if match.destination_ports:
+        constrained = True
+        if peer.destination_port not in match.destination_ports:
+            return "destination_ports"
+    if match.not_destination_ports:
+        constrained = True
+        if peer.destination_port in match.not_destination_ports:
+            return "not_destination_ports"
+    return None if constrained else "match"
+
+
+def _text_matches(wanted: Iterable[StringMatch], text: str) -> bool:
+    for kind, value in wanted:
+        if kind is StringMatchKind.EXACT:
+            if text == value:
+                return True
+        elif kind is StringMatchKind.PREFIX:
+            if text.startswith(value):
+                return True
+        elif kind is StringMatchKind.SUFFIX:
+            if text.endswith(value):
+                return True
+        elif text:
+            return True
+    return False
+
+
+def _account_matches(wanted: Sequence[ServiceAccountMatch], peer: _Peer) -> bool:
+    return peer.service_account is not None and peer.service_account in wanted
+
+
+def _contained(networks: Iterable[IPNetwork], ip: IPAddress) -> bool:
+    for network in networks:  # noqa: SIM110 - as in _clause_holds
+        if ip in network:
+            return True
+    return False
+
+
+def _matched(policy: Authorization, rule: int, peer: _Peer) -> Clue:
+    verb = "denies" if policy.action is Action.DENY else "allows"
+    clauses = policy.rules[rule]
+    if not clauses:
+        return Clue(
+            policy.key, rule, text=f"Rule {rule} of {policy.key} has no clauses: it {verb} everything."
+        )
+    fields = sorted({field for clause in clauses for field in _holding_fields(clause, peer)})
+    return Clue(
+        policy.key,
+        rule,
+        field=",".join(fields) or None,
+        text=f"Rule {rule} of {policy.key} {verb} it: all of its clauses hold"
+        + (f" ({', '.join(fields)})." if fields else "."),
+    )
+
+
+def _holding_fields(clause: Clause, peer: _Peer) -> Iterator[str]:
+    for match in clause:
+        if _failed_field(match, peer) is None:
+            yield from (field for field in _FIELDS if getattr(match, field))
+            return
+
+
+def _failures(policy: Authorization, peer: _Peer) -> Iterator[Clue]:
+    """For a policy that does not match: of each rule the first clause that fails, with each match's field."""
+    key = policy.key
+    if not policy.rules:
+        yield Clue(key, text=f"{key} has no rules: it matches nothing.")
+    for rule_index, rule in enumerate(policy.rules):
+        for clause_index, clause in enumerate(rule):
+            if clause and not _clause_holds(clause, peer):
+                for match in clause:
+                    field = _failed_field(match, peer) or "match"
+                    yield Clue(
+                        key,
+                        rule_index,
+                        clause_index,
+                        field,
+                        f"Clause {clause_index} of rule {rule_index} of {key} does not hold: "
+                        + _failure_text(match, field, peer),
+                    )
+                break
+
+
+def _failure_text(match: Match, field: str, peer: _Peer) -> str:
+    if field == "match":
+        return "it has a match without any field, which never holds."
+    actual = _actual(field, peer)
+    wanted = getattr(match, field)
+    shown = ", ".join(_show(value) for value in wanted[:4]) + (", …" if len(wanted) > 4 else "")
+    return f"{field} is [{shown}], but {actual}."
+
+
+def _actual(field: str, peer: _Peer) -> str:
+    name = field.removeprefix("not_")
+    if name == "source_ips":
+        return f"the source is {peer.source_ip}"
+    if name == "destination_ips":
+        return f"the destination is {peer.destination_ip}"
+    if name == "destination_ports":
+        return f"the port is {peer.destination_port}"
+    if peer.principal is None:
+        return "the peer has no identity (plaintext)"
+    return f"the peer is {peer.principal}"
+
+
+def _show(value: StringMatch | ServiceAccountMatch | IPNetwork | int) -> str:
+    if isinstance(value, StringMatch):
+        shown = {
+            StringMatchKind.EXACT: value.value,
+            StringMatchKind.PREFIX: f"{value.value}*",
+            StringMatchKind.SUFFIX: f"*{value.value}",
+            StringMatchKind.PRESENCE: "*",
+        }
+        return shown[value.kind]
+    if isinstance(value, ServiceAccountMatch):
+        return f"{value.namespace}/{value.service_account}"
+    return str(value)
+
+
+_FIELDS = tuple(
+    prefix + name
+    for name in (
+        "namespaces",
+        "service_accounts",
+        "principals",
+        "source_ips",
+        "destination_ips",
+        "destination_ports",
+    )
+    for prefix in ("", "not_")
+)
