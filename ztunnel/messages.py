@@ -35,15 +35,19 @@ class Origin(Enum):
 
 
 class Resource(msgspec.Struct, frozen=True, array_like=True):
-    """One resource as it came: its name, and its protobuf bytes (istio.workload.Address or istio.security.Authorization)."""
+    """One resource as it came: its name, and its bytes (istio.workload.Address, istio.security.Authorization)."""
 
     name: str
     body: bytes
 
 
 class MeshDelta(Message, frozen=True):
-    """A change of the mesh, to be applied in order: resources first, then removals by name."""
+    """A change of the mesh, to be applied in order: resources first, then removals by name.
 
+    ``number`` comes back in `DeltaApplied`.
+    """
+
+    number: int
     kind: ResourceKind
     resources: tuple[Resource, ...] = ()
     removed: tuple[str, ...] = ()
@@ -84,7 +88,7 @@ class PodInfo(msgspec.Struct, frozen=True):
 
 
 class PodAdded(Message, frozen=True):
-    """Open a pod's listeners. The descriptor of its network namespace travels beside; None: our own namespace."""
+    """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own."""
 
     uid: str
     info: PodInfo
@@ -109,16 +113,62 @@ class LogLevels(Message, frozen=True):
     filter: str
 
 
+class DumpSection(Enum):
+    """The parts of the admin dump that only a data plane knows."""
+
+    WORKLOADS = "workloads"
+    SERVICES = "services"
+    POLICIES = "policies"
+    STAGED_SERVICES = "stagedServices"
+
+
+class DumpWanted(Message, frozen=True):
+    """Ask for a part of the dump, in `DumpChunk` messages with the same number."""
+
+    number: int
+    section: DumpSection
+
+
 class ReportWanted(Message, frozen=True):
     """Ask for a `Report` with the same number."""
 
     number: int
 
 
+class Rejected(msgspec.Struct, frozen=True, array_like=True):
+    """A resource that was not taken, and why."""
+
+    name: str
+    reason: str
+
+
+class DeltaApplied(Message, frozen=True):
+    """All of a `MeshDelta` is in force, but for what was rejected."""
+
+    number: int
+    rejected: tuple[Rejected, ...] = ()
+
+
 class CertificateWanted(Message, frozen=True):
-    """A connection waits for the certificate of an identity."""
+    """The certificate of an identity is needed: by a connection that waits, or soon (``warmup``)."""
 
     identity: Identity
+    warmup: bool = False
+
+
+class CertificateUnneeded(Message, frozen=True):
+    """The last workload of this node with an identity has gone from the mesh."""
+
+    namespace: str
+    service_account: str
+
+
+class DumpChunk(Message, frozen=True):
+    """A part of an answer to `DumpWanted`: JSON values (objects of a list, or ``[key, value]`` pairs of an object)."""
+
+    number: int
+    items: tuple[msgspec.Raw, ...]
+    last: bool
 
 
 class ResourceDemanded(Message, frozen=True):
@@ -203,7 +253,17 @@ ToDataPlane: TypeAlias = (
     | Drain
     | LogLevels
     | ReportWanted
+    | DumpWanted
 )
 FromDataPlane: TypeAlias = (
-    CertificateWanted | ResourceDemanded | PodStarted | PodFailed | PodStopped | Report | Drained
+    DeltaApplied
+    | CertificateWanted
+    | CertificateUnneeded
+    | ResourceDemanded
+    | PodStarted
+    | PodFailed
+    | PodStopped
+    | Report
+    | DumpChunk
+    | Drained
 )

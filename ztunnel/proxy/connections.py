@@ -1,0 +1,74 @@
+"""The connections of one pod that are open now: for the admin dump, and to close those that would be refused by now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from ztunnel.decide.plans import OutboundProtocol, PolicyFacts
+from ztunnel.messages import InboundConnection, OutboundConnection
+
+
+@dataclass(slots=True, eq=False)
+class Closable:
+    """A connection's task can be ended from outside; ``closed_because`` then is what its log line says."""
+
+    scope: trio.CancelScope
+    closed_because: Exception | None = None
+
+    def close(self, why: Exception) -> None:
+        """End the connection's task for a reason. The first reason wins."""
+        if self.closed_because is None:
+            self.closed_because = why
+            self.scope.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class Inbound(Closable):
+    """An incoming connection and what policy looked at when it was let in."""
+
+    facts: PolicyFacts | None = None
+    forwarded_host: str | None = None
+
+    def view(self) -> InboundConnection:
+        """As the admin dump shows it."""
+        assert self.facts is not None
+        return InboundConnection(
+            src=str(self.facts.source),
+            original_dst=self.forwarded_host,
+            actual_dst=str(self.facts.destination),
+            protocol="HBONE" if self.facts.identity is not None else "TCP",
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Outbound(Closable):
+    """An outgoing connection. ``workload_uid`` is the next hop's, empty outside the mesh."""
+
+    source: str = ""
+    original_destination: str = ""
+    actual_destination: str = ""
+    protocol: OutboundProtocol = OutboundProtocol.TCP
+    workload_uid: str = ""
+    expected: tuple[str, ...] = ()
+
+    def view(self) -> OutboundConnection:
+        """As the admin dump shows it."""
+        return OutboundConnection(
+            src=self.source,
+            original_dst=self.original_destination,
+            actual_dst=self.actual_destination,
+            protocol=self.protocol.value,
+        )
+
+
+class ConnectionTable:
+    """What a pod has open. Entries are added before policy is asked, so that no change is missed in between."""
+
+    def __init__(self) -> None:
+        self.inbound: set[Inbound] = set()
+        self.outbound: set[Outbound] = set()
+
+    def __len__(self) -> int:
+        return len(self.inbound) + len(self.outbound)

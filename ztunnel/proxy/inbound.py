@@ -1,0 +1,263 @@
+"""Connections that arrive for a pod over HBONE (15008): TLS, HTTP/2, then each CONNECT by itself.
+
+The order of the checks is the existing implementation's (data-path.md section 10): what the request asks for, where
+it would go, whether policy allows it, and only then the application is dialled. 200 is sent when the application
+has taken the connection, so that a client is never told of a success that did not come.
+"""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+import trio
+
+from ztunnel.decide.admit import admit_connect
+from ztunnel.decide.headers import parse_forwarded_host, print_baggage
+from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
+from ztunnel.hbone import ConnectReceived, HboneServer
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity
+from ztunnel.model.workload import Workload
+from ztunnel.net.sockets import connect, local_address
+from ztunnel.net.tls import SocketTls, TlsError
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.connections import Inbound
+from ztunnel.proxy.errors import (
+    ApplicationDialError,
+    ConnectionFailure,
+    DialError,
+    HandshakeRefusedError,
+    PolicyRejectedError,
+    RelayError,
+    RouteRefusedError,
+    os_error_text,
+)
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.policy import check_policy
+from ztunnel.proxy.relay import relay_stream
+from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.stream import TunnelStream
+from ztunnel.proxy.tunnel import Tunnel
+
+log = get_logger("proxy::inbound")
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for a client's TLS handshake; a connection that sends nothing is not held for longer."""
+
+DIAL_TIMEOUT = 10.0
+"""Seconds that an application has to take a connection."""
+
+_LOOPBACK = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+
+
+class InboundProxy:
+    """The HBONE server of one pod.
+
+    transparent: the listener may show clients' addresses to the application (IP_TRANSPARENT).
+    """
+
+    def __init__(self, pod: PodContext, *, transparent: bool) -> None:
+        self._pod = pod
+        self._transparent = transparent
+        self.tunnels: dict[Tunnel, tuple[SocketAddress, Identity | None]] = {}
+        self._draining = False
+
+    def start_drain(self) -> None:
+        """Tell every client that no new streams are welcome; tunnels that come later are told at once."""
+        self._draining = True
+        for tunnel in self.tunnels:
+            tunnel.start_drain()
+
+    async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
+        """Serve one accepted connection until it ends; closes it. What goes wrong is logged, not raised."""
+        pod = self._pod
+        shared = pod.shared
+        report = ConnectionReport.inbound(shared, peer, local_address(sock))
+        try:
+            workload = await pod.local_workload()
+            certificate = await shared.certificates.get(workload.identity)
+            tls = SocketTls(sock, shared.certificates.server(certificate), server_side=True)
+        except ConnectionFailure as failure:
+            sock.close()
+            report.refused(failure)
+            return
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            await tls.handshake(HANDSHAKE_TIMEOUT)
+        except (TlsError, OSError) as error:
+            tls.close()
+            report.refused(HandshakeRefusedError(error))
+            return
+        except BaseException:
+            tls.close()
+            raise
+        await self._serve_tunnel(tls, peer, report.local)
+
+    async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
+        identity = tls.peer_identities[0] if tls.peer_identities else None
+        async with trio.open_nursery() as streams:
+
+            def on_connect(stream: TunnelStream, request: ConnectReceived) -> None:
+                streams.start_soon(
+                    self._serve_connect,
+                    stream,
+                    request,
+                    peer,
+                    local,
+                    identity,
+                    name=f"inbound {peer} → {request.authority}",
+                )
+
+            tunnel = Tunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect=on_connect)
+            self.tunnels[tunnel] = (peer, identity)
+            try:
+                if self._draining:
+                    tunnel.start_drain()
+                await tunnel.run()
+            finally:
+                del self.tunnels[tunnel]
+        if tunnel.failure is not None:
+            log.debug("tunnel ended", peer=peer, error=tunnel.failure)
+
+    # -- one CONNECT ----------------------------------------------------------------------------------------
+
+    async def _serve_connect(
+        self,
+        stream: TunnelStream,
+        request: ConnectReceived,
+        peer: SocketAddress,
+        local: SocketAddress,
+        identity: Identity | None,
+    ) -> None:
+        """From the request to the end of the connection. Every failure is answered, logged, and ends here."""
+        pod = self._pod
+        headers = dict(request.headers)
+        report = ConnectionReport.inbound(pod.shared, peer, local, request.authority, request.headers)
+        entry = Inbound(trio.CancelScope(), forwarded_host=parse_forwarded_host(headers.get(b"forwarded")))
+        try:
+            with entry.scope:
+                async with report.closing(pod, entry):
+                    try:
+                        await self._admit_and_carry(stream, request, peer, local, identity, report, entry)
+                    except ConnectionFailure as failure:
+                        _refuse(stream, failure)
+                        raise
+        finally:
+            pod.connections.inbound.discard(entry)
+            stream.close()
+
+    async def _admit_and_carry(
+        self,
+        stream: TunnelStream,
+        request: ConnectReceived,
+        peer: SocketAddress,
+        local: SocketAddress,
+        identity: Identity | None,
+        report: ConnectionReport,
+        entry: Inbound,
+    ) -> None:
+        pod = self._pod
+        workload = await pod.local_workload()
+        plan = self._admit(request, peer, local, identity, workload, entry)
+        entry.facts = PolicyFacts(peer, plan.destination, identity)
+        pod.connections.inbound.add(entry)
+        report.admitted(plan, identity)
+        check_policy(pod, workload, entry.facts, report)
+        application = await self._dial(plan)
+        with application:
+            server = stream.tunnel.hbone
+            assert isinstance(server, HboneServer)
+            fields = []
+            if pod.shared.config.enable_response_baggage:
+                fields.append(("baggage", print_baggage(workload)))
+            server.accept(stream.id, fields)
+            stream.tunnel.flush()
+            if plan.proxy_header is not None:
+                await _write(application, plan.proxy_header)
+            end = await relay_stream(
+                application,
+                stream,
+                sent_to_stream=report.sent,
+                received_from_stream=report.received,
+                outbound=False,
+            )
+        if end.error is not None:
+            raise RelayError(end.error)
+
+    def _admit(
+        self,
+        request: ConnectReceived,
+        peer: SocketAddress,
+        local: SocketAddress,
+        identity: Identity | None,
+        workload: Workload,
+        entry: Inbound,
+    ) -> InboundPlan:
+        config = self._pod.shared.config
+        facts = ConnectFacts(
+            method=request.method,
+            authority=request.authority,
+            local=local,
+            peer=peer,
+            workload=workload,
+            identity=identity,
+            forwarded_host=entry.forwarded_host,
+            network=config.network,
+        )
+        plan = admit_connect(
+            self._pod.shared.store,
+            facts,
+            illegal_ports=config.illegal_ports,
+            localhost_app_tunnel=config.localhost_app_tunnel,
+            spoof=self._transparent,
+        )
+        if isinstance(plan, Refusal):
+            raise RouteRefusedError(plan)
+        return plan
+
+    async def _dial(self, plan: InboundPlan) -> socket.socket:
+        shared = self._pod.shared
+        source = plan.spoof
+        if plan.loopback:
+            source = SocketAddress(_LOOPBACK[plan.dial.ip.version], 0)
+        try:
+            return await connect(
+                plan.dial,
+                factory=self._pod.sockets,
+                source=source,
+                mark=shared.mark,
+                keepalive=shared.keepalive,
+                timeout=DIAL_TIMEOUT,
+            )
+        except OSError as error:
+            raise ApplicationDialError(os_error_text(error)) from error
+
+
+def _refuse(stream: TunnelStream, failure: ConnectionFailure) -> None:
+    """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
+    server = stream.tunnel.hbone
+    assert isinstance(server, HboneServer)
+    status = 503
+    if isinstance(failure, RouteRefusedError):
+        status = failure.refusal.status
+    elif isinstance(failure, PolicyRejectedError):
+        status = 401
+    if server.refuse(stream.id, status):
+        stream.answered_with_end()
+        stream.tunnel.flush()
+
+
+async def _write(sock: socket.socket, data: bytes) -> None:
+    """Write a header that goes before the first byte. Raises DialError."""
+    view = memoryview(data)
+    try:
+        while view:
+            try:
+                view = view[sock.send(view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+    except OSError as error:
+        raise DialError(os_error_text(error)) from error

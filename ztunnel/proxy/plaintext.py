@@ -1,0 +1,82 @@
+"""Plaintext that arrives for a pod (15006): from outside the mesh, redirected into the pod by the CNI's rules."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from ztunnel.decide.admit import admit_plaintext
+from ztunnel.decide.plans import PolicyFacts, Refusal
+from ztunnel.model.address import SocketAddress
+from ztunnel.net.sockets import connect
+from ztunnel.proxy.connections import Inbound
+from ztunnel.proxy.errors import ApplicationDialError, RelayError, RouteRefusedError, os_error_text
+from ztunnel.proxy.inbound import DIAL_TIMEOUT
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.policy import check_policy
+from ztunnel.proxy.relay import relay_plain
+from ztunnel.proxy.report import ConnectionReport
+
+
+class PlaintextProxy:
+    """The plaintext side of one pod. ``transparent`` as for `ztunnel.proxy.inbound.InboundProxy`."""
+
+    def __init__(self, pod: PodContext, *, transparent: bool) -> None:
+        self._pod = pod
+        self._transparent = transparent
+
+    async def serve(self, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
+        """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
+        pod = self._pod
+        report = ConnectionReport.inbound(pod.shared, peer, destination)
+        entry = Inbound(trio.CancelScope())
+        try:
+            with entry.scope:
+                async with report.closing(pod, entry):
+                    await self._carry(sock, peer, destination, report, entry)
+        finally:
+            pod.connections.inbound.discard(entry)
+
+    async def _carry(
+        self,
+        sock: socket.socket,
+        peer: SocketAddress,
+        destination: SocketAddress,
+        report: ConnectionReport,
+        entry: Inbound,
+    ) -> None:
+        pod = self._pod
+        shared = pod.shared
+        workload = await pod.local_workload()
+        plan = admit_plaintext(
+            shared.store,
+            workload,
+            peer,
+            destination,
+            illegal_ports=shared.config.illegal_ports,
+            spoof=self._transparent,
+        )
+        if isinstance(plan, Refusal):
+            raise RouteRefusedError(plan)
+        entry.facts = PolicyFacts(peer, plan.destination)
+        pod.connections.inbound.add(entry)
+        report.admitted(plan, None)
+        check_policy(pod, workload, entry.facts, report)
+        try:
+            application = await connect(
+                plan.dial,
+                factory=pod.sockets,
+                source=plan.spoof,
+                mark=shared.mark,
+                keepalive=shared.keepalive,
+                timeout=DIAL_TIMEOUT,
+            )
+        except OSError as error:
+            raise ApplicationDialError(os_error_text(error)) from error
+        with application:
+            end = await relay_plain(
+                sock, application, pipes=shared.pipes, received=report.received, sent=report.sent
+            )
+        if end.error is not None:
+            raise RelayError(end.error)

@@ -1,0 +1,123 @@
+"""What the tasks of one pod share: with all pods of the process, and among themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+import trio
+
+from ztunnel.config import Config
+from ztunnel.hbone import HboneSettings
+from ztunnel.messages import PodInfo
+from ztunnel.model.address import IPAddress
+from ztunnel.model.workload import Workload
+from ztunnel.net.descriptors import DescriptorBudget
+from ztunnel.net.keepalive import Keepalive
+from ztunnel.net.sockets import SocketFactory
+from ztunnel.net.splice import PipePool
+from ztunnel.observe.logging import get_logger
+from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.proxy.certificates import CertificateStore
+from ztunnel.proxy.connections import ConnectionTable
+from ztunnel.proxy.errors import ConnectionFailure, UnknownWorkloadError
+from ztunnel.state.store import MeshStore
+
+log = get_logger("state")
+
+
+class HostnameResolver(Protocol):
+    """Resolves the hostnames of workloads that have no address (on-demand DNS)."""
+
+    async def resolve(self, hostname: str, workload_uid: str) -> Sequence[IPAddress]:
+        """All addresses, in no order. Raises ConnectionFailure with the reason."""
+
+
+class Names(Protocol):
+    """The pod's DNS, asked in-process (SOCKS5 with a hostname)."""
+
+    async def first_address(self, name: str, version: int) -> IPAddress | None:
+        """The first address of IP version 4 or 6 that the name has, None when it has none."""
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """What all pods of a data plane share.
+
+    changed: woken whenever something of the mesh was applied.
+    wall_clock: seconds since the epoch.
+    """
+
+    config: Config
+    store: MeshStore
+    certificates: CertificateStore
+    traffic: TrafficMetrics
+    resolver: HostnameResolver
+    random: Random
+    wall_clock: Callable[[], float]
+    budget: DescriptorBudget
+    pipes: PipePool
+    changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    @property
+    def mark(self) -> int | None:
+        """SO_MARK of every socket that dials."""
+        return self.config.packet_mark
+
+    @property
+    def keepalive(self) -> Keepalive | None:
+        """Keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
+        options = self.config.socket_config
+        if not options.keepalive_enabled:
+            return None
+        keepalive = Keepalive(options.keepalive_time, options.keepalive_interval, options.keepalive_retries)
+        return keepalive.with_user_timeout() if options.user_timeout_enabled else keepalive
+
+    @property
+    def hbone_settings(self) -> HboneSettings:
+        """What our ends of tunnels announce."""
+        config = self.config
+        return HboneSettings(
+            stream_window=config.window_size,
+            connection_window=config.connection_window_size,
+            frame_size=config.frame_size,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class PodContext:
+    """One pod: its names, where its sockets are made, and what it has open.
+
+    cut_because: set before its connections are cancelled, so that each can say why it ended.
+    """
+
+    shared: Shared
+    uid: str
+    info: PodInfo
+    sockets: SocketFactory
+    connections: ConnectionTable = field(default_factory=ConnectionTable)
+    cut_because: ConnectionFailure | None = None
+    names: Names | None = None
+
+    async def local_workload(self) -> Workload:
+        """The pod's own workload, as the control plane describes it now; waits a little for it to come.
+
+        Raises UnknownWorkloadError when it has not come within ``workload_wait`` seconds.
+        """
+        info, shared = self.info, self.shared
+        lookup = shared.store.local_workload
+        found = lookup(info.name, info.namespace, info.service_account)
+        if found is not None:
+            return found
+        with trio.move_on_after(shared.config.workload_wait):
+            while True:
+                await shared.changed.park()
+                found = lookup(info.name, info.namespace, info.service_account)
+                if found is not None:
+                    return found
+        log.warn(
+            f"timed out waiting for workload '{info.service_account}.{info.namespace} ({info.name})' from xds"
+        )
+        raise UnknownWorkloadError(info.name, info.namespace, info.service_account)

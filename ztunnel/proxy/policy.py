@@ -1,0 +1,68 @@
+"""Asking policy about a connection, when it comes and again whenever the mesh has changed."""
+
+from __future__ import annotations
+
+from ztunnel.decide.authorize import authorize
+from ztunnel.decide.plans import PolicyFacts, Verdict
+from ztunnel.model.workload import Workload
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.connections import Inbound
+from ztunnel.proxy.errors import PolicyChangedError, PolicyRejectedError
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.report import ConnectionReport
+
+log = get_logger("state")
+access = get_logger("proxy::policy")
+
+
+def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report: ConnectionReport) -> None:
+    """Let a connection pass or raise PolicyRejectedError. Says in the log what decided, and in which words."""
+    verdict = authorize(pod.shared.store, workload, facts)
+    _log_decision(pod, verdict)
+    if not verdict.allowed:
+        assert verdict.reason is not None
+        report.explain(PolicyRejectedError.code, [clue.text for clue in verdict.clues])
+        raise PolicyRejectedError(verdict.reason)
+
+
+def _log_decision(pod: PodContext, verdict: Verdict) -> None:
+    for key in verdict.missing:
+        log.warn(f"skipping unknown policy {key}")
+    say = log.info if pod.shared.config.authz_policy_info_logging else log.debug
+    for message, policy in verdict.log:
+        if policy is None:
+            say(message)
+        else:
+            say(message, policy=policy)
+
+
+def recheck(pod: PodContext) -> int:
+    """Close the connections of a pod that would be refused by now; gives how many there were.
+
+    Policies, the pod's own workload (its list of policies, its trust domain) and hence the meaning of the
+    peer's identity may have changed. A pod whose workload is not known for the moment keeps its connections:
+    a control plane that lost an object must not cut traffic.
+    """
+    entries = pod.connections.inbound
+    if not entries:
+        return 0
+    info = pod.info
+    workload = pod.shared.store.local_workload(info.name, info.namespace, info.service_account)
+    if workload is None:
+        return 0
+    closed = 0
+    for entry in list(entries):
+        facts = entry.facts
+        if facts is None or entry.closed_because is not None:
+            continue
+        identity = facts.identity
+        foreign = identity is not None and identity.trust_domain != workload.identity.trust_domain
+        if not foreign and authorize(pod.shared.store, workload, facts).allowed:
+            continue
+        entry.close(PolicyChangedError())
+        closed += 1
+        log.info(
+            f"connection {facts.source}({identity})->{facts.destination} ({workload.uid}) closed because "
+            "it's no longer allowed after a policy update"
+        )
+    return closed

@@ -1,0 +1,153 @@
+"""Moving bytes between an application's socket and a tunnel's stream, or between two sockets, until both ends are done.
+
+Each direction ends by itself. The end of one is passed on as what it was: an end as an end (FIN, END_STREAM),
+a reset as a reset (RST, RST_STREAM). Only when both directions are over, or one of them was reset, the
+connection is over.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+
+from ztunnel.hbone import ErrorCode, error_text
+from ztunnel.net.sockets import set_reset_on_close
+from ztunnel.net.splice import splice_direction
+from ztunnel.proxy.stream import StreamClosedError, TunnelStream
+
+FIRST_READ = 16 * 1024
+LARGEST_READ = 256 * 1024
+"""Reads start small, since most messages are, and grow with what arrives: bulk data moves four times faster in large ones."""
+
+TURN = 4
+"""Reads in a row before another task gets its turn: at most 1 MiB."""
+
+RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
+"""What a socket says when its application is gone; not an error of ours."""
+
+
+class RelayEnd(NamedTuple):
+    """How a relay ended. ``error`` is the text for the access log, None for a normal end (an application's reset is one)."""
+
+    error: str | None
+
+
+def _ignore(_count: int) -> None:
+    return
+
+
+async def relay_stream(
+    sock: socket.socket,
+    stream: TunnelStream,
+    *,
+    sent_to_stream: Callable[[int], None] = _ignore,
+    received_from_stream: Callable[[int], None] = _ignore,
+    outbound: bool,
+) -> RelayEnd:
+    """Relay between ``sock`` (non-blocking, stays the caller's to close) and ``stream`` (closed here).
+
+    The callbacks get counts of bytes as they are written. ``outbound`` says on which side of the tunnel we are,
+    for the text of an error.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            stream.attach(sock, nursery, received_from_stream)
+            with stream.upload_scope:
+                await _upload(sock, stream, sent_to_stream)
+            await stream.download_done.wait()
+        if stream.lost or stream.reset_code is not None:
+            # What the peer sent before is in the socket's buffer by now; the reset follows it.
+            set_reset_on_close(sock)
+        return RelayEnd(_stream_error(stream, outbound=outbound))
+    finally:
+        stream.close()
+
+
+async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int], None]) -> None:
+    """Read the application and send to the stream, until the application half-closes or either side is gone."""
+    size = FIRST_READ
+    turn = 0
+    try:
+        while True:
+            room = await stream.wait_room()
+            wanted = min(size, room)
+            try:
+                data = sock.recv(wanted)
+            except BlockingIOError:
+                turn = 0
+                await trio.lowlevel.wait_readable(sock)
+                continue
+            if not data:
+                stream.send_end()
+                return
+            stream.send(data)
+            count = len(data)
+            sent(count)
+            if count == wanted:
+                size = min(size * 2, LARGEST_READ)
+                turn += 1
+                if turn == TURN:
+                    turn = 0
+                    await trio.lowlevel.checkpoint()
+            else:
+                turn = 0
+                await trio.lowlevel.wait_readable(sock)
+    except StreamClosedError:
+        return
+    except OSError as error:
+        stream.sink_error = error
+        stream.reset(ErrorCode.CONNECT_ERROR)
+        stream.download_done.set()
+
+
+def _stream_error(stream: TunnelStream, *, outbound: bool) -> str | None:
+    if stream.sink_error is not None and stream.sink_error.errno not in RESETS:
+        return f"{'receive' if outbound else 'send'}: io error: {stream.sink_error.strerror}"
+    if stream.lost:
+        if outbound:
+            return "send: destination disconnected before all data was written"
+        return "receive: client disconnected before all data was written"
+    code = stream.reset_code
+    if stream.sink_error is not None or code is None or code in _QUIET_CODES:
+        return None
+    return f"{'receive' if outbound else 'send'}: io error: {error_text('stream', 'received', code)}"
+
+
+_QUIET_CODES = frozenset({ErrorCode.NO_ERROR, ErrorCode.CANCEL, ErrorCode.CONNECT_ERROR})
+"""How the other side's application ends a connection: it stopped reading, or was reset."""
+
+
+async def relay_plain(
+    client: socket.socket,
+    server: socket.socket,
+    *,
+    received: Callable[[int], None] = _ignore,
+    sent: Callable[[int], None] = _ignore,
+) -> RelayEnd:
+    """Relay between two plain sockets without bringing a byte into Python; both stay the caller's to close.
+
+    ``received`` counts client to server, ``sent`` server to client.
+    """
+    outcome: dict[str, OSError] = {}
+
+    async def direction(name: str, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+        try:
+            await splice_direction(source, sink, count)
+        except OSError as error:
+            # One side was reset, so the other is too, whatever its own direction still had to say.
+            outcome.setdefault(name, error)
+            set_reset_on_close(client)
+            set_reset_on_close(server)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(direction, "send", client, server, received, name="client to server")
+        nursery.start_soon(direction, "receive", server, client, sent, name="server to client")
+    for name, error in outcome.items():
+        if error.errno not in RESETS:
+            return RelayEnd(f"{name}: io error: {error.strerror}")
+    return RelayEnd(None)

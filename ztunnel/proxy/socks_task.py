@@ -1,0 +1,85 @@
+"""The SOCKS5 port (15080): an application names its destination instead of being redirected."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from ztunnel.model.address import SocketAddress
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.socks import LONGEST_MESSAGE, Reply, SocksError, SocksServer, SocksTarget, reply
+
+log = get_logger("proxy::socks5")
+
+NEGOTIATION_TIMEOUT = 10.0
+"""Seconds for greeting and request together; a client that stays silent is not held for longer."""
+
+
+async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext) -> SocketAddress | None:
+    """Find out what the client wants; None when it got its refusal, or is gone. ``sock`` stays the caller's.
+
+    What the client sends after its request is left in the socket's buffer: nothing is read beyond the request.
+    """
+    server = SocksServer()
+    with trio.move_on_after(NEGOTIATION_TIMEOUT):
+        try:
+            target = await _negotiate(sock, server)
+            if target is None:
+                return None
+            destination = await _resolve(target, client, pod)
+        except SocksError as error:
+            log.warn(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
+            _say(sock, server.take_output() + reply(error.reply))
+            return None
+        except OSError as error:
+            log.debug(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
+            return None
+        _say(sock, reply(Reply.SUCCEEDED))
+        return destination
+    log.warn("failed to negotiate socks connection: deadline has elapsed", **{"src.addr": client})
+    return None
+
+
+async def _negotiate(sock: socket.socket, server: SocksServer) -> SocksTarget | None:
+    """Read byte for byte what the protocol says is still missing, so that no payload is taken."""
+    taken = 0
+    while taken < LONGEST_MESSAGE:
+        try:
+            data = sock.recv(server.missing)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+            continue
+        if not data:
+            return None
+        taken += len(data)
+        target = server.receive(data)
+        output = server.take_output()
+        if output:
+            _say(sock, output)
+        if target is not None:
+            return target
+    raise SocksError("the request is too long")
+
+
+async def _resolve(target: SocksTarget, client: SocketAddress, pod: PodContext) -> SocketAddress:
+    destination = target.destination
+    if isinstance(destination, SocketAddress):
+        return destination
+    name, port = destination
+    names = pod.names
+    if names is None:
+        raise SocksError("unsupported hostname lookup, requires DNS enabled")
+    address = await names.first_address(name, client.ip.version)
+    if address is None:
+        raise SocksError(f"{name} could not be resolved", Reply.HOST_UNREACHABLE)
+    return SocketAddress(address, port)
+
+
+def _say(sock: socket.socket, data: bytes) -> None:
+    """Ten bytes into an empty buffer never block; a client for whom they do has gone astray."""
+    try:
+        sock.send(data)
+    except OSError as error:
+        log.debug(f"could not answer a socks client: {error}")
