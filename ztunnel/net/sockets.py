@@ -52,6 +52,7 @@ __all__ = [
     "original_destination",
     "os_error_text",
     "peer_address",
+    "set_reset_on_close",
 ]
 
 log = get_logger("socket")
@@ -287,10 +288,18 @@ async def _finish(sock: socket.socket, target: tuple[str, int]) -> None:
         raise OSError(status, os.strerror(status))
 
 
-def close_with_reset(sock: socket.socket) -> None:
-    """Close so that the peer sees a reset, whatever is still queued. Does nothing to a closed socket."""
+def set_reset_on_close(sock: socket.socket) -> None:
+    """Have the peer see a reset when the socket is closed, and what is queued thrown away.
+
+    Does nothing to a socket that is closed already.
+    """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
     except OSError:
         pass
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """Close at once, with a reset."""
+    set_reset_on_close(sock)
     sock.close()

@@ -2,7 +2,7 @@
 
 ``splice`` moves pages from a socket into a pipe and on into the other socket. A direction takes a pipe from
 the `PipePool` when its source has something, and gives it back, empty, before it waits for more: so an idle
-connection holds no pipe, and what can be under way in a direction is one pipe full. While the destination
+connection holds no pipe, and what can be under way in a direction is one pipe full. While the sink
 does not take it, the source is not read, and its peer is held up by TCP.
 
 Where there is no ``splice`` (a seccomp filter) or no descriptor for a pipe, the bytes are read and written
@@ -16,14 +16,10 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
-from enum import Enum
 from types import TracebackType
 from typing import Self
 
 import trio
-
-from ztunnel.errors import ZtunnelError
-from ztunnel.net.addresses import os_error_text
 
 _PIPE_BYTES = 1 << 18
 _ROUNDS_WITHOUT_CHECKPOINT = 16
@@ -31,31 +27,7 @@ _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _SMALLEST_READ = 1 << 12
 _LARGEST_READ = 1 << 18
 
-# The peer is gone: for a copy that is an end like another.
-_ENDED = frozenset({errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE})
 _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
-
-
-class CopyPhase(Enum):
-    """What a copy was doing when it failed."""
-
-    READ = "read"
-    WRITE = "write"
-    SHUTDOWN = "shutdown"
-
-
-class CopyError(ZtunnelError):
-    """One direction ended by an error other than its peer's going away.
-
-    phase: what it was doing; cause: the system's error. ``str()`` is ``io error: {text}``.
-    """
-
-    code = "ZT-NET-005"
-
-    def __init__(self, phase: CopyPhase, cause: OSError) -> None:
-        super().__init__(f"io error: {os_error_text(cause)}")
-        self.phase = phase
-        self.cause = cause
 
 
 class Pipe:
@@ -121,33 +93,31 @@ class PipePool:
             self._idle.append(pipe)
 
 
-async def copy_plain(
-    source: socket.socket, destination: socket.socket, pool: PipePool, count: Callable[[int], None]
+async def splice_direction(
+    source: socket.socket, sink: socket.socket, count: Callable[[int], None], pool: PipePool | None = None
 ) -> None:
-    """Copy until the source ends, then half-close the destination. Closes neither.
+    """Copy until the source ends, then half-close the sink. Closes neither.
 
-    count: called with the number of bytes after each successful write. A peer that is gone is an end
-    without an error. Raises `CopyError` for any other failure, after the half-close; a failure of the
-    half-close itself takes the place of the first.
+    source, sink: non-blocking stream sockets. count: called with the number of bytes after each write. pool:
+    where pipes come from; None makes one for this copy. Raises OSError when either side was reset or fails, and
+    then half-closes nothing: what a reset means for the other side is the caller's to say.
     """
-    try:
-        await _copy(source, destination, pool, count)
-    finally:
-        try:
-            destination.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno not in {errno.ENOTCONN, errno.EBADF}:
-                raise CopyError(CopyPhase.SHUTDOWN, error) from error
+    if pool is None:
+        with PipePool(keep=1) as own:
+            await _copy(source, sink, own, count)
+    else:
+        await _copy(source, sink, pool, count)
+    sink.shutdown(socket.SHUT_WR)
 
 
 async def _copy(
-    source: socket.socket, destination: socket.socket, pool: PipePool, count: Callable[[int], None]
+    source: socket.socket, sink: socket.socket, pool: PipePool, count: Callable[[int], None]
 ) -> None:
     rounds = 0
     while True:
         pipe = pool.take()
         if pipe is None:
-            await _copy_by_reading(source, destination, count)
+            await _copy_by_reading(source, sink, count)
             return
         try:
             blocked = False
@@ -160,43 +130,34 @@ async def _copy(
                 except OSError as error:
                     if error.errno in _NO_SPLICE:
                         break
-                    _end_or_raise(CopyPhase.READ, error)
-                    return
+                    raise
                 if moved == 0:
                     return
                 pipe.held = moved
-                if not await _empty(pipe, destination, count):
-                    return
+                await _empty(pipe, sink, count)
                 rounds += 1
                 if rounds % _ROUNDS_WITHOUT_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
         finally:
             pool.give_back(pipe)
         if not blocked:
-            await _copy_by_reading(source, destination, count)
+            await _copy_by_reading(source, sink, count)
             return
         await trio.lowlevel.wait_readable(source)
 
 
-async def _empty(pipe: Pipe, destination: socket.socket, count: Callable[[int], None]) -> bool:
-    """Bring what the pipe holds to the destination. False when that is gone."""
+async def _empty(pipe: Pipe, sink: socket.socket, count: Callable[[int], None]) -> None:
     while pipe.held:
         try:
-            moved = os.splice(pipe.reader, destination.fileno(), pipe.held, flags=_SPLICE_FLAGS)
+            moved = os.splice(pipe.reader, sink.fileno(), pipe.held, flags=_SPLICE_FLAGS)
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(destination)
+            await trio.lowlevel.wait_writable(sink)
             continue
-        except OSError as error:
-            _end_or_raise(CopyPhase.WRITE, error)
-            return False
         pipe.held -= moved
         count(moved)
-    return True
 
 
-async def _copy_by_reading(
-    source: socket.socket, destination: socket.socket, count: Callable[[int], None]
-) -> None:
+async def _copy_by_reading(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
     """The same with a buffer, which grows with what arrives."""
     size = _SMALLEST_READ
     buffer = bytearray(size)
@@ -207,14 +168,10 @@ async def _copy_by_reading(
         except BlockingIOError:
             await trio.lowlevel.wait_readable(source)
             continue
-        except OSError as error:
-            _end_or_raise(CopyPhase.READ, error)
-            return
         if received == 0:
             return
         with memoryview(buffer) as view:
-            if not await _write(view[:received], destination, count):
-                return
+            await _write(view[:received], sink, count)
         if received == size and size < _LARGEST_READ:
             size *= 2
             buffer = bytearray(size)
@@ -223,23 +180,13 @@ async def _copy_by_reading(
             await trio.lowlevel.checkpoint()
 
 
-async def _write(data: memoryview, destination: socket.socket, count: Callable[[int], None]) -> bool:
-    """Write it all. False when the destination is gone."""
+async def _write(data: memoryview, sink: socket.socket, count: Callable[[int], None]) -> None:
     sent = 0
     while sent < len(data):
         try:
-            moved = destination.send(data[sent:])
+            moved = sink.send(data[sent:])
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(destination)
+            await trio.lowlevel.wait_writable(sink)
             continue
-        except OSError as error:
-            _end_or_raise(CopyPhase.WRITE, error)
-            return False
         sent += moved
         count(moved)
-    return True
-
-
-def _end_or_raise(phase: CopyPhase, error: OSError) -> None:
-    if error.errno not in _ENDED:
-        raise CopyError(phase, error) from error
