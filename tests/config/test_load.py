@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 
@@ -30,11 +32,16 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 
 
-def load(environ=None, files=None, cpu_count=8, args=()):
+def load(
+    environ: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+    cpu_count: int = 8,
+    args: Sequence[str] = (),
+) -> Config:
     return load_config(environ or {}, read_file=(files or {}).get, cpu_count=cpu_count, args=args)
 
 
-def refused(environ, files=None):
+def refused(environ: Mapping[str, str], files: Mapping[str, str] | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         load(environ, files)
     return str(caught.value)
@@ -452,8 +459,9 @@ def test_the_view_has_the_names_and_shapes_of_the_dump():
 
 
 def test_the_config_is_frozen():
+    config: Any = load()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load().network = "x"
+        config.network = "x"
 
 
 def test_the_file_reader_gives_none_for_what_cannot_be_a_file(tmp_path):

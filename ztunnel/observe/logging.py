@@ -1,0 +1,288 @@
+"""Loggers: `get_logger(scope)` gives one, on structlog's bound loggers.
+
+How a line comes about. Each logger holds a `_Threshold`, shared by all loggers of the same scope (and
+workload): one integer, up to which level lines are wanted. A call below it returns after one comparison.
+Changing the filter recomputes the thresholds that exist, so a call never looks at the filter. What passes
+goes through structlog's processors, of which there is one: it adds the time, and renders. The text goes to
+the `Sink`.
+
+Spans (`Logger.bind_span`) are rendered when they are bound, not with each line. A logger bound to the span
+``proxy{wl=namespace/pod}`` belongs to that workload, whose level can be set by itself at run time.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+import trio
+
+from ztunnel.config.errors import InvalidVariableError
+from ztunnel.observe.filter import Filter, FilterError, Level, parse_filter, parse_startup_filter
+from ztunnel.observe.render import Clock, Span, json_line, make_span, plain_line
+from ztunnel.observe.sink import Sink
+
+_OUTER_SCOPES = ("access", "ztunnel")
+_WORKLOAD_SPANS = ("proxy", "dns_proxy")
+_ORIGIN = "\0origin"
+_MESSAGE = "\0message"
+
+
+class _Threshold:
+    """Up to which level lines of a module path, and perhaps of one workload, are wanted."""
+
+    __slots__ = ("__weakref__", "level", "path", "workload")
+
+    def __init__(self, path: str, workload: str, level: Level) -> None:
+        self.path = path
+        self.workload = workload
+        self.level = level
+
+
+class _Origin(NamedTuple):
+    threshold: _Threshold
+    spans: tuple[Span, ...]
+
+
+class Record(NamedTuple):
+    """One line before it became text, as `capture_logs` gives it."""
+
+    level: Level
+    scope: str
+    message: str
+    fields: Mapping[str, Any]
+    spans: tuple[Span, ...]
+
+
+class Output(Protocol):
+    """What takes rendered lines."""
+
+    def write(self, line: str) -> None:
+        """Take one line, with its line break."""
+
+
+class _Lines:
+    """What structlog calls with the rendered line; the level is in it already."""
+
+    __slots__ = ("debug", "error", "info", "trace", "warn")
+
+    def __init__(self) -> None:
+        self.send_to(None)
+
+    def send_to(self, output: Output | None) -> None:
+        write: Callable[[str], None] = _drop if output is None else output.write
+        self.trace = self.debug = self.info = self.warn = self.error = write
+
+
+def _drop(line: str) -> None:
+    del line
+
+
+class Logger(structlog.BoundLoggerBase):
+    """Writes lines of one scope. Made by `get_logger`; immutable, each ``bind`` gives another one.
+
+    Strings among the fields are quoted, None is left out, other objects are printed with ``str()``.
+    ``exc_info=`` takes an exception, whose traceback becomes the field ``backtrace``.
+    """
+
+    def __init__(self, logger: Any, processors: Any, context: Any) -> None:
+        super().__init__(logger, processors, context)
+        self._threshold: _Threshold = context[_ORIGIN].threshold
+
+    def trace(self, message: str, /, **fields: Any) -> None:
+        """Write at level trace."""
+        if self._threshold.level >= 5:
+            self._emit("trace", message, fields)
+
+    def debug(self, message: str, /, **fields: Any) -> None:
+        """Write at level debug."""
+        if self._threshold.level >= 4:
+            self._emit("debug", message, fields)
+
+    def info(self, message: str, /, **fields: Any) -> None:
+        """Write at level info."""
+        if self._threshold.level >= 3:
+            self._emit("info", message, fields)
+
+    def warn(self, message: str, /, **fields: Any) -> None:
+        """Write at level warn."""
+        if self._threshold.level >= 2:
+            self._emit("warn", message, fields)
+
+    warning = warn
+
+    def error(self, message: str, /, **fields: Any) -> None:
+        """Write at level error."""
+        if self._threshold.level >= 1:
+            self._emit("error", message, fields)
+
+    def log(self, level: Level, message: str, fields: Mapping[str, Any]) -> None:
+        """Write at a level that is known only now, with fields in a mapping."""
+        if 0 < level <= self._threshold.level:
+            self._emit(_METHODS[level], message, fields)
+
+    def _emit(self, method: str, message: str, fields: Mapping[str, Any]) -> None:
+        # structlog's own way reserves the field name "event"
+        event: Any = {**self._context, **fields, _MESSAGE: message}
+        for processor in self._processors:
+            event = processor(self._logger, method, event)
+        getattr(self._logger, method)(event)
+
+    def is_enabled(self, level: Level) -> bool:
+        """Whether a line of this level would be written: ask before collecting expensive fields."""
+        return level <= self._threshold.level
+
+    def bind_span(self, name: str, /, **fields: Any) -> Logger:
+        """A logger whose lines belong to one more span. ``wl`` of a proxy span makes it the workload's."""
+        origin: _Origin = self._context[_ORIGIN]
+        threshold = origin.threshold
+        if name in _WORKLOAD_SPANS and "wl" in fields:
+            threshold = _hub.threshold(threshold.path, str(fields["wl"]))
+        return self._derived(_Origin(threshold, (*origin.spans, make_span(name, fields))))
+
+    def for_workload(self, workload: str) -> Logger:
+        """A logger that obeys the level of a workload (``namespace/pod``) without showing a span."""
+        origin: _Origin = self._context[_ORIGIN]
+        return self._derived(origin._replace(threshold=_hub.threshold(origin.threshold.path, workload)))
+
+    def _derived(self, origin: _Origin) -> Logger:
+        return Logger(self._logger, self._processors, {**self._context, _ORIGIN: origin})
+
+
+_METHODS = {level: level.name.lower() for level in Level}
+_LEVELS = {name: level for level, name in _METHODS.items()}
+
+
+class _Hub:
+    """What all loggers share: thresholds, format, destination."""
+
+    def __init__(self) -> None:
+        self.lines = _Lines()
+        self.clock_ns: Callable[[], int] = time.time_ns
+        self.startup_filter = self.filter = parse_startup_filter(None)
+        self.sink: Sink | None = None
+        self.records: list[Record] | None = None
+        self._clock = Clock()
+        self._line = plain_line
+        self._thresholds: weakref.WeakValueDictionary[tuple[str, str], _Threshold] = (
+            weakref.WeakValueDictionary()
+        )
+        self.processors = [self._render]
+
+    def threshold(self, path: str, workload: str) -> _Threshold:
+        found = self._thresholds.get((path, workload))
+        if found is None:
+            found = _Threshold(path, workload, self.filter.level(path, workload))
+            self._thresholds[path, workload] = found
+        return found
+
+    def set_filter(self, wanted: Filter) -> None:
+        self.filter = wanted
+        for threshold in list(self._thresholds.values()):
+            threshold.level = wanted.level(threshold.path, threshold.workload)
+
+    def set_format(self, *, as_json: bool) -> None:
+        self._line = json_line if as_json else plain_line
+
+    def _render(self, _logger: Any, method: str, event: Any) -> str:
+        threshold, spans = event.pop(_ORIGIN)
+        message = event.pop(_MESSAGE)
+        if "exc_info" in event:
+            error = event.pop("exc_info")
+            if isinstance(error, BaseException):
+                event["backtrace"] = "".join(traceback.format_exception(error))
+        level = _LEVELS[method]
+        if self.records is not None:
+            self.records.append(Record(level, threshold.path, message, event, spans))
+        return self._line(self._clock.text(self.clock_ns()), level, threshold.path, spans, (message, event))
+
+
+_hub = _Hub()
+
+
+def get_logger(scope: str) -> Logger:
+    """The logger of a scope, given without ``ztunnel::`` (``proxy::inbound``; ``access`` has no such root).
+
+    May be called when modules are imported. Until `setup_logging` nothing is written anywhere.
+    """
+    path = scope if scope in _OUTER_SCOPES or scope.startswith("ztunnel::") else f"ztunnel::{scope}"
+    origin = _Origin(_hub.threshold(path, ""), ())
+    return Logger(_hub.lines, _hub.processors, {_ORIGIN: origin})
+
+
+def setup_logging(environ: Mapping[str, str], *, fd: int = 1) -> None:
+    """Take filter and format from ``RUST_LOG`` and ``LOG_FORMAT`` and write to a descriptor from now on.
+
+    Raises InvalidVariableError for a filter that cannot be read. `shutdown_logging` ends it.
+    """
+    text = environ.get("RUST_LOG")
+    try:
+        wanted = parse_startup_filter(text)
+    except FilterError as error:
+        expected = f"{error} is neither a level (off, error, warn, info, debug, trace) nor scope=level"
+        raise InvalidVariableError("RUST_LOG", text, expected) from error
+    shutdown_logging()
+    _hub.startup_filter = wanted
+    _hub.set_filter(wanted)
+    _hub.set_format(as_json=environ.get("LOG_FORMAT") == "json")
+    _hub.sink = Sink(fd)
+    _hub.lines.send_to(_hub.sink)
+
+
+def shutdown_logging() -> None:
+    """Write what is queued, for up to a second, and write nothing any more."""
+    sink, _hub.sink = _hub.sink, None
+    if sink is not None:
+        _hub.lines.send_to(None)
+        sink.close()
+
+
+async def run_log_writer(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """The task that writes queued lines, until cancelled. Without `setup_logging` it ends at once.
+
+    Start it first and cancel it last; lines logged while it does not run are written at once.
+    """
+    if _hub.sink is None:
+        task_status.started()
+        return
+    await _hub.sink.run(task_status=task_status)
+
+
+def flush_logs(seconds: float = 1.0) -> None:
+    """Write what is queued, waiting up to so long. For the moment before a hard exit."""
+    if _hub.sink is not None:
+        _hub.sink.flush(seconds)
+
+
+def current_filter() -> Filter:
+    """The filter in force."""
+    return _hub.filter
+
+
+def startup_filter() -> Filter:
+    """The filter that ``RUST_LOG`` gave, which ``reset`` goes back to."""
+    return _hub.startup_filter
+
+
+def set_filter(wanted: Filter | str) -> None:
+    """Replace the filter in force, for all loggers at once. Raises FilterError for a text that is none."""
+    _hub.set_filter(parse_filter(wanted) if isinstance(wanted, str) else wanted)
+
+
+@contextmanager
+def capture_logs(wanted: str = "trace") -> Iterator[list[Record]]:
+    """For tests: collect the records of all loggers while the block runs, at every level by default."""
+    before, records = _hub.filter, _hub.records
+    captured: list[Record] = []
+    _hub.records = captured
+    set_filter(wanted)
+    try:
+        yield captured
+    finally:
+        _hub.records = records
+        _hub.set_filter(before)

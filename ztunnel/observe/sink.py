@@ -1,0 +1,192 @@
+"""Where log lines go: a bounded queue in front of a file descriptor, emptied by one task.
+
+How it works. `Sink.write` only appends to a queue and wakes the writer task, at most once until that ran.
+The task writes up to 64 lines with one call and waits until the descriptor takes more. So a slow reader of
+our stdout costs memory, up to the queue's bound, and nothing else; when the queue is full, the caller of
+`write` itself writes, and waits, until there is room: nothing is dropped. Without a running writer task
+(before the loop starts, after it ended, in commands that have none) each line is written at once.
+
+A write must not block the loop. Setting O_NONBLOCK on descriptor 1 would change it for whoever shares the
+open file with us, the shell that started us among them, so the file behind it is opened anew through
+/proc/self/fd, with flags of its own. Where that cannot be done (a socket, a pipe of another user) the
+descriptor is written only while poll says that it takes at least PIPE_BUF bytes, and not more than that at
+a time. A regular file is never reopened, since its position would be lost, and never has to be waited for.
+
+To pipes not more than PIPE_BUF bytes are written at a time, cut at ends of lines: such writes are not torn
+apart, so processes that share a pipe do not mix their lines.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+LINES_A_WRITE = 64
+QUEUE_LINES = 10_000
+_PIPE_BYTES = 4096  # PIPE_BUF on Linux
+_ANY_BYTES = 256 * 1024
+
+
+class Sink:
+    """Lines on their way to one descriptor, which stays the caller's; what is opened here is closed here.
+
+    ``lines`` bounds the queue. ``now`` is a monotonic clock in seconds, used only to bound `close`.
+    """
+
+    def __init__(
+        self, fd: int = 1, *, lines: int = QUEUE_LINES, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._capacity = lines
+        self._now = now
+        self._queue: deque[str] = deque()
+        self._rest = b""  # a batch of which a part is written
+        self._dead = False
+        self._patience: float | None = None  # how long a line may wait when no task writes
+        self._lock = threading.RLock()  # gRPC's threads log too
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread = 0
+        self._wake = trio.Event()
+        mode = os.fstat(fd).st_mode
+        self._regular = stat.S_ISREG(mode)
+        self._largest = _PIPE_BYTES if stat.S_ISFIFO(mode) else _ANY_BYTES
+        self._fd, self._own = self._open(fd)
+        self._ask_first = not self._own and not self._regular
+        if self._ask_first:
+            self._largest = _PIPE_BYTES
+
+    def _open(self, fd: int) -> tuple[int, bool]:
+        if not self._regular:
+            try:
+                return os.open(
+                    f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+                ), True
+            except OSError:
+                pass
+        return fd, False
+
+    @property
+    def queued(self) -> int:
+        """Lines that wait to be written."""
+        return len(self._queue)
+
+    def write(self, line: str) -> None:
+        """Take one line, with its line break. Waits only when the queue is full or no task writes."""
+        self._queue.append(line)
+        if self._token is None:
+            self._write_now()
+            return
+        if len(self._queue) > self._capacity:
+            self._write_out(deadline=None, down_to=self._capacity - LINES_A_WRITE)
+        if threading.get_ident() == self._thread:
+            self._wake.set()
+        else:
+            try:
+                self._token.run_sync_soon(self._wake_up, idempotent=True)
+            except trio.RunFinishedError:
+                self._write_now()
+
+    def _write_now(self) -> None:
+        """Before the loop ran, wait for the reader; when the process is about to end, a second and once."""
+        if self._patience is None:
+            self._write_out(deadline=None, down_to=0)
+        elif not self.flush(self._patience):
+            self._patience = 0.0
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what is queued until cancelled; then write at once what is left, for up to a second."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.get_ident()
+        task_status.started()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                while self._queue or self._rest:
+                    if self._attempt():
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await trio.lowlevel.wait_writable(self._fd)
+        finally:
+            self._token = None
+            self._patience = 1.0
+            self._write_now()
+
+    def flush(self, seconds: float) -> bool:
+        """Write all that is queued, waiting up to so many seconds. Returns whether nothing is left."""
+        self._write_out(deadline=self._now() + seconds, down_to=0)
+        return not self._queue and not self._rest
+
+    def close(self) -> None:
+        """Flush for up to a second and close what this opened. Lines written later are lost."""
+        self.flush(1.0)
+        with self._lock:
+            self._dead = True
+            if self._own:
+                self._own = False
+                os.close(self._fd)
+
+    def _write_out(self, *, deadline: float | None, down_to: int) -> None:
+        with self._lock:
+            while (len(self._queue) > down_to or self._rest) and not self._dead:
+                if self._attempt():
+                    continue
+                left = None if deadline is None else deadline - self._now()
+                if left is not None and left <= 0:
+                    return
+                self._poll(left)
+            if self._dead:
+                self._queue.clear()
+
+    def _poll(self, seconds: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return bool(poll.poll(None if seconds is None else max(0, seconds * 1000)))
+
+    def _attempt(self) -> bool:
+        """Write one batch, or what is left of the last. False when the descriptor takes nothing now."""
+        with self._lock:
+            if self._dead:
+                self._queue.clear()
+                self._rest = b""
+                return True
+            if self._ask_first and not self._poll(0):
+                return False
+            batch = self._rest or self._next_batch()
+            try:
+                written = os.write(self._fd, batch[: self._largest])
+            except BlockingIOError:
+                self._rest = batch
+                return False
+            except InterruptedError:
+                self._rest = batch
+                return True
+            except OSError:
+                # nobody reads any more; there is no other place to say so
+                self._dead = True
+                self._rest = b""
+                return True
+            self._rest = batch[written:]
+            return True
+
+    def _next_batch(self) -> bytes:
+        queue = self._queue
+        lines: list[bytes] = []
+        size = 0
+        while queue and len(lines) < LINES_A_WRITE:
+            line = queue[0].encode("utf-8", "backslashreplace")
+            size += len(line)
+            if lines and size > self._largest:
+                break
+            lines.append(line)
+            queue.popleft()
+        return b"".join(lines)
