@@ -149,9 +149,8 @@ class ResponseScanner:
         except (IndexError, UnicodeDecodeError, _BrokenError) as error:
             self._message = b""
             self.slices.clear()
-            raise MalformedResponseError(
-                f"failed to decode Protobuf message: DeltaDiscoveryResponse, near byte {self._position}: {error}"
-            ) from None
+            where = f"DeltaDiscoveryResponse, near byte {self._position}"
+            raise MalformedResponseError(f"failed to decode Protobuf message: {where}: {error}") from None
         if resources:
             self.slices.append(tuple(resources))
         if self._position < len(self._message):

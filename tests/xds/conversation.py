@@ -1,0 +1,48 @@
+"""What a server says, for tests of a session: responses built by betterproto2, requests read by it."""
+
+from collections.abc import Callable, Iterable
+
+from ztunnel.messages import MeshDelta, Rejected
+from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
+from ztunnel.pb.google.protobuf import Any
+from ztunnel.xds.session import ADDRESS_TYPE, Outcome, XdsSession
+
+
+def resource(
+    name: str, version: str = "1", body: bytes | None = None, aliases: Iterable[str] = ()
+) -> Resource:
+    value = name.encode() if body is None else body
+    return Resource(
+        name=name, version=version, aliases=list(aliases), resource=Any(type_url="not looked at", value=value)
+    )
+
+
+def response(
+    *resources: Resource, type_url: str = ADDRESS_TYPE, nonce: str = "n", removed: Iterable[str] = ()
+) -> bytes:
+    return bytes(
+        DeltaDiscoveryResponse(
+            type_url=type_url, nonce=nonce, resources=list(resources), removed_resources=list(removed)
+        )
+    )
+
+
+def requests(messages: Iterable[bytes]) -> list[DeltaDiscoveryRequest]:
+    return [DeltaDiscoveryRequest.parse(message) for message in messages]
+
+
+def hear(
+    session: XdsSession,
+    message: bytes,
+    refuse: Callable[[MeshDelta], list[Rejected]] = lambda _: [],
+    slice_size: int = 1000,
+) -> tuple[Outcome, list[MeshDelta]]:
+    """Take one response the whole way, with a store that refuses what ``refuse`` says."""
+    reading = session.receive(message)
+    while not reading.scan(slice_size):
+        pass
+    deltas = []
+    for delta in reading.deltas():
+        deltas.append(delta)
+        reading.reject(refuse(delta))
+    return session.complete(reading), deltas

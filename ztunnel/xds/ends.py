@@ -1,0 +1,140 @@
+"""How a stream ended, what to say of it, and how long to wait before the next. A table; no clock, no I/O.
+
+The wait starts at 10 ms and doubles up to 15 s, without jitter. A successful connection alone does not
+reset it; only the ends that are part of normal life do (istiod ends every stream after half an hour or so,
+and each of its restarts ends all of them).
+
+Where we differ from the existing implementation: an unreadable root file, and any other trouble of our own,
+waits like an error (there it spins without a pause); a stream that the server ends cleanly without ever
+having said anything waits likewise.
+
+Sources: reference 1.5; gRPC status codes (grpc.io/docs/guides/status-codes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+FIRST_BACKOFF = 0.01
+MAX_BACKOFF = 15.0
+
+_UNKNOWN = "Unknown"
+_CANCELLED = "Cancelled"
+_DEADLINE_EXCEEDED = "DeadlineExceeded"
+_UNAVAILABLE = "Unavailable"
+_ORDERLY = ("transport is closing", "received prior goaway")
+"""What the message of an Unavailable holds when a server went away in good order."""
+
+
+class Phase(Enum):
+    """How far a stream had come when it ended."""
+
+    CONNECTING = "connecting"
+    """No response headers yet: dial, TLS, token, or refused by the server."""
+    ESTABLISHED = "established"
+    """Headers were in."""
+
+
+class Reason(Enum):
+    """The label of the termination counter."""
+
+    CONNECTION_ERROR = "ConnectionError"
+    ERROR = "Error"
+    RECONNECT = "Reconnect"
+    COMPLETE = "Complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The stream ended with a gRPC status: its name in CamelCase, its message, and all of it for people."""
+
+    phase: Phase
+    code: str
+    message: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The stream ended by trouble of our own: an unreadable file, a response that is none, no answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The server ended the stream with status OK. ``spoke``: it had sent at least one response."""
+
+    spoke: bool
+
+
+End = Refused | Failed | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What to do about an end: count it under ``reason``, log ``message`` at ``level``, wait (seconds).
+
+    ``backoff`` is the state to hand to the next `after`.
+    """
+
+    reason: Reason
+    level: str
+    message: str
+    wait: float
+    backoff: float
+
+
+def after(end: End, backoff: float, address: str) -> Retry:
+    """What follows an end. ``backoff``: the state so far (`FIRST_BACKOFF` at first)."""
+    longer = min(MAX_BACKOFF, backoff * 2)
+    match end:
+        case Closed(spoke=True):
+            return Retry(Reason.COMPLETE, "warn", "XDS client complete", 0.0, FIRST_BACKOFF)
+        case Closed():
+            return Retry(Reason.COMPLETE, "warn", "XDS client complete", longer, longer)
+        case Failed():
+            text = f"XDS client error: {end.text}, retrying in {duration(longer)}"
+            return Retry(Reason.ERROR, "warn", text, longer, longer)
+        case Refused(phase=Phase.CONNECTING):
+            text = (
+                f"XDS client connection error: gRPC connection error connecting to {address}: {end.text}, "
+                f"retrying in {duration(longer)}"
+            )
+            return Retry(Reason.CONNECTION_ERROR, "warn", text, longer, longer)
+        case Refused() if _is_orderly(end):
+            text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration(FIRST_BACKOFF)}"
+            return Retry(Reason.RECONNECT, "debug", text, FIRST_BACKOFF, FIRST_BACKOFF)
+        case Refused():
+            text = f"XDS client error: gRPC error {end.text}, retrying in {duration(longer)}"
+            return Retry(Reason.ERROR, "warn", text, longer, longer)
+
+
+def _is_orderly(end: Refused) -> bool:
+    if end.code in {_UNKNOWN, _CANCELLED, _DEADLINE_EXCEEDED}:
+        return True
+    return end.code == _UNAVAILABLE and any(phrase in end.message for phrase in _ORDERLY)
+
+
+def status_text(code: str, message: str, *, details: str = "", source: str = "") -> str:
+    """A gRPC status as log lines show it, with a hint where a common cause can be told from it."""
+    text = f'status: {code}, message: "{message}"'
+    if "authentication failure" in message:
+        text += " (hint: check the control plane logs for more information)"
+    if details:
+        text += f", details: {details}"
+    if source:
+        text += f", source: {source}"
+    if "Temporary failure in name resolution" in source or "DNS resolution failed" in message:
+        text += " (hint: is the DNS server reachable?)"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """A duration as log lines show it: ``1.28s``, ``640ms``, ``15s``, ``0ns``."""
+    if seconds == 0:
+        return "0ns"
+    if seconds >= 1:
+        return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
+    return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
