@@ -1,0 +1,56 @@
+"""What is left on the system: namespaces, processes, directories. Tests hold it to be nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ztunnel.demo.machine import PREFIX
+from ztunnel.demo.namespaces import PUBLISHED
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What belongs to one machine, by its name."""
+
+    namespaces: frozenset[str]
+    processes: frozenset[str]
+    directories: frozenset[str]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.namespaces or self.processes or self.directories)
+
+
+def take_census(machine: str) -> Census:
+    """Everything on this system that belongs to a machine, whoever started it."""
+    assert machine.startswith(PREFIX)
+    processes = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if machine.encode() in environment or machine.encode() in command:
+            processes.add(f"{entry.name} {command.decode(errors='replace')}")
+    return Census(
+        namespaces=frozenset(path.name for path in PUBLISHED.glob(f"{machine}-*")),
+        processes=frozenset(processes),
+        directories=frozenset(path.name for path in Path(tempfile.gettempdir()).glob(f"{machine}*")),
+    )
+
+
+def open_descriptors(pid: int) -> list[str]:
+    """What the descriptors of a process refer to, sockets as ``socket:[inode]``."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(entry.readlink()))
+        except OSError:
+            continue
+    return sorted(found)

@@ -1,0 +1,158 @@
+"""A pod of a test mesh: what runs in it, and what its ztunnel says."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ztunnel.demo import processes
+from ztunnel.demo.dedicated import Sample, Ztunnel
+from ztunnel.demo.network import Pod
+from ztunnel.demo.redirection import RedirectionOptions
+
+if TYPE_CHECKING:
+    from tests.e2e.mesh import Mesh
+
+
+@dataclass(eq=False)
+class MeshPod:
+    """A pod with its place in the mesh.
+
+    ``captured``: the redirection rules are in place and a ztunnel serves it. ``protocol``: what others
+    believe, HBONE or TCP. ``registered``: the mesh knows the pod at all. ``workload``: further keys of its
+    workload in the local file. ``environment``: further variables of its ztunnel. ``root``: another CA than
+    the mesh's.
+    """
+
+    mesh: Mesh
+    pod: Pod
+    namespace: str
+    serviceaccount: str
+    captured: bool = True
+    protocol: str = "HBONE"
+    registered: bool = True
+    trust_domain: str = "cluster.local"
+    redirection: RedirectionOptions | None = field(default_factory=RedirectionOptions)
+    workload: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    root: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.pod.name
+
+    @property
+    def ipv4(self) -> str:
+        return self.pod.ipv4
+
+    @property
+    def ipv6(self) -> str:
+        if self.pod.ipv6 is None:
+            raise RuntimeError("this kernel has no IPv6")
+        return self.pod.ipv6
+
+    @property
+    def uid(self) -> str:
+        return f"{self.mesh.cluster}//Pod/{self.namespace}/{self.name}"
+
+    @property
+    def principal(self) -> str:
+        return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.serviceaccount}"
+
+    @property
+    def identity(self) -> str:
+        return f"spiffe://{self.principal}"
+
+    @property
+    def ztunnel(self) -> Ztunnel:
+        return self.mesh.deployment.ztunnel(self)
+
+    # What runs in the pod.
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A blocking socket of the pod's namespace. The caller closes it."""
+        with self.pod.namespace.entered():
+            return socket.socket(family, kind)
+
+    async def connect(self, address: str, port: int, *, timeout: float = 10) -> trio.SocketStream:
+        """An application's connection from this pod. Raises OSError. The caller closes it."""
+        sock = trio.socket.from_stdlib_socket(
+            self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        )
+        try:
+            with trio.fail_after(timeout):
+                await sock.connect((address, port))
+        except BaseException:
+            sock.close()
+            raise
+        return trio.SocketStream(sock)
+
+    def listen(self, port: int, address: str = "::") -> trio.SocketListener:
+        """A listening socket of the pod; ``::`` takes IPv4 too. The caller closes it."""
+        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(1024)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+    def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """Run a program in the pod to its end."""
+        return processes.run(command, namespace=self.pod.namespace, timeout=timeout)
+
+    # What its ztunnel says.
+
+    def log(self, **fields: Any) -> list[dict[str, Any]]:
+        """The JSON log lines of its ztunnel that have these fields; ``__`` in a name stands for a dot."""
+        wanted = {key.replace("__", "."): value for key, value in fields.items()}
+        found = []
+        for line in self.ztunnel.process.output().splitlines():
+            if not line.startswith("{"):
+                continue
+            entry = json.loads(line)
+            if all(entry.get(key) == value for key, value in wanted.items()):
+                found.append(entry)
+        return found
+
+    def access_log(self, **fields: Any) -> list[dict[str, Any]]:
+        """The access log: finished and refused connections."""
+        return [
+            entry for entry in self.log(scope="access", **fields) if entry["message"] != "connection opened"
+        ]
+
+    async def logged(self, *, count: int = 1, timeout: float = 10, **fields: Any) -> list[dict[str, Any]]:
+        """Wait until the access log has ``count`` lines with these fields; gives all of them."""
+        deadline = time.monotonic() + timeout
+        while len(found := self.access_log(**fields)) < count:
+            if time.monotonic() > deadline:
+                lines = "\n".join(map(str, self.log()))
+                raise AssertionError(
+                    f"{self.name} logged {len(found)} of {count} lines with {fields}:\n{lines}"
+                )
+            await trio.sleep(0.02)
+        return found
+
+    def metrics(self, name: str, **labels: str) -> list[Sample]:
+        """The samples of a metric with these labels."""
+        return [
+            sample
+            for sample in self.ztunnel.metrics()
+            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all series with these labels."""
+        return sum(sample.value for sample in self.metrics(name, **labels))
+
+    def config_dump(self) -> dict[str, Any]:
+        """Its ztunnel's state."""
+        status, body = self.ztunnel.http("GET", 15000, "/config_dump")
+        assert status == 200, body
+        dump: dict[str, Any] = json.loads(body)
+        return dump
