@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ztunnel.decide.steps import Step
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.service import IpFamilies, Service
@@ -38,12 +39,17 @@ class Resolve:
     """The next hop is known only by a hostname, which has to be resolved before anything can be dialled.
 
     ``prefer`` is the destination's IP version (4 or 6): a random address of it, else a random other one.
+    ``families`` are those that the service is offered on. ``target_port`` is set when the authority is to be
+    the resolved address with this port; otherwise the authority stays as it is. ``illegal_ports`` are ours,
+    never to be dialled on loopback.
     """
 
     hostname: str
     workload_uid: str
     prefer: int
     families: IpFamilies | None = None
+    target_port: int | None = None
+    illegal_ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,9 @@ class OutboundPlan:
     inner_expected: the same for the inner tunnel of double HBONE.
     destination_workload: the next hop's workload, None for a destination outside the mesh.
     destination_service: the service that was addressed, None when it was none.
+    waypoint: a waypoint is on the way: it is the next hop, or (double HBONE) what the inner tunnel ends at.
     why: full sentences, first cause first.
+    steps: the boxes of the chart in docs/routing.md that the decision went through.
     """
 
     protocol: OutboundProtocol
@@ -72,6 +80,7 @@ class OutboundPlan:
     resolve: Resolve | None = None
     waypoint: bool = False
     why: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 class RefusalKind(Enum):
@@ -96,12 +105,16 @@ class RefusalKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A connection that goes nowhere. ``text`` is what the log and the existing implementation say."""
+    """A connection that goes nowhere. ``text`` is what the log and the existing implementation say.
+
+    ``steps`` as in `OutboundPlan`; empty for an incoming connection.
+    """
 
     kind: RefusalKind
     text: str
     status: int = 503
     why: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +189,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFacts:
-    """What policies look at: ``source_ip`` and ``identity`` of the peer, ``destination`` as finally dialled."""
+    """What policies look at: ``source`` and ``identity`` of the peer, ``destination`` as finally dialled."""
 
     source: SocketAddress
     destination: SocketAddress

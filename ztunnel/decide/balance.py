@@ -1,0 +1,278 @@
+"""Which service, which of its endpoints, which port, which address.
+
+Two lookups of an address exist, with opposite precedence, and must not be merged (as in Istio's ztunnel):
+`find_address` says what an address *is* and prefers the workload; whoever chooses who *receives* a
+connection (`route`, and references to gateways) asks for the service first. Randomness comes in as a
+parameter; an endpoint's share is its capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum
+from random import Random
+from typing import NamedTuple
+
+from ztunnel.decide.plans import Resolve
+from ztunnel.decide.view import MeshView
+from ztunnel.model.address import IPAddress, SocketAddress
+from ztunnel.model.service import (
+    Endpoint,
+    IpFamilies,
+    LoadBalancerMode,
+    LoadBalancerScope,
+    Service,
+    Visibility,
+)
+from ztunnel.model.workload import Protocol, Workload
+
+HBONE_PORT = 15008
+"""Where every workload of the mesh listens for tunnels."""
+
+
+class SelectionMode(Enum):
+    """What endpoints are chosen for: to receive connections, or to be a waypoint (ports may be missing)."""
+
+    STANDARD = "standard"
+    WAYPOINT = "waypoint"
+
+
+class Selected(NamedTuple):
+    """An endpoint that was chosen, and the port at which its workload serves the service's port."""
+
+    workload: Workload
+    endpoint: Endpoint
+    port: int
+
+
+def is_visible(service: Service, namespace: str | None) -> bool:
+    """Whether clients of a namespace see a service. None sees everything."""
+    return namespace is None or service.visibility is Visibility.PUBLIC or service.namespace == namespace
+
+
+def best_service(
+    candidates: Iterable[Service], namespace: str | None, preferred_namespace: str | None = None
+) -> Service | None:
+    """The service that a client of ``namespace`` means, among several with one hostname or address.
+
+    Of those it can see: the first in its own namespace; else the last canonical one; else the last one in
+    ``preferred_namespace``; else the first. None when there is none.
+    """
+    first = canonical = preferred = None
+    for service in candidates:
+        if not is_visible(service, namespace):
+            continue
+        if service.namespace == namespace:
+            return service
+        if first is None:
+            first = service
+        if service.canonical:
+            canonical = service
+        if preferred_namespace and service.namespace == preferred_namespace:
+            preferred = service
+    return canonical or preferred or first
+
+
+def service_by_address(view: MeshView, network: str, ip: IPAddress, namespace: str | None) -> Service | None:
+    """The best service with this virtual address, or else with a range around it.
+
+    Ranges count only when no service with exactly this address is visible: the first of those with the
+    highest (in the client's namespace, prefix length, canonical).
+    """
+    service = best_service(view.services_by_vip(network, ip), namespace)
+    if service is not None:
+        return service
+    best: tuple[bool, int, bool] | None = None
+    for vip, candidate in view.services_by_cidr(network, ip):
+        rank = (candidate.namespace == namespace, vip.cidr.prefixlen, candidate.canonical)
+        if is_visible(candidate, namespace) and (best is None or rank > best):
+            best, service = rank, candidate
+    return service
+
+
+def find_address(
+    view: MeshView, network: str, ip: IPAddress, namespace: str | None
+) -> Workload | Service | None:
+    """What an address is: the workload that has it, else the best service for clients of ``namespace``."""
+    return view.workload_by_address(network, ip) or service_by_address(view, network, ip, namespace)
+
+
+def is_passthrough(service: Service) -> bool:
+    """Whether a connection to the service's virtual address goes just there, and no endpoint is chosen."""
+    balancer = service.load_balancer
+    return balancer is not None and balancer.mode is LoadBalancerMode.PASSTHROUGH
+
+
+def target_port(service: Service, endpoint: Endpoint, workload: Workload, port: int) -> int | None:
+    """The workload's own port behind a port of the service, None when it cannot be known.
+
+    The endpoint's mapping; else the service's target port; else, for a workload whose application tunnel has
+    a port of its own, the service's port itself.
+    """
+    target = endpoint.ports.get(port) or service.ports.get(port)
+    if target:
+        return target
+    tunnel = workload.application_tunnel
+    return port if tunnel is not None and tunnel.port else None
+
+
+def select_endpoint(
+    view: MeshView,
+    service: Service,
+    port: int,
+    source: Workload,
+    mode: SelectionMode,
+    *,
+    random: Random,
+    avoid: Collection[str] = (),
+) -> Selected | str:
+    """Choose the endpoint of a service that gets a connection from ``source`` to ``port``.
+
+    ``avoid`` holds workload uids and dialled ``ip:port`` texts that are passed over while others are left;
+    the load balancing mode still bounds who these others can be. Returns a sentence when there is none.
+    """
+    target = service.ports.get(port)
+    if target is None and mode is SelectionMode.STANDARD:
+        return f"Service {service.key} has no port {port}."
+    endpoints = view.endpoints(service)
+    if not endpoints:
+        return f"Service {service.key} has no endpoints (or no healthy ones)."
+    usable: list[Selected] = []
+    for uid, endpoint in endpoints.items():
+        workload = view.workload(uid)
+        if workload is None or not _can_be_reached(workload, source):
+            continue
+        if mode is SelectionMode.STANDARD:
+            if not target and not endpoint.ports.get(port):
+                continue
+        elif target is None and workload.application_tunnel is None:
+            continue
+        own_port = target_port(service, endpoint, workload, port)
+        if own_port is not None:
+            usable.append(Selected(workload, endpoint, own_port))
+    if not usable:
+        return f"None of the {len(endpoints)} endpoints of service {service.key} can serve its port {port}."
+    chosen = None
+    if avoid:
+        chosen = _choose(service, source, [one for one in usable if not _avoided(one, avoid)], random)
+    chosen = chosen or _choose(service, source, usable, random)
+    if chosen is None:
+        mode_name = service.load_balancer.mode.value if service.load_balancer else "Standard"
+        return (
+            f"None of the {len(usable)} usable endpoints of service {service.key} "
+            f"qualifies: its load balancing mode is {mode_name}, and capacity 0 gets nothing."
+        )
+    return chosen
+
+
+def _can_be_reached(workload: Workload, source: Workload) -> bool:
+    return bool(workload.addresses or workload.hostname) or (
+        workload.network != source.network and workload.network_gateway is not None
+    )
+
+
+def _avoided(selected: Selected, avoid: Collection[str]) -> bool:
+    workload = selected.workload
+    if workload.uid in avoid:
+        return True
+    port = HBONE_PORT if workload.protocol is Protocol.HBONE else selected.port
+    return any(str(SocketAddress(ip, port)) in avoid for ip in workload.addresses)
+
+
+def _choose(service: Service, source: Workload, usable: list[Selected], random: Random) -> Selected | None:
+    balancer = service.load_balancer
+    if balancer is not None and balancer.mode is not LoadBalancerMode.STANDARD:
+        strict = balancer.mode is LoadBalancerMode.STRICT
+        usable = _best_ranked(usable, balancer.routing_preferences, source, strict=strict)
+    total = sum(one.workload.capacity for one in usable)
+    if total <= 0:
+        return None
+    if total == len(usable) and all(one.workload.capacity == 1 for one in usable):
+        return usable[int(random.random() * total)]
+    drawn = random.randrange(total)
+    for one in usable:
+        drawn -= one.workload.capacity
+        if drawn < 0:
+            return one
+    return None
+
+
+_SCOPE_VALUES: dict[LoadBalancerScope, Callable[[Workload], str]] = {
+    LoadBalancerScope.REGION: lambda workload: workload.locality.region,
+    LoadBalancerScope.ZONE: lambda workload: workload.locality.zone,
+    LoadBalancerScope.SUBZONE: lambda workload: workload.locality.subzone,
+    LoadBalancerScope.NODE: lambda workload: workload.node,
+    LoadBalancerScope.CLUSTER: lambda workload: workload.cluster_id,
+    LoadBalancerScope.NETWORK: lambda workload: workload.network,
+}
+
+
+def _best_ranked(
+    usable: list[Selected], preferences: tuple[LoadBalancerScope, ...], source: Workload, *, strict: bool
+) -> list[Selected]:
+    wanted = [(scope, _SCOPE_VALUES[scope], _SCOPE_VALUES[scope](source)) for scope in preferences]
+    best_rank = -1
+    best: list[Selected] = []
+    for one in usable:
+        matches, rank = _rank(one.workload, wanted)
+        if strict and matches != len(wanted):
+            continue
+        if rank > best_rank:
+            best_rank, best = rank, [one]
+        elif rank == best_rank:
+            best.append(one)
+    return best
+
+
+def _rank(
+    workload: Workload, wanted: list[tuple[LoadBalancerScope, Callable[[Workload], str], str]]
+) -> tuple[int, int]:
+    """How many scopes match, and the rank that comes of it.
+
+    The first mismatch ends the count. Network as the first preference is special: a mismatch there does not
+    end it, and a match weighs as much as all others, so that any endpoint of our network beats the rest.
+    """
+    matches = 0
+    bonus = 0
+    for index, (scope, value_of, value) in enumerate(wanted):
+        network_first = index == 0 and scope is LoadBalancerScope.NETWORK
+        if value_of(workload) == value:
+            matches += 1
+            if network_first:
+                bonus = len(wanted) - 1
+        elif not network_first:
+            break
+    return matches, matches + bonus
+
+
+def choose_ip(
+    workload: Workload, families: IpFamilies | None, target: IPAddress
+) -> IPAddress | Resolve | None:
+    """The address of a workload to dial for a connection to ``target``.
+
+    ``target`` itself if the workload has it; else its first address of ``target``'s family, else its first
+    one, of those that ``families`` allows; else, for a workload with a hostname, what to resolve. None when
+    it has nothing to dial (reachable only through its network gateway, if at all).
+    """
+    if target in workload.addresses:
+        return target
+    first = None
+    for ip in workload.addresses:
+        if is_allowed_family(ip, families):
+            if ip.version == target.version:
+                return ip
+            first = first or ip
+    if first is not None:
+        return first
+    if workload.hostname:
+        return Resolve(workload.hostname, workload.uid, target.version, families)
+    return None
+
+
+def is_allowed_family(ip: IPAddress, families: IpFamilies | None) -> bool:
+    """Whether a service with these families (None: not said) is offered on an address of this kind."""
+    if families is IpFamilies.IPV4:
+        return ip.version == 4
+    if families is IpFamilies.IPV6:
+        return ip.version == 6
+    return True

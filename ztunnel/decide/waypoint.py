@@ -1,0 +1,187 @@
+"""References to waypoints and network gateways, and the workloads they lead to.
+
+A reference names an address or a service's hostname, and a port. A reference that leads nowhere refuses the
+connection: going direct instead would skip the policies that the waypoint enforces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from ztunnel.decide.balance import (
+    SelectionMode,
+    choose_ip,
+    find_address,
+    is_passthrough,
+    select_endpoint,
+    service_by_address,
+)
+from ztunnel.decide.plans import Refusal, RefusalKind, Resolve
+from ztunnel.decide.view import MeshView
+from ztunnel.model.address import GatewayAddress, IPAddress, NetworkAddress
+from ztunnel.model.identity import Identity, InvalidIdentityError
+from ztunnel.model.service import Service
+from ztunnel.model.workload import Workload
+
+_MAX_TOTAL_WEIGHT = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The workload that a connection goes to next.
+
+    service: through which it was chosen, None when it was addressed itself.
+    port: at which it serves what was asked for (not where it takes tunnels, unless that was asked for).
+    target: the address by which an IP of it is chosen, see `choose_ip`.
+    """
+
+    workload: Workload
+    service: Service | None
+    port: int
+    target: IPAddress
+
+    @property
+    def ip(self) -> IPAddress | Resolve | None:
+        """The address to dial, or what to resolve to have one; None when it has neither."""
+        families = None if self.service is None else self.service.ip_families
+        return choose_ip(self.workload, families, self.target)
+
+    @property
+    def service_identities(self) -> tuple[str, ...]:
+        """The identities that the service vouches for, in its order, without what is no SPIFFE URI."""
+        return () if self.service is None else _spiffe_only(self.service.subject_alt_names)
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """Of these the peer must present one: the service's, then the workload's own."""
+        own = str(self.workload.identity)
+        by_service = self.service_identities
+        return by_service if own in by_service else (*by_service, own)
+
+
+@lru_cache(maxsize=4096)
+def _spiffe_only(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in dict.fromkeys(names) if _is_spiffe(name))
+
+
+def _is_spiffe(name: str) -> bool:
+    try:
+        Identity.parse(name)
+    except InvalidIdentityError:
+        return False
+    return True
+
+
+def waypoint_of(service: Service, random: Random) -> GatewayAddress | None:
+    """The service's waypoint for one connection: drawn by weight if it has several, else the single one.
+
+    A set whose weights are all zero, or too many for the existing implementation's counter, counts as none.
+    """
+    if service.weighted_waypoints:
+        total = sum(one.weight for one in service.weighted_waypoints)
+        if 0 < total <= _MAX_TOTAL_WEIGHT:
+            drawn = random.randrange(total)
+            for one in service.weighted_waypoints:
+                drawn -= one.weight
+                if drawn < 0:
+                    return one.destination
+    return service.waypoint
+
+
+def resolve_gateway(
+    view: MeshView,
+    reference: GatewayAddress,
+    source: Workload,
+    target: IPAddress,
+    mode: SelectionMode,
+    *,
+    random: Random,
+    avoid: Collection[str] = (),
+) -> Hop | Refusal:
+    """Find who a reference leads to: a waypoint (mode WAYPOINT) or a network gateway (STANDARD).
+
+    ``target`` is the client's original destination, after which the address family of a hostname's workload
+    goes; that of a reference by address goes after the reference. Services come before workloads. Refuses,
+    with the existing implementation's text, when nothing is known under the reference or no endpoint serves
+    its port.
+    """
+    port = reference.hbone_mtls_port
+    destination = reference.destination
+    why = ""
+    if isinstance(destination, NetworkAddress):
+        target = destination.ip
+        service = service_by_address(view, destination.network, target, source.namespace)
+        if service is not None and is_passthrough(service):
+            # Mode PASSTHROUGH means "the original address", which for a reference is nobody in particular.
+            return _unknown(reference, mode, f"Service {service.key} passes through and chooses no endpoint.")
+        workload = None if service else view.workload_by_address(destination.network, target)
+    else:
+        service = view.service(destination.namespace, destination.hostname)
+        workload = None if service else view.workload_by_hostname(destination.namespace, destination.hostname)
+    if service is not None:
+        selected = select_endpoint(view, service, port, source, mode, random=random, avoid=avoid)
+        if not isinstance(selected, str):
+            return Hop(selected.workload, service, selected.port, target)
+        why = selected
+    elif workload is not None:
+        return Hop(workload, None, port, target)
+    return _unknown(reference, mode, why or f"Nothing is known under {destination}.")
+
+
+def _unknown(reference: GatewayAddress, mode: SelectionMode, why: str) -> Refusal:
+    if mode is SelectionMode.WAYPOINT:
+        text = f"unknown waypoint: waypoint {_describe(reference)} not found"
+        return Refusal(RefusalKind.UNKNOWN_WAYPOINT, text, why=(why,))
+    text = f"unknown network gateway: network gateway {_describe(reference)} not found"
+    return Refusal(RefusalKind.UNKNOWN_NETWORK_GATEWAY, text, why=(why,))
+
+
+def _describe(reference: GatewayAddress) -> str:
+    """The existing implementation's text for a reference: its debug form, or the bare hostname."""
+    destination = reference.destination
+    if isinstance(destination, NetworkAddress):
+        network = destination.network.replace("\\", "\\\\").replace('"', '\\"')
+        return (
+            f'GatewayAddress {{ destination: Address(NetworkAddress {{ network: "{network}", '
+            f"address: {destination.ip} }}), hbone_mtls_port: {reference.hbone_mtls_port} }}"
+        )
+    return destination.hostname
+
+
+def find_gateway(
+    view: MeshView, reference: GatewayAddress, namespace: str | None
+) -> Workload | Service | None:
+    """What a reference names: by address the workload before the service, by hostname the other way round."""
+    destination = reference.destination
+    if isinstance(destination, NetworkAddress):
+        return find_address(view, destination.network, destination.ip, namespace)
+    return view.service(destination.namespace, destination.hostname) or view.workload_by_hostname(
+        destination.namespace, destination.hostname
+    )
+
+
+def workloads_behind(view: MeshView, reference: GatewayAddress, namespace: str | None) -> Iterator[Workload]:
+    """All workloads that a reference may lead to: the one it names, or the endpoints of the service."""
+    found = find_gateway(view, reference, namespace)
+    if isinstance(found, Workload):
+        yield found
+    elif found is not None:
+        for uid in view.endpoints(found):
+            workload = view.workload(uid)
+            if workload is not None:
+                yield workload
+
+
+def is_from_waypoint(view: MeshView, reference: GatewayAddress, source: Workload, client: IPAddress) -> bool:
+    """Whether a connection comes from the waypoint that ``reference`` names.
+
+    It does when a workload behind the reference has the source's identity and the client's address.
+    """
+    identity = source.identity
+    return any(
+        client in workload.addresses and workload.identity == identity
+        for workload in workloads_behind(view, reference, source.namespace)
+    )
