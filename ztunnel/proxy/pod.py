@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import trio
 
@@ -29,6 +30,19 @@ log = get_logger("proxy")
 drain_log = get_logger("drain")
 
 
+class _Component(NamedTuple):
+    """A listener and who serves what it accepts. ``name`` is what logs call it."""
+
+    name: str
+    listener: Listener
+    handler: Callable[[socket.socket, SocketAddress], Awaitable[None]]
+
+    @property
+    def drain_name(self) -> str:
+        """What the lines of a drain call it."""
+        return "inbound passthrough" if self.name == "inbound plaintext" else self.name
+
+
 class PodProxy:
     """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`."""
 
@@ -39,72 +53,76 @@ class PodProxy:
         self._accepting = trio.CancelScope()
         self._connections: trio.Nursery | None = None
         self._everything = trio.CancelScope()
-        self._drained_in_time = True
+        info = context.info
+        self._log = log.bind_span("proxy", wl=f"{info.namespace}/{info.name}")
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Bind everything, say ``started``, and serve until the end.
+    async def run(self, started: Callable[[], None]) -> None:
+        """Bind everything, call ``started``, and serve until the end.
 
-        Raises BindError before ``started`` when a socket cannot be bound; nothing is left open then.
+        Raises BindError when a socket cannot be bound; nothing is left open then.
         """
         with self._everything:
-            async with trio.open_nursery() as tunnels:
-                self.outbound = OutboundProxy(self.context, tunnels)
-                try:
-                    await self._serve(task_status)
-                finally:
-                    self.outbound.pool.close()
-                    tunnels.cancel_scope.cancel()
+            components = await self._bind()
+            try:
+                started()
+                async with trio.open_nursery() as tunnels:
+                    self.outbound = OutboundProxy(self.context, tunnels)
+                    try:
+                        await self._serve(components)
+                    finally:
+                        self.outbound.pool.close()
+                        tunnels.cancel_scope.cancel()
+            finally:
+                for component in components:
+                    component.listener.close()
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
-        assert self.outbound is not None
-        components: list[tuple[str, Listener, Callable[[socket.socket, SocketAddress], Awaitable[None]]]] = []
+    async def _bind(self) -> list[_Component]:
+        """Open all listeners, or none."""
+        shared = self.context.shared
+        config = shared.config
+        components: list[_Component] = []
         try:
-            shared = self.context.shared
-            config = shared.config
             hbone = await self._listen(config.inbound_addr, keepalive=False)
             self.inbound = InboundProxy(self.context, transparent=hbone.transparent)
-            components.append(("inbound", hbone, self._on_inbound))
+            components.append(_Component("inbound", hbone, self._on_inbound))
             plain = await self._listen(config.inbound_plaintext_addr, keepalive=True)
             self._plaintext = PlaintextProxy(self.context, transparent=plain.transparent)
-            components.append(("inbound plaintext", plain, self._on_plaintext))
+            components.append(_Component("inbound plaintext", plain, self._on_plaintext))
             out = await self._listen(config.outbound_addr, keepalive=True)
-            components.append(("outbound", out, self._on_outbound))
+            components.append(_Component("outbound", out, self._on_outbound))
             if config.socks5_addr is not None:
                 socks = await self._listen(config.socks5_addr, keepalive=False)
-                components.append(("socks5", socks, self._on_socks))
-            for component, listener, _ in components:
-                log.info(
-                    "listener established",
-                    address=listener.address,
-                    component=component,
-                    transparent=listener.transparent,
+                components.append(_Component("socks5", socks, self._on_socks))
+        except BaseException:
+            for component in components:
+                component.listener.close()
+            raise
+        for component in components:
+            self._log.info(
+                "listener established",
+                address=component.listener.address,
+                component=component.name,
+                transparent=component.listener.transparent,
+            )
+        return components
+
+    async def _serve(self, components: list[_Component]) -> None:
+        async with trio.open_nursery() as connections:
+            self._connections = connections
+            with self._accepting:
+                async with trio.open_nursery() as loops:
+                    for component in components:
+                        name = f"{component.name} listener {component.listener.address}"
+                        loops.start_soon(self._accept, component, connections, name=name)
+            for component in components:
+                component.listener.close()
+                drain_log.info(
+                    "listener drained", address=component.listener.address, component=component.drain_name
                 )
-            task_status.started()
-            async with trio.open_nursery() as connections:
-                self._connections = connections
-                with self._accepting:
-                    async with trio.open_nursery() as loops:
-                        for component, listener, handler in components:
-                            loops.start_soon(
-                                self._accept,
-                                listener,
-                                handler,
-                                component,
-                                connections,
-                                name=f"{component} listener {listener.address}",
-                            )
-                for component, listener, _ in components:
-                    listener.close()
-                    name = "inbound passthrough" if component == "inbound plaintext" else component
-                    drain_log.info("listener drained", address=listener.address, component=name)
-            if connections.cancel_scope.cancelled_caught and self._drained_in_time is False:
-                drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
-            for component, _, _ in components:
-                name = "inbound passthrough" if component == "inbound plaintext" else component
-                drain_log.info("shutdown complete", component=name)
-        finally:
-            for _, listener, _ in components:
-                listener.close()
+        if connections.cancel_scope.cancelled_caught:
+            drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
+        for component in components:
+            drain_log.info("shutdown complete", component=component.drain_name)
 
     async def _listen(self, address: SocketAddress, *, keepalive: bool) -> Listener:
         shared = self.context.shared
@@ -121,15 +139,13 @@ class PodProxy:
             transparent=config.enable_orig_src,
         )
 
-    async def _accept(
-        self,
-        listener: Listener,
-        handler: Callable[[socket.socket, SocketAddress], Awaitable[None]],
-        component: str,
-        connections: trio.Nursery,
-    ) -> None:
+    async def _accept(self, component: _Component, connections: trio.Nursery) -> None:
         await accept_forever(
-            listener, handler, connections, component=component, budget=self.context.shared.budget
+            component.listener,
+            component.handler,
+            connections,
+            component=component.name,
+            budget=self.context.shared.budget,
         )
 
     # -- ending ----------------------------------------------------------------------------------------------
@@ -144,7 +160,6 @@ class PodProxy:
             self._everything.cancel()
             return
         self.context.cut_because = DrainedError()
-        self._drained_in_time = False
         connections.cancel_scope.deadline = min(
             connections.cancel_scope.deadline, trio.current_time() + deadline
         )
@@ -189,8 +204,8 @@ class PodProxy:
         """A bug in the task of one connection ends that connection alone."""
         try:
             await serving
-        except Exception:
-            log.exception("a connection's task failed; the connection is closed")
+        except Exception as error:
+            self._log.error("a connection's task failed; the connection is closed", exc_info=error)
         finally:
             sock.close()
 

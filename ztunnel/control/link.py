@@ -1,0 +1,140 @@
+"""The control side's end of the line to one data plane: questions with numbers, answers matched to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+
+import msgspec
+import trio
+
+from ztunnel.errors import ZtunnelError
+from ztunnel.messages import (
+    DeltaApplied,
+    Drained,
+    DumpChunk,
+    DumpSection,
+    DumpWanted,
+    FromDataPlane,
+    MeshDelta,
+    Origin,
+    Rejected,
+    Report,
+    ReportWanted,
+    Resource,
+    ResourceKind,
+    ToDataPlane,
+)
+
+class DataPlaneGoneError(ZtunnelError):
+    """A data plane ended while an answer of it was awaited."""
+
+    code = "ZT-INT-003"
+
+    def __init__(self) -> None:
+        super().__init__("The data plane process ended before it answered.")
+
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds for a report or a piece of a dump. A data plane that is busier than that is told of by the one who asked."""
+
+
+class DataPlaneLink:
+    """Talks to one data plane.
+
+    send: gives it a message, waiting when it is far behind.
+    inbox: what comes back.
+    on_message: called with every message that is not an answer to a question of ours.
+    """
+
+    def __init__(
+        self,
+        send: trio.abc.SendChannel[ToDataPlane],
+        inbox: trio.abc.ReceiveChannel[FromDataPlane],
+        on_message: Callable[[FromDataPlane], None],
+    ) -> None:
+        self._outbox = send
+        self._inbox = inbox
+        self._on_message = on_message
+        self._numbers = count(1)
+        self._answers: dict[int, trio.MemorySendChannel[DeltaApplied | Report | DumpChunk]] = {}
+        self.drained = trio.Event()
+
+    async def run(self) -> None:
+        """Take what the data plane says until it has no more to say."""
+        async with self._inbox:
+            async for message in self._inbox:
+                match message:
+                    case DeltaApplied() | Report() | DumpChunk():
+                        waiting = self._answers.get(message.number)
+                        if waiting is not None:
+                            waiting.send_nowait(message)
+                    case Drained():
+                        self.drained.set()
+                    case _:
+                        self._on_message(message)
+        self.drained.set()
+        for waiting in self._answers.values():
+            waiting.close()
+
+    async def send(self, message: ToDataPlane) -> None:
+        """Give it a message that has no answer. A data plane that is gone takes nothing any more."""
+        try:
+            await self._outbox.send(message)
+        except trio.BrokenResourceError:
+            self.drained.set()
+
+    async def apply(
+        self,
+        kind: ResourceKind,
+        resources: tuple[Resource, ...],
+        removed: tuple[str, ...] = (),
+        origin: Origin = Origin.XDS,
+    ) -> tuple[Rejected, ...]:
+        """Give it a change of the mesh and wait until it is in force. Returns what was rejected."""
+        async with self._question() as (number, answers):
+            await self.send(MeshDelta(number, kind, resources, removed, origin))
+            answer = await answers.receive()
+        assert isinstance(answer, DeltaApplied)
+        return answer.rejected
+
+    async def report(self) -> Report:
+        """What it has counted and holds open. Raises trio.TooSlowError."""
+        async with self._question() as (number, answers):
+            with trio.fail_after(ANSWER_TIMEOUT):
+                await self.send(ReportWanted(number))
+                answer = await answers.receive()
+        assert isinstance(answer, Report)
+        return answer
+
+    async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+        """A part of the admin dump, in pieces. Raises trio.TooSlowError when a piece does not come."""
+        async with self._question() as (number, answers):
+            await self.send(DumpWanted(number, section))
+            last = False
+            while not last:
+                with trio.fail_after(ANSWER_TIMEOUT):
+                    answer = await answers.receive()
+                assert isinstance(answer, DumpChunk)
+                last = answer.last
+                yield answer.items
+
+    @asynccontextmanager
+    async def _question(
+        self,
+    ) -> AsyncIterator[tuple[int, trio.MemoryReceiveChannel[DeltaApplied | Report | DumpChunk]]]:
+        number = next(self._numbers)
+        # The data plane bounds what it sends for one question; the channel itself must never make `run` wait.
+        sender, receiver = trio.open_memory_channel[DeltaApplied | Report | DumpChunk](float("inf"))
+        self._answers[number] = sender
+        try:
+            if self.drained.is_set():
+                raise DataPlaneGoneError
+            yield number, receiver
+        except trio.EndOfChannel:
+            raise DataPlaneGoneError from None
+        finally:
+            del self._answers[number]
+            sender.close()
+            receiver.close()

@@ -1,0 +1,181 @@
+"""The task that takes the control side's messages and keeps the mesh, the certificates and the pods accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+import msgspec
+import trio
+
+from ztunnel.config import Config
+from ztunnel.dataplane.pods import Pods
+from ztunnel.dns.on_demand import OnDemandResolver
+from ztunnel.messages import (
+    CertificateFailed,
+    CertificateForgotten,
+    CertificateIssued,
+    CertificateUnneeded,
+    CertificateWanted,
+    DeltaApplied,
+    Drain,
+    Drained,
+    DumpChunk,
+    DumpSection,
+    DumpWanted,
+    FromDataPlane,
+    LogLevels,
+    MeshDelta,
+    PodAdded,
+    PodRemoved,
+    Rejected,
+    Report,
+    ReportWanted,
+    ResourceKind,
+    RevocationsChanged,
+    ToDataPlane,
+)
+from ztunnel.net.descriptors import DescriptorBudget
+from ztunnel.net.splice import PipePool
+from ztunnel.net.tls import Revocations, TlsOptions
+from ztunnel.observe.logging import get_logger, set_filter
+from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.proxy.certificates import CertificateStore
+from ztunnel.proxy.podcontext import Shared
+from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
+from ztunnel.state.store import MeshChange, MeshStore
+
+log = get_logger("state")
+
+SLICE = 64
+"""Resources applied between two checkpoints: about a millisecond, which is what a connection may wait for it."""
+
+DUMP_SLICE = 64
+"""Objects of the admin dump made between two checkpoints."""
+
+
+class DataPlane:
+    """One data plane. `run` is its whole life.
+
+    send: gives a message to the control side; must not block.
+    random, wall_clock: where randomness and the time of day come from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        send: Callable[[FromDataPlane], None],
+        *,
+        random: Random,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._send = send
+        self._config = config
+        self.store = MeshStore(config.local_node)
+        self._shared = Shared(
+            config=config,
+            store=self.store,
+            certificates=CertificateStore(
+                send, TlsOptions(tls12=config.tls12_enabled, post_quantum_only=config.pqc), wall_clock
+            ),
+            traffic=TrafficMetrics(max_series=config.metrics_max_series),
+            resolver=OnDemandResolver(ipv6=config.ipv6_enabled),
+            random=random,
+            wall_clock=wall_clock,
+            budget=DescriptorBudget.current(),
+            pipes=PipePool(),
+        )
+
+    async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:
+        """Take messages until the channel closes or a drain is over.
+
+        Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither traffic
+        nor a certificate. At the end every pod has stopped.
+        """
+        deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
+        with self._shared.pipes:
+            async with trio.open_nursery() as nursery:
+                pods = Pods(self._shared, self._send, nursery)
+                nursery.start_soon(pods.recheck_policies, name="policy re-check")
+                nursery.start_soon(self._apply_deltas, delta_inbox, pods, name="mesh deltas")
+                async with inbox, deltas:
+                    async for message in inbox:
+                        if isinstance(message, MeshDelta):
+                            await deltas.send(message)
+                        else:
+                            self._handle(message, pods, nursery)
+                            if isinstance(message, Drain):
+                                break
+                await pods.wait_empty()
+                self._send(Drained())
+                nursery.cancel_scope.cancel()
+
+    def _handle(self, message: ToDataPlane, pods: Pods, nursery: trio.Nursery) -> None:
+        certificates = self._shared.certificates
+        match message:
+            case CertificateIssued():
+                certificates.issued(message.certificate)
+            case CertificateFailed():
+                certificates.failed(message.identity, message.error)
+            case CertificateForgotten():
+                certificates.forgotten(message.identity)
+            case RevocationsChanged():
+                certificates.revocations(Revocations(message.crls) if message.crls else None)
+            case PodAdded():
+                pods.add(message)
+            case PodRemoved():
+                pods.remove(message.uid)
+            case Drain():
+                pods.drain(message.deadline)
+            case LogLevels():
+                set_filter(message.filter)
+            case ReportWanted():
+                self._send(
+                    Report(message.number, tuple(self._shared.traffic.samples()), pods.connections())
+                )
+            case DumpWanted():
+                nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
+
+    # -- the mesh -------------------------------------------------------------------------------------------------
+
+    async def _apply_deltas(self, inbox: trio.abc.ReceiveChannel[MeshDelta], pods: Pods) -> None:
+        async with inbox:
+            async for delta in inbox:
+                application = self.store.begin(delta)
+                while not application.step(SLICE):
+                    await trio.lowlevel.checkpoint()
+                rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
+                self._changed(delta, application.change, pods)
+                self._send(DeltaApplied(delta.number, rejected))
+
+    def _changed(self, delta: MeshDelta, change: MeshChange, pods: Pods) -> None:
+        """Wake who waits for the mesh, close what would be refused by now, and look after certificates."""
+        self._shared.changed.unpark_all()
+        for identity in change.certificates_wanted:
+            self._send(CertificateWanted(identity, warmup=True))
+        for namespace, service_account in change.certificates_unneeded:
+            self._send(CertificateUnneeded(namespace, service_account))
+        if delta.kind is ResourceKind.AUTHORIZATION:
+            if change.policies:
+                pods.policy_changed()
+        else:
+            pods.workloads_changed(change.workloads)
+
+    async def _dump(self, wanted: DumpWanted) -> None:
+        sections: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {
+            DumpSection.WORKLOADS: dump_workloads,
+            DumpSection.SERVICES: dump_services,
+            DumpSection.POLICIES: dump_policies,
+            DumpSection.STAGED_SERVICES: dump_staged,
+        }
+        encode = msgspec.json.Encoder(order="sorted").encode
+        items: list[msgspec.Raw] = []
+        for item in sections[wanted.section](self.store):
+            items.append(msgspec.Raw(encode(item)))
+            if len(items) == DUMP_SLICE:
+                self._send(DumpChunk(wanted.number, tuple(items), last=False))
+                items = []
+                await trio.lowlevel.checkpoint()
+        self._send(DumpChunk(wanted.number, tuple(items), last=True))
+
+

@@ -1,0 +1,151 @@
+"""The pods of a data plane: one nursery for each, so that none disturbs another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import trio
+
+from ztunnel.messages import (
+    FromDataPlane,
+    PodAdded,
+    PodConnections,
+    PodFailed,
+    PodStarted,
+    PodStopped,
+)
+from ztunnel.net.netns import Namespace
+from ztunnel.net.sockets import BindError, HostSockets, NamespaceSockets, Shelf, SocketFactory
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.pod import PodProxy
+from ztunnel.proxy.podcontext import PodContext, Shared
+from ztunnel.proxy.policy import recheck
+from ztunnel.proxy.staleness import evict_stale
+
+log = get_logger("inpod::statemanager")
+
+
+class Pods:
+    """Starts, stops and drains pods, each in a task of the nursery given."""
+
+    def __init__(self, shared: Shared, send: Callable[[FromDataPlane], None], nursery: trio.Nursery) -> None:
+        self._shared = shared
+        self._send = send
+        self._nursery = nursery
+        self._shelf = Shelf()
+        self._pods: dict[str, PodProxy] = {}
+        self._alive = 0
+        self._policy_changed = trio.Event()
+        self._emptied = trio.lowlevel.ParkingLot()
+
+    async def recheck_policies(self) -> None:
+        """Until cancelled: after a change of policy ask it again about every connection that is open."""
+        while True:
+            await self._policy_changed.wait()
+            self._policy_changed = trio.Event()
+            for pod in list(self._pods.values()):
+                recheck(pod.context)
+                await trio.lowlevel.checkpoint()
+
+    def add(self, message: PodAdded) -> None:
+        """Start a pod; PodStarted or PodFailed answers. One that runs under the same uid is stopped, not awaited.
+
+        The descriptor of the network namespace becomes ours.
+        """
+        self.remove(message.uid)
+        if message.netns is None:
+            namespace = None
+            in_namespace = None
+            factory: SocketFactory = HostSockets(self._shared.budget)
+        else:
+            namespace = Namespace(message.netns)
+            in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
+            factory = in_namespace
+        pod = PodProxy(PodContext(self._shared, message.uid, message.info, factory))
+        self._pods[message.uid] = pod
+        self._alive += 1
+        name = f"pod {message.info.namespace}/{message.info.name}"
+        self._nursery.start_soon(self._run_pod, pod, namespace, in_namespace, name=name)
+
+    def remove(self, uid: str) -> None:
+        """Stop a pod at once. PodStopped follows when it has ended. An unknown uid is no error."""
+        pod = self._pods.pop(uid, None)
+        if pod is not None:
+            pod.stop()
+
+    def drain(self, deadline: float) -> None:
+        """Drain all pods; `wait_empty` returns when the last one has ended."""
+        for pod in self._pods.values():
+            pod.drain(deadline)
+
+    async def wait_empty(self) -> None:
+        """Wait until no pod is left."""
+        while self._alive:
+            await self._emptied.park()
+
+    def policy_changed(self) -> None:
+        """Ask policy again about every connection that is open."""
+        self._policy_changed.set()
+
+    def workloads_changed(self, uids: Collection[str]) -> None:
+        """Workloads were added, changed or removed: tunnels to them may be stale, and connections to ours refused."""
+        if not uids:
+            return
+        ours = False
+        for pod in self._pods.values():
+            evict_stale(pod, uids)
+            if not ours and pod.context.connections.inbound:
+                info = pod.context.info
+                workload = self._shared.store.local_workload(info.name, info.namespace, info.service_account)
+                ours = workload is not None and workload.uid in uids
+        if ours:
+            self.policy_changed()
+
+    def connections(self) -> tuple[PodConnections, ...]:
+        """What every pod has open, for the admin dump."""
+        return tuple(
+            PodConnections(
+                uid,
+                tuple(entry.view() for entry in pod.context.connections.inbound if entry.facts is not None),
+                tuple(entry.view() for entry in pod.context.connections.outbound),
+            )
+            for uid, pod in self._pods.items()
+        )
+
+    async def _run_pod(
+        self, pod: PodProxy, namespace: Namespace | None, sockets: NamespaceSockets | None
+    ) -> None:
+        """One pod from its first socket to its last. Whatever happens to it ends here."""
+        uid = pod.context.uid
+        started = False
+
+        def on_started() -> None:
+            nonlocal started
+            started = True
+            self._send(PodStarted(uid))
+
+        try:
+            await pod.run(on_started)
+        except (BindError, OSError) as error:
+            self._failed(uid, str(error), started=started)
+        except Exception as error:
+            log.error("a pod's task failed; its listeners and connections are closed", uid=uid, exc_info=error)
+            self._failed(uid, f"internal error: {error!r}", started=started)
+        finally:
+            if sockets is not None:
+                sockets.close()
+            if namespace is not None:
+                namespace.close()
+            if self._pods.get(uid) is pod:
+                del self._pods[uid]
+            self._alive -= 1
+            if not self._alive:
+                self._emptied.unpark_all()
+            if started:
+                self._send(PodStopped(uid))
+
+    def _failed(self, uid: str, error: str, *, started: bool) -> None:
+        if started:
+            log.error("pod ended", uid=uid, error=error)
+        else:
+            self._send(PodFailed(uid, error))

@@ -1,0 +1,131 @@
+"""Messages on a socketpair: length, MessagePack, and descriptors beside the bytes.
+
+A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptor of a pod's network
+namespace travels as SCM_RIGHTS with the first byte of its frame. The kernel never merges bytes across such a
+boundary, so descriptors arrive in the order of the messages that they belong to.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from typing import Generic, TypeVar
+
+import msgspec
+import trio
+
+from ztunnel.errors import ZtunnelError
+from ztunnel.messages import FromDataPlane, PodAdded, ToDataPlane
+
+LARGEST_FRAME = 256 * 1024 * 1024
+"""A length beyond this is not one of ours: xDS itself ends at 200 MiB."""
+
+_READ = 256 * 1024
+_LENGTH = 4
+_Message = TypeVar("_Message")
+
+
+class WireError(ZtunnelError):
+    """The other end of the socketpair sent what is no frame of ours."""
+
+    code = "ZT-INT-004"
+
+
+class MessageSocket(Generic[_Message]):
+    """One end of a socketpair between the control side and a worker; a Trio channel of messages in both directions.
+
+    decoder: for the union of messages that come in. The socket is closed by `aclose`.
+    """
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[_Message]) -> None:
+        sock.setblocking(False)
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder()
+        self._buffer = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._sending = trio.Lock()
+
+    async def send(self, message: ToDataPlane | FromDataPlane) -> None:
+        """Send a message; the descriptor of a PodAdded is sent along and closed here.
+
+        Raises BrokenResourceError when the other end is gone.
+        """
+        body = self._encoder.encode(message)
+        frame = memoryview(len(body).to_bytes(_LENGTH, "big") + body)
+        descriptor = message.netns if isinstance(message, PodAdded) else None
+        try:
+            async with self._sending:
+                if descriptor is not None:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+                    sent = await self._sock.sendmsg([frame], rights)
+                    frame = frame[sent:]
+                while frame:
+                    sent = await self._sock.send(frame)
+                    frame = frame[sent:]
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    async def receive(self) -> _Message:
+        """The next message. Raises EndOfChannel when the other end is gone, WireError for bytes that are no frame."""
+        while True:
+            message = self._next()
+            if message is not None:
+                return message
+            try:
+                data, ancillary, _, _ = await self._sock.recvmsg(
+                    _READ, socket.CMSG_SPACE(16 * _LENGTH), socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError as error:
+                raise trio.EndOfChannel from error
+            for level, kind, payload in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received = array.array("i")
+                    received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                    self._descriptors.extend(received)
+            if not data:
+                raise trio.EndOfChannel
+            self._buffer += data
+
+    def _next(self) -> _Message | None:
+        buffer = self._buffer
+        if len(buffer) < _LENGTH:
+            return None
+        length = int.from_bytes(buffer[:_LENGTH], "big")
+        if length > LARGEST_FRAME:
+            raise WireError(f"A frame of {length} bytes was announced by the other process.")
+        end = _LENGTH + length
+        if len(buffer) < end:
+            return None
+        try:
+            message = self._decoder.decode(bytes(buffer[_LENGTH:end]))
+        except msgspec.MsgspecError as error:
+            raise WireError(f"The other process sent a message that cannot be read: {error}.") from error
+        del buffer[:end]
+        if isinstance(message, PodAdded) and message.netns is not None:
+            if not self._descriptors:
+                raise WireError("The other process announced a descriptor and sent none.")
+            message = msgspec.structs.replace(message, netns=self._descriptors.popleft())
+        return message
+
+    async def aclose(self) -> None:
+        """Close the socket, and every descriptor that came and nobody took."""
+        self._sock.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        await trio.lowlevel.checkpoint()
+
+
+def worker_end(sock: socket.socket) -> MessageSocket[ToDataPlane]:
+    """The data plane's end."""
+    return MessageSocket(sock, msgspec.msgpack.Decoder(ToDataPlane))
+
+
+def control_end(sock: socket.socket) -> MessageSocket[FromDataPlane]:
+    """The control side's end."""
+    return MessageSocket(sock, msgspec.msgpack.Decoder(FromDataPlane))

@@ -1,0 +1,77 @@
+"""A data plane in a process of its own: ``python -m ztunnel.dataplane.worker DESCRIPTOR``.
+
+The descriptor is one end of a socketpair whose other end the control process holds. The configuration comes from
+the environment, as there. The process ends when the control process closes its end, or when a drain is over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from random import SystemRandom
+
+import trio
+
+from ztunnel.config import Config, load_from_machine
+from ztunnel.dataplane.plane import DataPlane
+from ztunnel.dataplane.wire import MessageSocket, worker_end
+from ztunnel.messages import FromDataPlane, ToDataPlane
+from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
+
+
+async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
+    """Run a data plane over a socketpair until either side is done. Closes the socket."""
+    out_send, out_receive = trio.open_memory_channel[FromDataPlane](float("inf"))
+    in_send, in_receive = trio.open_memory_channel[ToDataPlane](16)
+
+    async def speak() -> None:
+        async with out_receive:
+            async for message in out_receive:
+                await control.send(message)
+
+    async def listen() -> None:
+        async with in_send:
+            try:
+                while True:
+                    await in_send.send(await control.receive())
+            except (trio.EndOfChannel, trio.BrokenResourceError):
+                return
+
+    plane = DataPlane(config, out_send.send_nowait, random=SystemRandom(), wall_clock=time.time)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, name="from control")
+            async with trio.open_nursery() as speaking:
+                speaking.start_soon(speak, name="to control")
+                with out_send:
+                    await plane.run(in_receive)
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await control.aclose()
+
+
+async def _main(config: Config, descriptor: int) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_log_writer)
+        await serve(config, worker_end(socket.socket(fileno=descriptor)))
+        nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """Entry of the process."""
+    setup_logging(os.environ)
+    # The control process decides when to end; a signal to the whole group must not come before its word.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        trio.run(_main, load_from_machine(), int(sys.argv[1]))
+    finally:
+        shutdown_logging()
+
+
+if __name__ == "__main__":
+    main()
