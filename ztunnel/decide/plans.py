@@ -103,6 +103,10 @@ class RefusalKind(Enum):
     BAD_METHOD = "ZT-ADM-006"
 
 
+LOOP_TEXT = "attempted recursive call to ourselves"
+"""The text of every refusal of kind LOOP, incoming and outgoing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A connection that goes nowhere. ``text`` is what the log and the existing implementation say.

@@ -33,6 +33,7 @@ from ztunnel.decide.balance import (
     service_by_address,
 )
 from ztunnel.decide.plans import (
+    LOOP_TEXT,
     OutboundPlan,
     OutboundProtocol,
     OutboundRequest,
@@ -46,8 +47,6 @@ from ztunnel.decide.waypoint import Hop, is_from_waypoint, resolve_gateway, wayp
 from ztunnel.model.address import GatewayAddress, IPAddress, SocketAddress
 from ztunnel.model.service import Service
 from ztunnel.model.workload import Protocol, Workload
-
-LOOP_TEXT = "attempted recursive call to ourselves"
 
 _NO_ADDRESS: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 
