@@ -1,0 +1,252 @@
+"""The task that talks to the CNI agent: connects, keeps connected, and has pods started and stopped.
+
+It takes one packet at a time, lets the `Session` say what it means, and carries that out before it looks at
+the next; so acks go out in the order of the requests, each after the pod's sockets are bound. Pods go on
+while the agent is away.
+
+How soon to connect again: at once after a connection that was of use (its snapshot came), and after the
+first one that was not; then with growing pauses, so that an agent which accepts and hangs up is not
+besieged.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import trio
+
+from ztunnel.inpod.codec import AddPod, decode_request, encode_ack, encode_hello
+from ztunnel.inpod.errors import AgentUnreachableError, PodStartError, ZdsReadError
+from ztunnel.inpod.session import (
+    Command,
+    Commands,
+    Fail,
+    Phase,
+    PodCounts,
+    PodView,
+    Reconnect,
+    Release,
+    SendAck,
+    SendHello,
+    Session,
+    StartPod,
+    StopPod,
+)
+from ztunnel.inpod.transport import Connection, Packet
+from ztunnel.messages import PodInfo
+from ztunnel.net.addresses import os_error_text
+from ztunnel.observe.logging import get_logger
+
+log = get_logger("inpod::workloadmanager")
+pod_log = get_logger("inpod::statemanager")
+
+_FIRST_CONNECT_PAUSE = 0.020
+_FIRST_HELLO_PAUSE = 0.005
+_LONGEST_PAUSE = 15.0
+_JITTER = 0.2
+_SEND_SECONDS = 5.0
+_START_SECONDS = 4.0  # the agent waits 5 s for an ack, and a late one shifts all that follow
+
+
+class PodManager(Protocol):
+    """Runs the proxies of the node's pods. Called by one task, one call at a time."""
+
+    async def start(self, uid: str, info: PodInfo, netns: int) -> None:
+        """Open all sockets of a pod, and serve it from then on; return when they are bound.
+
+        netns: descriptor of its network namespace, the caller's, to be duplicated if it is needed for
+        longer than this call. Raises `PodStartError`; nothing of the pod is left then, nor when the call is
+        cancelled.
+        """
+        ...
+
+    async def stop(self, uid: str) -> None:
+        """Close a pod's listeners and cut its connections; return soon, without waiting for all that they do.
+
+        A pod of the same uid may be started right after.
+        """
+        ...
+
+
+class _ConnectionOver(Exception):  # noqa: N818 # how a connection ends, not an error
+    """The connection is of no more use. ``str()`` says why."""
+
+
+class ZdsClient:
+    """Drives the conversation with the CNI agent at ``path`` for as long as `run` runs.
+
+    on_ready: called with True and False as readiness changes; it begins as not ready.
+    randomness: for the jitter of pauses.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        manager: PodManager,
+        *,
+        on_ready: Callable[[bool], None],
+        randomness: random.Random,
+    ) -> None:
+        self._path = path
+        self._manager = manager
+        self._on_ready = on_ready
+        self._randomness = randomness
+        self._session = Session()
+        self._ready = False
+
+    def counts(self) -> PodCounts:
+        """The values of the ``workload_manager_*`` metrics."""
+        return self._session.counts()
+
+    def pods(self) -> Iterator[PodView]:
+        """The pods of the admin dump, without their connections."""
+        return self._session.pods()
+
+    async def run(self) -> None:
+        """Talk to the agent until cancelled.
+
+        Holds no descriptor when it ends. Pods that run go on running: they are the manager's.
+        Raises `ZdsProtocolError` when the agent breaks the protocol, which is to end the process.
+        """
+        useless = 0
+        while True:
+            connection = await self._connect()
+            greeted = False
+            try:
+                with connection:
+                    await self._carry_out(self._session.connected(), connection)
+                    greeted = True
+                    await self._converse(connection)
+            except _ConnectionOver as over:
+                reason = str(over)
+            except OSError as error:
+                reason = os_error_text(error)
+            finally:
+                useful = self._session.phase is Phase.UPDATES
+                self._disconnected()
+            useless = 0 if useful else useless + 1
+            # The first useless connection costs no pause, unless not even our hello went through.
+            step = useless if not greeted else useless - 1
+            seconds = self._pause(step)
+            log.warn(f"connection to the Istio CNI node agent is lost, reconnecting: {reason}")
+            if seconds:
+                await trio.sleep(seconds)
+
+    def _pause(self, step: int) -> float:
+        if step <= 0:
+            return 0.0
+        seconds = min(_FIRST_HELLO_PAUSE * 2.0 ** min(step - 1, 32), _LONGEST_PAUSE)
+        return seconds * self._randomness.uniform(1 - _JITTER, 1 + _JITTER)
+
+    async def _connect(self) -> Connection:
+        pause = _FIRST_CONNECT_PAUSE
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                connection = Connection.connect(self._path)
+            except OSError as error:
+                unreachable = AgentUnreachableError(self._path, os_error_text(error))
+                log.warn(f"{unreachable}. retrying in {duration_text(pause)}")
+                await trio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                log.info("connected to the Istio CNI node agent", path=self._path)
+                return connection
+
+    async def _converse(self, connection: Connection) -> None:
+        """Serve a connection until it is over. Raises `_ConnectionOver`, OSError, `ZdsProtocolError`."""
+        session = self._session
+        while True:
+            # Requests come before retries: a packet that is there is taken even when the time has come.
+            await trio.lowlevel.checkpoint()
+            packet: Packet | None = None
+            retry_at = session.retry_at
+            with trio.move_on_at(math.inf if retry_at is None else retry_at) as scope:
+                packet = await connection.receive()
+            if packet is not None:
+                commands = self._read(packet)
+            elif scope.cancelled_caught:
+                commands = session.retry(trio.current_time())
+            else:
+                raise _ConnectionOver("the agent closed it")
+            await self._carry_out(commands, connection)
+
+    def _read(self, packet: Packet) -> Commands:
+        with packet:
+            try:
+                packet.check_complete()
+                request = decode_request(packet.data, packet.descriptors)
+            except ZdsReadError as error:
+                return self._session.unreadable(error)
+            namespace = packet.take_namespace() if isinstance(request, AddPod) else None
+            return self._session.receive(request, namespace)
+
+    async def _carry_out(self, commands: Commands, connection: Connection) -> None:
+        waiting = deque(commands)
+        try:
+            while waiting:
+                waiting.extend(await self._carry_out_one(waiting.popleft(), connection))
+            self._show_readiness()
+        finally:
+            for command in waiting:
+                if isinstance(command, Release):
+                    command.netns.close()
+
+    async def _carry_out_one(self, command: Command, connection: Connection) -> Commands:
+        match command:
+            case SendHello():
+                await connection.send(encode_hello(), _SEND_SECONDS)
+            case SendAck(error):
+                if error is not None:
+                    log.warn("request refused", error=error)
+                self._show_readiness()
+                await connection.send(encode_ack(error), _SEND_SECONDS)
+            case StartPod():
+                return await self._start(command)
+            case StopPod(uid):
+                pod_log.info("stopping proxy of pod", uid=uid)
+                await self._manager.stop(uid)
+            case Release():
+                command.netns.close()
+            case Reconnect():
+                raise _ConnectionOver("a message could not be read")
+            case Fail(failure):
+                raise failure
+        return []
+
+    async def _start(self, command: StartPod) -> Commands:
+        info = command.info
+        pod_log.info("starting proxy of pod", uid=command.uid, name=info.name, namespace=info.namespace)
+        failure = PodStartError("deadline has elapsed")
+        with trio.move_on_after(_START_SECONDS):
+            try:
+                await self._manager.start(command.uid, info, command.netns.descriptor)
+            except PodStartError as error:
+                failure = error
+            else:
+                return self._session.started()
+        pod_log.warn(str(failure), uid=command.uid, name=info.name, namespace=info.namespace)
+        return self._session.failed(failure, trio.current_time())
+
+    def _disconnected(self) -> None:
+        for command in self._session.disconnected():
+            if isinstance(command, Release):
+                command.netns.close()
+        self._show_readiness()
+
+    def _show_readiness(self) -> None:
+        ready = self._session.ready
+        if ready is not self._ready:
+            self._ready = ready
+            self._on_ready(ready)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as log consumers know it: ``20ms``, ``1.28s``, ``15s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
