@@ -1,0 +1,222 @@
+"""Services, their endpoints, and the indexes that find them.
+
+An endpoint is kept as a few packed bytes that all endpoints of the same kind share (`convert.pack_endpoint`),
+because a mesh has at least as many endpoints as workloads. Model values of endpoints are made for the
+services that are asked for, and kept up to date while they are remembered.
+
+A service that was not received yet may have endpoints already: they are staged under its key, and taken over
+when it arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from ztunnel.model.address import NamespacedHostname
+from ztunnel.model.service import Endpoint, HealthPolicy, Service
+from ztunnel.model.workload import HealthStatus
+from ztunnel.state import convert
+from ztunnel.state.cache import GenerationCache
+from ztunnel.state.convert import HEALTHY, ServiceParts, unpack_endpoint
+from ztunnel.state.vips import VipIndex
+
+_DECODED = 4096
+_MATERIALIZED = 1024
+_KINDS = 1024
+
+_NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
+
+
+class Entry:
+    """One stored service.
+
+    endpoints: by workload uid, packed, or as the local file wrote them.
+    order: grows with each insertion, and tells what "store order" is.
+    """
+
+    __slots__ = ("accepts_all", "body", "endpoints", "from_file", "key", "order")
+
+    def __init__(
+        self,
+        key: NamespacedHostname,
+        body: bytes,
+        endpoints: dict[str, bytes | Endpoint],
+        order: int,
+        *,
+        accepts_all: bool,
+        from_file: bool,
+    ) -> None:
+        self.key = key
+        self.body = body
+        self.endpoints = endpoints
+        self.order = order
+        self.accepts_all = accepts_all
+        self.from_file = from_file
+
+
+class ServiceIndex:
+    """All services, by key, hostname and virtual address, with their endpoints, and what is staged."""
+
+    def __init__(self) -> None:
+        self._entries: dict[NamespacedHostname, Entry] = {}
+        self._by_hostname: dict[str, list[Entry]] = {}
+        self._staged: dict[NamespacedHostname, dict[str, bytes]] = {}
+        self._decoded: GenerationCache[NamespacedHostname, Service] = GenerationCache(_DECODED)
+        self._materialized: GenerationCache[NamespacedHostname, dict[str, Endpoint]] = GenerationCache(
+            _MATERIALIZED
+        )
+        self._kinds: GenerationCache[bytes, tuple[Mapping[int, int], HealthStatus]] = GenerationCache(_KINDS)
+        self._inserted = 0
+        self.vips: VipIndex[Entry] = VipIndex()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, key: NamespacedHostname) -> Entry | None:
+        """What is stored under a key."""
+        return self._entries.get(key)
+
+    def entries(self) -> list[Entry]:
+        """All that is stored, in store order."""
+        return list(self._entries.values())
+
+    def by_hostname(self, hostname: str) -> list[Entry]:
+        """What is stored for a hostname, in store order. Not to be changed."""
+        return self._by_hostname.get(hostname, [])
+
+    def staged(self) -> Iterator[tuple[NamespacedHostname, Mapping[str, Endpoint]]]:
+        """The endpoints of services that were not received, by service."""
+        for key, packed in list(self._staged.items()):
+            yield key, {uid: self._endpoint(uid, value) for uid, value in packed.items()}
+
+    def service(self, entry: Entry) -> Service:
+        """The model value of a stored service."""
+        service = self._decoded.get(entry.key)
+        if service is None:
+            service = self.read(entry)
+            self._decoded.put(entry.key, service)
+        return service
+
+    def read(self, entry: Entry) -> Service:
+        """The model value, without remembering it: for going through all of them."""
+        parts = convert.address(entry.body, local=entry.from_file)
+        if not isinstance(parts, ServiceParts):
+            raise TypeError(f"what is stored as service {entry.key} is a workload")
+        return parts.service
+
+    def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
+        """The endpoints of a service by workload uid. Not to be changed; it changes with the store."""
+        endpoints = self._materialized.get(key)
+        if endpoints is None:
+            entry = self._entries.get(key)
+            if entry is None:
+                return _NO_ENDPOINTS
+            endpoints = self.read_endpoints(entry)
+            self._materialized.put(key, endpoints)
+        return endpoints
+
+    def read_endpoints(self, entry: Entry) -> dict[str, Endpoint]:
+        """The endpoints of a stored service, without remembering them."""
+        return {uid: self._endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
+
+    def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> None:
+        """Add a service, in place of the one with its key, whose endpoints it takes over."""
+        service, written = parts
+        key = service.key
+        balancer = service.load_balancer
+        accepts_all = balancer is not None and balancer.health_policy is HealthPolicy.ALLOW_ALL
+        endpoints: dict[str, bytes | Endpoint] = dict(written)
+        old = self._entries.pop(key, None)
+        if old is not None:
+            self._unlink(old)
+            if old.accepts_all and not accepts_all:
+                _accept(endpoints, old.endpoints, accepts_all=False)
+            elif endpoints or old.from_file:
+                _accept(endpoints, old.endpoints, accepts_all=True)
+            else:
+                endpoints = old.endpoints
+        staged = self._staged.pop(key, None)
+        if staged is not None:
+            _accept(endpoints, staged, accepts_all=accepts_all)
+        self._inserted += 1
+        entry = Entry(key, body, endpoints, self._inserted, accepts_all=accepts_all, from_file=from_file)
+        self._entries[key] = entry
+        self._by_hostname.setdefault(key.hostname, []).append(entry)
+        self.vips.insert(key.namespace, service, entry)
+
+    def remove(self, key: NamespacedHostname) -> bool:
+        """Remove a service and its endpoints. Returns whether there was one."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._unlink(entry)
+        return True
+
+    def add_endpoint(self, key: NamespacedHostname, uid: str, packed: bytes) -> bool:
+        """Put a workload among the endpoints of a service, or stage it for one that is not known.
+
+        Returns False if the service does not take it, because it is not healthy; then it is none any more.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            self.stage(key, uid, packed)
+            return True
+        if not (entry.accepts_all or packed[:1] == HEALTHY):
+            self.remove_endpoint(key, uid)
+            return False
+        entry.endpoints[uid] = packed
+        shown = self._materialized.get(key)
+        if shown is not None:
+            shown[uid] = self._endpoint(uid, packed)
+        return True
+
+    def stage(self, key: NamespacedHostname, uid: str, packed: bytes) -> None:
+        """Keep an endpoint of a service that is not known."""
+        self._staged.setdefault(key, {})[uid] = packed
+
+    def remove_endpoint(self, key: NamespacedHostname, uid: str) -> None:
+        """Take a workload from the endpoints of a service, or from what is staged for it."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.endpoints.pop(uid, None)
+            shown = self._materialized.get(key)
+            if shown is not None:
+                shown.pop(uid, None)
+            return
+        staged = self._staged.get(key)
+        if staged is not None:
+            staged.pop(uid, None)
+            if not staged:
+                del self._staged[key]
+
+    def _unlink(self, entry: Entry) -> None:
+        key = entry.key
+        self.vips.remove(key.namespace, self.service(entry), entry)
+        self._decoded.drop(key)
+        self._materialized.drop(key)
+        hosts = self._by_hostname[key.hostname]
+        hosts.remove(entry)
+        if not hosts:
+            del self._by_hostname[key.hostname]
+
+    def _endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:
+        if isinstance(packed, Endpoint):
+            return packed
+        kind = self._kinds.get(packed)
+        if kind is None:
+            endpoint = unpack_endpoint(uid, packed)
+            self._kinds.put(packed, (endpoint.ports, endpoint.status))
+            return endpoint
+        return Endpoint(uid, *kind)
+
+
+def _accept(
+    into: dict[str, bytes | Endpoint], others: Mapping[str, bytes | Endpoint], *, accepts_all: bool
+) -> None:
+    """Take over what workloads said about themselves; what a file wrote was part of the old service."""
+    into.update(
+        (uid, packed)
+        for uid, packed in others.items()
+        if isinstance(packed, bytes) and (accepts_all or packed[:1] == HEALTHY)
+    )

@@ -1,0 +1,204 @@
+"""Workloads as bytes, and the indexes that find them.
+
+One mesh may have 100,000 workloads, so what is kept for each is little: its bytes, its uid, and an entry in
+the index of addresses. No object is made for a workload until something asks for it. A uid is one text,
+shared by all indexes. The dicts hold texts, numbers and bytes only, which spares them the garbage collector.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ztunnel.model.address import IPAddress
+from ztunnel.model.workload import Protocol, Workload
+from ztunnel.state import convert
+from ztunnel.state.cache import GenerationCache
+from ztunnel.state.convert import WorkloadParts
+from ztunnel.state.scan import Scanner, WorkloadKeys
+
+_K = TypeVar("_K")
+
+_DECODED = 8192
+"""Workloads to keep decoded: each takes about 1 KB, and a big service is gone through for each connection."""
+
+
+class WorkloadIndex:
+    """All workloads, by uid, address, hostname, and by the names that the CNI knows."""
+
+    def __init__(self, node: str | None) -> None:
+        self.node = node
+        self._bodies: dict[str, bytes] = {}
+        self._from_file: set[str] = set()
+        self._decoded: GenerationCache[str, Workload] = GenerationCache(_DECODED)
+        # By network and IP version, then by number: the uid, or where several share an address, their ranks
+        # by uid in the order of insertion.
+        self._by_address: dict[tuple[str, int], dict[int, str | dict[str, int]]] = {}
+        self._by_hostname: dict[tuple[str, str], dict[str, None]] = {}
+        self._by_account: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._bodies
+
+    def uids(self) -> list[str]:
+        """The uids of all workloads, in no useful order."""
+        return list(self._bodies)
+
+    def body(self, uid: str) -> bytes | None:
+        """The bytes of a workload's Address."""
+        return self._bodies.get(uid)
+
+    def from_file(self, uid: str) -> bool:
+        """Whether the workload came from the local file."""
+        return uid in self._from_file
+
+    def get(self, uid: str) -> Workload | None:
+        """The workload with this uid."""
+        workload = self._decoded.get(uid)
+        if workload is None:
+            workload = self.read(uid)
+            if workload is not None:
+                self._decoded.put(uid, workload)
+        return workload
+
+    def read(self, uid: str) -> Workload | None:
+        """The workload with this uid, without remembering it: for going through all of them."""
+        body = self._bodies.get(uid)
+        if body is None:
+            return None
+        parts = convert.address(body, local=uid in self._from_file)
+        return parts.workload if isinstance(parts, WorkloadParts) else None
+
+    def by_address(self, network: str, ip: IPAddress) -> Workload | None:
+        """The best workload at an address: the highest rank, the last inserted among equals."""
+        slots = self._by_address.get((network, ip.version))
+        holder = slots.get(int(ip)) if slots is not None else None
+        if holder is None:
+            return None
+        if isinstance(holder, str):
+            return self.get(holder)
+        best, best_rank = "", -1
+        for uid, rank in holder.items():
+            if rank >= best_rank:
+                best, best_rank = uid, rank
+        return self.get(best)
+
+    def by_hostname(self, namespace: str, hostname: str) -> Workload | None:
+        """The first inserted workload of a namespace with this hostname."""
+        for uid in self._by_hostname.get((namespace, hostname), ()):
+            return self.get(uid)
+        return None
+
+    def on_node(self, name: str, namespace: str, service_account: str) -> Workload | None:
+        """The last inserted workload of our node with these names."""
+        for uid in reversed(self._by_account.get((namespace, service_account), {}).get(name, {})):
+            return self.get(uid)
+        return None
+
+    def has_account(self, namespace: str, service_account: str) -> bool:
+        """Whether any workload of our node has this service account."""
+        return (namespace, service_account) in self._by_account
+
+    def insert(
+        self, uid: str, keys: WorkloadKeys, body: bytes, scanner: Scanner, *, from_file: bool
+    ) -> WorkloadKeys | None:
+        """Add a workload, in place of the one with its uid. Returns the keys of that one, if it differed.
+
+        ``uid`` equals that of the keys; it is the text that is kept.
+        """
+        previous: WorkloadKeys | None = None
+        before = self._bodies.get(uid)
+        if before is not None:
+            self._decoded.drop(uid)
+            if before != body or from_file != (uid in self._from_file):
+                previous = self.keys(uid, before, scanner)
+                self._unlink(previous, keys.addresses if previous.network == keys.network else ())
+        self._bodies[uid] = body
+        if from_file:
+            self._from_file.add(uid)
+        elif self._from_file:
+            self._from_file.discard(uid)
+        self._link(uid, keys)
+        return previous
+
+    def remove(self, uid: str, scanner: Scanner) -> WorkloadKeys | None:
+        """Remove a workload. Returns its keys, or None if there is none."""
+        body = self._bodies.get(uid)
+        if body is None:
+            return None
+        keys = self.keys(uid, body, scanner)
+        self._unlink(keys)
+        self._decoded.drop(uid)
+        del self._bodies[uid]
+        self._from_file.discard(uid)
+        return keys
+
+    def keys(self, uid: str, body: bytes, scanner: Scanner) -> WorkloadKeys:
+        """The keys of a stored workload, anew from its bytes."""
+        keys = scanner.scan(body, local=uid in self._from_file)
+        if not isinstance(keys, WorkloadKeys):
+            raise TypeError(f"what is stored as workload {uid} is a service")
+        return keys
+
+    def _link(self, uid: str, keys: WorkloadKeys) -> None:
+        for version, number in keys.addresses:
+            slots = self._by_address.get((keys.network, version))
+            if slots is None:
+                slots = self._by_address[keys.network, version] = {}
+            holder = slots.setdefault(number, uid)
+            if isinstance(holder, dict):
+                holder.pop(uid, None)
+                holder[uid] = _rank(uid, hbone=keys.hbone)
+            elif holder != uid:
+                slots[number] = {holder: self._rank_of(holder), uid: _rank(uid, hbone=keys.hbone)}
+        if keys.hostname is not None:
+            self._by_hostname.setdefault(keys.hostname, {})[uid] = None
+        if keys.account is not None:
+            name, namespace, service_account = keys.account
+            names = self._by_account.setdefault((namespace, service_account), {})
+            names.setdefault(name, {})[uid] = None
+
+    def _unlink(self, keys: WorkloadKeys, kept: tuple[tuple[int, int], ...] = ()) -> None:
+        """Take a workload out of the indexes, but for addresses that it is about to be linked to again."""
+        uid = keys.uid
+        for address in keys.addresses:
+            if address in kept:
+                continue
+            version, number = address
+            slots = self._by_address.get((keys.network, version), {})
+            holder = slots.get(number)
+            if isinstance(holder, dict):
+                holder.pop(uid, None)
+                if len(holder) == 1:
+                    slots[number] = next(iter(holder))
+            elif holder == uid:
+                del slots[number]
+                if not slots:
+                    del self._by_address[keys.network, version]
+        if keys.hostname is not None:
+            _discard(self._by_hostname, keys.hostname, uid)
+        if keys.account is not None:
+            name, namespace, service_account = keys.account
+            names = self._by_account.get((namespace, service_account), {})
+            _discard(names, name, uid)
+            if not names:
+                self._by_account.pop((namespace, service_account), None)
+
+    def _rank_of(self, uid: str) -> int:
+        workload = self.get(uid)
+        return _rank(uid, hbone=workload is not None and workload.protocol is Protocol.HBONE)
+
+
+def _rank(uid: str, *, hbone: bool) -> int:
+    """Pods come before all others, and HBONE before plain TCP."""
+    return (2 if "//Pod/" in uid else 0) + hbone
+
+
+def _discard(index: dict[_K, dict[str, None]], key: _K, uid: str) -> None:
+    uids = index.get(key)
+    if uids is not None:
+        uids.pop(uid, None)
+        if not uids:
+            del index[key]
