@@ -106,6 +106,10 @@ class ZdsClient:
         """The pods of the admin dump, without their connections."""
         return self._session.pods()
 
+    def pod_ended(self, uid: str) -> None:
+        """Note that a pod which was running has ended without having been stopped; see `Session.ended`."""
+        self._session.ended(uid)
+
     async def run(self) -> None:
         """Talk to the agent until cancelled.
 

@@ -281,6 +281,14 @@ class Session:
             self._retry_at = None
         return commands
 
+    def ended(self, uid: str) -> None:
+        """Note that a pod which ran has ended of itself; when the agent adds it again it is started again.
+
+        Not for one that was stopped by a `StopPod`, whose uid may by now be another pod's.
+        """
+        if self._running.pop(uid, None) is not None:
+            self._stopped += 1
+
     def _take_start(self) -> _Start:
         start = self._start
         if start is None:

@@ -144,12 +144,13 @@ class NamespaceThread:
                 return
             self._closed = True
             thread = self._thread
+            if thread is None:
+                os.close(self._home)
+                return
             self._visits.put(None)
-        if thread is not None:
+        # The thread closes what it needs for coming home, last of all. It may be the one that calls.
+        if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
-        if thread is None or not thread.is_alive():
-            self._refuse_waiting()
-            os.close(self._home)
 
     def submit(self, visit: _Visit[T]) -> None:
         """Queue a visit. Call it on the trio thread only: a thread begins where the one that starts it is."""
@@ -200,6 +201,8 @@ class NamespaceThread:
         with self._lock:
             self._thread = None
             self._refuse_waiting()
+            if self._closed:
+                os.close(self._home)
 
     def _refuse_waiting(self) -> None:
         while True:
@@ -217,20 +220,55 @@ class NamespaceThread:
                 )
 
 
-class Namespace:
-    """An open network namespace. Owns its descriptor; `close` it, or use it as a context manager."""
+class _ProcessThread:
+    """The helper thread that all namespaces of a process share; there while one of them is open."""
 
-    def __init__(self, descriptor: int, thread: NamespaceThread) -> None:
-        """Take over ``descriptor``. Raises OSError when it is not open; it is then the caller's still."""
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._thread: NamespaceThread | None = None
+
+    def acquire(self) -> NamespaceThread:
+        with self._lock:
+            if self._thread is None:
+                self._thread = NamespaceThread()
+            self._users += 1
+            return self._thread
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close()
+
+
+_process_thread = _ProcessThread()
+
+
+class Namespace:
+    """An open network namespace. Owns its descriptor; `close` it, or use it as a context manager.
+
+    thread: who visits it; None is the thread that the process keeps while any such namespace is open.
+    """
+
+    def __init__(self, descriptor: int, thread: NamespaceThread | None = None) -> None:
+        """Take over ``descriptor``. Raises OSError when it is not open; it is then the caller's still.
+
+        With the process's thread, call it on the trio thread.
+        """
         self.identity = NamespaceIdentity.of(descriptor)
+        self._shares_thread = thread is None
+        self._thread = _process_thread.acquire() if thread is None else thread
         self._descriptor = descriptor
-        self._thread = thread
         self._lock = threading.Lock()
         self._visits = 0
         self._closed = False
 
     @classmethod
-    def duplicate(cls, descriptor: int, thread: NamespaceThread) -> Namespace:
+    def duplicate(cls, descriptor: int, thread: NamespaceThread | None = None) -> Namespace:
         """Open it on a descriptor of its own; ``descriptor`` stays the caller's. Raises OSError."""
         own = os.dup(descriptor)
         try:
@@ -251,8 +289,9 @@ class Namespace:
             if self._closed:
                 return
             self._closed = True
-            if self._visits == 0:
-                os.close(self._descriptor)
+            if self._visits:
+                return
+        self._give_up()
 
     def visit(
         self,
@@ -318,8 +357,14 @@ class Namespace:
     def _release(self) -> None:
         with self._lock:
             self._visits -= 1
-            if self._closed and self._visits == 0:
-                os.close(self._descriptor)
+            if not self._closed or self._visits:
+                return
+        self._give_up()
+
+    def _give_up(self) -> None:
+        os.close(self._descriptor)
+        if self._shares_thread:
+            _process_thread.release()
 
 
 def make_sockets(family: int, kind: int, count: int) -> list[socket.socket]:
