@@ -1,8 +1,8 @@
 """Everything that can go wrong in mesh TLS, each with a code and the text that log consumers know.
 
 The texts are those of the implementation that this one replaces (data-path reference, sections 8, 9 and 14):
-at the server a debug form after ``tls handshake error: ``, at the client a readable form after ``io error: ``.
-They name the cause but hardly help, so each error has also an `explanation`: one sentence of what
+at the server a debug form after ``tls handshake error: ``, at the client a readable form after ``io error:
+``. They name the cause but hardly help, so each error has also an `explanation`: one sentence of what
 happened and where to look.
 """
 
@@ -134,7 +134,9 @@ class HandshakeTimeoutError(TlsHandshakeError):
 
     code: ClassVar[str] = "ZT-TLS-011"
     display_text = "deadline has elapsed"
-    explanation = "The peer did not finish the TLS handshake in time: it hangs, or packets are lost on the way."
+    explanation = (
+        "The peer did not finish the TLS handshake in time: it hangs, or packets are lost on the way."
+    )
 
     @staticmethod
     def _wrapped(debug: str) -> str:
@@ -237,8 +239,8 @@ class UnknownIssuerError(PeerCertificateError):
     code: ClassVar[str] = "ZT-TLS-021"
     cause = "UnknownIssuer"
     explanation = (
-        "The peer's certificate was issued by a CA that we do not trust: another mesh, or a root rotation that "
-        "one of us has not followed yet."
+        "The peer's certificate was issued by a CA that we do not trust: another mesh, or a root rotation "
+        "that one of us has not followed yet."
     )
 
 
@@ -308,12 +310,14 @@ class TrustDomainError(PeerCertificateError):
 
     def __init__(self, side: Side, trust_domain: str, found: tuple[tuple[str, str, str], ...]) -> None:
         spiffe = ", ".join(
-            f'Spiffe {{ trust_domain: "{td}", namespace: "{ns}", service_account: "{sa}" }}' for td, ns, sa in found
+            f'Spiffe {{ trust_domain: "{td}", namespace: "{ns}", service_account: "{sa}" }}'
+            for td, ns, sa in found
         )
         super().__init__(side, f'Other(OtherError(SanTrustDomainError("{trust_domain}", [{spiffe}])))')
         names = ",".join(f"spiffe://{td}/ns/{ns}/sa/{sa}" for td, ns, sa in found)
         self.explanation = (
-            f"identity verification error: peer did not present the expected trustdomain ({trust_domain}), got {names}"
+            "identity verification error: peer did not present the expected trustdomain "
+            f"({trust_domain}), got {names}"
         )
 
 
@@ -329,7 +333,7 @@ class PeerIdentityError(PeerCertificateError):
         )
         super().__init__(side, f"Other(OtherError({reason}))")
         self.explanation = (
-            f"The server's certificate is for {', '.join(found) or 'no SPIFFE identity'}, but the mesh says that "
-            f"{' or '.join(expected) or 'nobody'} is at this address: the address was reused, or the proxy there "
-            "answers for another workload."
+            f"The server's certificate is for {', '.join(found) or 'no SPIFFE identity'}, but the mesh says "
+            f"that {' or '.join(expected) or 'nobody'} is at this address: the address was reused, or the "
+            "proxy there answers for another workload."
         )

@@ -1,0 +1,91 @@
+"""What the TLS tests share: identities, certificates, and connected pairs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import trio
+
+from ztunnel.certs.fake_ca import IssuingCa
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+from ztunnel.net.tls import SocketTls, TlsContext, TlsOptions, client_context, server_context
+
+NOW = time.time()
+DEADLINE = 10.0
+CLIENT = Identity("cluster.local", "default", "client")
+SERVER = Identity("cluster.local", "default", "server")
+CA = IssuingCa(NOW)
+
+
+def certificate(identity: Identity, ca: IssuingCa = CA, **options: object) -> Certificate:
+    """A certificate that is valid for an hour, unless ``options`` (of `IssuingCa.certify`) say otherwise."""
+    arguments: dict[str, object] = {"not_before": NOW - 60, "not_after": NOW + 3600} | options
+    return ca.certify(identity, **arguments)  # type: ignore[arg-type]  # keyword arguments by name
+
+
+CLIENT_CERTIFICATE = certificate(CLIENT)
+SERVER_CERTIFICATE = certificate(SERVER)
+CLIENT_CONTEXT = client_context(CLIENT_CERTIFICATE, TlsOptions())
+SERVER_CONTEXT = server_context(SERVER_CERTIFICATE, TlsOptions())
+
+
+def sockets(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two connected non-blocking TCP sockets; ``buffer`` makes the kernel hold little."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        client = socket.socket()
+        if buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+    if buffer is not None:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    for one in (client, server):
+        one.setblocking(False)
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client, server
+
+
+class Pair:
+    """A client and a server connection over loopback; ``with`` closes both."""
+
+    def __init__(
+        self,
+        client: TlsContext = CLIENT_CONTEXT,
+        server: TlsContext = SERVER_CONTEXT,
+        expected: Sequence[str] = (str(SERVER),),
+        buffer: int | None = None,
+    ) -> None:
+        ours, theirs = sockets(buffer)
+        self.client = SocketTls(client, ours, expected)
+        self.server = SocketTls(server, theirs)
+        self._stack = ExitStack()
+
+    async def handshake(self) -> tuple[Exception | None, Exception | None]:
+        """Both handshakes at once; the failure of the client and that of the server."""
+        failures: dict[str, Exception | None] = {"client": None, "server": None}
+
+        async def one(name: str, connection: SocketTls) -> None:
+            try:
+                await connection.handshake(DEADLINE)
+            except Exception as error:
+                failures[name] = error
+                connection.close_notify()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "client", self.client)
+            nursery.start_soon(one, "server", self.server)
+        return failures["client"], failures["server"]
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.close()

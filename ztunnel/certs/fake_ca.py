@@ -1,0 +1,197 @@
+"""The built-in CA of FAKE_CA=true: a root in memory that gives anybody any identity. For demos and tests.
+
+`FakeCa` is the whole of it for the program. Beneath, `IssuingCa` issues single certificates with any options,
+and with deliberately wrong ones: that is what the tests of TLS make their bad peers from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+
+# Clocks of a mesh differ a little; istiod backdates certificates by this much.
+_BACKDATE_SECONDS: Final = 120.0
+_ROOT_SECONDS: Final = 10 * 365 * 86_400.0
+# The number of points of P-256, FIPS 186-5; private keys are below it.
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+# Every ztunnel with FAKE_CA=true has this root, so that those of one demo trust each other without
+# sharing a file. So does everybody else who reads this: there is no security in it, and the program says so.
+_WELL_KNOWN_SEED: Final = b"ztunnel FAKE_CA"
+BOTH_USES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+class IssuingCa:
+    """One CA certificate and its key: a root, or an intermediate made by `intermediate`.
+
+    Times are epoch seconds. ``key`` is for a CA that has to be the same elsewhere (None: a new one).
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        name: str = "cluster.local",
+        lifetime: float = _ROOT_SECONDS,
+        parent: IssuingCa | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> None:
+        self._key = key if key is not None else ec.generate_private_key(ec.SECP256R1())
+        self.parent = parent
+        self.subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
+        signer = parent if parent is not None else self
+        self.certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self.subject)
+            .issuer_name(signer.subject)
+            .public_key(self._key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(_moment(now - _BACKDATE_SECONDS))
+            .not_valid_after(_moment(now + lifetime))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_CA_USAGE, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .sign(signer._key, hashes.SHA256())  # noqa: SLF001  # another object of this class
+        )
+
+    @classmethod
+    def from_seed(cls, now: float, seed: bytes) -> IssuingCa:
+        """A root whose key follows from ``seed``: whoever has the seed has the CA. Never for real use."""
+        number = int.from_bytes(hashlib.sha512(seed).digest()) % (_P256_ORDER - 1) + 1
+        return cls(now, key=ec.derive_private_key(number, ec.SECP256R1()))
+
+    def intermediate(self, now: float, name: str = "intermediate") -> IssuingCa:
+        """A CA below this one."""
+        return IssuingCa(now, name=name, parent=self)
+
+    @property
+    def pem(self) -> bytes:
+        """The CA's own certificate."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    def certify(
+        self,
+        identity: Identity,
+        *,
+        not_before: float,
+        not_after: float,
+        uris: Sequence[str] | None = None,
+        usages: Sequence[x509.ObjectIdentifier] = BOTH_USES,
+        roots: Sequence[bytes] | None = None,
+        is_authority: bool = False,
+    ) -> Certificate:
+        """A certificate with a new key. The chain holds this CA and those above it, without the root.
+
+        ``uris`` are the URI SANs (None: the identity's; empty: no SAN extension), ``usages`` the extended key
+        usages (empty: no such extension), ``roots`` what its owner is to trust (None: the root above this
+        CA).
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(_moment(not_before))
+            .not_valid_after(_moment(not_after))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(_LEAF_USAGE, critical=True)
+        )
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        names = [x509.UniformResourceIdentifier(uri) for uri in ([str(identity)] if uris is None else uris)]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        leaf = builder.sign(self._key, hashes.SHA256())
+        chain = [leaf.public_bytes(Encoding.PEM)]
+        top = self
+        while top.parent is not None:
+            chain.append(top.pem)
+            top = top.parent
+        return Certificate(
+            identity=identity,
+            private_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            chain=tuple(chain),
+            roots=tuple(roots) if roots is not None else (top.pem,),
+            not_before=leaf.not_valid_before_utc.timestamp(),
+            not_after=leaf.not_valid_after_utc.timestamp(),
+        )
+
+    def revoke(self, serials: Sequence[int], now: float) -> bytes:
+        """A revocation list of this CA, in PEM, that was made a day ago and is out of date already."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.subject)
+            .last_update(_moment(now - 86_400))
+            .next_update(_moment(now - 3_600))
+        )
+        for serial in serials:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(serial)
+                .revocation_date(_moment(now - 86_400))
+                .build()
+            )
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+class FakeCa:
+    """A `CertificateAuthority` that needs nobody: any identity, at once, for ``lifetime`` seconds.
+
+    Its root (unless ``root`` gives another) has a key that is the same in every process, so all ztunnels
+    with FAKE_CA=true trust each other, and anybody who can read this file. ``clock`` gives epoch seconds.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], *, lifetime: float = 86_400.0, root: IssuingCa | None = None
+    ) -> None:
+        self._clock = clock
+        self._lifetime = lifetime
+        self.root = root if root is not None else IssuingCa.from_seed(clock(), _WELL_KNOWN_SEED)
+
+    async def issue(self, identity: Identity) -> Certificate:
+        """A new certificate. Never fails for an identity that a URI can spell."""
+        await trio.lowlevel.checkpoint()
+        now = self._clock()
+        return self.root.certify(identity, not_before=now - _BACKDATE_SECONDS, not_after=now + self._lifetime)
+
+
+def _moment(seconds: float) -> datetime:
+    # Certificates know whole seconds only.
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+_CA_USAGE: Final = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+_LEAF_USAGE: Final = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=True,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
