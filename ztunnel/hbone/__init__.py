@@ -6,7 +6,8 @@ package opens no socket, reads no clock and starts no task; who drives it is ``z
 
 from __future__ import annotations
 
-from ztunnel.hbone.connection import HboneClient, HboneConnection, HboneServer
+from ztunnel.hbone.client import HboneClient
+from ztunnel.hbone.connection import HboneConnection
 from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, code_text, error_text
 from ztunnel.hbone.events import (
     ConnectionFailed,
@@ -21,6 +22,7 @@ from ztunnel.hbone.events import (
     StreamReset,
     WindowOpened,
 )
+from ztunnel.hbone.server import HboneServer
 from ztunnel.hbone.settings import HboneSettings
 
 __all__ = [

@@ -9,7 +9,7 @@ from ztunnel.errors import ZtunnelError
 
 
 class ErrorCode(IntEnum):
-    """The codes of RST_STREAM and GOAWAY (RFC 9113 section 7). A peer may send others: they stay plain ints."""
+    """The codes of RST_STREAM and GOAWAY (RFC 9113 section 7). Others that a peer sends stay plain ints."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -28,7 +28,7 @@ class ErrorCode(IntEnum):
 
 
 # Log consumers match on these, so they are word for word those of the existing implementation.
-_TEXTS = {
+_TEXTS: dict[int, str] = {
     ErrorCode.NO_ERROR: "not a result of an error",
     ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
     ErrorCode.INTERNAL_ERROR: "unexpected internal error encountered",
@@ -50,7 +50,7 @@ _TEXTS = {
 
 def code_text(code: int) -> str:
     """The text of an HTTP/2 error code, "unknown reason" for a code without one."""
-    return _TEXTS.get(code, "unknown reason")  # type: ignore[call-overload]  # an int finds its IntEnum key
+    return _TEXTS.get(code, "unknown reason")
 
 
 def error_text(
@@ -74,3 +74,11 @@ class CannotOpenStreamError(ZtunnelError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"No stream can be opened on this tunnel: {reason}.")
         self.reason = reason
+
+
+class Violation(Exception):  # noqa: N818  # not an error that leaves the package: it becomes ConnectionFailed
+    """A peer broke a rule in a way that ends the connection. Never leaves ``HboneConnection.receive``."""
+
+    def __init__(self, code: ErrorCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code

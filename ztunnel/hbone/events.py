@@ -68,7 +68,7 @@ class StreamReset:
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened:
-    """More may be sent: on one stream, or (``stream_id`` None) possibly on every stream."""
+    """An exhausted window has room again: of one stream, or (``stream_id`` None) possibly of every stream."""
 
     stream_id: int | None
 
@@ -82,7 +82,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class PeerDraining:
-    """GOAWAY came. Streams up to ``last_stream_id`` live on; a StreamReset follows for each of ours above it."""
+    """GOAWAY came, perhaps not for the first time. Streams up to ``last_stream_id`` live on; a StreamReset follows for each one above it."""
 
     last_stream_id: int
     code: int

@@ -1,0 +1,117 @@
+"""Reading header fields that a peer sent: what is malformed, and what a request or an answer says.
+
+h2 answers a malformed request by ending the whole connection, with every tunnel on it. Here it costs the one
+stream (RFC 9113 section 8.1.1), so h2's own checks are switched off and these stand in for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ztunnel.hbone.events import Headers
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
+
+# RFC 3986 section 3.2: optional userinfo, then a bracketed literal or a name, then optionally a port. The
+# port's digits are not looked at: a wrong port is answered (400), a wrong syntax is reset.
+_AUTHORITY = re.compile(
+    rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=:%]*@)?"
+    rb"(?:\[[A-Za-z0-9\-._~!$&'()*+,;=:%]*\]|[A-Za-z0-9\-._~!$&'()*+,;=]*)"
+    rb"(?::[A-Za-z0-9\-._~!$&'()*+,;=]*)?"
+).fullmatch
+
+_CONNECTION_SPECIFIC = frozenset(
+    (b"connection", b"transfer-encoding", b"upgrade", b"keep-alive", b"proxy-connection")
+)
+_USUAL = frozenset((b"baggage", b"forwarded", b"traceparent", b"x-forwarded-network", b"tracestate"))
+
+
+class Request(NamedTuple):
+    """A sound request. ``authority`` is "" when there was none."""
+
+    method: str
+    authority: str
+    headers: Headers
+
+
+class Response(NamedTuple):
+    """A sound answer."""
+
+    status: int
+    headers: Headers
+
+
+def read_request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
+    """The request that the fields are, or None when they are malformed.
+
+    Malformed: no ``:method``; a CONNECT with ``:scheme``, ``:path`` or ``:protocol``; another method without
+    ``:scheme`` or ``:path`` or with ``:protocol``; an ``:authority`` that is empty or breaks the syntax of
+    RFC 3986; and everything that ``_split`` refuses. Not malformed, because the caller answers them with 400:
+    other methods, no ``:authority``, one without a port or with a bad port.
+    """
+    parts = _split(fields)
+    if parts is None:
+        return None
+    pseudo, headers = parts
+    method = pseudo.pop(b":method", b"")
+    authority = pseudo.pop(b":authority", None)
+    if not _METHOD(method):
+        return None
+    if method != b"CONNECT" and not (pseudo.pop(b":scheme", None) and pseudo.pop(b":path", None)):
+        return None
+    if pseudo:
+        return None
+    if authority is None:
+        authority = b""
+    elif not authority or authority.endswith(b"@") or not _AUTHORITY(authority):
+        return None
+    return Request(method.decode("ascii"), authority.decode("ascii"), headers)
+
+
+def read_response(fields: Iterable[tuple[bytes, bytes]]) -> Response | None:
+    """The answer that the fields are, or None when they lack a sound ``:status`` of three digits."""
+    parts = _split(fields)
+    if parts is None:
+        return None
+    pseudo, headers = parts
+    status = pseudo.pop(b":status", b"")
+    if pseudo or not _STATUS(status):
+        return None
+    return Response(int(status), headers)
+
+
+def sound_trailers(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the fields may be trailers: no pseudo-header fields."""
+    parts = _split(fields)
+    return parts is not None and not parts[0]
+
+
+def _split(fields: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], Headers] | None:
+    """Part pseudo-header fields from ordinary ones; None when a rule of RFC 9113 sections 8.2, 8.3 is broken.
+
+    The rules: pseudo-header fields first and each once; names in lower case and of token characters; values
+    without control characters; nothing that belongs to an HTTP/1 connection.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    headers: list[tuple[bytes, bytes]] = []
+    for name, value in fields:
+        if _BAD_VALUE(value):
+            return None
+        if name[:1] == b":":
+            if headers or name in pseudo:
+                return None
+            pseudo[name] = value
+            continue
+        if name not in _USUAL and (
+            not _NAME(name)
+            or name in _CONNECTION_SPECIFIC
+            or (name == b"te" and value.lower() != b"trailers")
+        ):
+            return None
+        headers.append((name, value))
+    return pseudo, tuple(headers)

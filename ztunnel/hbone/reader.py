@@ -1,0 +1,295 @@
+"""Cutting the byte stream into frames.
+
+How it works. Bytes come in pieces of any size, and nearly all of them are the payload of DATA frames. Those
+are never gathered: each piece of payload is handed on as a view into the buffer that it came in, so a frame
+of 1 MiB flows through as it arrives and is copied nowhere. Only headers (nine bytes) and the bodies of other
+frames are gathered, and only up to what such a frame can need: a body is refused by its announced length,
+before a byte of it is kept. Frames of unknown types and PRIORITY are skipped without being kept at all.
+
+The reader is always in one phase:
+
+    PREFACE → HEADER → DATA: PAD_LENGTH? → PAYLOAD → SKIP (padding) → HEADER
+                     → others: BODY → HEADER
+                     → ignored: SKIP → HEADER
+
+Here are the rules that can be told from frame headers alone (sizes, the order of HEADERS and CONTINUATION,
+SETTINGS first); what frames mean is for the subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone.events import DataReceived, Event
+from ztunnel.hbone.settings import HboneSettings
+from ztunnel.hbone.wire import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER_SIZE,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame_header,
+)
+
+# Beside a DATA frame's eight flags: it had no payload.
+_EMPTY = 0x100
+
+_PREFACE, _HEADER, _PAD_LENGTH, _PAYLOAD, _SKIP, _BODY = range(6)
+
+_FIXED_SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+
+# A sound SETTINGS has some 50 bytes, a sound GOAWAY a sentence of debug data.
+_LARGEST = {SETTINGS: 4_096, GOAWAY: 16_384}
+
+# What may surround a header block in its frames: padding, its length, priority.
+_HEADER_FRAME_OVERHEAD = 1 + 5 + 255
+
+
+class FrameReader(ABC):
+    """Cuts frames for one connection. The subclass says what they mean; its methods may raise Violation.
+
+    ``_events`` is where payload is put as it comes; the subclass appends its own events to the same list.
+    """
+
+    __slots__ = (
+        "_block_frames",
+        "_block_left",
+        "_block_limit",
+        "_block_stream",
+        "_delivering",
+        "_events",
+        "_flags",
+        "_frame_head",
+        "_frame_size",
+        "_held",
+        "_kind",
+        "_left",
+        "_max_block_frames",
+        "_need",
+        "_padding",
+        "_phase",
+        "_settings_seen",
+        "_stream_id",
+    )
+
+    def __init__(self, settings: HboneSettings, *, header_list_size: int, expects_preface: bool) -> None:
+        self._events: list[Event] = []
+        self._frame_size = settings.frame_size
+        # Coded fields take no more room than the decoded ones are counted as (32 bytes each on top).
+        self._block_limit = header_list_size + _HEADER_FRAME_OVERHEAD
+        self._max_block_frames = settings.max_header_frames
+        self._block_left = 0
+        self._block_frames = 0
+        self._block_stream = 0
+        self._settings_seen = False
+        self._held = bytearray()
+        self._phase = _PREFACE if expects_preface else _HEADER
+        self._need = len(PREFACE) if expects_preface else FRAME_HEADER_SIZE
+        self._frame_head = b""
+        self._kind = self._flags = self._stream_id = self._left = self._padding = 0
+        self._delivering = False
+
+    @abstractmethod
+    def _data_began(self, stream_id: int, length: int) -> bool:
+        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted."""
+
+    @abstractmethod
+    def _payload_wanted(self, stream_id: int) -> bool:
+        """Whether the payload of a DATA frame that began in an earlier call is still wanted."""
+
+    @abstractmethod
+    def _data_ended(self, stream_id: int, *, padding: int, empty: bool, end_stream: bool) -> None:
+        """A wanted DATA frame is complete; called when it has padding, no payload, or END_STREAM.
+
+        ``padding`` counts the byte that tells the padding's length too.
+        """
+
+    @abstractmethod
+    def _frame_received(self, kind: int, flags: int, stream_id: int, head: bytes, body: bytes) -> None:
+        """A whole frame of another type came; ``head`` are its nine bytes."""
+
+    @property
+    def _inside_frame(self) -> bool:
+        """Whether an end of the bytes now would cut something off."""
+        return self._phase > _HEADER or bool(self._held) or bool(self._block_stream)
+
+    def _cut(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes and call the methods above for what they complete."""
+        view = memoryview(data)
+        end = len(view)
+        at = 0
+        unpack_from = frame_header.unpack_from
+        events = self._events
+        if self._delivering and not self._payload_wanted(self._stream_id):
+            self._delivering = False
+        while at < end:
+            if self._phase == _HEADER and not self._held and end - at >= FRAME_HEADER_SIZE:
+                # The common case, kept straight: a DATA frame without padding that is here as a whole.
+                high, low, kind, flags, stream_id = unpack_from(view, at)
+                if kind == DATA and not flags & PADDED and self._settings_seen and not self._block_stream:
+                    length = high << 8 | low
+                    stop = at + FRAME_HEADER_SIZE + length
+                    if stop <= end and length <= self._frame_size:
+                        stream_id &= 0x7FFFFFFF
+                        if self._data_began(stream_id, length):
+                            if length:
+                                events.append(DataReceived(stream_id, view[at + FRAME_HEADER_SIZE : stop]))
+                            if flags & END_STREAM or not length:
+                                self._data_ended(
+                                    stream_id,
+                                    padding=0,
+                                    empty=not length,
+                                    end_stream=bool(flags & END_STREAM),
+                                )
+                        at = stop
+                        continue
+            at = self._step(view, at, end)
+
+    def _step(self, view: memoryview, at: int, end: int) -> int:
+        """Advance by one phase, or by all there is; returns the new position."""
+        phase = self._phase
+        if phase == _PAYLOAD:
+            stop = min(at + self._left, end)
+            self._left -= stop - at
+            if self._delivering:
+                self._events.append(DataReceived(self._stream_id, view[at:stop]))
+            if not self._left:
+                self._payload_done(empty=False)
+            return stop
+        if phase == _SKIP:
+            stop = min(at + self._left, end)
+            self._left -= stop - at
+            if not self._left:
+                self._skipped()
+            return stop
+        if phase == _PAD_LENGTH:
+            self._pad_length_came(view[at])
+            return at + 1
+        return self._gather(view, at, end)
+
+    def _gather(self, view: memoryview, at: int, end: int) -> int:
+        """Collect a preface, a header or a body, which may come in pieces."""
+        held = self._held
+        stop = min(at + self._need - len(held), end)
+        held += view[at:stop]
+        phase = self._phase
+        if phase == _PREFACE and not PREFACE.startswith(held):
+            raise Violation(ErrorCode.PROTOCOL_ERROR, "the connection does not begin with the HTTP/2 preface")
+        if len(held) == self._need:
+            gathered = bytes(held)
+            held.clear()
+            self._phase, self._need = _HEADER, FRAME_HEADER_SIZE
+            if phase == _HEADER:
+                self._header_came(gathered)
+            elif phase == _BODY:
+                self._frame_received(self._kind, self._flags, self._stream_id, self._frame_head, gathered)
+        return stop
+
+    def _header_came(self, head: bytes) -> None:
+        high, low, kind, flags, stream_id = frame_header.unpack(head)
+        length = high << 8 | low
+        stream_id &= 0x7FFFFFFF
+        self._check_header(kind, flags, stream_id, length)
+        self._kind, self._flags, self._stream_id, self._frame_head = kind, flags, stream_id, head
+        if kind == DATA:
+            self._data_header_came(length)
+        elif kind == PRIORITY or kind > CONTINUATION:
+            self._left = length
+            self._delivering = False
+            self._padding = 0
+            self._phase = _SKIP if length else _HEADER
+        elif length:
+            self._phase, self._need = _BODY, length
+        else:
+            self._frame_received(kind, flags, stream_id, head, b"")
+
+    def _check_header(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if not self._settings_seen:
+            if kind != SETTINGS or flags & ACK:
+                raise Violation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            self._settings_seen = True
+        if length > self._frame_size or length != _FIXED_SIZES.get(kind, length):
+            raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes came")
+        if length > _LARGEST.get(kind, length):
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes came")
+        if kind == PUSH_PROMISE:
+            raise Violation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE came")
+        if bool(self._block_stream) != (kind == CONTINUATION) or (
+            self._block_stream and stream_id != self._block_stream
+        ):
+            raise Violation(
+                ErrorCode.PROTOCOL_ERROR, "a header block was interrupted, or continued without one"
+            )
+        if kind in {HEADERS, CONTINUATION}:
+            self._count_header_block(kind, flags, stream_id, length)
+
+    def _count_header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        """Bound what one header block may make us keep (the CONTINUATION flood)."""
+        if kind == HEADERS:
+            self._block_left, self._block_frames = self._block_limit, self._max_block_frames
+        self._block_left -= length
+        self._block_frames -= 1
+        if self._block_left < 0 or self._block_frames < 0:
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
+        self._block_stream = 0 if flags & END_HEADERS else stream_id
+
+    def _data_header_came(self, length: int) -> None:
+        padded = self._flags & PADDED
+        if padded and not length:
+            raise Violation(
+                ErrorCode.FRAME_SIZE_ERROR, "a padded DATA frame has no room for its padding's length"
+            )
+        self._delivering = self._data_began(self._stream_id, length)
+        self._left = length
+        self._padding = 0
+        if padded:
+            self._phase = _PAD_LENGTH
+        elif length:
+            self._phase = _PAYLOAD
+        else:
+            self._payload_done(empty=True)
+
+    def _pad_length_came(self, pad_length: int) -> None:
+        left = self._left - 1 - pad_length
+        if left < 0:
+            raise Violation(ErrorCode.PROTOCOL_ERROR, "a DATA frame's padding is longer than the frame")
+        self._left, self._padding = left, pad_length + 1
+        if left:
+            self._phase = _PAYLOAD
+        else:
+            self._payload_done(empty=True)
+
+    def _payload_done(self, *, empty: bool) -> None:
+        self._left = max(self._padding - 1, 0)
+        if empty:
+            self._flags |= _EMPTY
+        if self._left:
+            self._phase = _SKIP
+        else:
+            self._skipped()
+
+    def _skipped(self) -> None:
+        """A frame is complete that was not gathered."""
+        self._phase = _HEADER
+        if self._delivering:
+            self._delivering = False
+            flags = self._flags
+            if self._padding or flags & (END_STREAM | _EMPTY):
+                self._data_ended(
+                    self._stream_id,
+                    padding=self._padding,
+                    empty=bool(flags & _EMPTY),
+                    end_stream=bool(flags & END_STREAM),
+                )
