@@ -36,13 +36,17 @@ def hear(
     message: bytes,
     refuse: Callable[[MeshDelta], list[Rejected]] = lambda _: [],
     slice_size: int = 1000,
-) -> tuple[Outcome, list[MeshDelta]]:
+) -> tuple[Outcome, MeshDelta | None]:
     """Take one response the whole way, with a store that refuses what ``refuse`` says."""
     reading = session.receive(message)
     while not reading.scan(slice_size):
         pass
-    deltas = []
-    for delta in reading.deltas():
-        deltas.append(delta)
-        reading.reject(refuse(delta))
-    return session.complete(reading), deltas
+    delta = reading.delta()
+    return session.complete(reading, refuse(delta) if delta else []), delta
+
+
+def changed(session: XdsSession, message: bytes, slice_size: int = 1000) -> MeshDelta:
+    """The delta of a response of a known type."""
+    _, delta = hear(session, message, slice_size=slice_size)
+    assert delta is not None
+    return delta

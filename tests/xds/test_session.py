@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.xds.conversation import hear, requests, resource, response
+from tests.xds.conversation import changed, hear, requests, resource, response
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.pb.envoy.service.discovery.v3 import Node
 from ztunnel.xds import session as session_module
@@ -39,8 +39,8 @@ def test_the_first_requests_go_out_at_once_address_first_with_the_node_in_both()
 def test_a_response_is_applied_and_acknowledged_with_its_nonce_and_nothing_else():
     session = XdsSession(NODE)
     session.open()
-    outcome, deltas = hear(session, response(resource("a"), resource("b"), nonce="77", removed=["c"]))
-    (delta,) = deltas
+    outcome, delta = hear(session, response(resource("a"), resource("b"), nonce="77", removed=["c"]))
+    assert delta is not None
     assert (delta.kind, delta.removed) == (ResourceKind.ADDRESS, ("c",))
     assert [(r.name, r.body) for r in delta.resources] == [("a", b"a"), ("b", b"b")]
     (ack,) = requests([outcome.request])
@@ -112,15 +112,15 @@ def test_a_nacked_first_response_does_not_count_but_a_later_empty_one_does():
 def test_an_empty_response_is_applied_too():
     session = XdsSession(NODE)
     session.open()
-    _, deltas = hear(session, response(type_url=AUTHORIZATION_TYPE))
-    assert deltas == [MeshDelta(1, ResourceKind.AUTHORIZATION)]
+    delta = changed(session, response(type_url=AUTHORIZATION_TYPE))
+    assert delta == MeshDelta(1, ResourceKind.AUTHORIZATION)
 
 
 def test_a_response_of_an_unknown_type_changes_nothing_and_is_acknowledged():
     session = XdsSession(NODE)
     session.open()
-    outcome, deltas = hear(session, response(resource("a"), type_url="t/Unknown", nonce="9", removed=["b"]))
-    assert (deltas, outcome.known_type, outcome.nack) == ([], False, None)
+    outcome, delta = hear(session, response(resource("a"), type_url="t/Unknown", nonce="9", removed=["b"]))
+    assert (delta, outcome.known_type, outcome.nack) == (None, False, None)
     (ack,) = requests([outcome.request])
     assert (ack.type_url, ack.response_nonce, ack.error_detail) == ("t/Unknown", "9", None)
 
@@ -135,26 +135,21 @@ def test_a_malformed_message_changes_nothing():
     assert not session.ready
 
 
-def test_a_big_response_is_applied_in_slices_with_the_removals_last():
+def test_a_response_read_in_slices_is_one_delta_in_order():
     session = XdsSession(NODE, numbers=count(40))
     session.open()
     message = response(*(resource(str(n)) for n in range(25)), removed=["gone"])
-    outcome, deltas = hear(session, message, refusing("3", "17"), slice_size=10)
-    assert [name for delta in deltas for name in (r.name for r in delta.resources)] == [
-        str(n) for n in range(25)
-    ]
-    assert [delta.removed for delta in deltas] == [()] * (len(deltas) - 1) + [("gone",)]
-    assert [delta.number for delta in deltas] == list(range(40, 40 + len(deltas)))
-    assert max(len(delta.resources) for delta in deltas) <= 10
-    assert outcome.nack == "3: no good; 17: no good"
-
-
-def test_policies_are_applied_in_one_piece():
-    session = XdsSession(NODE)
-    session.open()
-    message = response(*(resource(str(n)) for n in range(25)), type_url=AUTHORIZATION_TYPE)
-    _, deltas = hear(session, message, slice_size=10)
-    assert [len(delta.resources) for delta in deltas] == [25]
+    reading = session.receive(message)
+    assert not reading.scan(10)
+    assert not reading.scan(10)
+    assert reading.scan(10)
+    delta = reading.delta()
+    assert delta is not None
+    assert [r.name for r in delta.resources] == [str(n) for n in range(25)]
+    assert (delta.number, delta.removed) == (40, ("gone",))
+    outcome = session.complete(reading, [Rejected("17", "no good"), Rejected("3", "undecodable")])
+    assert outcome.nack == "17: no good; 3: undecodable"
+    assert changed(session, response()).number == 41
 
 
 def test_a_name_both_sent_and_removed_is_known_afterwards_since_the_server_sent_it():
@@ -181,12 +176,9 @@ class TestTooManyNamesForOneRequest:
         session = self.reconnected()
         now = [resource(f"name-{n}", f"v{n}") for n in range(2, 8)]
         now[3] = resource("name-5", "changed")
-        outcome, deltas = hear(
-            session, response(*now, resource("new", "v"), removed=["name-0"]), slice_size=3
-        )
-        assert [r.name for delta in deltas for r in delta.resources] == ["name-5", "new"]
-        assert sorted(deltas[-1].removed) == ["name-0", "name-1", "name-8", "name-9"]
-        assert outcome.nack is None
+        delta = changed(session, response(*now, resource("new", "v"), removed=["name-0"]), slice_size=3)
+        assert [r.name for r in delta.resources] == ["name-5", "new"]
+        assert sorted(delta.removed) == ["name-0", "name-1", "name-8", "name-9"]
         assert session.versions(ADDRESS_TYPE) == {
             **{f"name-{n}": f"v{n}" for n in range(2, 8)},
             "name-5": "changed",
@@ -195,18 +187,19 @@ class TestTooManyNamesForOneRequest:
 
     def test_only_the_first_answer_of_the_type_is_taken_for_the_whole(self):
         session = self.reconnected()
-        _, deltas = hear(session, response(resource("p2", ""), type_url=AUTHORIZATION_TYPE))
-        assert deltas[-1].removed == ()
+        message = response(resource("p2", ""), type_url=AUTHORIZATION_TYPE)
+        assert changed(session, message).removed == ()
         hear(session, response(*(resource(f"name-{n}", f"v{n}") for n in range(10))))
-        _, deltas = hear(session, response(resource("name-1", "v1")))
-        assert [r.name for r in deltas[0].resources] == ["name-1"]
-        assert deltas[-1].removed == ()
+        delta = changed(session, response(resource("name-1", "v1")))
+        assert [r.name for r in delta.resources] == ["name-1"]
+        assert delta.removed == ()
 
     def test_a_refused_resource_of_the_answer_is_not_removed(self):
         session = self.reconnected()
         message = response(*(resource(f"name-{n}", f"w{n}") for n in range(10)))
-        outcome, deltas = hear(session, message, refusing("name-4"))
-        assert deltas[-1].removed == ()
+        outcome, delta = hear(session, message, refusing("name-4"))
+        assert delta is not None
+        assert delta.removed == ()
         assert outcome.nack == "name-4: no good"
         assert session.versions(ADDRESS_TYPE)["name-4"] == "v4"
 
@@ -216,8 +209,8 @@ class TestTooManyNamesForOneRequest:
             hear(session, response(resource("x"))[:-1])
         session.close()
         session.open()
-        _, deltas = hear(session, response(*(resource(f"name-{n}", f"v{n}") for n in range(9))))
-        assert deltas[-1].removed == ("name-9",)
+        delta = changed(session, response(*(resource(f"name-{n}", f"v{n}") for n in range(9))))
+        assert delta.removed == ("name-9",)
 
     def test_on_demand_the_names_go_in_several_requests_each_within_the_budget(self):
         session = XdsSession(NODE, on_demand=True, request_budget=60)

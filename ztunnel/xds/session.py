@@ -7,9 +7,8 @@ the keys somebody waits for, and whether the first sync has happened.
     requests = session.open()                     a stream opens: these bytes go out at once, in order
     reading = session.receive(message)            one message came in
     while not reading.scan(): ...                 read it, a slice at a time; the caller yields in between
-    for delta in reading.deltas():                apply, a slice at a time, in order
-        reading.reject(await apply(delta))
-    outcome = session.complete(reading)           the ACK or NACK to send, and what became true by it
+    delta = reading.delta()                       what changes; the store puts it into force
+    outcome = session.complete(reading, rejected) the ACK or NACK to send, and what became true by it
     session.close()                               the stream is gone
 
 Both subscriptions are requested at once, before anything is heard: servers send their response headers
@@ -36,10 +35,9 @@ Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workl
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 
 from ztunnel.messages import MeshDelta, Rejected, Resource, ResourceKind
 from ztunnel.xds.wire import ResponseScanner, encode_request, encode_version
@@ -54,7 +52,7 @@ REQUEST_BUDGET = 4_000_000
 """How large a request may get, in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
 
 SLICE = 1_000
-"""How many resources are read or applied without a pause: 2 to 3 ms of reading."""
+"""How many resources are read without a pause: 2 to 3 ms."""
 
 MAX_WAITED_FOR = 10_000
 """How many keys may be waited for at a time; a demand beyond that is a miss at once."""
@@ -84,14 +82,12 @@ class Outcome:
 class Reading:
     """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
 
-    __slots__ = ("_rejected", "_scanner", "_session", "_slices", "removed")
+    __slots__ = ("_resources", "_scanner", "_session")
 
     def __init__(self, session: XdsSession, message: bytes) -> None:
         self._session = session
         self._scanner = ResponseScanner(message)
-        self._slices: deque[tuple[Resource, ...]] = deque()
-        self._rejected: list[Rejected] = []
-        self.removed: list[str] = []
+        self._resources: tuple[Resource, ...] = ()
 
     @property
     def type_url(self) -> str:
@@ -104,58 +100,35 @@ class Reading:
         return self._scanner.value_bytes
 
     @property
-    def scanner(self) -> ResponseScanner:
-        """The scanned envelope, for the session's bookkeeping."""
+    def envelope(self) -> ResponseScanner:
+        """The scanned envelope, for the session's books."""
         return self._scanner
-
-    @property
-    def rejected(self) -> list[Rejected]:
-        """What the store refused so far, in order."""
-        return self._rejected
 
     def scan(self, slice_size: int = SLICE) -> bool:
         """Read the next slice; True when all is read.
 
         Raises `MalformedResponseError`; then the stream is to be ended, and nothing has changed.
         """
-        if not self._scanner.scan(slice_size):
+        scanner = self._scanner
+        if not scanner.scan(slice_size):
             return False
-        self._slices.extend(self._scanner.slices)
-        self._scanner.slices.clear()
-        self.removed = self._scanner.removed
-        self._session.reconcile(self)
+        self._resources = tuple(chain.from_iterable(scanner.slices))
+        scanner.slices.clear()
+        if scanner.type_url in KINDS:
+            self._resources = self._session.reconcile(scanner, self._resources)
         return True
 
-    def keep(self, changed: Iterable[tuple[Resource, ...]]) -> None:
-        """Replace what is to be applied."""
-        self._slices = deque(changed)
+    def delta(self) -> MeshDelta | None:
+        """What to apply; None for a type that we never asked for. Call once: the resources are let go of.
 
-    @property
-    def slices(self) -> Iterable[tuple[Resource, ...]]:
-        """What is to be applied, in order."""
-        return self._slices
-
-    def deltas(self) -> Iterator[MeshDelta]:
-        """What to apply, in order; each slice is let go of when the next is asked for.
-
-        At least one for a type we know (an empty response is a delta too); none for any other type.
-        Addresses come in slices, each of which is applied as a whole; policies come in one piece, since an
-        ALLOW without the DENY beside it would be wider than either state. Removals come last.
+        It is the whole response, empty or not, since the store gives it a meaning as a whole (a service finds
+        all its endpoints, an ALLOW comes with the DENY beside it). Applying it in slices is the store's part.
         """
+        resources, self._resources = self._resources, ()
         kind = KINDS.get(self._scanner.type_url)
         if kind is None:
-            self._slices.clear()
-            return
-        if kind is ResourceKind.AUTHORIZATION:
-            self._slices = deque((tuple(resource for part in self._slices for resource in part),))
-        while len(self._slices) > 1:
-            yield MeshDelta(self._session.next_number(), kind, self._slices.popleft())
-        last = self._slices.popleft() if self._slices else ()
-        yield MeshDelta(self._session.next_number(), kind, last, tuple(self.removed))
-
-    def reject(self, rejected: Iterable[Rejected]) -> None:
-        """Note what the store refused of a delta."""
-        self._rejected.extend(rejected)
+            return None
+        return MeshDelta(self._session.next_number(), kind, resources, tuple(self._scanner.removed))
 
 
 class XdsSession:
@@ -235,43 +208,35 @@ class XdsSession:
         """Begin to read a response. One at a time: complete it before the next."""
         return Reading(self, message)
 
-    def reconcile(self, reading: Reading) -> None:
+    def reconcile(self, response: ResponseScanner, resources: tuple[Resource, ...]) -> tuple[Resource, ...]:
         """Where the names stayed home (see above): turn the whole mesh that came into the difference.
 
-        Called by `Reading.scan`.
+        Returns the resources that are to be applied. Called by `Reading.scan`.
         """
-        type_url = reading.type_url
-        if type_url not in self._resync:
-            return
-        self._resync.discard(type_url)
-        known = self._versions[type_url]
-        scanner = reading.scanner
-        came = set(scanner.names)
-        already = set(reading.removed)
-        reading.removed.extend(name for name in known if name not in came and name not in already)
-        version_of = iter(scanner.versions)
-        changed = []
-        for part in reading.slices:
-            kept = []
-            for resource in part:
-                version = next(version_of)
-                if not version or known.get(resource.name) != version:
-                    kept.append(resource)
-            changed.append(tuple(kept))
-        reading.keep(part for part in changed if part)
+        if response.type_url not in self._resync:
+            return resources
+        self._resync.discard(response.type_url)
+        known = self._versions[response.type_url]
+        kept = {*response.names, *response.removed}
+        response.removed.extend(name for name in known if name not in kept)
+        return tuple(
+            resource
+            for resource, version in zip(resources, response.versions, strict=True)
+            if not version or known.get(resource.name) != version
+        )
 
-    def complete(self, reading: Reading) -> Outcome:
-        """All of a response is applied or rejected: do the books, and say what to send."""
-        scanner = reading.scanner
+    def complete(self, reading: Reading, rejected: Sequence[Rejected] = ()) -> Outcome:
+        """All of a response is applied, or rejected in this order: do the books, and say what to send."""
+        scanner = reading.envelope
         type_url = scanner.type_url
         known_type = type_url in KINDS
         became_ready = False
         answered: frozenset[str] = frozenset()
-        nack = "; ".join(f"{bad.name}: {bad.reason}" for bad in reading.rejected) or None
+        nack = "; ".join(f"{bad.name}: {bad.reason}" for bad in rejected) or None
         if known_type:
-            self._record(reading)
+            self._record(scanner, {bad.name for bad in rejected})
             if type_url == ADDRESS_TYPE and self._pending:
-                answered = self._answer(scanner, reading.removed)
+                answered = self._answer(scanner)
             if nack is None and type_url in self._awaited:
                 self._awaited.discard(type_url)
                 became_ready = not self._awaited
@@ -336,25 +301,17 @@ class XdsSession:
             size += len(entry)
         yield request + b"".join(entries)
 
-    def _record(self, reading: Reading) -> None:
-        scanner = reading.scanner
-        known = self._versions[scanner.type_url]
-        for name in reading.removed:
+    def _record(self, response: ResponseScanner, rejected: set[str]) -> None:
+        known = self._versions[response.type_url]
+        for name in response.removed:
             known.pop(name, None)
-        if not reading.rejected:
-            known.update(zip(scanner.names, scanner.versions, strict=True))
-            return
-        rejected = {bad.name for bad in reading.rejected}
-        known.update(
-            (name, version)
-            for name, version in zip(scanner.names, scanner.versions, strict=True)
-            if name not in rejected
-        )
+        came = zip(response.names, response.versions, strict=True)
+        known.update((pair for pair in came if pair[0] not in rejected) if rejected else came)
 
-    def _answer(self, scanner: ResponseScanner, removed: Iterable[str]) -> frozenset[str]:
+    def _answer(self, response: ResponseScanner) -> frozenset[str]:
         pending = self._pending
-        answered = pending.intersection(scanner.names)
-        answered |= pending.intersection(scanner.aliases)
-        answered |= pending.intersection(removed)
+        answered = pending.intersection(response.names)
+        answered |= pending.intersection(response.aliases)
+        answered |= pending.intersection(response.removed)
         pending -= answered
         return frozenset(answered)
