@@ -23,15 +23,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import trio
 
 from tests.e2e.local_file import to_yaml
 from tests.e2e.pod import MeshPod
+from ztunnel.certs.shared_root import write_root
 from ztunnel.demo.capture import Capture
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment
-from ztunnel.demo.fake_root import write_root
 from ztunnel.demo.machine import Machine, interruptible
 from ztunnel.demo.network import Network, Node
 
@@ -119,7 +120,7 @@ class Mesh:
         self.deployment = deployment
         self.environment = dict(environment)
         self.cluster = "Kubernetes"
-        self.root = write_root(machine.directory / "root.pem")
+        self.root = write_root(machine.directory / "root.pem", datetime.now(UTC).timestamp())
         self.file = machine.directory / "mesh.yaml"
         self.pods: list[MeshPod] = []
         self.services: list[dict[str, Any]] = []

@@ -23,7 +23,7 @@ class KeyPair:
 
     @classmethod
     def load(cls, path: Path) -> KeyPair:
-        """Read both from one PEM file, as `ztunnel.demo.fake_root` writes it."""
+        """Read both from one PEM file, as `ztunnel.certs.shared_root` writes it."""
         pem = path.read_bytes()
         key = serialization.load_pem_private_key(pem, None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)

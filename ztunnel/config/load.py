@@ -315,6 +315,7 @@ def _ca(env: _Environment, warnings: list[str]) -> dict[str, Any]:
         "alt_ca_hostname": env.nonempty("ALT_CA_HOSTNAME"),
         "secret_ttl": env.seconds("SECRET_TTL", _DEFAULTS.secret_ttl),
         "fake_ca": fake,
+        "fake_ca_root": env.nonempty("ZTUNNEL_FAKE_CA_ROOT"),
         "tls12_enabled": env.text("TLS12_ENABLED") == "true",
         "pqc": env.text("COMPLIANCE_POLICY") == "pqc",
         "crl_path": env.nonempty("CRL_PATH"),

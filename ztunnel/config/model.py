@@ -142,6 +142,7 @@ class Config:
     proxy_metadata: without the prefix ``ISTIO_META_``; node_metadata_json: the parsed ``ISTIO_METAJSON_*``.
     enable_response_baggage: "enhanced baggage", the request's for labels and our own on the answer.
     crl_path: None when revocation lists are off.
+    fake_ca_root: a file with the built-in CA's root and key, for several ztunnels to share; None: its own.
     workload_wait: how long a connection waits for its local workload to appear from xDS.
     metrics_max_series: series a traffic family may have before further ones are counted as overflow.
     metrics_series_ttl: after how long series of a workload that has gone are dropped.
@@ -208,6 +209,7 @@ class Config:
     auth: AuthSource | None = None
     secret_ttl: float = 86_400.0
     fake_ca: bool = False
+    fake_ca_root: str | None = None
     tls12_enabled: bool = False
     pqc: bool = False
     crl_path: str | None = None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ztunnel.demo.fake_root import VARIABLE as FAKE_CA_ROOT
+from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.namespaces import Namespace
 from ztunnel.demo.processes import Process
@@ -56,8 +56,9 @@ def dedicated_environment(
 ) -> dict[str, str]:
     """The environment of a ztunnel for one workload, with a local mesh file and the built-in CA.
 
-    ``root`` is the CA's key and certificate, see `ztunnel.demo.fake_root`; ``inherit`` is where a few general
-    variables are taken from; ``extra`` overrides all. DNS capture is off unless ``extra`` says otherwise.
+    ``root`` is the CA's key and certificate, see `ztunnel.certs.shared_root`; ``inherit`` is where a few
+    general variables are taken from; ``extra`` overrides all. DNS capture is off unless ``extra`` says
+    otherwise.
     """
     environment = {key: value for key, value in inherit.items() if key in _INHERITED}
     environment |= {

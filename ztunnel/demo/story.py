@@ -1,0 +1,330 @@
+"""The demo itself, in network namespaces: each step is done, checked and shown.
+
+What is shown is what happened: every excerpt comes from the programs' own output, and a step whose outcome
+is not the expected one ends the demo with DemoFailedError.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ztunnel.certs.shared_root import write_root
+from ztunnel.demo import processes
+from ztunnel.demo.capture import Capture, reassemble, tls_records
+from ztunnel.demo.dedicated import Ztunnel, connect, dedicated_environment
+from ztunnel.demo.machine import Machine
+from ztunnel.demo.network import Network, Pod, RedirectionUnavailableError
+from ztunnel.demo.page import Page, log_excerpt, sample_excerpt
+from ztunnel.demo.redirection import RedirectionOptions
+
+APPLICATION_PORT = 8080
+HBONE_PORT = 15008
+SOCKS5_PORT = 15080
+GREETING = "Hello from the pod web."
+REQUEST_TEXTS = ("GET / HTTP", "Host: ", GREETING)
+SHOWN_LABELS = (
+    "reporter",
+    "source_principal",
+    "destination_service",
+    "connection_security_policy",
+    "response_flags",
+)
+
+
+class DemoFailedError(RuntimeError):
+    """A step did not come out as it must; the text says which and what was there instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """``privileged``: as root of the machine, with named namespaces; else root of a user namespace only."""
+
+    privileged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _DemoPod:
+    pod: Pod
+    ztunnel: Ztunnel
+
+
+class _Mesh:
+    """The pods of mesh.yaml with their ztunnels."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.file = copy_resource("mesh.yaml", machine.directory)
+        self.workloads = load_workloads(self.file)
+        self.vip = load_vip(self.file)
+        self.network = Network(machine)
+        self.socks5: str | None = None
+        self.backend = ""
+        self.pods: dict[str, _DemoPod] = {}
+        self._root = write_root(machine.directory / "root.pem", datetime.now(UTC).timestamp())
+
+    def build(self) -> None:
+        """Make the pods and redirect their traffic; where that is not possible, note why in `socks5`."""
+        made = []
+        for workload in self.workloads:
+            ipv4, ipv6 = workload["workloadIps"]
+            made.append(self.network.node(workload["node"]).pod(workload["name"], ipv4=ipv4, ipv6=ipv6))
+        try:
+            for pod in made:
+                self.backend = self.network.redirect(pod, RedirectionOptions())
+        except RedirectionUnavailableError as error:
+            self.socks5 = str(error)
+        for pod, workload in zip(made, self.workloads, strict=True):
+            environment = dedicated_environment(
+                namespace=workload["namespace"],
+                name=workload["name"],
+                service_account=workload["serviceAccount"],
+                mesh_file=self.file,
+                root=self._root,
+                inherit=os.environ,
+                extra={"UNSTABLE_ENABLE_SOCKS5": "true"} if self.socks5 else None,
+            )
+            ztunnel = Ztunnel.start(self.machine, f"ztunnel-{pod.name}", environment, pod.namespace)
+            self.pods[pod.name] = _DemoPod(pod, ztunnel)
+
+    def start_server(self, pod: Pod) -> None:
+        """An ordinary HTTP server."""
+        directory = self.machine.directory / "www"
+        directory.mkdir()
+        (directory / "index.html").write_text(GREETING + "\n")
+        command = [sys.executable, "-m", "http.server", str(APPLICATION_PORT), "--bind", "::"]
+        server = self.machine.spawn("http-server", command, namespace=pod.namespace, directory=directory)
+
+        def listening() -> bool:
+            try:
+                connect("127.0.0.1", APPLICATION_PORT, namespace=pod.namespace).close()
+            except OSError:
+                return False
+            return True
+
+        server.wait_until(listening, what="listening", timeout=20)
+
+    def command(self) -> list[str]:
+        """An ordinary HTTP client that asks the service."""
+        url = f"http://{self.vip}/"
+        if curl := shutil.which("curl"):
+            proxy = ["--socks5", f"127.0.0.1:{SOCKS5_PORT}"] if self.socks5 else []
+            return [curl, "-sS", "--max-time", "10", *proxy, url]
+        return [sys.executable, "-m", "ztunnel.demo.fetch", url, *([str(SOCKS5_PORT)] if self.socks5 else [])]
+
+    def ask(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Run the client in a pod."""
+        return processes.run(self.command(), namespace=self.pods[name].pod.namespace)
+
+    def access_line(self, name: str, *texts: str) -> str:
+        """The line of a pod's ztunnel that tells of a finished connection with these texts."""
+        process = self.pods[name].ztunnel.process
+
+        def find() -> str | None:
+            for line in process.output().splitlines():
+                if "connection complete" in line and all(text in line for text in texts):
+                    return line
+            return None
+
+        return process.wait_until(find, what=f"logging a finished connection with {texts}", timeout=10)
+
+
+def tell(page: Page, machine: Machine, surroundings: Surroundings, *, keep: bool) -> None:
+    """Build the mesh, show the six steps, and with ``keep`` wait for Ctrl-C."""
+    started = time.monotonic()
+    page.step("A mesh of three pods on two nodes")
+    mesh = _Mesh(machine)
+    mesh.build()
+    mesh.start_server(mesh.pods["web"].pod)
+    for entry in mesh.pods.values():
+        entry.ztunnel.wait_ready()
+    _show_mesh(page, mesh, surroundings, time.monotonic() - started)
+
+    client, web = mesh.pods["client"], mesh.pods["web"]
+    node = mesh.network.nodes["a"]
+    with (
+        Capture(mesh.network.wire, mesh.network.wire_port(node)) as wire,
+        Capture(client.pod.namespace, "lo") as inside,
+    ):
+        _show_request(page, mesh)
+        _show_logs(page, mesh)
+        _show_wire(page, wire, inside, web.pod)
+        _show_denial(page, mesh)
+    _show_metrics(page, mesh)
+    page.line(f"\nThat took {time.monotonic() - started:.1f} seconds.")
+    if keep:
+        _show_how_to_play(page, mesh, surroundings)
+        signal.pause()
+
+
+def _show_mesh(page: Page, mesh: _Mesh, surroundings: Surroundings, seconds: float) -> None:
+    for workload in mesh.workloads:
+        identity = f"{workload['trustDomain']}/ns/{workload['namespace']}/sa/{workload['serviceAccount']}"
+        address = workload["workloadIps"][0]
+        page.excerpt(
+            [f"node {workload['node']}   pod {workload['name']:<9} {address:<11} spiffe://{identity}"]
+        )
+    where = "network namespaces" if surroundings.privileged else "network namespaces in an own user namespace"
+    if mesh.socks5:
+        page.text(
+            f"Nodes and pods are {where} (not root's, no other part of the machine is touched). Redirection "
+            f"rules cannot be set here ({mesh.socks5}), so applications ask their ztunnel over SOCKS5."
+        )
+    else:
+        page.text(
+            f"Nodes and pods are {where}; istio-cni's redirection rules ({mesh.backend}) lead each pod's "
+            f"traffic through a ztunnel of its own. Built and ready after {seconds:.1f} s."
+        )
+
+
+def _show_request(page: Page, mesh: _Mesh) -> None:
+    page.step("An ordinary request from the pod client to the service web")
+    result = mesh.ask("client")
+    page.excerpt([f"client$ {_display(mesh.command())}", *(result.stdout + result.stderr).splitlines()])
+    if GREETING not in result.stdout:
+        raise DemoFailedError(f"the request did not go through: {result.stderr.strip() or result.stdout!r}")
+    page.text("The client asked for the service's address; both programs believe that they speak plain HTTP.")
+
+
+def _show_logs(page: Page, mesh: _Mesh) -> None:
+    page.step("What the ztunnels on both sides logged about it")
+    page.excerpt([log_excerpt(mesh.access_line("client", 'direction="outbound"'))])
+    page.line()
+    page.excerpt([log_excerpt(mesh.access_line("web", 'direction="inbound"', 'src.workload="client"'))])
+
+
+def _show_wire(page: Page, wire: Capture, inside: Capture, server: Pod) -> None:
+    page.step("What the wire between the nodes saw of it")
+    segments = wire.read()
+    streams = reassemble(segments)
+    sent = next((data for flow, data in streams.items() if flow.dst == server.ipv4 and data), b"")
+    records = tls_records(sent)
+    if not records:
+        raise DemoFailedError(f"the capture shows no TLS towards {server.ipv4}: {sent[:60]!r}")
+    if not all(HBONE_PORT in {flow.src_port, flow.dst_port} for flow in streams):
+        raise DemoFailedError(f"the capture shows other ports than {HBONE_PORT}: {list(streams)}")
+    captured = b"".join([*wire.packets, *streams.values()])
+    total = sum(len(packet) for packet in wire.packets)
+    page.text(
+        f"{len(wire.packets)} packets with {total} bytes, all TCP to or from port {HBONE_PORT} of the server's "
+        "pod. In the direction of the request these TLS records (kind and length):"
+    )
+    page.excerpt([", ".join(f"{record.kind} ({record.length})" for record in records)])
+    plain = b"".join(reassemble(inside.read()).values())
+    for text in REQUEST_TEXTS:
+        if text.encode() in captured:
+            raise DemoFailedError(f"the wire shows {text!r} in the clear")
+        if text.encode() not in plain:
+            raise DemoFailedError(
+                f"the pod's own loopback does not show {text!r}, so its absence proves nothing"
+            )
+    page.text(
+        f"None of {', '.join(repr(text) for text in REQUEST_TEXTS)} is in these packets. All of them are in "
+        "a capture inside the client's pod, where the request goes from the client to ztunnel."
+    )
+
+
+def _show_denial(page: Page, mesh: _Mesh) -> None:
+    page.step("The pod stranger asks for the same, and a policy denies it")
+    result = mesh.ask("stranger")
+    page.excerpt([f"stranger$ {_display(mesh.command())}", *(result.stdout + result.stderr).splitlines()])
+    if result.returncode == 0 or GREETING in result.stdout:
+        raise DemoFailedError("the policy did not deny the pod stranger")
+    page.text(
+        "The policy shop/only-client allows spiffe://cluster.local/ns/default/sa/client alone. The "
+        "certificate of the pod stranger says otherwise, and the server's ztunnel refuses before the server "
+        "hears of it:"
+    )
+    page.excerpt([log_excerpt(mesh.access_line("web", 'src.workload="stranger"', "policy rejection"))])
+    page.line()
+    page.excerpt([log_excerpt(mesh.access_line("stranger", 'direction="outbound"', "error="))])
+
+
+def _show_metrics(page: Page, mesh: _Mesh) -> None:
+    page.step("The metrics that came of it (port 15020 of the server's ztunnel, some labels left out)")
+    wanted = {
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_failed_total",
+        "istio_tcp_received_bytes_total",
+        "istio_tcp_sent_bytes_total",
+    }
+    samples = [sample for sample in mesh.pods["web"].ztunnel.metrics() if sample.name in wanted]
+    denied = [sample for sample in samples if sample.labels.get("response_flags") == "DENY"]
+    if not denied or len(samples) < len(wanted):
+        raise DemoFailedError(f"the metrics do not tell of the connections: {samples}")
+    page.excerpt(
+        sample_excerpt(sample.name, sample.labels, sample.value, SHOWN_LABELS)
+        for sample in samples
+        if sample.value > 0
+    )
+
+
+def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings) -> None:
+    command = " ".join([Path(mesh.command()[0]).name, *mesh.command()[1:]])
+    page.line("\nThe mesh runs until you press Ctrl-C here. To play with it, in another terminal:")
+
+    def enter(name: str) -> str:
+        pod = mesh.pods[name]
+        if not surroundings.privileged:
+            return f"nsenter -t {pod.ztunnel.process.pid} -U -n --preserve-credentials"
+        if shutil.which("ip"):
+            return f"sudo ip netns exec {pod.pod.namespace.name}"
+        return f"sudo nsenter -t {pod.ztunnel.process.pid} -n"
+
+    page.excerpt(
+        [
+            f"{enter('client')} {command}",
+            f"{enter('stranger')} {command}",
+            f"{enter('web')} curl -s http://127.0.0.1:15020/metrics",
+            f"{enter('web')} curl -s http://127.0.0.1:15000/config_dump",
+            f"tail -f {mesh.machine.directory}/ztunnel-web.log",
+            f"$EDITOR {mesh.file}     # the ztunnels follow changes of their mesh",
+        ]
+    )
+
+
+def _display(command: list[str]) -> str:
+    shown = [argument for argument in command if argument not in {"-sS", "--max-time", "10"}]
+    return " ".join([Path(shown[0]).name, *shown[1:]])
+
+
+def copy_resource(name: str, directory: Path) -> Path:
+    """Put a file of this package into a directory; gives its path there."""
+    target = directory / name
+    target.write_text(importlib.resources.files("ztunnel.demo").joinpath(name).read_text())
+    return target
+
+
+class _TagBlindLoader(yaml.SafeLoader):
+    """Reads local mesh files for their plain values; the tags of string matches are dropped."""
+
+
+_TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.load(file.read_text(), Loader=_TagBlindLoader)  # noqa: S506 - a SafeLoader
+    return loaded
+
+
+def load_workloads(file: Path) -> list[dict[str, Any]]:
+    """The workloads of a local mesh file, as written."""
+    workloads: list[dict[str, Any]] = _load(file)["workloads"]
+    return workloads
+
+
+def load_vip(file: Path) -> str:
+    """The address of the first service of a local mesh file."""
+    vip: str = _load(file)["services"][0]["vips"][0]
+    return vip.rpartition("/")[2]
