@@ -145,7 +145,7 @@ class Config:
     fake_ca_root: a file with the built-in CA's root and key, for several ztunnels to share; None: its own.
     workload_wait: how long a connection waits for its local workload to appear from xDS.
     metrics_max_series: series a traffic family may have before further ones are counted as overflow.
-    metrics_series_ttl: after how long series of a workload that has gone are dropped.
+    metrics_series_ttl: after how long a series without connections may be dropped.
     metrics_drop_labels: traffic labels whose value is always ``unknown``.
     warnings: what is odd about the environment but no error, to be logged at start.
     """
@@ -219,7 +219,7 @@ class Config:
     authz_policy_info_logging: bool = False
     workload_wait: float = 5.0
     metrics_max_series: int = 100_000
-    metrics_series_ttl: float = 300.0
+    metrics_series_ttl: float = 3600.0
     metrics_drop_labels: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 

@@ -1,0 +1,142 @@
+"""The access log: what is known of a connection as fields in their order, and the three lines made of them.
+
+Up to `AccessLog` everything here is pure. Byte counts are named from the point of view of the workload that
+ztunnel serves, as the existing implementation has it: what it sent, what it received. Metrics count by
+client and server instead, so for an outgoing connection the two are crossed.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ztunnel.model.address import SocketAddress
+from ztunnel.observe.filter import Level
+from ztunnel.observe.labels import End
+from ztunnel.observe.logging import Logger, get_logger
+
+
+class Direction(Enum):
+    """Which way a connection goes, seen from the workload that ztunnel serves."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+_PLAIN_AUTHORITY = frozenset(string.ascii_letters + string.digits + ".-_:[]@")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLogEntry:
+    """What is known of a connection when it is opened.
+
+    hbone_address: the CONNECT's authority, None for plaintext.
+    service: hostname of the service that was addressed.
+    mtls: whether identities are proved; otherwise they are not shown.
+    """
+
+    direction: Direction
+    source_address: SocketAddress
+    destination_address: SocketAddress
+    source: End | None = None
+    destination: End | None = None
+    hbone_address: str | SocketAddress | None = None
+    service: str | None = None
+    mtls: bool = False
+
+
+def opened_fields(entry: AccessLogEntry) -> dict[str, Any]:
+    """The fields of ``connection opened``; unknown ones are None, which a logger leaves out."""
+    source, destination, mtls = entry.source, entry.destination, entry.mtls
+    fields: dict[str, Any] = {"src.addr": entry.source_address}
+    if source is not None:
+        fields["src.workload"] = source.shown or None
+        fields["src.namespace"] = source.namespace or None
+        fields["src.identity"] = (source.principal or None) if mtls else None
+        fields["src.cluster"] = source.cluster or None
+    fields["dst.addr"] = entry.destination_address
+    fields["dst.hbone_addr"] = _authority(entry.hbone_address)
+    fields["dst.service"] = entry.service or None
+    if destination is not None:
+        fields["dst.workload"] = destination.shown or None
+        fields["dst.namespace"] = destination.namespace or None
+        fields["dst.identity"] = (destination.principal or None) if mtls else None
+        fields["dst.cluster"] = destination.cluster or None
+    fields["direction"] = entry.direction.value
+    return fields
+
+
+def complete_fields(
+    entry: AccessLogEntry, *, received: int, sent: int, seconds: float, error: str | None = None
+) -> dict[str, Any]:
+    """The fields of ``connection complete``.
+
+    ``received`` is the number of bytes from client to server, ``sent`` from server to client, as in metrics.
+    """
+    outbound = entry.direction is Direction.OUTBOUND
+    fields = opened_fields(entry)
+    fields["bytes_sent"] = received if outbound else sent
+    fields["bytes_recv"] = sent if outbound else received
+    fields["duration"] = f"{int(seconds * 1000)}ms"
+    fields["error"] = error
+    return fields
+
+
+def failed_fields(
+    direction: Direction, source: SocketAddress, destination: SocketAddress, error: str
+) -> dict[str, Any]:
+    """The fields of ``connection failed``: refused before anything is known of the connection."""
+    return {"src.addr": source, "dst.addr": destination, "direction": direction.value, "error": error}
+
+
+class _Bare:
+    """A text that the plain format shows without quotes, as it does addresses."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def _authority(value: str | SocketAddress | None) -> object:
+    """Without quotes, unless the peer sent something that could pass for further fields."""
+    if isinstance(value, str):
+        return _Bare(value) if value and _PLAIN_AUTHORITY.issuperset(value) else value or None
+    return value
+
+
+class AccessLog:
+    """Writes the lines of one workload's connections; ``workload`` is ``namespace/pod``, for its own level."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self, workload: str | None = None, log: Logger | None = None) -> None:
+        log = get_logger("access") if log is None else log
+        self._log = log if workload is None else log.for_workload(workload)
+
+    def opened(self, entry: AccessLogEntry) -> None:
+        """At debug, when the counters are opened."""
+        if self._log.is_enabled(Level.DEBUG):
+            self._log.log(Level.DEBUG, "connection opened", opened_fields(entry))
+
+    def complete(
+        self, entry: AccessLogEntry, *, received: int, sent: int, seconds: float, error: str | None = None
+    ) -> None:
+        """At info, or at error if it failed, when it is over. Byte counts as for `complete_fields`."""
+        level = Level.INFO if error is None else Level.ERROR
+        if self._log.is_enabled(level):
+            fields = complete_fields(entry, received=received, sent=sent, seconds=seconds, error=error)
+            self._log.log(level, "connection complete", fields)
+
+    def failed(
+        self, direction: Direction, source: SocketAddress, destination: SocketAddress, error: str
+    ) -> None:
+        """At warn, for a connection that is refused before it is known what it is."""
+        if self._log.is_enabled(Level.WARN):
+            fields = failed_fields(direction, source, destination, error)
+            self._log.log(Level.WARN, "connection failed", fields)

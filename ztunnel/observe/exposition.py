@@ -1,0 +1,121 @@
+"""Metrics as text: OpenMetrics 1.0, whatever content type was asked for, as the existing implementation does.
+
+prometheus-client could write this too, but it sorts labels, adds ``_created`` series, prints families without
+samples, and takes over a second for 20,000 series with these labels. Here the text of a series' labels is
+made once and kept, and the page comes in pieces, so that others may run between them.
+
+Sources: https://prometheus.io/docs/specs/om/open_metrics_spec/, reference/operations.md section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from ztunnel.observe.families import CATALOGUE, Family, Kind
+
+OPENMETRICS_TYPE = "application/openmetrics-text;charset=utf-8;version=1.0.0"
+TEXT_TYPE = "text/plain; charset=utf-8"
+_SLICE = 1000
+_KEPT = 500_000
+
+
+def content_type(accept: str | None) -> str:
+    """The content type to answer with. Items are compared as they stand: a blank after a comma counts."""
+    for item in (accept or "").split(","):
+        if item.split(";")[0].lower() == "application/openmetrics-text":
+            return OPENMETRICS_TYPE
+    return TEXT_TYPE
+
+
+def content_encoding(accept_encoding: str | None) -> str | None:
+    """``gzip`` or ``deflate``, whichever is wanted more, or None for neither (RFC 9110 section 12.5.3).
+
+    br and zstd would need libraries that nothing else here needs.
+    """
+    wanted: dict[str, float] = {}
+    for item in (accept_encoding or "").lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        wanted[name] = quality
+    anything = wanted.get("*", 0.0)
+    best = max(("gzip", "deflate"), key=lambda name: wanted.get(name, anything))
+    return best if wanted.get(best, anything) > 0 else None
+
+
+class Exposition:
+    """Writes pages. One object is kept for all of them, for the label texts that it remembers."""
+
+    def __init__(self) -> None:
+        self._label_texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
+
+    def page(self, totals: Mapping[str, Mapping[tuple[str, ...], float]]) -> Iterator[bytes]:
+        """The page in pieces of about 1000 series.
+
+        ``totals`` are values by sample name and label values; families come in the catalogue's order, and
+        those without samples not at all. ``totals`` must not change before the last piece is taken.
+        """
+        if len(self._label_texts) > _KEPT:
+            self._label_texts.clear()
+        for family in CATALOGUE:
+            if any(totals.get(name) for name in family.samples):
+                yield _head(family).encode()
+                if family.kind is Kind.HISTOGRAM:
+                    yield self._histogram(family, totals).encode()
+                else:
+                    yield from self._simple(family, totals[family.samples[0]].items())
+        yield b"# EOF\n"
+
+    def _simple(self, family: Family, series: Iterable[tuple[tuple[str, ...], float]]) -> Iterator[bytes]:
+        name = family.samples[0]
+        everything = iter(series)
+        while part := list(islice(everything, _SLICE)):
+            lines = [f"{name}{self._labels(family, labels)} {_number(value)}\n" for labels, value in part]
+            yield "".join(lines).encode()
+
+    def _histogram(self, family: Family, totals: Mapping[str, Mapping[tuple[str, ...], float]]) -> str:
+        sum_name, count_name, bucket_name = family.samples
+        counts, buckets = totals.get(count_name, {}), totals.get(bucket_name, {})
+        lines = []
+        for labels, total in totals.get(sum_name, {}).items():
+            text = self._labels(family, labels)
+            lines.append(f"{sum_name}{text} {float(total)!r}\n")
+            lines.append(f"{count_name}{text} {_number(counts.get(labels, 0))}\n")
+            for key, value in buckets.items():
+                if key[:-1] == labels:
+                    inner = text[1:-1]
+                    both = f'{inner}{"," if inner else ""}le="{key[-1]}"'
+                    lines.append(f"{bucket_name}{{{both}}} {_number(value)}\n")
+        return "".join(lines)
+
+    def _labels(self, family: Family, values: tuple[str, ...]) -> str:
+        # families of the same labels share the texts
+        key = (family.labels, values)
+        found = self._label_texts.get(key)
+        if found is None:
+            pairs = zip(family.labels, values, strict=False)  # trailing labels may be missing
+            inner = ",".join([f'{name}="{_escaped(value)}"' for name, value in pairs])
+            found = self._label_texts[key] = f"{{{inner}}}" if inner else ""
+        return found
+
+
+def _head(family: Family) -> str:
+    unit = f"# UNIT {family.name} {family.unit}\n" if family.unit else ""
+    return f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind.value}\n{unit}"
+
+
+def _escaped(value: str) -> str:
+    if "\\" in value or '"' in value or "\n" in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value.encode("utf-8", "backslashreplace").decode() if not value.isprintable() else value
+
+
+def _number(value: float) -> str:
+    whole = int(value)
+    return str(whole) if whole == value else repr(float(value))

@@ -1,0 +1,189 @@
+"""The catalogue of metrics: names, kinds, labels and help texts, in the order in which they are printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ztunnel.observe.labels import TRAFFIC_LABELS
+
+
+class Kind(Enum):
+    """The OpenMetrics type of a family."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family. ``name`` is that of its TYPE line: without ``_total``.
+
+    help: as printed; registered families of the existing implementation end in a full stop.
+    labels: names in order; trailing ones may be missing from a series.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names of the family's samples, in order."""
+        if self.kind is Kind.COUNTER:
+            return (f"{self.name}_total",)
+        if self.kind is Kind.HISTOGRAM:
+            return (f"{self.name}_sum", f"{self.name}_count", f"{self.name}_bucket")
+        return (self.name,)
+
+
+_SOURCE_LABELS = TRAFFIC_LABELS[1:9]
+_DNS_LABELS = (
+    "request_query_type",
+    "request_protocol",
+    "source_canonical_service",
+    "source_canonical_revision",
+)
+DNS_BUCKETS = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+OPEN_FDS = Family("process_open_fds", _G, "Number of open file descriptors")
+MAX_FDS = Family("process_max_fds", _G, "Maximum number of file descriptors (soft limit)")
+NUM_WORKERS = Family("tokio_num_workers", _G, "The number of processes that carry traffic")
+QUEUE_DEPTH = Family("tokio_global_queue_depth", _G, "The number of tasks that are ready to run")
+ALIVE_TASKS = Family("tokio_num_alive_tasks", _G, "The number of tasks that have not ended")
+BUILD = Family("istio_build", _G, "Istio component build info.", ("component", "tag"))
+XDS_TERMINATIONS = Family(
+    "istio_xds_connection_terminations",
+    _C,
+    "The total number of completed connections to xds server (unstable).",
+    ("reason",),
+)
+XDS_MESSAGES = Family("istio_xds_message", _C, "Total number of messages received (unstable).", ("url",))
+XDS_BYTES = Family(
+    "istio_xds_message_bytes", _C, "Total number of bytes received (unstable).", ("url",), "bytes"
+)
+OPENED = Family(
+    "istio_tcp_connections_opened", _C, "The total number of TCP connections opened.", TRAFFIC_LABELS
+)
+CLOSED = Family(
+    "istio_tcp_connections_closed", _C, "The total number of TCP connections closed.", TRAFFIC_LABELS
+)
+RECEIVED = Family(
+    "istio_tcp_received_bytes",
+    _C,
+    "The size of total bytes received during request in case of a TCP connection.",
+    TRAFFIC_LABELS,
+)
+SENT = Family(
+    "istio_tcp_sent_bytes",
+    _C,
+    "The size of total bytes sent during response in case of a TCP connection.",
+    TRAFFIC_LABELS,
+)
+ON_DEMAND_DNS = Family(
+    "istio_on_demand_dns",
+    _C,
+    "The total number of requests that used on-demand DNS (unstable).",
+    (*_SOURCE_LABELS, "hostname"),
+)
+FAILED = Family(
+    "istio_tcp_connections_failed",
+    _C,
+    "The total number of TCP connections that failed to establish (unstable).",
+    TRAFFIC_LABELS,
+)
+SOCKETS_OPEN = Family(
+    "istio_tcp_sockets_open", _G, "The current number of open TCP sockets (unstable).", ("reporter",)
+)
+CRL_REJECTIONS = Family(
+    "istio_crl_policy_rejections",
+    _C,
+    "The total number of connections rejected due to CRL certificate revocation (unstable).",
+    ("reporter",),
+)
+CRL_UNTRACKED = Family(
+    "istio_crl_untracked_connections",
+    _C,
+    "The total number of connections not tracked for CRL enforcement (unstable).",
+    ("reporter",),
+)
+DNS_REQUESTS = Family("istio_dns_requests", _C, "Total number of DNS requests (unstable).", _DNS_LABELS)
+DNS_UPSTREAM_REQUESTS = Family(
+    "istio_dns_upstream_requests",
+    _C,
+    "Total number of DNS requests forwarded to upstream (unstable).",
+    _DNS_LABELS,
+)
+DNS_UPSTREAM_FAILURES = Family(
+    "istio_dns_upstream_failures",
+    _C,
+    "Total number of DNS requests that failed to forward upstream (unstable).",
+    _DNS_LABELS,
+)
+DNS_UPSTREAM_DURATION = Family(
+    "istio_dns_upstream_request_duration_seconds",
+    _H,
+    "Total time in seconds Istio takes to get DNS response from upstream (unstable).",
+    _DNS_LABELS,
+    "seconds",
+)
+ACTIVE_PROXIES = Family(
+    "workload_manager_active_proxy_count",
+    _G,
+    "The total number current workloads with active proxies (unstable).",
+)
+PENDING_PROXIES = Family(
+    "workload_manager_pending_proxy_count",
+    _G,
+    "The total number current workloads with pending proxies (unstable).",
+)
+PROXIES_STARTED = Family(
+    "workload_manager_proxies_started", _C, "The total number of proxies that were started (unstable)."
+)
+PROXIES_STOPPED = Family(
+    "workload_manager_proxies_stopped", _C, "The total number of proxies that were stopped (unstable)."
+)
+# ours, after all those that dashboards know
+SERIES_OVERFLOW = Family(
+    "ztunnel_traffic_series_overflow",
+    _C,
+    "Connections counted under labels of all unknown, since the limit of traffic series was reached.",
+)
+
+CATALOGUE: tuple[Family, ...] = (
+    OPEN_FDS,
+    MAX_FDS,
+    NUM_WORKERS,
+    QUEUE_DEPTH,
+    ALIVE_TASKS,
+    BUILD,
+    XDS_TERMINATIONS,
+    XDS_MESSAGES,
+    XDS_BYTES,
+    OPENED,
+    CLOSED,
+    RECEIVED,
+    SENT,
+    ON_DEMAND_DNS,
+    FAILED,
+    SOCKETS_OPEN,
+    CRL_REJECTIONS,
+    CRL_UNTRACKED,
+    DNS_REQUESTS,
+    DNS_UPSTREAM_REQUESTS,
+    DNS_UPSTREAM_FAILURES,
+    DNS_UPSTREAM_DURATION,
+    ACTIVE_PROXIES,
+    PENDING_PROXIES,
+    PROXIES_STARTED,
+    PROXIES_STOPPED,
+    SERIES_OVERFLOW,
+)
+
+BY_SAMPLE: dict[str, Family] = {sample: family for family in CATALOGUE for sample in family.samples}
+"""The family of each sample name."""

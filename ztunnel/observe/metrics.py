@@ -1,0 +1,164 @@
+"""The metrics of the whole process group: what data planes report added up, beside what the control side counts.
+
+A data plane reports the values of its series since its own start. Added up over several of them a counter
+must never go down, or whoever scrapes us would take it for a restart and count everything again. So when a
+data plane is replaced (or drops a series that another one still has) the values that it had reported are
+kept as a base. Gauges are not: they are of the present.
+
+The small families of the control side are prometheus-client's own counters and gauges.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Hashable, Iterable, Iterator
+from os import scandir
+from typing import TypeAlias
+
+import trio
+from prometheus_client import Counter, Gauge
+
+from ztunnel.messages import Sample
+from ztunnel.observe import families
+from ztunnel.observe.families import BY_SAMPLE, Family, Kind
+
+Labels: TypeAlias = tuple[str, ...]
+Key: TypeAlias = tuple[str, Labels]
+
+
+class ReportedMetrics:
+    """The sum of what data planes report. Sources are named by whatever hashes: a worker's number."""
+
+    def __init__(self) -> None:
+        self._reports: dict[Hashable, dict[Key, float]] = {}
+        self._base: dict[Key, float] = {}
+
+    def merge(self, source: Hashable, samples: Iterable[Sample]) -> None:
+        """Take a complete report of one data plane in place of its last one.
+
+        Samples of families that are not in the catalogue are ignored.
+        """
+        report = {(s.family, s.labels): s.value for s in samples if s.family in BY_SAMPLE}
+        before = self._reports.get(source)
+        self._reports[source] = report
+        if before is not None:
+            self._keep(
+                (key, value)
+                for key, value in before.items()
+                if key not in report and any(key in other for other in self._reports.values())
+            )
+
+    def restarted(self, source: Hashable) -> None:
+        """A data plane has ended: what it counted stays counted, what it held open is gone."""
+        self._keep(self._reports.pop(source, {}).items())
+
+    def _keep(self, values: Iterable[tuple[Key, float]]) -> None:
+        for key, value in values:
+            if BY_SAMPLE[key[0]].kind is not Kind.GAUGE:
+                self._base[key] = self._base.get(key, 0.0) + value
+
+    def drop_unreported(self) -> int:
+        """Forget what only data planes that have ended had counted. Returns how many series that were."""
+        gone = [key for key in self._base if not any(key in report for report in self._reports.values())]
+        for key in gone:
+            del self._base[key]
+        return len(gone)
+
+    @property
+    def sources(self) -> int:
+        """Data planes that have reported and not ended."""
+        return len(self._reports)
+
+    def totals(self) -> dict[str, dict[Labels, float]]:
+        """Values by sample name and labels."""
+        totals: dict[str, dict[Labels, float]] = {}
+        for part in (self._base, *self._reports.values()):
+            for (name, labels), value in part.items():
+                series = totals.get(name)
+                if series is None:
+                    series = totals[name] = {}
+                series[labels] = series.get(labels, 0.0) + value
+        return totals
+
+
+class ControlMetrics:
+    """What the control side counts by itself.
+
+    version: of ``ISTIO_META_ISTIO_VERSION``, for ``istio_build``.
+    shared: whether pods come and go (in-pod mode); otherwise ``workload_manager_*`` do not exist.
+    """
+
+    def __init__(self, version: str, *, shared: bool) -> None:
+        self._all: list[tuple[Family, Counter | Gauge]] = []
+        build = self._gauge(families.BUILD)
+        build.labels("ztunnel", version or "unknown").set(1)
+        self._terminations = self._counter(families.XDS_TERMINATIONS)
+        self._messages = self._counter(families.XDS_MESSAGES)
+        self._bytes = self._counter(families.XDS_BYTES)
+        if shared:
+            self.active_proxies = self._gauge(families.ACTIVE_PROXIES)
+            self.pending_proxies = self._gauge(families.PENDING_PROXIES)
+            self.proxies_started = self._counter(families.PROXIES_STARTED)
+            self.proxies_stopped = self._counter(families.PROXIES_STOPPED)
+
+    def _gauge(self, family: Family) -> Gauge:
+        gauge = Gauge(family.name, family.help, family.labels, registry=None)
+        self._all.append((family, gauge))
+        return gauge
+
+    def _counter(self, family: Family) -> Counter:
+        counter = Counter(family.name, family.help, family.labels, registry=None)
+        self._all.append((family, counter))
+        return counter
+
+    def xds_terminated(self, reason: str) -> None:
+        """Count the end of an xDS stream: ConnectionError, Error, Reconnect or Complete."""
+        self._terminations.labels(reason).inc()
+
+    def xds_message(self, url: str, size: int) -> None:
+        """Count a response by type URL; ``size`` is the sum of its resources' sizes in bytes."""
+        self._messages.labels(url).inc()
+        self._bytes.labels(url).inc(size)
+
+    def samples(self) -> list[Sample]:
+        """The present values."""
+        wanted = {name for family, _ in self._all for name in family.samples}
+        return [
+            Sample(sample.name, tuple(sample.labels.values()), sample.value)
+            for _, metric in self._all
+            for described in metric.collect()
+            for sample in described.samples
+            if sample.name in wanted
+        ]
+
+
+def process_samples(workers: int) -> list[Sample]:
+    """Descriptors of our own process, and the state of its trio loop; to be called inside it.
+
+    ``workers`` is the number of processes that carry traffic.
+    """
+    statistics = trio.lowlevel.current_statistics()
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with scandir("/proc/self/fd") as entries:
+        open_fds = sum(1 for _ in entries) - 1  # one is the listing's own
+    return [
+        Sample(families.OPEN_FDS.name, (), open_fds),
+        Sample(families.MAX_FDS.name, (), soft),
+        Sample(families.NUM_WORKERS.name, (), workers),
+        Sample(families.QUEUE_DEPTH.name, (), statistics.tasks_runnable),
+        Sample(families.ALIVE_TASKS.name, (), statistics.tasks_living),
+    ]
+
+
+def by_family(*parts: Iterable[Sample]) -> dict[str, dict[Labels, float]]:
+    """Samples in the form of `ReportedMetrics.totals`, equal ones added up."""
+    totals: dict[str, dict[Labels, float]] = {}
+    for sample in _chain(parts):
+        series = totals.setdefault(sample.family, {})
+        series[sample.labels] = series.get(sample.labels, 0.0) + sample.value
+    return totals
+
+
+def _chain(parts: Iterable[Iterable[Sample]]) -> Iterator[Sample]:
+    for part in parts:
+        yield from part

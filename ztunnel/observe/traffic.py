@@ -1,0 +1,303 @@
+"""What a data plane counts: connections, bytes, sockets, DNS.
+
+The hot path is `ConnectionMetrics`: a connection looks up its series once, when it opens, and from then on
+adds to two integers of it. Nothing is rendered and nothing is locked: a data plane is one thread. What was
+counted leaves as `Sample` values, which the control side adds up and prints.
+
+Series are bounded. A series without open connections that nothing has happened to for a while may be
+expired; when there are too many all the same, further connections are counted under labels that say
+``unknown``, so that sums stay right, and the overflow itself is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from ztunnel.messages import Sample
+from ztunnel.model.workload import Workload
+from ztunnel.observe import families
+from ztunnel.observe.families import DNS_BUCKETS, Family
+from ztunnel.observe.labels import (
+    FLAG,
+    TRAFFIC_LABELS,
+    Reporter,
+    TrafficLabels,
+    end_from_workload,
+    traffic_labels,
+    with_flag,
+)
+
+_OPENED = families.OPENED.samples[0]
+_CLOSED = families.CLOSED.samples[0]
+_RECEIVED = families.RECEIVED.samples[0]
+_SENT = families.SENT.samples[0]
+_FAILED = families.FAILED.samples[0]
+_SOCKETS = families.SOCKETS_OPEN.samples[0]
+_OVERFLOW = families.SERIES_OVERFLOW.samples[0]
+_DURATION_SUM, _DURATION_COUNT, _DURATION_BUCKET = families.DNS_UPSTREAM_DURATION.samples
+_LES = (*(str(bound) for bound in DNS_BUCKETS), "+Inf")
+NO_FLAG = "-"
+
+
+class _Series:
+    """All counters of one set of labels. ``opened`` counts only where the flag is ``-``."""
+
+    __slots__ = ("closed", "failed", "labels", "live", "opened", "received", "sent", "used")
+
+    def __init__(self, labels: TrafficLabels) -> None:
+        self.labels = labels
+        self.opened = self.closed = self.failed = self.received = self.sent = 0
+        self.live = 0
+        self.used = 0.0
+
+
+class ConnectionMetrics:
+    """The counters of one open connection. `closed` is to be called exactly once; more is ignored."""
+
+    __slots__ = ("_owner", "_series", "received", "sent")
+
+    def __init__(self, owner: TrafficMetrics, series: _Series) -> None:
+        self._owner: TrafficMetrics | None = owner
+        self._series = series
+        self.received = 0
+        self.sent = 0
+
+    def add_received(self, count: int) -> None:
+        """Count bytes from client to server."""
+        self.received += count
+        self._series.received += count
+
+    def add_sent(self, count: int) -> None:
+        """Count bytes from server to client."""
+        self.sent += count
+        self._series.sent += count
+
+    def closed(self, flag: str = NO_FLAG) -> None:
+        """Count the end; ``flag`` is the response flag: ``-`` for success and for what a drain cut."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.count_closed(self._series, flag)
+
+
+class _OpenSocket:
+    """Counts a socket while the block runs. Reentrant, so one object serves all sockets of a reporter."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.open -= 1
+
+
+class _DnsDuration:
+    __slots__ = ("buckets", "total")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(_LES)
+        self.total = 0.0
+
+
+class TrafficMetrics:
+    """The counters of one data plane.
+
+    max_series: sets of labels that are kept apart; further ones go to the overflow.
+    drop_labels: names of labels whose value is to be ``unknown`` always.
+    now: seconds, monotonic; only for `expire`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_series: int = 100_000,
+        drop_labels: frozenset[str] = frozenset(),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max = max_series
+        self._dropped = [
+            index
+            for index, name in enumerate(TRAFFIC_LABELS)
+            if name in drop_labels and index not in (0, FLAG)
+        ]
+        self._now = now
+        self._series: dict[TrafficLabels, _Series] = {}
+        self._overflow: dict[TrafficLabels, _Series] = {}
+        self._overflowed = 0
+        self._sockets: dict[str, _OpenSocket] = {}
+        self._counters: dict[Family, dict[tuple[str, ...], int]] = {}
+        self._dns_durations: dict[tuple[str, ...], _DnsDuration] = {}
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    # -- connections ----------------------------------------------------------------------------------
+
+    def opened(self, labels: TrafficLabels) -> ConnectionMetrics:
+        """Count a connection that opens; its byte series exist from now on. The caller calls ``closed``."""
+        if self._dropped:
+            labels = self._without_dropped(labels)
+        series = self._find(labels)
+        if series.labels != labels:
+            self._overflowed += 1
+        series.opened += 1
+        series.live += 1
+        series.used = self._now()
+        return ConnectionMetrics(self, series)
+
+    def count_closed(self, opened: _Series, flag: str) -> None:
+        """Used by `ConnectionMetrics.closed`."""
+        opened.live -= 1
+        opened.used = self._now()
+        if flag == NO_FLAG:
+            opened.closed += 1
+            return
+        series = self._find(with_flag(opened.labels, flag))
+        series.closed += 1
+        series.failed += 1
+        series.used = opened.used
+
+    def _without_dropped(self, labels: TrafficLabels) -> TrafficLabels:
+        changed = list(labels)
+        for index in self._dropped:
+            if index < len(changed):
+                changed[index] = "unknown"
+        return tuple(changed)
+
+    def _find(self, labels: TrafficLabels) -> _Series:
+        found = self._series.get(labels)
+        if found is not None:
+            return found
+        if len(self._series) < self._max:
+            created = self._series[labels] = _Series(labels)
+            return created
+        reporter: Reporter = "source" if labels[0] == "source" else "destination"
+        collapsed = traffic_labels(reporter, None, None, None, mtls=labels[FLAG + 1] == "mutual_tls")
+        collapsed = with_flag(collapsed, labels[FLAG])
+        return self._overflow.setdefault(collapsed, _Series(collapsed))
+
+    def expire(self, ttl: float, still_known: Callable[[str, str], bool] | None = None) -> int:
+        """Drop series that nothing happened to for ``ttl`` seconds and that have no open connection.
+
+        ``still_known(namespace, workload)`` spares those both of whose ends still exist; without it all idle
+        series go. Returns how many went.
+        """
+        before = self._now() - ttl
+
+        def gone(labels: TrafficLabels) -> bool:
+            if still_known is None:
+                return True
+            return not (still_known(labels[4], labels[1]) and still_known(labels[15], labels[12]))
+
+        idle = [
+            s.labels for s in self._series.values() if s.live == 0 and s.used <= before and gone(s.labels)
+        ]
+        for labels in idle:
+            del self._series[labels]
+        return len(idle)
+
+    # -- everything else ------------------------------------------------------------------------------
+
+    def socket_open(self, reporter: str) -> _OpenSocket:
+        """A context manager that counts an accepted socket as open while its block runs."""
+        found = self._sockets.get(reporter)
+        if found is None:
+            found = self._sockets[reporter] = _OpenSocket()
+        return found
+
+    def on_demand_dns(self, source: Workload, hostname: str) -> None:
+        """Count a connection whose next hop had to be resolved from a hostname."""
+        labels = traffic_labels("source", end_from_workload(source, None), None, None, mtls=False)
+        self._count(families.ON_DEMAND_DNS, (*labels[1:9], hostname or "unknown"))
+
+    def crl_rejected(self, reporter: str) -> None:
+        """Count a connection refused or cut because of a revoked certificate."""
+        self._count(families.CRL_REJECTIONS, (reporter,))
+
+    def crl_untracked(self, reporter: str) -> None:
+        """Count a connection that a later revocation cannot reach."""
+        self._count(families.CRL_UNTRACKED, (reporter,))
+
+    def dns_request(self, labels: tuple[str, ...]) -> None:
+        """Count a DNS request. Labels as `dns_labels` gives them."""
+        self._count(families.DNS_REQUESTS, labels)
+
+    def dns_upstream_request(self, labels: tuple[str, ...]) -> None:
+        """Count a DNS request that was forwarded."""
+        self._count(families.DNS_UPSTREAM_REQUESTS, labels)
+
+    def dns_upstream_failure(self, labels: tuple[str, ...]) -> None:
+        """Count a forwarded DNS request that got no answer."""
+        self._count(families.DNS_UPSTREAM_FAILURES, labels)
+
+    def dns_upstream_duration(self, labels: tuple[str, ...], seconds: float) -> None:
+        """Record how long the answer to a forwarded DNS request took."""
+        found = self._dns_durations.get(labels)
+        if found is None:
+            found = self._dns_durations[labels] = _DnsDuration()
+        found.total += seconds
+        found.buckets[bisect_left(DNS_BUCKETS, seconds)] += 1
+
+    def _count(self, family: Family, labels: tuple[str, ...]) -> None:
+        counters = self._counters.setdefault(family, {})
+        if labels not in counters and len(counters) >= self._max:
+            labels = ("unknown",) * len(labels)
+        counters[labels] = counters.get(labels, 0) + 1
+
+    # -- out ------------------------------------------------------------------------------------------
+
+    def samples(self) -> list[Sample]:
+        """Everything counted since the start. `sample_slices` gives the same in pieces."""
+        return [sample for part in self.sample_slices(len(self._series) + 1) for sample in part]
+
+    def sample_slices(self, series: int = 500) -> Iterator[list[Sample]]:
+        """Everything counted, a bounded number of series a piece; the caller may await between pieces.
+
+        A piece is consistent in itself; series that come while pieces are taken may be missing.
+        """
+        yield self._small_samples()
+        everything = iter([*self._series.values(), *self._overflow.values()])
+        while part := list(islice(everything, series)):
+            yield [sample for one in part for sample in _samples_of(one)]
+
+    def _small_samples(self) -> list[Sample]:
+        samples = [Sample(_SOCKETS, (reporter,), s.open) for reporter, s in self._sockets.items()]
+        for family, counters in self._counters.items():
+            name = family.samples[0]
+            samples += [Sample(name, labels, value) for labels, value in counters.items()]
+        for labels, duration in self._dns_durations.items():
+            count = sum(duration.buckets)
+            samples.append(Sample(_DURATION_SUM, labels, duration.total))
+            samples.append(Sample(_DURATION_COUNT, labels, count))
+            below = 0
+            for le, bucket in zip(_LES, duration.buckets, strict=True):
+                below += bucket
+                samples.append(Sample(_DURATION_BUCKET, (*labels, le), below))
+        if self._overflowed:
+            samples.append(Sample(_OVERFLOW, (), self._overflowed))
+        return samples
+
+
+def _samples_of(series: _Series) -> Iterator[Sample]:
+    labels = series.labels
+    if series.opened:
+        yield Sample(_OPENED, labels, series.opened)
+        yield Sample(_RECEIVED, labels, series.received)
+        yield Sample(_SENT, labels, series.sent)
+    if series.closed:
+        yield Sample(_CLOSED, labels, series.closed)
+    if series.failed:
+        yield Sample(_FAILED, labels, series.failed)
+
+
+def dns_labels(query_type: str, protocol: str, source: Workload | None) -> tuple[str, ...]:
+    """The labels of DNS counters: type as text (``A``), ``udp`` or ``tcp``, and who asked."""
+    name = source.canonical_name if source is not None else ""
+    revision = source.canonical_revision if source is not None else ""
+    return (query_type.lower(), protocol, name or "unknown", revision or "unknown")
