@@ -69,8 +69,8 @@ class HboneClient(HboneConnection):
     def _refused_above(self, last_stream_id: int) -> list[Stream]:
         return [stream for stream_id, stream in self._streams.items() if stream_id > last_stream_id]
 
-    def _fields_received(self, received: FieldsReceived) -> None:
-        stream = self._streams[received.stream_id]
+    def _fields_received(self, stream_id: int, received: FieldsReceived) -> None:
+        stream = self._streams[stream_id]
         response = read_response(received.fields)
         if response is None:
             self._reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
@@ -79,6 +79,6 @@ class HboneClient(HboneConnection):
         else:
             self._empty_frames = 0
             stream.answered = stream.deliverable = True
-            self._events.append(Responded(received.stream_id, response.status, response.headers))
+            self._events.append(Responded(stream_id, response.status, response.headers))
             if received.ended:
                 self._stream_ended(stream)

@@ -82,7 +82,10 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class PeerDraining:
-    """GOAWAY came, perhaps not for the first time. Streams up to ``last_stream_id`` live on; a StreamReset follows for each one above it."""
+    """GOAWAY came, perhaps not for the first time. Streams up to ``last_stream_id`` live on.
+
+    A StreamReset follows for each stream above it.
+    """
 
     last_stream_id: int
     code: int

@@ -2,8 +2,8 @@
 
 How it works. ``FrameReader`` cuts the stream into frames. What comes in numbers is dealt with right here:
 DATA and WINDOW_UPDATE, by changing the same fields of h2's flow-control books that h2 would change; PING; and
-GOAWAY, which h2 understands as the end of all streams. What needs HPACK or changes the state of a stream
-(HEADERS, CONTINUATION, SETTINGS, RST_STREAM) goes through ``Engine``, which is h2.
+GOAWAY, which h2 understands as the end of all streams. Header blocks, SETTINGS and every change of a stream's
+state go through ``Engine``, which is h2.
 
 Receive windows. A DATA frame is taken from the windows when its header is read. Payload is given back when
 the caller acknowledges it; padding, and data for streams that are closed, at once. So what a peer can make
@@ -18,13 +18,11 @@ turns both into GOAWAY and ConnectionFailed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
-from h2.events import StreamReset as H2StreamReset
 from h2.stream import StreamInputs
 
 from ztunnel.hbone import wire
-from ztunnel.hbone.engine import Engine, FieldsReceived
+from ztunnel.hbone.engine import Engine, FieldsReceived, StreamError
 from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import (
     ConnectionFailed,
@@ -97,7 +95,7 @@ class Inbound(FrameReader):
         """Send the first GOAWAY of a drain."""
 
     @abstractmethod
-    def _fields_received(self, received: FieldsReceived) -> None:
+    def _fields_received(self, stream_id: int, received: FieldsReceived) -> None:
         """A header block that is not trailers came."""
 
     @abstractmethod
@@ -227,7 +225,7 @@ class Inbound(FrameReader):
 
     # -- other frames -----------------------------------------------------------------------------------
 
-    def _frame_received(self, kind: int, flags: int, stream_id: int, head: bytes, body: bytes) -> None:
+    def _frame_received(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
         if kind == wire.WINDOW_UPDATE:
             self._window_update_received(stream_id, int.from_bytes(body, "big") & wire.LARGEST_WINDOW)
         elif kind in _FOR_THE_CONNECTION:
@@ -242,46 +240,43 @@ class Inbound(FrameReader):
             else:
                 self._goaway_received(body)
         else:
-            if kind == wire.RST_STREAM and self._engine.is_idle(stream_id):
+            self._reset_frame_received(stream_id, int.from_bytes(body, "big"))
+
+    def _block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        try:
+            received = self._engine.receive_block(stream_id, block, end_stream=end_stream)
+        except StreamError as error:
+            stream = self._streams.get(stream_id)
+            if stream is None:
+                self._output.append(wire.rst_stream(stream_id, error.code))
+                self._count_local_error()
+            else:
+                self._reset_on_error(stream, error.code)
+            return
+        if received is None:
+            return
+        if not received.trailers:
+            self._fields_received(stream_id, received)
+        elif sound_trailers(received.fields):
+            self._stream_ended(self._streams[stream_id])
+        else:
+            self._reset_on_error(self._streams[stream_id], ErrorCode.PROTOCOL_ERROR)
+
+    def _reset_frame_received(self, stream_id: int, code: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if self._engine.is_idle(stream_id) or not stream_id:
                 raise Violation(
                     ErrorCode.PROTOCOL_ERROR, "RST_STREAM came for a stream that was never opened"
                 )
-            self._through_h2(kind, head + body)
-
-    def _through_h2(self, kind: int, frame: bytes) -> None:
-        events: list[Any] = self._engine.receive_data(frame)
-        replies = self._engine.take_replies()
-        if replies:
-            self._output.append(replies)
-        for event in events:
-            if isinstance(event, FieldsReceived):
-                if event.trailers:
-                    self._trailers_received(event)
-                else:
-                    self._fields_received(event)
-            elif isinstance(event, H2StreamReset):
-                self._closed_by_h2(event.stream_id, event.error_code, remote=event.remote_reset)
-        # The only thing that h2 answers to HEADERS is RST_STREAM.
-        if replies and kind != wire.SETTINGS:
-            self._count_local_error()
-
-    def _trailers_received(self, received: FieldsReceived) -> None:
-        stream = self._streams[received.stream_id]
-        if sound_trailers(received.fields):
-            self._stream_ended(stream)
-        else:
-            self._reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
-
-    def _closed_by_h2(self, stream_id: int, code: int, *, remote: bool) -> None:
-        """Follow h2, which has closed a stream."""
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            self._engine.remove_stream(stream_id)
             return
+        self._reset_by_peer(stream, code)
+        self._reset_received(stream)
+
+    def _reset_by_peer(self, stream: Stream, code: int) -> None:
+        stream.machine.process_input(StreamInputs.RECV_RST_STREAM)
         self._remove(stream)
-        self._events.append(StreamReset(stream_id, int(code), remote=remote))
-        if remote:
-            self._reset_received(stream)
+        self._events.append(StreamReset(stream.stream_id, code))
 
     def _window_update_received(self, stream_id: int, increment: int) -> None:
         if not increment:
@@ -327,9 +322,8 @@ class Inbound(FrameReader):
             # Our header blocks need no table. Saying 0 once is below whatever the peer may choose.
             self._table_update = wire.TABLE_SIZE_ZERO
         before = self._engine.remote_settings.initial_window_size
-        self._through_h2(
-            wire.SETTINGS, wire.settings([pair for pair in values if pair[0] in _SETTINGS_FOR_H2])
-        )
+        self._engine.receive_data(wire.settings([pair for pair in values if pair[0] in _SETTINGS_FOR_H2]))
+        self._output.append(self._engine.data_to_send())
         self._count_reply()
         if self._engine.remote_settings.initial_window_size > before and self._streams:
             self._events.append(WindowOpened(None))
@@ -357,9 +351,7 @@ class Inbound(FrameReader):
         self._peer_is_draining = True
         self._events.append(PeerDraining(last_stream_id, int.from_bytes(body[4:8], "big"), body[8:]))
         for stream in self._refused_above(last_stream_id):
-            stream.machine.process_input(StreamInputs.RECV_RST_STREAM)
-            self._remove(stream)
-            self._events.append(StreamReset(stream.stream_id, ErrorCode.REFUSED_STREAM))
+            self._reset_by_peer(stream, ErrorCode.REFUSED_STREAM)
 
     # -- the end ----------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from ztunnel.hbone.wire import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    WITH_PRIORITY,
     frame_header,
 )
 
@@ -64,6 +65,8 @@ class FrameReader(ABC):
     """
 
     __slots__ = (
+        "_block",
+        "_block_ends_stream",
         "_block_frames",
         "_block_left",
         "_block_limit",
@@ -71,7 +74,6 @@ class FrameReader(ABC):
         "_delivering",
         "_events",
         "_flags",
-        "_frame_head",
         "_frame_size",
         "_held",
         "_kind",
@@ -90,6 +92,8 @@ class FrameReader(ABC):
         # Coded fields take no more room than the decoded ones are counted as (32 bytes each on top).
         self._block_limit = header_list_size + _HEADER_FRAME_OVERHEAD
         self._max_block_frames = settings.max_header_frames
+        self._block: list[bytes] = []
+        self._block_ends_stream = False
         self._block_left = 0
         self._block_frames = 0
         self._block_stream = 0
@@ -97,7 +101,6 @@ class FrameReader(ABC):
         self._held = bytearray()
         self._phase = _PREFACE if expects_preface else _HEADER
         self._need = len(PREFACE) if expects_preface else FRAME_HEADER_SIZE
-        self._frame_head = b""
         self._kind = self._flags = self._stream_id = self._left = self._padding = 0
         self._delivering = False
 
@@ -117,8 +120,12 @@ class FrameReader(ABC):
         """
 
     @abstractmethod
-    def _frame_received(self, kind: int, flags: int, stream_id: int, head: bytes, body: bytes) -> None:
-        """A whole frame of another type came; ``head`` are its nine bytes."""
+    def _block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        """A whole header block came, in HEADERS and perhaps CONTINUATION; HPACK has yet to read it."""
+
+    @abstractmethod
+    def _frame_received(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
+        """A whole frame of another type came."""
 
     @property
     def _inside_frame(self) -> bool:
@@ -194,7 +201,7 @@ class FrameReader(ABC):
             if phase == _HEADER:
                 self._header_came(gathered)
             elif phase == _BODY:
-                self._frame_received(self._kind, self._flags, self._stream_id, self._frame_head, gathered)
+                self._body_came(self._kind, self._flags, self._stream_id, gathered)
         return stop
 
     def _header_came(self, head: bytes) -> None:
@@ -202,7 +209,7 @@ class FrameReader(ABC):
         length = high << 8 | low
         stream_id &= 0x7FFFFFFF
         self._check_header(kind, flags, stream_id, length)
-        self._kind, self._flags, self._stream_id, self._frame_head = kind, flags, stream_id, head
+        self._kind, self._flags, self._stream_id = kind, flags, stream_id
         if kind == DATA:
             self._data_header_came(length)
         elif kind == PRIORITY or kind > CONTINUATION:
@@ -213,7 +220,21 @@ class FrameReader(ABC):
         elif length:
             self._phase, self._need = _BODY, length
         else:
-            self._frame_received(kind, flags, stream_id, head, b"")
+            self._body_came(kind, flags, stream_id, b"")
+
+    def _body_came(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
+        if kind == HEADERS:
+            self._block_ends_stream = bool(flags & END_STREAM)
+            self._block = [_fragment(flags, body)]
+        elif kind == CONTINUATION:
+            self._block.append(body)
+        else:
+            self._frame_received(kind, flags, stream_id, body)
+            return
+        if flags & END_HEADERS:
+            parts, self._block = self._block, []
+            block = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._block_received(stream_id, block, end_stream=self._block_ends_stream)
 
     def _check_header(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if not self._settings_seen:
@@ -222,6 +243,8 @@ class FrameReader(ABC):
             self._settings_seen = True
         if length > self._frame_size or length != _FIXED_SIZES.get(kind, length):
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes came")
+        if kind == HEADERS and not stream_id:
+            raise Violation(ErrorCode.PROTOCOL_ERROR, "HEADERS came on stream 0")
         if length > _LARGEST.get(kind, length):
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes came")
         if kind == PUSH_PROMISE:
@@ -232,7 +255,7 @@ class FrameReader(ABC):
             raise Violation(
                 ErrorCode.PROTOCOL_ERROR, "a header block was interrupted, or continued without one"
             )
-        if kind in {HEADERS, CONTINUATION}:
+        if kind in (HEADERS, CONTINUATION):
             self._count_header_block(kind, flags, stream_id, length)
 
     def _count_header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
@@ -293,3 +316,16 @@ class FrameReader(ABC):
                     empty=bool(flags & _EMPTY),
                     end_stream=bool(flags & END_STREAM),
                 )
+
+
+def _fragment(flags: int, body: bytes) -> bytes:
+    """The part of a header block that is in the body of a HEADERS frame, without padding and priority."""
+    start, stop = 0, len(body)
+    if flags & PADDED:
+        start = 1
+        stop -= body[0] if body else 0
+    if flags & WITH_PRIORITY:
+        start += 5
+    if start > stop:
+        raise Violation(ErrorCode.PROTOCOL_ERROR, "a HEADERS frame is shorter than its padding and priority")
+    return body[start:stop]

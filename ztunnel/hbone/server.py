@@ -100,9 +100,9 @@ class HboneServer(HboneConnection):
                 ErrorCode.ENHANCE_YOUR_CALM, "the peer resets too many requests before their answer"
             )
 
-    def _fields_received(self, received: FieldsReceived) -> None:
-        stream = Stream(self._engine.streams[received.stream_id])
-        self._streams[received.stream_id] = stream
+    def _fields_received(self, stream_id: int, received: FieldsReceived) -> None:
+        stream = Stream(self._engine.streams[stream_id])
+        self._streams[stream_id] = stream
         self._empty_frames = 0
         if self._refusing:
             # It was on its way when the last GOAWAY was; the client knows that it may try elsewhere.
@@ -118,9 +118,7 @@ class HboneServer(HboneConnection):
             self._count_local_error()
             return
         stream.deliverable = True
-        self._last_processed = received.stream_id
-        self._events.append(
-            ConnectReceived(received.stream_id, request.method, request.authority, request.headers)
-        )
+        self._last_processed = stream_id
+        self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
         if received.ended:
             self._stream_ended(stream)
