@@ -159,8 +159,7 @@ class CertificateWanted(Message, frozen=True):
 class CertificateUnneeded(Message, frozen=True):
     """The last workload of this node with an identity has gone from the mesh."""
 
-    namespace: str
-    service_account: str
+    identity: Identity
 
 
 class DumpChunk(Message, frozen=True):

@@ -2,6 +2,7 @@
 
 from ztunnel.config.errors import ConfigError
 from ztunnel.config.load import load_config
+from ztunnel.config.machine import load_from_machine
 from ztunnel.config.model import (
     AuthSource,
     Config,
@@ -44,5 +45,6 @@ __all__ = [
     "config_view",
     "config_yaml",
     "load_config",
+    "load_from_machine",
     "split_address",
 ]

@@ -43,7 +43,8 @@ from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
-from ztunnel.state.store import MeshChange, MeshStore
+from ztunnel.state.application import Application
+from ztunnel.state.store import MeshStore
 
 log = get_logger("state")
 
@@ -120,7 +121,7 @@ class DataPlane:
             case CertificateForgotten():
                 certificates.forgotten(message.identity)
             case RevocationsChanged():
-                certificates.revocations(Revocations(message.crls) if message.crls else None)
+                certificates.revocations(Revocations.parse(message.crls) if message.crls else None)
             case PodAdded():
                 pods.add(message)
             case PodRemoved():
@@ -144,22 +145,26 @@ class DataPlane:
                 application = self.store.begin(delta)
                 while not application.step(SLICE):
                     await trio.lowlevel.checkpoint()
+                for warning in application.warnings:
+                    log.warn(warning)
+                self._changed(application, pods)
                 rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
-                self._changed(delta, application.change, pods)
                 self._send(DeltaApplied(delta.number, rejected))
 
-    def _changed(self, delta: MeshDelta, change: MeshChange, pods: Pods) -> None:
+    def _changed(self, application: Application, pods: Pods) -> None:
         """Wake who waits for the mesh, close what would be refused by now, and look after certificates."""
         self._shared.changed.unpark_all()
-        for identity in change.certificates_wanted:
+        for identity in application.wanted:
             self._send(CertificateWanted(identity, warmup=True))
-        for namespace, service_account in change.certificates_unneeded:
-            self._send(CertificateUnneeded(namespace, service_account))
-        if delta.kind is ResourceKind.AUTHORIZATION:
-            if change.policies:
+        for removed in application.removed_workloads:
+            if removed.forget:
+                self._send(CertificateUnneeded(removed.identity))
+        if application.delta.kind is ResourceKind.AUTHORIZATION:
+            if application.policies_changed:
                 pods.policy_changed()
         else:
-            pods.workloads_changed(change.workloads)
+            gone = {removed.uid for removed in application.removed_workloads}
+            pods.workloads_changed(application.changed_workloads | gone)
 
     async def _dump(self, wanted: DumpWanted) -> None:
         sections: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {

@@ -42,10 +42,10 @@ class OnDemandResolver:
         self._types = [dns.rdatatype.A, dns.rdatatype.AAAA] if ipv6 else [dns.rdatatype.A]
         self._resolver = resolver
 
-    async def resolve(self, hostname: str, workload_uid: str) -> Sequence[IPAddress]:
-        """All addresses of a hostname, which may itself be an address.
+    async def resolve(self, hostname: str) -> Sequence[IPAddress]:
+        """All addresses of a hostname, which may itself be an address; none when it exists without any.
 
-        Raises NameResolutionError in the existing implementation's words.
+        Raises NameResolutionError when no answer could be had.
         """
         try:
             return [parse_ip(hostname)]
@@ -67,15 +67,10 @@ class OnDemandResolver:
         async with trio.open_nursery() as nursery:
             for kind in self._types:
                 nursery.start_soon(partial(ask, kind), name=f"resolve {hostname} {kind.name}")
-        if answers:
-            return answers
-        if failures:
+        if failures and not answers:
             log.warning("dns lookup failed", hostname=hostname, error=str(failures[0]))
-            raise NameResolutionError(f"no ip addresses were resolved for workload: {workload_uid}")
-        raise NameResolutionError(
-            f"ip addresses were resolved for workload {workload_uid}, "
-            "but valid dns response had no A/AAAA records"
-        )
+            raise NameResolutionError(str(failures[0]))
+        return answers
 
     def _ready(self) -> dns.asyncresolver.Resolver:
         if self._resolver is None:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
-from OpenSSL import SSL
 
 from ztunnel.messages import CertificateWanted
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
-from ztunnel.net.tls import Revocations, TlsOptions, client_context, server_context
+from ztunnel.net.tls import Revocations, TlsContext, TlsOptions, client_context, server_context
 from ztunnel.proxy.errors import IdentityUnavailableError
 
 
@@ -24,8 +23,8 @@ class _Held:
     """One identity: its certificate with the TLS contexts made of it, and who waits for it."""
 
     certificate: Certificate | None = None
-    client: SSL.Context | None = None
-    server: SSL.Context | None = None
+    client: TlsContext | None = None
+    server: TlsContext | None = None
     answered: trio.Event = field(default_factory=trio.Event)
     error: str | None = None
     asked: bool = False
@@ -66,7 +65,7 @@ class CertificateStore:
             if held.error is not None:
                 raise IdentityUnavailableError(held.error)
 
-    def client(self, certificate: Certificate) -> SSL.Context:
+    def client(self, certificate: Certificate) -> TlsContext:
         """The TLS context with which this identity dials; made once for a certificate."""
         held = self._held.get(certificate.identity)
         if held is None or held.certificate is not certificate:
@@ -75,7 +74,7 @@ class CertificateStore:
             held.client = client_context(certificate, self._options, self._revocations)
         return held.client
 
-    def server(self, certificate: Certificate) -> SSL.Context:
+    def server(self, certificate: Certificate) -> TlsContext:
         """The TLS context with which this identity is served; made once for a certificate."""
         held = self._held.get(certificate.identity)
         if held is None or held.certificate is not certificate:

@@ -8,6 +8,7 @@ import trio
 
 from ztunnel.decide.plans import OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
+from ztunnel.proxy.errors import ConnectionFailure
 
 
 @dataclass(slots=True, eq=False)
@@ -15,9 +16,9 @@ class Closable:
     """A connection's task can be ended from outside; ``closed_because`` then is what its log line says."""
 
     scope: trio.CancelScope
-    closed_because: Exception | None = None
+    closed_because: ConnectionFailure | None = None
 
-    def close(self, why: Exception) -> None:
+    def close(self, why: ConnectionFailure) -> None:
         """End the connection's task for a reason. The first reason wins."""
         if self.closed_because is None:
             self.closed_because = why

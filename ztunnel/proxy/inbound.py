@@ -16,11 +16,12 @@ from ztunnel.decide.admit import admit_connect
 from ztunnel.decide.headers import parse_forwarded_host, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
 from ztunnel.hbone import ConnectReceived, HboneServer
-from ztunnel.model.address import SocketAddress
+from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import connect, local_address
 from ztunnel.net.tls import SocketTls, TlsError
+from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.connections import Inbound
 from ztunnel.proxy.errors import (
@@ -48,7 +49,7 @@ HANDSHAKE_TIMEOUT = 10.0
 DIAL_TIMEOUT = 10.0
 """Seconds that an application has to take a connection."""
 
-_LOOPBACK = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 class InboundProxy:
@@ -73,11 +74,12 @@ class InboundProxy:
         """Serve one accepted connection until it ends; closes it. What goes wrong is logged, not raised."""
         pod = self._pod
         shared = pod.shared
-        report = ConnectionReport.inbound(shared, peer, local_address(sock))
+        local = local_address(sock)
+        report = ConnectionReport(pod, Direction.INBOUND, peer, local)
         try:
             workload = await pod.local_workload()
             certificate = await shared.certificates.get(workload.identity)
-            tls = SocketTls(sock, shared.certificates.server(certificate), server_side=True)
+            tls = SocketTls(shared.certificates.server(certificate), sock)
         except ConnectionFailure as failure:
             sock.close()
             report.refused(failure)
@@ -94,7 +96,7 @@ class InboundProxy:
         except BaseException:
             tls.close()
             raise
-        await self._serve_tunnel(tls, peer, report.local)
+        await self._serve_tunnel(tls, peer, local)
 
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
         identity = tls.peer_identities[0] if tls.peer_identities else None
@@ -135,11 +137,13 @@ class InboundProxy:
         """From the request to the end of the connection. Every failure is answered, logged, and ends here."""
         pod = self._pod
         headers = dict(request.headers)
-        report = ConnectionReport.inbound(pod.shared, peer, local, request.authority, request.headers)
+        report = ConnectionReport(
+            pod, Direction.INBOUND, peer, local, authority=request.authority, headers=request.headers
+        )
         entry = Inbound(trio.CancelScope(), forwarded_host=parse_forwarded_host(headers.get(b"forwarded")))
         try:
             with entry.scope:
-                async with report.closing(pod, entry):
+                async with report.closing(entry):
                     try:
                         await self._admit_and_carry(stream, request, peer, local, identity, report, entry)
                     except ConnectionFailure as failure:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 
 import trio
 
 from ztunnel.decide.headers import print_baggage, print_forwarded
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal
-from ztunnel.decide.route import route, with_ip
+from ztunnel.decide.route import route, unresolved, with_ip
+from ztunnel.dns.on_demand import NameResolutionError
 from ztunnel.hbone import HboneClient, error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import ConnectTimedOut, connect
-from ztunnel.net.tls import SocketTls, StreamTls, TlsError, verify_server_identity
-from ztunnel.observe.logging import get_logger
+from ztunnel.net.tls import SocketTls, StreamTls, TlsError
+from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import Outbound
 from ztunnel.proxy.errors import (
     ConnectionFailure,
@@ -43,8 +43,6 @@ from ztunnel.proxy.report import ConnectionReport
 from ztunnel.proxy.stream import StreamClosedError, TunnelStream
 from ztunnel.proxy.stream_transport import StreamTransport
 from ztunnel.proxy.tunnel import Tunnel
-
-log = get_logger("proxy::outbound")
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection, and again for the TLS handshake on it."""
@@ -85,10 +83,10 @@ class OutboundProxy:
         Returns when the connection is over; what went wrong is in its access log line.
         """
         pod = self._pod
-        report = ConnectionReport.outbound(pod.shared, client, destination)
+        report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
         entry = Outbound(trio.CancelScope(), source=str(client), original_destination=str(destination))
         with entry.scope:
-            async with report.closing(pod, entry):
+            async with report.closing(entry):
                 source = await pod.local_workload()
                 end = await self._carry(sock, client, destination, source, report, entry)
                 if end.error is not None:
@@ -152,9 +150,13 @@ class OutboundProxy:
             shared.store, request, shared.random, illegal_ports=shared.config.illegal_ports, avoid=avoid
         )
         if isinstance(plan, OutboundPlan) and plan.resolve is not None:
-            addresses = await shared.resolver.resolve(plan.resolve.hostname, plan.resolve.workload_uid)
             report.resolved_on_demand(plan.resolve.hostname, request.source)
-            plan = with_ip(plan, addresses, shared.random)
+            try:
+                addresses = await shared.resolver.resolve(plan.resolve.hostname)
+            except NameResolutionError as error:
+                plan = unresolved(plan, str(error))
+            else:
+                plan = with_ip(plan, addresses, shared.random)
         if isinstance(plan, Refusal):
             raise RouteRefusedError(plan)
         return plan
@@ -196,15 +198,10 @@ class OutboundProxy:
                 received_from_stream=report.sent,
                 outbound=True,
             )
-        async with self._inner_stream(stream, plan, fields, report) as inner:
-            established()
-            return await relay_stream(
-                sock,
-                inner,
-                sent_to_stream=report.received,
-                received_from_stream=report.sent,
-                outbound=True,
-            )
+        try:
+            return await self._run_inner(sock, stream, plan, fields, report, established)
+        finally:
+            stream.close()
 
     def _fields(
         self, plan: OutboundPlan, client: SocketAddress, report: ConnectionReport
@@ -214,7 +211,7 @@ class OutboundProxy:
         return [
             ("baggage", print_baggage(plan.source)),
             ("forwarded", print_forwarded(client, service.hostname if service else None)),
-            ("traceparent", report.traceparent),
+            ("traceparent", str(report.trace)),
         ]
 
     async def _open(
@@ -256,10 +253,9 @@ class OutboundProxy:
             if error.timed_out:
                 raise HboneTimeoutError("deadline has elapsed") from error
             raise
-        tls = SocketTls(sock, context, server_side=False)
+        tls = SocketTls(context, sock, key.expected)
         try:
             await tls.handshake(CONNECT_TIMEOUT)
-            verify_server_identity(tls, key.expected)
         except (TlsError, OSError) as error:
             tls.close()
             text = os_error_text(error) if isinstance(error, OSError) else str(error)
@@ -269,38 +265,54 @@ class OutboundProxy:
             raise
         return Tunnel(tls, HboneClient(shared.hbone_settings))
 
-    @asynccontextmanager
-    async def _inner_stream(
+    async def _run_inner(
         self,
+        sock: socket.socket,
         outer: TunnelStream,
         plan: OutboundPlan,
         fields: list[tuple[str, str]],
         report: ConnectionReport,
-    ) -> AsyncIterator[TunnelStream]:
-        """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway, for this connection alone."""
+        established: Callable[[], None],
+    ) -> RelayEnd:
+        """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway, for one connection."""
         shared = self._pod.shared
+        certificate = await shared.certificates.get(plan.source.identity)
+        context = shared.certificates.client(certificate)
+        tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
         try:
-            certificate = await shared.certificates.get(plan.source.identity)
-            tls = StreamTls(StreamTransport(outer), shared.certificates.client(certificate), server_side=False)
+            await tls.handshake(CONNECT_TIMEOUT)
+        except (TlsError, OSError) as error:
+            tls.close()
+            raise DialError(str(error)) from error
+        except BaseException:
+            tls.close()
+            raise
+        tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
+        failure: ConnectionFailure | None = None
+        end = RelayEnd(None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tunnel.run, name=f"inner tunnel → {plan.authority}")
             try:
-                await tls.handshake(CONNECT_TIMEOUT)
-                identity = verify_server_identity(tls, plan.inner_expected)
-            except (TlsError, OSError, trio.BrokenResourceError) as error:
-                tls.close()
-                raise DialError(str(error)) from error
-            tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(tunnel.run, name=f"inner tunnel → {plan.authority}")
                 assert plan.authority is not None
-                inner_fields = [*fields, ("x-forwarded-network", shared.config.network)]
-                stream = tunnel.open(plan.authority, inner_fields)
-                accepted = await _accepted(stream)
+                forwarded = ("x-forwarded-network", shared.config.network)
+                stream = await _accepted(tunnel.open(plan.authority, [*fields, forwarded]))
                 assert stream.response is not None
-                report.inner_peer(identity, stream.response.headers)
-                yield accepted
-                tunnel.stop()
-        finally:
-            outer.close()
+                report.inner_peer(tls.peer_identity, stream.response.headers)
+                established()
+                end = await relay_stream(
+                    sock,
+                    stream,
+                    sent_to_stream=report.received,
+                    received_from_stream=report.sent,
+                    outbound=True,
+                )
+            except ConnectionFailure as error:
+                # Raised after the nursery, which would wrap it in a group.
+                failure = error
+            tunnel.stop()
+        if failure is not None:
+            raise failure
+        return end
 
 
 def _dial_error(error: OSError) -> DialError:

@@ -10,6 +10,7 @@ from ztunnel.decide.admit import admit_plaintext
 from ztunnel.decide.plans import PolicyFacts, Refusal
 from ztunnel.model.address import SocketAddress
 from ztunnel.net.sockets import connect
+from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import Inbound
 from ztunnel.proxy.errors import ApplicationDialError, RelayError, RouteRefusedError, os_error_text
 from ztunnel.proxy.inbound import DIAL_TIMEOUT
@@ -29,11 +30,11 @@ class PlaintextProxy:
     async def serve(self, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
         """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
         pod = self._pod
-        report = ConnectionReport.inbound(pod.shared, peer, destination)
+        report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
         entry = Inbound(trio.CancelScope())
         try:
             with entry.scope:
-                async with report.closing(pod, entry):
+                async with report.closing(entry):
                     await self._carry(sock, peer, destination, report, entry)
         finally:
             pod.connections.inbound.discard(entry)

@@ -18,6 +18,7 @@ from ztunnel.net.descriptors import DescriptorBudget
 from ztunnel.net.keepalive import Keepalive
 from ztunnel.net.sockets import SocketFactory
 from ztunnel.net.splice import PipePool
+from ztunnel.observe.access_log import AccessLog
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
@@ -31,8 +32,9 @@ log = get_logger("state")
 class HostnameResolver(Protocol):
     """Resolves the hostnames of workloads that have no address (on-demand DNS)."""
 
-    async def resolve(self, hostname: str, workload_uid: str) -> Sequence[IPAddress]:
-        """All addresses, in no order. Raises ConnectionFailure with the reason."""
+    async def resolve(self, hostname: str) -> Sequence[IPAddress]:
+        """All addresses, in no order. Raises NameResolutionError when no answer could be had."""
+        ...
 
 
 class Names(Protocol):
@@ -40,6 +42,7 @@ class Names(Protocol):
 
     async def first_address(self, name: str, version: int) -> IPAddress | None:
         """The first address of IP version 4 or 6 that the name has, None when it has none."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +103,12 @@ class PodContext:
     connections: ConnectionTable = field(default_factory=ConnectionTable)
     cut_because: ConnectionFailure | None = None
     names: Names | None = None
+    name: str = field(init=False)
+    access_log: AccessLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.info.namespace}/{self.info.name}"
+        self.access_log = AccessLog(self.name)
 
     async def local_workload(self) -> Workload:
         """The pod's own workload, as the control plane describes it now; waits a little for it to come.

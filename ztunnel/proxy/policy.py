@@ -12,8 +12,6 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.report import ConnectionReport
 
 log = get_logger("state")
-access = get_logger("proxy::policy")
-
 
 def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report: ConnectionReport) -> None:
     """Let a connection pass or raise PolicyRejectedError. Says in the log what decided, and in which words."""
@@ -21,7 +19,7 @@ def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report
     _log_decision(pod, verdict)
     if not verdict.allowed:
         assert verdict.reason is not None
-        report.explain(PolicyRejectedError.code, [clue.text for clue in verdict.clues])
+        report.denied(PolicyRejectedError.code, verdict)
         raise PolicyRejectedError(verdict.reason)
 
 

@@ -16,7 +16,7 @@ import trio
 
 from ztunnel.hbone import ErrorCode, error_text
 from ztunnel.net.sockets import set_reset_on_close
-from ztunnel.net.splice import splice_direction
+from ztunnel.net.splice import PipePool, splice_direction
 from ztunnel.proxy.stream import StreamClosedError, TunnelStream
 
 FIRST_READ = 16 * 1024
@@ -36,16 +36,12 @@ class RelayEnd(NamedTuple):
     error: str | None
 
 
-def _ignore(_count: int) -> None:
-    return
-
-
 async def relay_stream(
     sock: socket.socket,
     stream: TunnelStream,
     *,
-    sent_to_stream: Callable[[int], None] = _ignore,
-    received_from_stream: Callable[[int], None] = _ignore,
+    sent_to_stream: Callable[[int], None],
+    received_from_stream: Callable[[int], None],
     outbound: bool,
 ) -> RelayEnd:
     """Relay between ``sock`` (non-blocking, stays the caller's to close) and ``stream`` (closed here).
@@ -125,8 +121,9 @@ async def relay_plain(
     client: socket.socket,
     server: socket.socket,
     *,
-    received: Callable[[int], None] = _ignore,
-    sent: Callable[[int], None] = _ignore,
+    pipes: PipePool,
+    received: Callable[[int], None],
+    sent: Callable[[int], None],
 ) -> RelayEnd:
     """Relay between two plain sockets without bringing a byte into Python; both stay the caller's to close.
 
@@ -136,7 +133,7 @@ async def relay_plain(
 
     async def direction(name: str, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
         try:
-            await splice_direction(source, sink, count)
+            await splice_direction(source, sink, count, pipes)
         except OSError as error:
             # One side was reset, so the other is too, whatever its own direction still had to say.
             outcome.setdefault(name, error)

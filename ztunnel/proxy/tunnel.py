@@ -42,14 +42,15 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
-from ztunnel.net.tls import TlsConnection, TlsTruncatedError
+from ztunnel.net.tls import CHUNK, TlsConnection, TlsError
 from ztunnel.proxy.stream import TunnelStream
 
-RECORD = 16384
-"""The most that one TLS record carries, so the most that one read can give (RFC 8446 section 5.1)."""
+SMALL = 16 * 1024
+"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header with its
+payload."""
 
-BATCH = 16
-"""Records to take before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
+BATCH = 2
+"""Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
 
 PING_INTERVAL = 10.0
 """Seconds from an answered PING to the next (as the existing implementation)."""
@@ -127,7 +128,7 @@ class Tunnel:
         if not self.blocked and not self.closed:
             try:
                 self._write()
-            except (OSError, TlsTruncatedError) as error:
+            except (OSError, TlsError) as error:
                 self._lost(f"io error: {error}")
             if backlog:
                 self.blocked = True
@@ -170,33 +171,29 @@ class Tunnel:
     async def _read(self) -> None:
         tls = self.tls
         receive = self.hbone.receive
-        turns = 0
         while not self.closed:
-            records = 0
+            reads = 0
             end = False
             try:
-                while records < BATCH:
-                    data = tls.try_receive(RECORD)
+                while reads < BATCH:
+                    data = tls.try_receive()
                     if data is None:
                         break
                     if not data:
                         end = True
                         break
-                    records += 1
+                    reads += 1
                     for event in receive(data):
                         self._dispatch(event)
-                    if len(data) < RECORD:
-                        break
-            except (OSError, TlsTruncatedError) as error:
+            except (OSError, TlsError) as error:
                 end = True
                 self._lost(f"io error: {error}")
             self._deliver()
             self.flush()
             if end or self._finished():
                 break
-            if records == BATCH:
+            if reads == BATCH:
                 # The wire is fuller than we are fast: others get their turn, and then we go on.
-                turns += 1
                 await trio.lowlevel.checkpoint()
             else:
                 await tls.wait_receivable()
@@ -223,7 +220,7 @@ class Tunnel:
             await self.tls.wait_sendable()
             try:
                 self._write()
-            except (OSError, TlsTruncatedError) as error:
+            except (OSError, TlsError) as error:
                 self._lost(f"io error: {error}")
                 return
 
@@ -233,7 +230,7 @@ class Tunnel:
         try_send = self.tls.try_send
         while backlog:
             data = backlog.popleft()
-            if backlog and len(data) < RECORD:
+            if backlog and len(data) < SMALL:
                 data = self._gather(data)
             size = len(data)
             sent = try_send(data)
@@ -246,10 +243,10 @@ class Tunnel:
                 return
 
     def _gather(self, first: bytes | memoryview) -> bytes:
-        """Fill one record from small pieces, so that a frame's header and its payload travel together."""
+        """Join small pieces, so that a frame's header and its payload travel together."""
         backlog = self._backlog
         parts = [first]
-        room = RECORD - len(first)
+        room = CHUNK - len(first)
         while backlog and room:
             piece = backlog[0]
             if len(piece) <= room:

@@ -1,0 +1,254 @@
+"""What becomes known of one connection, and what is said of it at the end: metrics, access log, explanation.
+
+A connection is *refused* while nothing is known of it but addresses (one warning, no metrics), and *opened* from the
+moment its plan is known. Then it is closed exactly once, with the failure that ended it or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from ztunnel.decide.headers import (
+    TraceParent,
+    is_foreign_network,
+    parse_baggage,
+    parse_traceparent,
+)
+from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity
+from ztunnel.model.workload import Workload
+from ztunnel.observe.access_log import AccessLogEntry, Direction
+from ztunnel.observe.labels import End, Reporter, end_from_baggage, end_from_workload, inbound_source, traffic_labels
+from ztunnel.observe.logging import Logger, get_logger
+from ztunnel.observe.traffic import ConnectionMetrics
+from ztunnel.proxy.connections import Closable
+from ztunnel.proxy.errors import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
+from ztunnel.proxy.podcontext import PodContext
+
+_OUTBOUND_LOG = get_logger("proxy::outbound")
+_INBOUND_LOG = get_logger("proxy::inbound")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class ConnectionReport:
+    """The account of one connection. Made when the connection begins; `closing` surrounds all that happens to it.
+
+    direction, source, destination: as the access log names them. authority: of the CONNECT, None for plaintext.
+    """
+
+    def __init__(
+        self,
+        pod: PodContext,
+        direction: Direction,
+        source: SocketAddress,
+        destination: SocketAddress,
+        *,
+        authority: str | None = None,
+        headers: Headers = (),
+    ) -> None:
+        self._pod = pod
+        self._direction = direction
+        self._source = source
+        self._destination = destination
+        self._authority = authority
+        self._headers = headers
+        self._began = trio.current_time()
+        self._metrics: ConnectionMetrics | None = None
+        self._entry: AccessLogEntry | None = None
+        self._labels: tuple[str, ...] = ()
+        self._plan: OutboundPlan | None = None
+        self._earlier = (0, 0)
+        self.trace = self._trace(headers)
+
+    def _trace(self, headers: Headers) -> TraceParent:
+        for name, value in headers:
+            if name == b"traceparent":
+                found = parse_traceparent(value)
+                if found is not None:
+                    return found
+        return TraceParent.generate(self._pod.shared.random)
+
+    @property
+    def log(self) -> Logger:
+        """The connection's own logger: its lines carry the trace id. Made on demand, since most never need it."""
+        outbound = self._direction is Direction.OUTBOUND
+        log = (_OUTBOUND_LOG if outbound else _INBOUND_LOG).bind_span("proxy", wl=self._pod.name)
+        if outbound:
+            return log.bind_span("outbound", id=self.trace.trace_id)
+        return log.bind_span("inbound", id=self.trace.trace_id, peer=self._source)
+
+    # -- bytes -----------------------------------------------------------------------------------------------------
+
+    def received(self, count: int) -> None:
+        """Bytes from client to server have been written."""
+        assert self._metrics is not None
+        self._metrics.add_received(count)
+
+    def sent(self, count: int) -> None:
+        """Bytes from server to client have been written."""
+        assert self._metrics is not None
+        self._metrics.add_sent(count)
+
+    # -- what becomes known ----------------------------------------------------------------------------------------
+
+    def planned(self, plan: OutboundPlan) -> None:
+        """An outgoing connection knows where it goes. Counted as opened, but for double HBONE, which is after it is."""
+        mtls = plan.protocol is not OutboundProtocol.TCP
+        workload = plan.destination_workload
+        source = end_from_workload(plan.source, plan.source.identity if mtls else None)
+        destination = end_from_workload(workload, workload.identity) if workload is not None else None
+        self._plan = plan
+        self._describe("source", source, destination, plan.next_hop, plan.authority)
+        if plan.protocol is not OutboundProtocol.DOUBLE_HBONE:
+            self._open()
+
+    def inner_peer(self, identity: Identity, headers: Headers) -> None:
+        """The inner tunnel of double HBONE stands: the destination is who proved itself there, as it describes itself."""
+        plan = self._plan
+        assert plan is not None
+        baggage = parse_baggage([value for name, value in headers if name == b"baggage"])
+        source = end_from_workload(plan.source, plan.source.identity)
+        destination = end_from_baggage(baggage, identity, show_workload=True)
+        self._describe("source", source, destination, plan.next_hop, plan.authority)
+        self._open()
+
+    def admitted(self, plan: InboundPlan, identity: Identity | None) -> None:
+        """An incoming connection knows where it goes. Counted as opened, before policy is asked."""
+        shared = self._pod.shared
+        config = shared.config
+        baggage = None
+        foreign = None
+        for name, value in self._headers:
+            if name == b"x-forwarded-network":
+                foreign = value
+        if config.enable_response_baggage and self._headers:
+            baggage = parse_baggage([value for name, value in self._headers if name == b"baggage"])
+        peer: Workload | None = None
+        if not is_foreign_network(foreign, config.network):
+            peer = shared.store.workload_by_address(config.network, self._source.ip)
+        source = inbound_source(peer, baggage, identity)
+        destination = end_from_workload(plan.workload, plan.workload.identity)
+        mtls = identity is not None
+        self._labels = traffic_labels("destination", source, destination, plan.service, mtls=mtls)
+        self._entry = AccessLogEntry(
+            self._direction,
+            self._source,
+            self._destination,
+            source,
+            destination,
+            self._authority,
+            plan.service.hostname if plan.service is not None else None,
+            mtls,
+        )
+        self._open()
+
+    def retried(self, failure: ConnectionFailure) -> None:
+        """An attempt failed and another endpoint is tried: the metrics of the endpoint that failed say so."""
+        self.log.debug("trying another endpoint", error=str(failure), code=failure.code)
+        self._open()
+        self._close_metrics(failure.flag)
+
+    def resolved_on_demand(self, hostname: str, source: Workload) -> None:
+        """The next hop's hostname is being resolved."""
+        self._pod.shared.traffic.on_demand_dns(source, hostname)
+
+    def denied(self, code: str, verdict: Verdict) -> None:
+        """Policy refuses the connection: which policy, which rule, which clause, for whoever asks why."""
+        self.log.info(
+            "refused by policy",
+            code=code,
+            policy=verdict.policy,
+            why="; ".join(clue.text for clue in verdict.clues) or verdict.reason,
+        )
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def closing(self, entry: Closable) -> AsyncIterator[None]:
+        """Surrounds a connection: whatever ends it is counted and logged here, once, and goes no further.
+
+        A ConnectionFailure is how connections fail. A cancellation is explained by ``entry`` or by the pod.
+        Anything else is a bug of ours: logged with its traceback, and the end of this connection alone.
+        """
+        failure: ConnectionFailure | None = None
+        try:
+            yield
+        except ConnectionFailure as error:
+            failure = error
+        except trio.Cancelled:
+            self.finish(entry.closed_because or self._pod.cut_because or DrainedError())
+            raise
+        except Exception as error:
+            failure = InternalError(error)
+            self.log.error("a connection's task failed; the connection is closed", exc_info=error)
+        self.finish(failure)
+
+    def refused(self, failure: ConnectionFailure) -> None:
+        """The end of a connection of which nothing but its addresses is known."""
+        self._pod.access_log.failed(self._direction, self._source, self._destination, str(failure))
+        if isinstance(failure, RouteRefusedError):
+            refusal = failure.refusal
+            self.log.info("refused", code=refusal.kind.value, why=" ".join(refusal.why) or refusal.text)
+
+    def finish(self, failure: ConnectionFailure | None) -> None:
+        """Count and log the end. Called once, by `closing`."""
+        if self._entry is None:
+            if failure is not None:
+                self.refused(failure)
+            return
+        self._open()
+        assert self._metrics is not None
+        received = self._earlier[0] + self._metrics.received
+        sent = self._earlier[1] + self._metrics.sent
+        self._close_metrics("-" if failure is None else failure.flag)
+        self._pod.access_log.complete(
+            self._entry,
+            received=received,
+            sent=sent,
+            seconds=trio.current_time() - self._began,
+            error=None if failure is None else str(failure),
+        )
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _describe(
+        self,
+        reporter: Reporter,
+        source: End,
+        destination: End | None,
+        address: SocketAddress,
+        authority: str | None,
+    ) -> None:
+        plan = self._plan
+        assert plan is not None
+        service = plan.destination_service
+        mtls = plan.protocol is not OutboundProtocol.TCP
+        self._labels = traffic_labels(reporter, source, destination, service, mtls=mtls)
+        self._entry = AccessLogEntry(
+            self._direction,
+            self._source,
+            address,
+            source,
+            destination,
+            authority,
+            service.hostname if service is not None else None,
+            mtls,
+        )
+
+    def _open(self) -> None:
+        if self._metrics is None:
+            assert self._entry is not None
+            self._metrics = self._pod.shared.traffic.opened(self._labels)
+            self._pod.access_log.opened(self._entry)
+
+    def _close_metrics(self, flag: str) -> None:
+        metrics = self._metrics
+        if metrics is not None:
+            metrics.closed(flag)
+            self._earlier = (self._earlier[0] + metrics.received, self._earlier[1] + metrics.sent)
+            self._metrics = None
