@@ -150,6 +150,14 @@ class MeshPod:
         """The sum of a metric over all series with these labels."""
         return sum(sample.value for sample in self.metrics(name, **labels))
 
+    async def metric_reaches(self, value: float, name: str, **labels: str) -> None:
+        """Wait until a metric's sum is at least ``value``; ten seconds at most."""
+        deadline = time.monotonic() + 10
+        while (now := self.metric(name, **labels)) < value:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.name}: {name} with {labels} is {now}, not {value}")
+            await trio.sleep(0.02)
+
     def config_dump(self) -> dict[str, Any]:
         """Its ztunnel's state."""
         status, body = self.ztunnel.http("GET", 15000, "/config_dump")

@@ -156,15 +156,16 @@ class RawHbone:
 async def raw_client(pod: MeshPod, address: str, choices: TlsChoices) -> AsyncIterator[RawHbone]:
     """Connect from a pod to ``address:15008``, TLS and HTTP/2 included. Raises what `RawTls` raises."""
     stream = await pod.connect(address, HBONE_PORT)
-    tls = RawTls(stream, choices, server=False)
     try:
+        tls = RawTls(stream, choices, server=False)
         await tls.handshake()
         client = RawHbone(tls, server=False)
         await client.start()
         yield client
+        await tls.close()
     finally:
         with trio.move_on_after(1, shield=True):
-            await tls.close()
+            await stream.aclose()
 
 
 class RawServer:

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class TlsChoices:
         if self.ciphers is not None:
             context.set_tls13_ciphersuites(self.ciphers)
         if self.own is not None:
-            context.use_certificate(crypto.X509.from_cryptography(self.own.certificate))
-            context.use_privatekey(crypto.PKey.from_cryptography_key(self.own.key))
+            context.use_certificate(self.own.certificate)
+            context.use_privatekey(self.own.key)
         if self.alpn:
             context.set_alpn_protos(list(self.alpn))
             wanted = list(self.alpn)
@@ -192,9 +192,9 @@ class RawTls:
 
     def peer_uri(self) -> str:
         """The first URI in the peer's certificate."""
-        peer = self.ssl.get_peer_certificate()
+        peer = self.ssl.get_peer_certificate(as_cryptography=True)
         assert peer is not None
-        names = peer.to_cryptography().extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = peer.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return names.value.get_values_for_type(x509.UniformResourceIdentifier)[0]
 
 

@@ -217,8 +217,8 @@ def _show_wire(page: Page, wire: Capture, inside: Capture, server: Pod) -> None:
     captured = b"".join([*wire.packets, *streams.values()])
     total = sum(len(packet) for packet in wire.packets)
     page.text(
-        f"{len(wire.packets)} packets with {total} bytes, all TCP to or from port {HBONE_PORT} of the server's "
-        "pod. In the direction of the request these TLS records (kind and length):"
+        f"{len(wire.packets)} packets with {total} bytes, all TCP to or from port {HBONE_PORT} of the "
+        "server's pod. In the direction of the request these TLS records (kind and length):"
     )
     page.excerpt([", ".join(f"{record.kind} ({record.length})" for record in records)])
     plain = b"".join(reassemble(inside.read()).values())
