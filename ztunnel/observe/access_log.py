@@ -111,7 +111,7 @@ def _authority(value: str | SocketAddress | None) -> object:
 
 
 class AccessLog:
-    """Writes the lines of one workload's connections; ``workload`` is ``namespace/pod``, for its own level."""
+    """Writes the lines of one workload's connections at its level; ``workload`` is ``namespace/pod``."""
 
     __slots__ = ("_log",)
 

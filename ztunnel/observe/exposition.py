@@ -82,16 +82,17 @@ class Exposition:
     def _histogram(self, family: Family, totals: Mapping[str, Mapping[tuple[str, ...], float]]) -> str:
         sum_name, count_name, bucket_name = family.samples
         counts, buckets = totals.get(count_name, {}), totals.get(bucket_name, {})
+        of_series: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+        for key, value in buckets.items():
+            of_series.setdefault(key[:-1], []).append((key[-1], value))
         lines = []
         for labels, total in totals.get(sum_name, {}).items():
             text = self._labels(family, labels)
             lines.append(f"{sum_name}{text} {float(total)!r}\n")
             lines.append(f"{count_name}{text} {_number(counts.get(labels, 0))}\n")
-            for key, value in buckets.items():
-                if key[:-1] == labels:
-                    inner = text[1:-1]
-                    both = f'{inner}{"," if inner else ""}le="{key[-1]}"'
-                    lines.append(f"{bucket_name}{{{both}}} {_number(value)}\n")
+            inner = text[1:-1] + "," if text else ""
+            for le, value in of_series.get(labels, ()):
+                lines.append(f'{bucket_name}{{{inner}le="{le}"}} {_number(value)}\n')
         return "".join(lines)
 
     def _labels(self, family: Family, values: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of the whole process group: what data planes report added up, beside what the control side counts.
+"""The metrics of all processes together: what data planes report added up, and what the control side counts.
 
 A data plane reports the values of its series since its own start. Added up over several of them a counter
 must never go down, or whoever scrapes us would take it for a restart and count everything again. So when a
