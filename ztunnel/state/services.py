@@ -10,7 +10,7 @@ when it arrives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from ztunnel.model.address import NamespacedHostname
@@ -77,18 +77,21 @@ class ServiceIndex:
         """What is stored under a key."""
         return self._entries.get(key)
 
-    def entries(self) -> list[Entry]:
-        """All that is stored, in store order."""
-        return list(self._entries.values())
-
     def by_hostname(self, hostname: str) -> list[Entry]:
         """What is stored for a hostname, in store order. Not to be changed."""
         return self._by_hostname.get(hostname, [])
 
-    def staged(self) -> Iterator[tuple[NamespacedHostname, Mapping[str, Endpoint]]]:
-        """The endpoints of services that were not received, by service."""
-        for key, packed in list(self._staged.items()):
-            yield key, {uid: self._endpoint(uid, value) for uid, value in packed.items()}
+    def hostnames(self) -> list[str]:
+        """All hostnames of services, in no useful order."""
+        return list(self._by_hostname)
+
+    def staged_keys(self) -> list[NamespacedHostname]:
+        """The services that were not received, but have endpoints."""
+        return list(self._staged)
+
+    def staged(self, key: NamespacedHostname) -> dict[str, Endpoint]:
+        """The endpoints of a service that was not received."""
+        return {uid: self._endpoint(uid, packed) for uid, packed in self._staged.get(key, {}).items()}
 
     def service(self, entry: Entry) -> Service:
         """The model value of a stored service."""
