@@ -126,7 +126,7 @@ def _add(into: _Open, value: Any, event: Any) -> None:
 
 def _scalar(event: Any) -> Any:
     text: str = event.value
-    if not event.implicit[0] or event.style is not None:
+    if not event.implicit[0]:
         return text
     if text in _NULL:
         return None
