@@ -87,15 +87,16 @@ class IssuingCa:
         not_before: float,
         not_after: float,
         uris: Sequence[str] | None = None,
+        dns_names: Sequence[str] = (),
         usages: Sequence[x509.ObjectIdentifier] = BOTH_USES,
         roots: Sequence[bytes] | None = None,
         is_authority: bool = False,
     ) -> Certificate:
         """A certificate with a new key. The chain holds this CA and those above it, without the root.
 
-        ``uris`` are the URI SANs (None: the identity's; empty: no SAN extension), ``usages`` the extended key
-        usages (empty: no such extension), ``roots`` what its owner is to trust (None: the root above this
-        CA).
+        ``dns_names`` are DNS SANs, ``uris`` the URI SANs (None: the identity's; empty: none), ``usages`` the
+        extended key usages (empty: no such extension), ``roots`` what its owner is to trust (None: the root
+        above this CA).
         """
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
@@ -111,7 +112,10 @@ class IssuingCa:
         )
         if usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        names = [x509.UniformResourceIdentifier(uri) for uri in ([str(identity)] if uris is None else uris)]
+        names: list[x509.GeneralName] = [
+            x509.UniformResourceIdentifier(uri) for uri in ([str(identity)] if uris is None else uris)
+        ]
+        names += [x509.DNSName(name) for name in dns_names]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         leaf = builder.sign(self._key, hashes.SHA256())

@@ -1,0 +1,439 @@
+"""gRPC calls for trio tasks. The only module that knows grpcio, and, of our code, that knows threads.
+
+How it works. grpcio has threads of its own and calls back from them. A unary call is a grpcio future: when it
+is done, grpcio's thread tells the trio loop (`TrioToken.run_sync_soon`), where the waiting task takes the
+result. A bidirectional stream has one thread that sits in grpcio's blocking iterator and hands each message
+to the task with `trio.from_thread.run`, which returns only when the task has taken it: that is the
+back-pressure. The thread is a `trio.to_thread` one inside the stream's own nursery; leaving the context
+manager cancels the call, which wakes the thread, and waits for it. So no thread outlives its stream, and none
+its channel.
+
+grpcio is imported when the first channel is made: the control process needs it, a worker process must not
+have it (it takes some 15 MB, and it and fork do not go together).
+
+Everything is raw bytes; who calls knows the message types.
+
+    with GrpcChannel("istiod.istio-system.svc:15012", roots=pem) as channel:
+        answer = await channel.unary("/package.Service/Method", request, deadline_seconds=10)
+        async with channel.open_stream("/package.Service/Method", metadata=[("key", "value")]) as stream:
+            await stream.send(b"...")
+            await stream.headers_received.wait()  # a trio.Event, never set if the call fails before
+            message = await stream.receive()  # raises GrpcStatusError at the call's end, "OK" included
+            # stream.ended is a trio.Event too, for whoever waits for both.
+
+`open_stream(channel, method, metadata)` and `unary_call(channel, method, request, ...)` are the same as
+functions.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import ModuleType, TracebackType
+from typing import Any, ClassVar, Final, Self, TypeAlias
+
+import trio
+
+from ztunnel.errors import ZtunnelError
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+"""Key, in lower case, and value; bytes only under a key that ends in ``-bin``."""
+
+_LARGEST_MESSAGE: Final = 200 * 1024 * 1024
+_CONNECT_SECONDS: Final = 5.0
+_PING_SECONDS: Final = 30
+_PING_ANSWER_SECONDS: Final = 10
+# What may be waiting for grpcio to write it. xDS sends small requests, one for each response.
+_QUEUED_REQUESTS: Final = 16
+
+# https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Custom-Metadata".
+_KEY: Final = re.compile(r"[0-9a-z_.-]+")
+_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+
+# The words that the replaced implementation's log lines use for the status codes.
+_MEANINGS: Final = {
+    "OK": "The operation completed successfully",
+    "CANCELLED": "The operation was cancelled",
+    "UNKNOWN": "Unknown error",
+    "INVALID_ARGUMENT": "Client specified an invalid argument",
+    "DEADLINE_EXCEEDED": "Deadline expired before operation could complete",
+    "NOT_FOUND": "Some requested entity was not found",
+    "ALREADY_EXISTS": "Some entity that we attempted to create already exists",
+    "PERMISSION_DENIED": "The caller does not have permission to execute the specified operation",
+    "RESOURCE_EXHAUSTED": "Some resource has been exhausted",
+    "FAILED_PRECONDITION": "The system is not in a state required for the operation's execution",
+    "ABORTED": "The operation was aborted",
+    "OUT_OF_RANGE": "Operation was attempted past the valid range",
+    "UNIMPLEMENTED": "Operation is not implemented or not supported",
+    "INTERNAL": "Internal error",
+    "UNAVAILABLE": "The service is currently unavailable",
+    "DATA_LOSS": "Unrecoverable data loss or corruption",
+    "UNAUTHENTICATED": "The request does not have valid authentication credentials",
+}
+
+
+class GrpcStatusError(ZtunnelError):
+    """A call ended with this status. ``status`` is the code's name in capitals, ``details`` the peer's words.
+
+    A stream that the server ended in good order has the status ``OK``.
+    """
+
+    code: ClassVar[str] = "ZT-NET-101"
+
+    def __init__(self, status: str, details: str) -> None:
+        super().__init__(f"gRPC status {status}: {details}" if details else f"gRPC status {status}")
+        self.status = status
+        self.details = details
+
+    @property
+    def meaning(self) -> str:
+        """What the code means, in the words that the log lines of the mesh use."""
+        return _MEANINGS.get(self.status, "Unknown error")
+
+
+class GrpcChannelError(ZtunnelError):
+    """A channel cannot even be tried: no usable roots, or metadata that no header can carry."""
+
+    code: ClassVar[str] = "ZT-NET-102"
+
+
+def _grpc() -> ModuleType:
+    """Import grpcio, quiet and without its fork handlers."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    import grpc  # noqa: PLC0415  # see the module's text
+
+    return grpc
+
+
+class GrpcChannel:
+    """A connection to one server, made when the first call needs it and made again when it broke.
+
+    ``target`` is ``host:port`` (``[v6]:port``); the host is also the name that is asked for and verified.
+    ``roots`` is PEM text of the CAs that the server's certificate may be from; None speaks plaintext, which
+    is for tests on loopback only. ``alternative_hostname`` is verified instead if the real name fails.
+    `close`, or leaving ``with``, ends all calls. Nothing is shared between channels.
+
+    Raises GrpcChannelError if there is no certificate in ``roots``: grpcio would fall back to public CAs.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        roots: bytes | None,
+        alternative_hostname: str | None = None,
+        connect_seconds: float = _CONNECT_SECONDS,
+    ) -> None:
+        if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
+            raise GrpcChannelError(f"there is no root certificate to verify {target} with")
+        self.target = target
+        self._roots = roots
+        self._connect_seconds = connect_seconds
+        # The names still to try, the one in use first.
+        self._names: list[str | None] = [None]
+        if alternative_hostname is not None and roots is not None:
+            self._names.append(alternative_hostname)
+        self._channel: Any = self._make(None)
+        self._closed = False
+
+    def _make(self, verified_name: str | None) -> Any:
+        grpc = _grpc()
+        options: list[tuple[str, str | int]] = [
+            ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+            ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+            ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
+            ("grpc.keepalive_timeout_ms", _PING_ANSWER_SECONDS * 1000),
+            ("grpc.http2.max_pings_without_data", 0),
+            # The least time for an attempt to connect, before it counts as failed.
+            ("grpc.min_reconnect_backoff_ms", int(self._connect_seconds * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            # A new channel is a new connection, and has no memory of another's failures.
+            ("grpc.use_local_subchannel_pool", 1),
+            # The control plane is inside the cluster, whatever the environment says of proxies.
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.service_config_disable_resolution", 1),
+        ]
+        if verified_name is not None:
+            options.append(("grpc.ssl_target_name_override", verified_name))
+        if self._roots is None:
+            return grpc.insecure_channel(self.target, options=options)
+        return grpc.secure_channel(
+            self.target, grpc.ssl_channel_credentials(root_certificates=self._roots), options=options
+        )
+
+    async def unary(
+        self, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
+    ) -> bytes:
+        """One request, one answer, within ``deadline_seconds``.
+
+        Raises GrpcStatusError (``DEADLINE_EXCEEDED`` when the time is over), GrpcChannelError for metadata
+        that cannot be sent. Cancelling the task cancels the call.
+        """
+        _check_metadata(metadata)
+        await self._settle_name()
+        start = self._channel.unary_unary(method)
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        future = start.future(request, timeout=deadline_seconds, metadata=tuple(metadata))
+        future.add_done_callback(lambda _: _tell(token, done))
+        try:
+            await done.wait()
+        finally:
+            future.cancel()
+        status = future.code().name
+        if status != "OK":
+            raise GrpcStatusError(status, future.details() or "")
+        return bytes(future.result())
+
+    @asynccontextmanager
+    async def open_stream(self, method: str, metadata: Metadata = ()) -> AsyncIterator[GrpcStream]:
+        """A bidirectional stream. Leaving the block cancels the call if it is not over.
+
+        Raises GrpcChannelError for metadata that cannot be sent. That the server cannot be reached, as every
+        other end of the call, is raised by `GrpcStream.receive` and `GrpcStream.send`.
+        """
+        _check_metadata(metadata)
+        await self._settle_name()
+        requests = _Requests(trio.lowlevel.current_trio_token())
+        call = self._channel.stream_stream(method)(requests, metadata=tuple(metadata))
+        stream = GrpcStream(call, requests)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream._run, name=f"gRPC stream {self.target}{method}")  # noqa: SLF001  # ours
+            try:
+                yield stream
+            except Exception as error:  # noqa: BLE001  # raised again below, where no group is made of it
+                failure = error
+            finally:
+                requests.end()
+                call.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _settle_name(self) -> None:
+        """With an alternative name: find out once which of the two the server's certificate has."""
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise GrpcChannelError(f"the channel to {self.target} was closed")
+        while len(self._names) > 1:
+            if await self._connects(self._channel):
+                del self._names[1:]
+                return
+            other = self._make(self._names[1])
+            if await self._connects(other):
+                self._channel.close()
+                self._channel = other
+                self._names = [self._names[1]]
+            else:
+                # The server cannot be reached, or is nobody we know: the call will say so.
+                other.close()
+                return
+
+    async def _connects(self, channel: Any) -> bool:
+        """Whether a channel gets ready, that is, reaches the server and trusts it."""
+        grpc = _grpc()
+        settled = trio.Event()
+        ready = False
+        token = trio.lowlevel.current_trio_token()
+
+        def changed(state: Any) -> None:
+            nonlocal ready
+            if state is grpc.ChannelConnectivity.READY:
+                ready = True
+            if ready or state in {
+                grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+                grpc.ChannelConnectivity.SHUTDOWN,
+            }:
+                _tell(token, settled)
+
+        channel.subscribe(changed, try_to_connect=True)
+        try:
+            with trio.move_on_after(self._connect_seconds + 1):
+                await settled.wait()
+        finally:
+            channel.unsubscribe(changed)
+        return ready
+
+    def close(self) -> None:
+        """End all calls and the connection. Calling it twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class GrpcStream:
+    """An open bidirectional call. Made and ended by `GrpcChannel.open_stream`.
+
+    ``headers_received`` is set when the server has accepted the call. Servers often do so only with their
+    first message, so send before waiting for it.
+    """
+
+    def __init__(self, call: Any, requests: _Requests) -> None:
+        self._call = call
+        self._requests = requests
+        self._ended: GrpcStatusError | None = None
+        # Nothing is stored: a message counts as delivered when the task takes it.
+        self._arrivals, self._messages = trio.open_memory_channel[bytes](0)
+        self.headers_received = trio.Event()
+        self.ended = trio.Event()
+
+    async def send(self, message: bytes) -> None:
+        """Send one message, after waiting while too many are not yet written.
+
+        Raises GrpcStatusError if the call is over. That it returns does not mean that the server has it.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._ended is not None:
+            raise self._ended
+        if self._requests.put_nowait(message):
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await self.ended.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up, name="watch for the end of the gRPC stream")
+            await self._requests.put(message)
+            nursery.cancel_scope.cancel()
+        if self._ended is not None:
+            raise self._ended
+
+    async def done_sending(self) -> None:
+        """Tell the server that no more messages come; its own still arrive."""
+        self._requests.end()
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self) -> bytes:
+        """The next message. Raises GrpcStatusError when the call has ended, in good order or not."""
+        try:
+            return await self._messages.receive()
+        except trio.EndOfChannel:
+            raise self._ended or GrpcStatusError("CANCELLED", "the call was cancelled") from None
+
+    async def _run(self) -> None:
+        """Sit beside the thread that reads, until the call is over."""
+        try:
+            self._ended = await trio.to_thread.run_sync(self._read, limiter=_threads())
+        finally:
+            self._arrivals.close()
+            self.ended.set()
+
+    def _read(self) -> GrpcStatusError:
+        """In a thread: hand over headers and messages as they come; the status in the end."""
+        call = self._call
+        try:
+            call.initial_metadata()
+            if call.is_active():
+                trio.from_thread.run_sync(self.headers_received.set)
+            for message in call:
+                trio.from_thread.run(self._deliver, message)
+        except _grpc().RpcError:
+            pass
+        return GrpcStatusError(call.code().name, call.details() or "")
+
+    async def _deliver(self, message: bytes) -> None:
+        self.headers_received.set()
+        await self._arrivals.send(message)
+
+
+class _Requests(Iterator[bytes]):
+    """What grpcio's writing thread takes messages from: it blocks in ``next`` until there is one."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._free = trio.Semaphore(_QUEUED_REQUESTS)
+        self._token = token
+        self._over = False
+
+    def put_nowait(self, message: bytes) -> bool:
+        try:
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        self._queue.put(message)
+        return True
+
+    async def put(self, message: bytes) -> None:
+        await self._free.acquire()
+        self._queue.put(message)
+
+    def end(self) -> None:
+        """Let the thread go."""
+        if not self._over:
+            self._over = True
+            self._queue.put(None)
+
+    def __next__(self) -> bytes:
+        message = self._queue.get()
+        if message is None:
+            # For whoever asks again.
+            self._queue.put(None)
+            raise StopIteration
+        try:
+            self._token.run_sync_soon(self._free.release)
+        except trio.RunFinishedError:
+            raise StopIteration from None
+        return message
+
+
+def open_stream(
+    channel: GrpcChannel, method: str, metadata: Metadata = ()
+) -> AbstractAsyncContextManager[GrpcStream]:
+    """`GrpcChannel.open_stream` as a function."""
+    return channel.open_stream(method, metadata)
+
+
+async def unary_call(
+    channel: GrpcChannel, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
+) -> bytes:
+    """`GrpcChannel.unary` as a function."""
+    return await channel.unary(method, request, metadata=metadata, deadline_seconds=deadline_seconds)
+
+
+def _tell(token: trio.lowlevel.TrioToken, event: trio.Event) -> None:
+    """From any thread: set an event of a trio loop, if there still is one."""
+    try:
+        token.run_sync_soon(event.set)
+    except trio.RunFinishedError:
+        return
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    """Raise GrpcChannelError for what no header can carry; it shows no value, which may be a token."""
+    for key, value in metadata:
+        if not _KEY.fullmatch(key):
+            raise GrpcChannelError(
+                f"the metadata key {key!r} cannot be sent: it has to be of lower case letters, digits, - _ ."
+            )
+        if isinstance(value, str) and not _VALUE.fullmatch(value):
+            raise GrpcChannelError(
+                f"the value of the metadata {key!r} cannot be sent: it has to be one line of ASCII text; a "
+                "token file that ends with a newline is a usual cause"
+            )
+
+
+_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("ztunnel gRPC threads")
+
+
+def _threads() -> trio.CapacityLimiter:
+    """Threads of streams live as long as their streams, so they do not count against everybody's limit."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(64)
+        _limiter.set(limiter)
+        return limiter
