@@ -337,16 +337,18 @@ class _Router:
     def _next_hop(
         self, hop: Hop, port: int, *, plain: bool = False
     ) -> tuple[SocketAddress, Resolve | None] | Refusal:
+        # A tunnel to our own HBONE port ends there: what it carries to one of our ports is refused by admission.
+        ours = self.illegal_ports if plain else self.illegal_ports - {HBONE_PORT}
         ip = hop.ip
         if ip is None:
             self.why.append(f"Workload {hop.workload.uid} has no address that could be dialled.")
             return self._no_destination(hop.workload)
         if isinstance(ip, Resolve):
             self.why.append(f"Workload {hop.workload.uid} is known by its name {ip.hostname} only.")
-            resolve = replace(ip, illegal_ports=self.illegal_ports)
+            resolve = replace(ip, illegal_ports=ours)
             return SocketAddress(_NO_ADDRESS[ip.prefer], port), resolve
         next_hop = SocketAddress(ip, port)
-        if self._loops(next_hop) if plain else _is_ours(next_hop, self.illegal_ports):
+        if self._loops(next_hop) if plain else _is_ours(next_hop, ours):
             return self._loop(next_hop)
         return next_hop, None
 

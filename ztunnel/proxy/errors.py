@@ -96,7 +96,9 @@ class HandshakeRefusedError(ConnectionFailure):
     code = "ZT-TLS-021"
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(f"tls handshake error: {os_error_text(error) if isinstance(error, OSError) else error}")
+        super().__init__(
+            f"tls handshake error: {os_error_text(error) if isinstance(error, OSError) else error}"
+        )
 
 
 class IdentityUnavailableError(ConnectionFailure):

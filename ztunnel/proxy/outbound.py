@@ -143,7 +143,9 @@ class OutboundProxy:
         failed.add(uid)
         return len(failed) < ATTEMPTS
 
-    async def _plan(self, request: OutboundRequest, failed: set[str], report: ConnectionReport) -> OutboundPlan:
+    async def _plan(
+        self, request: OutboundRequest, failed: set[str], report: ConnectionReport
+    ) -> OutboundPlan:
         shared = self._pod.shared
         avoid = failed | self._penalized()
         plan = route(
@@ -341,5 +343,3 @@ async def _accepted(stream: TunnelStream) -> TunnelStream:
         stream.close()
         raise RefusedByPeerError(response.status)
     return stream
-
-

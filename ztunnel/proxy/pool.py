@@ -93,7 +93,9 @@ class Pool:
             dial = entry.dial
             if dial is None:
                 dial = entry.dial = _Dial()
-                self._nursery.start_soon(self._run, key, entry, dial, name=f"tunnel {key.source} → {key.next_hop}")
+                self._nursery.start_soon(
+                    self._run, key, entry, dial, name=f"tunnel {key.source} → {key.next_hop}"
+                )
             dial.waiting += 1
             await dial.done.wait()
             if dial.error is not None:

@@ -131,7 +131,9 @@ async def relay_plain(
     """
     outcome: dict[str, OSError] = {}
 
-    async def direction(name: str, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+    async def direction(
+        name: str, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
+    ) -> None:
         try:
             await splice_direction(source, sink, count, pipes)
         except OSError as error:

@@ -22,7 +22,14 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.observe.access_log import AccessLogEntry, Direction
-from ztunnel.observe.labels import End, Reporter, end_from_baggage, end_from_workload, inbound_source, traffic_labels
+from ztunnel.observe.labels import (
+    End,
+    Reporter,
+    end_from_baggage,
+    end_from_workload,
+    inbound_source,
+    traffic_labels,
+)
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connections import Closable
@@ -180,12 +187,13 @@ class ConnectionReport:
             yield
         except ConnectionFailure as error:
             failure = error
-        except trio.Cancelled:
-            self.finish(entry.closed_because or self._pod.cut_because or DrainedError())
-            raise
         except Exception as error:
             failure = InternalError(error)
             self.log.error("a connection's task failed; the connection is closed", exc_info=error)
+        except BaseException:
+            # Cancelled, alone or as nurseries wrap it.
+            self.finish(entry.closed_because or self._pod.cut_because or DrainedError())
+            raise
         self.finish(failure)
 
     def refused(self, failure: ConnectionFailure) -> None:

@@ -23,7 +23,9 @@ def evict_stale(pod: PodProxy, uids: Collection[str]) -> None:
     pool = pod.outbound.pool
     store = pod.context.shared.store
     known = pool.workloads()
-    touched = [uid for uid in known if uid in uids] if len(known) < len(uids) else [u for u in uids if u in known]
+    touched = (
+        [uid for uid in known if uid in uids] if len(known) < len(uids) else [u for u in uids if u in known]
+    )
     for uid in touched:
         workload = store.workload(uid)
         if any(is_stale(key, workload) for key in pool.keys_of(uid)):

@@ -1,0 +1,202 @@
+"""A data plane fed by hand: what the control side would say comes from here."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from random import Random
+
+import pytest
+import trio
+
+from ztunnel.certs.fake_ca import FakeCa
+from ztunnel.config import Config, ProxyMode
+from ztunnel.dataplane import DataPlane
+from ztunnel.messages import (
+    CertificateIssued,
+    CertificateWanted,
+    DeltaApplied,
+    Drained,
+    FromDataPlane,
+    MeshDelta,
+    PodAdded,
+    PodFailed,
+    PodInfo,
+    PodStarted,
+    Report,
+    ReportWanted,
+    Resource,
+    ResourceKind,
+    ToDataPlane,
+)
+from ztunnel.model.address import SocketAddress
+from ztunnel.pb.istio import security as pbs
+from ztunnel.pb.istio import workload as pbw
+
+CONFIG = replace(
+    Config(),
+    proxy_mode=ProxyMode.DEDICATED,
+    packet_mark=None,
+    socks5_addr=SocketAddress(ip_address("127.0.0.1"), 15080),
+    illegal_ports=frozenset({15001, 15006, 15008, 15080}),
+    workload_wait=1.0,
+)
+INFO = PodInfo("local", "default", "default")
+UID = "cluster1//Pod/default/local"
+
+
+def workload(**fields) -> Resource:
+    base = {
+        "uid": UID,
+        "name": "local",
+        "namespace": "default",
+        "service_account": "default",
+        "addresses": [ip_address("127.0.0.1").packed],
+        "tunnel_protocol": pbw.TunnelProtocol.HBONE,
+        "workload_name": "local",
+        "canonical_name": "local",
+    }
+    made = pbw.Workload(**(base | fields))
+    return Resource(made.uid, bytes(pbw.Address(workload=made)))
+
+
+def deny_port(port: int, name: str = "deny") -> Resource:
+    match = pbs.Match(destination_ports=[port])
+    policy = pbs.Authorization(
+        name=name,
+        namespace="default",
+        scope=pbs.Scope.NAMESPACE,
+        action=pbs.Action.DENY,
+        rules=[pbs.Rule(clauses=[pbs.Clause(matches=[match])])],
+    )
+    return Resource(f"default/{name}", bytes(policy))
+
+
+class Control:
+    """The control side of a test: sends messages, answers wishes for certificates, keeps what else comes."""
+
+    def __init__(self, to_plane: trio.MemorySendChannel[ToDataPlane]) -> None:
+        self.to_plane = to_plane
+        self.ca = FakeCa(time.time)
+        self.came: list[FromDataPlane] = []
+        self._more = trio.lowlevel.ParkingLot()
+        self._number = 0
+        self.issue = True
+
+    async def take(self, message: FromDataPlane) -> None:
+        if isinstance(message, CertificateWanted) and self.issue:
+            await self.to_plane.send(CertificateIssued(await self.ca.issue(message.identity)))
+        self.came.append(message)
+        self._more.unpark_all()
+
+    async def wait_for(self, kind, **fields):
+        with trio.fail_after(10):
+            while True:
+                for message in self.came:
+                    if isinstance(message, kind) and all(getattr(message, k) == v for k, v in fields.items()):
+                        self.came.remove(message)
+                        return message
+                await self._more.park()
+
+    async def apply(self, *resources: Resource, removed=(), kind=ResourceKind.ADDRESS) -> DeltaApplied:
+        self._number += 1
+        await self.to_plane.send(MeshDelta(self._number, kind, tuple(resources), tuple(removed)))
+        return await self.wait_for(DeltaApplied, number=self._number)
+
+    async def policies(self, *resources: Resource, removed=()) -> DeltaApplied:
+        return await self.apply(*resources, removed=removed, kind=ResourceKind.AUTHORIZATION)
+
+    async def start_pod(self, uid: str = UID, info: PodInfo = INFO) -> None:
+        await self.to_plane.send(PodAdded(uid, info))
+        with trio.fail_after(10):
+            while True:
+                for message in self.came:
+                    if isinstance(message, PodFailed):
+                        pytest.fail(message.error)
+                    if isinstance(message, PodStarted) and message.uid == uid:
+                        self.came.remove(message)
+                        return
+                await self._more.park()
+
+    async def report(self) -> Report:
+        self._number += 1
+        await self.to_plane.send(ReportWanted(self._number))
+        return await self.wait_for(Report, number=self._number)
+
+    async def drained(self) -> None:
+        await self.wait_for(Drained)
+
+
+@asynccontextmanager
+async def running_plane(config: Config = CONFIG):
+    """A data plane in this process, with the workload of `workload` and its pod started."""
+    to_plane, inbox = trio.open_memory_channel[ToDataPlane](16)
+    out, from_plane = trio.open_memory_channel[FromDataPlane](math.inf)
+    control = Control(to_plane)
+    plane = DataPlane(config, out.send_nowait, random=Random(1), wall_clock=time.time)
+
+    async def listen():
+        async for message in from_plane:
+            await control.take(message)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.run, inbox)
+        nursery.start_soon(listen)
+        await control.apply(workload())
+        await control.start_pod()
+        yield control
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def server(handler, ip: str = "127.0.0.1"):
+    """A TCP server; ``handler(stream)`` serves each connection. Gives the port."""
+    listeners = await trio.open_tcp_listeners(0, host=ip)
+
+    async def serve(stream):
+        try:
+            await handler(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Sends back what comes, and ends when the client does."""
+    async for data in stream:
+        await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def via_socks(port: int, ip: str = "127.0.0.1") -> trio.SocketStream:
+    """A connection to ip:port through the pod's SOCKS5 port."""
+    stream = await trio.open_tcp_stream("127.0.0.1", 15080)
+    await stream.send_all(b"\x05\x01\x00")
+    assert await stream.receive_some(2) == b"\x05\x00"
+    await stream.send_all(b"\x05\x01\x00\x01" + socket.inet_aton(ip) + port.to_bytes(2, "big"))
+    reply = b""
+    while len(reply) < 10:
+        reply += await stream.receive_some(10 - len(reply))
+    assert reply[1] == 0
+    return stream
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(data) async for data in stream])
+
+
+async def is_closed(stream: trio.SocketStream) -> bool:
+    """Whether the other end closes or resets the connection within five seconds, without sending anything."""
+    with trio.fail_after(5):
+        try:
+            return await stream.receive_some(100) == b""
+        except trio.BrokenResourceError:
+            return True

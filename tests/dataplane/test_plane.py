@@ -1,0 +1,142 @@
+"""A data plane in this process, fed by messages; applications talk through it over SOCKS5 and tunnels."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.dataplane.harness import (
+    CONFIG,
+    deny_port,
+    echo,
+    is_closed,
+    read_all,
+    running_plane,
+    server,
+    via_socks,
+    workload,
+)
+from ztunnel.messages import Drain
+from ztunnel.observe.logging import capture_logs
+
+
+def totals(report, family: str) -> float:
+    return sum(sample.value for sample in report.samples if sample.family == family)
+
+
+async def test_a_request_goes_through_a_tunnel_and_back():
+    async with running_plane() as control, server(echo) as port:
+        with capture_logs("trace") as lines:
+            async with await via_socks(port) as stream:
+                await stream.send_all(b"hello")
+                await stream.send_eof()
+                assert await read_all(stream) == b"hello"
+            await trio.sleep(0.1)
+        complete = [line for line in lines if line.message == "connection complete"]
+        assert [line.fields["direction"] for line in complete] == ["inbound", "outbound"]
+        assert {line.fields["src.identity"] for line in complete} == {
+            "spiffe://cluster.local/ns/default/sa/default"
+        }
+        report = await control.report()
+        assert totals(report, "istio_tcp_received_bytes_total") == 10
+        assert totals(report, "istio_tcp_connections_opened_total") == 2
+        assert totals(report, "istio_tcp_connections_closed_total") == 2
+
+
+async def test_policy_refuses_with_401():
+    async with running_plane() as control, server(echo) as port:
+        await control.policies(deny_port(port))
+        with capture_logs("trace") as lines:
+            async with await via_socks(port) as stream:
+                assert await is_closed(stream)
+            await trio.sleep(0.1)
+        errors = [line.fields["error"] for line in lines if line.message == "connection complete"]
+        assert errors == [
+            "connection closed due to policy rejection: explicitly denied by: default/deny",
+            "http status: 401 Unauthorized",
+        ]
+
+
+async def test_a_change_of_policy_closes_what_it_would_refuse():
+    async with running_plane() as control, server(echo) as port:
+        async with await via_socks(port) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some(100) == b"hello"
+            with capture_logs("trace") as lines:
+                await control.policies(deny_port(port))
+                assert await is_closed(stream)
+                await trio.sleep(0.1)
+        assert "connection closed due to policy change" in [line.fields.get("error") for line in lines]
+
+
+async def test_a_megabyte_each_way_at_once():
+    payload = bytes(range(256)) * 4096 * 8
+
+    async with running_plane(), server(echo) as port, await via_socks(port) as stream:
+        received = []
+
+        async def read():
+            received.append(await read_all(stream))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await stream.send_all(payload)
+                await stream.send_eof()
+        assert received == [payload]
+
+
+async def test_connections_to_one_destination_share_a_tunnel():
+    async with running_plane() as control, server(echo) as port:
+        streams = []
+        for _ in range(20):
+            stream = await via_socks(port)
+            await stream.send_all(b"x")
+            assert await stream.receive_some(1) == b"x"
+            streams.append(stream)
+        report = await control.report()
+        [pod] = report.pods
+        assert len(pod.outbound) == 20
+        assert len({inbound.src for inbound in pod.inbound}) == 1
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_an_unknown_workload_is_refused_after_the_wait():
+    async with running_plane() as control, server(echo) as port:
+        await control.apply(removed=[workload().name])
+        with capture_logs("warn") as lines:
+            async with await via_socks(port) as stream:
+                assert await is_closed(stream)
+        assert [line.fields.get("error") for line in lines if line.scope == "access"] == [
+            "failed to fetch information about local workload: default.default (local)"
+        ]
+
+
+async def test_a_drain_lets_connections_end_and_then_ends_the_plane():
+    async with running_plane(CONFIG) as control, server(echo) as port:
+        stream = await via_socks(port)
+        await stream.send_all(b"1")
+        assert await stream.receive_some(1) == b"1"
+        await control.to_plane.send(Drain(30.0))
+        await trio.sleep(0.1)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", 15080)
+        await stream.send_all(b"2")
+        assert await stream.receive_some(1) == b"2"
+        await stream.aclose()
+        await control.drained()
+
+
+async def test_a_drain_cuts_what_outlives_its_deadline():
+    async with running_plane(CONFIG) as control, server(echo) as port:
+        stream = await via_socks(port)
+        await stream.send_all(b"1")
+        assert await stream.receive_some(1) == b"1"
+        with capture_logs("trace") as lines:
+            await control.to_plane.send(Drain(0.3))
+            await control.drained()
+        errors = [line.fields.get("error") for line in lines if line.message == "connection complete"]
+        assert errors
+        assert set(errors) == {"connection closed due to connection drain"}
+        await stream.aclose()
