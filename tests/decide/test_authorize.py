@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -334,10 +335,10 @@ def test_accounts_are_compared_in_whatever_trust_domain():
     ],
 )
 def test_fields_of_addresses(side, network, address, contained):
-    net = ip_network(network, strict=False)
+    value: Any = (ip_network(network, strict=False),)
     what = facts(**{side: address})
-    assert holds(Match(**{f"{side}_ips": (net,)}), what) is contained
-    assert holds(Match(**{f"not_{side}_ips": (net,)}), what) is not contained
+    assert holds(Match(**{f"{side}_ips": value}), what) is contained
+    assert holds(Match(**{f"not_{side}_ips": value}), what) is not contained
 
 
 def test_mapped_addresses_are_unmapped_even_if_the_caller_did_not():
