@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -18,14 +19,13 @@ from ztunnel.messages import (
     DumpWanted,
     FromDataPlane,
     MeshDelta,
-    Origin,
+    PodAdded,
     Rejected,
     Report,
     ReportWanted,
-    Resource,
-    ResourceKind,
     ToDataPlane,
 )
+
 
 class DataPlaneGoneError(ZtunnelError):
     """A data plane ended while an answer of it was awaited."""
@@ -79,22 +79,27 @@ class DataPlaneLink:
             waiting.close()
 
     async def send(self, message: ToDataPlane) -> None:
-        """Give it a message that has no answer. A data plane that is gone takes nothing any more."""
+        """Give it a message that has no answer. A data plane that is gone takes nothing any more.
+
+        The descriptor of a PodAdded is its receiver's from then on; closed here when nobody receives it.
+        """
+        sent = False
         try:
             await self._outbox.send(message)
+            sent = True
         except trio.BrokenResourceError:
             self.drained.set()
+        finally:
+            if not sent and isinstance(message, PodAdded) and message.netns is not None:
+                os.close(message.netns)
 
-    async def apply(
-        self,
-        kind: ResourceKind,
-        resources: tuple[Resource, ...],
-        removed: tuple[str, ...] = (),
-        origin: Origin = Origin.XDS,
-    ) -> tuple[Rejected, ...]:
-        """Give it a change of the mesh and wait until it is in force. Returns what was rejected."""
+    async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
+        """Give it a change of the mesh and wait until it is in force. Returns what was rejected.
+
+        The number that the delta brings is replaced by one of this line.
+        """
         async with self._question() as (number, answers):
-            await self.send(MeshDelta(number, kind, resources, removed, origin))
+            await self.send(msgspec.structs.replace(delta, number=number))
             answer = await answers.receive()
         assert isinstance(answer, DeltaApplied)
         return answer.rejected
