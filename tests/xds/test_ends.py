@@ -54,6 +54,10 @@ def test_connection_errors_wait_20_ms_and_double_up_to_15_s():
         ("DeadlineExceeded", ""),
         ("Unavailable", "the transport is closing now"),
         ("Unavailable", "received prior goaway: code: NO_ERROR"),
+        (
+            "Unavailable",
+            "Stream removed (Socket closed (GOAWAY received; Error code: 0; Debug Text: max_age))",
+        ),
     ],
 )
 def test_an_orderly_end_reconnects_at_once_and_resets_the_backoff(code, message):

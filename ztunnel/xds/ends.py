@@ -23,8 +23,8 @@ _UNKNOWN = "Unknown"
 _CANCELLED = "Cancelled"
 _DEADLINE_EXCEEDED = "DeadlineExceeded"
 _UNAVAILABLE = "Unavailable"
-_ORDERLY = ("transport is closing", "received prior goaway")
-"""What the message of an Unavailable holds when a server went away in good order."""
+_ORDERLY = ("transport is closing", "received prior goaway", "GOAWAY received; Error code: 0")
+"""What the message of an Unavailable holds when a server went away in good order; the last is grpcio's."""
 
 
 class Phase(Enum):

@@ -1,0 +1,91 @@
+"""How a stream to the control plane is opened: a new connection each time, roots and token read anew."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import trio
+
+from ztunnel.config.model import Config
+from ztunnel.net.credentials import TokenError, authorization, read_roots
+from ztunnel.net.grpc_bridge import GrpcChannel, GrpcStatusError, GrpcStream
+from ztunnel.xds.client import Connect, StatusError, Stream
+
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+CONNECT_SECONDS = 5.0
+_HTTPS_PORT = 443
+
+
+def target(address: str) -> str:
+    """``host:port`` of an ``https://`` address, as the bridge takes it; the path is ignored."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{parts.port or _HTTPS_PORT}"
+
+
+def connector(config: Config, *, connect_seconds: float = CONNECT_SECONDS) -> Connect:
+    """What opens a stream to ``config.xds_address``, which must be set.
+
+    ``connect_seconds`` bounds each attempt to connect, TLS included.
+
+    The stream's context manager owns its connection and closes it. Entering raises `ZtunnelError` when the
+    roots cannot be read or the metadata cannot be sent, and `StatusError` when the token cannot be read.
+    """
+    if config.xds_address is None:
+        raise ValueError("there is no address to connect to")
+    address = target(config.xds_address)
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Stream]:
+        roots = read_roots(config.xds_root_cert)
+        try:
+            metadata = [*authorization(config.auth, config.cluster_id), *config.xds_headers]
+        except TokenError as error:
+            raise StatusError("Unknown", str(error)) from None
+        with GrpcChannel(
+            address,
+            roots=roots,
+            alternative_hostname=config.alt_xds_hostname,
+            connect_seconds=connect_seconds,
+        ) as channel:
+            async with channel.open_stream(METHOD, metadata) as stream:
+                yield _BridgedStream(stream)
+
+    return connect
+
+
+class _BridgedStream:
+    """A stream of the bridge in the words of the client."""
+
+    def __init__(self, stream: GrpcStream) -> None:
+        self._stream = stream
+
+    @property
+    def established(self) -> bool:
+        return self._stream.headers_received.is_set()
+
+    async def wait_established(self) -> None:
+        await self._stream.headers_received.wait()
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._stream.send(message)
+        except GrpcStatusError as error:
+            raise _status_error(error) from None
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._stream.receive()
+        except GrpcStatusError as error:
+            if error.status == "OK":
+                raise trio.EndOfChannel from None
+            raise _status_error(error) from None
+
+
+def _status_error(error: GrpcStatusError) -> StatusError:
+    name = "".join(word.capitalize() for word in error.status.split("_"))
+    return StatusError(name, error.details)
