@@ -46,6 +46,9 @@ class Deployment(Protocol):
     def update(self, mesh: Mesh) -> None:
         """Let the mesh's present state take effect."""
 
+    def restart(self, mesh: Mesh, pod: MeshPod) -> None:
+        """Start the ztunnel of a pod anew after its end; return when it serves."""
+
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
         """The process that serves a pod."""
 
@@ -79,7 +82,6 @@ class DedicatedDeployment:
         return ztunnel
 
     def restart(self, mesh: Mesh, pod: MeshPod) -> None:
-        """Start a pod's ztunnel anew after its end; its log goes on in the same file."""
         self._start(mesh, pod).wait_ready()
 
     def update(self, mesh: Mesh) -> None:
@@ -251,44 +253,40 @@ class Mesh:
     async def update(self, timeout: float = 10) -> None:
         """Let changes take effect; returns when each running ztunnel shows the policies and workloads."""
         self.deployment.update(self)
-        wanted = self.local_mesh()
-        policies = sorted(
-            (policy["namespace"], policy["name"], policy["action"]) for policy in wanted["policies"]
-        )
-        workloads = sorted(
-            (
-                workload["uid"],
-                tuple(workload["workloadIps"]),
-                tuple(workload.get("authorizationPolicies", [])),
-            )
-            for workload in wanted["workloads"]
-        )
+        wanted = _summary(self.local_mesh())
         for pod in self.pods:
-            if pod.name not in self._started or pod.ztunnel.process.returncode is not None:
-                continue
-            deadline = time.monotonic() + timeout
-            while True:
-                dump = pod.config_dump()
-                if policies == sorted(
-                    (policy["namespace"], policy["name"], policy["action"]) for policy in dump["policies"]
-                ) and workloads == sorted(
-                    (
-                        workload["uid"],
-                        tuple(workload["workloadIps"]),
-                        tuple(workload.get("authorizationPolicies", [])),
-                    )
-                    for workload in dump["workloads"]
-                ):
-                    break
-                if time.monotonic() > deadline:
-                    raise AssertionError(
-                        f"{pod.name}'s ztunnel has not taken over the mesh within {timeout} s: {dump}"
-                    )
-                await trio.sleep(0.02)
+            if pod.name in self._started and pod.ztunnel.process.returncode is None:
+                deadline = time.monotonic() + timeout
+                while _summary(dump := pod.config_dump()) != wanted:
+                    if time.monotonic() > deadline:
+                        raise AssertionError(f"{pod.name}'s ztunnel has not taken over the mesh: {dump}")
+                    await trio.sleep(0.02)
+
+    def remove_pod(self, pod: MeshPod) -> None:
+        """End a pod's ztunnel and take it out of the mesh; its namespace stays until the end."""
+        self.pods.remove(pod)
+        if pod.name in self._started:
+            self._started.discard(pod.name)
+            pod.ztunnel.process.stop(grace=10)
 
     def capture(self, node: MeshNode) -> Capture:
         """Capture what a node exchanges with other nodes. The caller closes it."""
         return Capture(self.network.wire, self.network.wire_port(node.node))
+
+
+def _summary(mesh: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What a local file and a config dump must have in common."""
+    policies = [(policy["namespace"], policy["name"], policy["action"]) for policy in mesh["policies"]]
+    workloads = [
+        (
+            workload["uid"],
+            workload["protocol"],
+            *workload["workloadIps"],
+            *workload.get("authorizationPolicies", []),
+        )
+        for workload in mesh["workloads"]
+    ]
+    return sorted(policies) + sorted(workloads)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,15 @@ from ztunnel.demo.redirection import RedirectionOptions
 
 if TYPE_CHECKING:
     from tests.e2e.mesh import Mesh
+
+
+async def eventually(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
+    """Wait for something that another process does. Raises AssertionError with ``what`` when it does not."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not {what} within {timeout} s")
+        await trio.sleep(0.02)
 
 
 @dataclass(eq=False)

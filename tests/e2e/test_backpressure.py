@@ -1,0 +1,160 @@
+"""A reader that stalls holds up its own connection, and makes nobody keep more than the windows."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.e2e.conftest import StandardMesh
+from tests.e2e.pod import MeshPod, eventually
+from tests.e2e.traffic import pattern, read_exactly, receive_pattern, serve
+
+MEBIBYTE = 1024**2
+STREAM_WINDOW = 4 * MEBIBYTE
+CONNECTION_WINDOW = 16 * MEBIBYTE
+
+
+def resident(pod: MeshPod) -> int:
+    """The resident memory of a pod's ztunnel in bytes."""
+    for line in Path(f"/proc/{pod.ztunnel.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+class Flood:
+    """An application that sends the pattern for ever and counts what it could get rid of."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.last_progress = trio.current_time()
+
+    async def __call__(self, stream: trio.SocketStream) -> None:
+        offset = 0
+        while True:
+            sent = await stream.socket.send(pattern(offset, 65_536))
+            offset += sent
+            self.sent += sent
+            self.last_progress = trio.current_time()
+
+    async def stalled(self) -> None:
+        """Wait until nothing has been sent for a second."""
+        await eventually(lambda: trio.current_time() - self.last_progress > 1, "stalled", timeout=30)
+
+
+async def test_a_stalled_reader_stalls_the_sender_and_costs_little(standard: StandardMesh) -> None:
+    client, server = standard.client, standard.server
+    flood = Flood()
+    async with serve(server, 8080, flood), serve(server, 8081):
+        # Both have their buffers already before the comparison.
+        async with await client.connect(server.ipv4, 8080) as warm:
+            await receive_pattern(warm, 20 * MEBIBYTE)
+        before = resident(client), resident(server)
+        flood.sent = 0
+        async with (
+            await client.connect(server.ipv4, 8080) as stalled,
+            await client.connect(server.ipv4, 8081) as neighbour,
+        ):
+            await flood.stalled()
+            # The windows, and the kernel's buffers: two sockets at each end, at most 6 MiB each way.
+            assert flood.sent < STREAM_WINDOW + 24 * MEBIBYTE
+            for pod, resident_before in zip((client, server), before, strict=True):
+                assert resident(pod) - resident_before < 3 * STREAM_WINDOW, pod.name
+            await neighbour.send_all(b"not held up")
+            assert await read_exactly(neighbour, 11) == b"not held up"
+            # It goes on where it stopped, byte for byte.
+            assert await receive_pattern(stalled, flood.sent + 30 * MEBIBYTE) > 30 * MEBIBYTE
+
+
+async def test_twenty_stalled_readers_are_bounded_together(standard: StandardMesh) -> None:
+    client, server = standard.client, standard.server
+    flood = Flood()
+    async with serve(server, 8080, flood):
+        before = resident(client), resident(server)
+        streams = [await client.connect(server.ipv4, 8080) for _ in range(20)]
+        await flood.stalled()
+        for pod, resident_before in zip((client, server), before, strict=True):
+            assert resident(pod) - resident_before < 3 * CONNECTION_WINDOW, pod.name
+        for stream in streams:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+async def test_plaintext_stalls_too(standard: StandardMesh, way: str) -> None:
+    client, server = (
+        (standard.outside, standard.server) if way == "in" else (standard.client, standard.outside)
+    )
+    served = standard.server if way == "in" else standard.client
+    flood = Flood()
+    async with serve(server, 8080, flood):
+        before = resident(served)
+        async with await client.connect(server.ipv4, 8080) as stream:
+            await flood.stalled()
+            assert flood.sent < 30 * MEBIBYTE
+            assert resident(served) - before < 5 * MEBIBYTE
+            assert await receive_pattern(stream, flood.sent + MEBIBYTE) == flood.sent + MEBIBYTE
+
+
+async def test_a_stalled_upload_is_bounded_and_exact_as_well(standard: StandardMesh) -> None:
+    client, server = standard.client, standard.server
+    go_on = trio.Event()
+    total = 60 * MEBIBYTE
+    received: list[int] = []
+
+    async def stall_then_read(stream: trio.SocketStream) -> None:
+        await go_on.wait()
+        received.append(await receive_pattern(stream, total))
+        await stream.send_all(b"done")
+
+    flood = Flood()
+    async with serve(server, 8080, stall_then_read) as application:
+        before = resident(client), resident(server)
+        async with await client.connect(server.ipv4, 8080) as stream, trio.open_nursery() as nursery:
+            nursery.start_soon(flood, stream)
+            await flood.stalled()
+            assert flood.sent < STREAM_WINDOW + 24 * MEBIBYTE
+            for pod, resident_before in zip((client, server), before, strict=True):
+                assert resident(pod) - resident_before < 3 * STREAM_WINDOW, pod.name
+            go_on.set()
+            assert await read_exactly(stream, 4, timeout=30) == b"done"
+            nursery.cancel_scope.cancel()
+    assert received == [total]
+    assert application.failures == []
+
+
+async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(standard: StandardMesh) -> None:
+    total = 30 * MEBIBYTE
+    chunks = random.Random(5)
+
+    async def send(stream: trio.SocketStream) -> None:
+        offset = 0
+        while offset < total:
+            size = min(total - offset, chunks.randint(1, 200_000))
+            await stream.send_all(pattern(offset, size))
+            offset += size
+
+    async def read_slowly() -> None:
+        async with await standard.client.connect(standard.server.ipv4, 8080) as stream:
+            received = 0
+            with trio.fail_after(60):
+                while received < total:
+                    data = await stream.receive_some(1_000_000)
+                    assert pattern(received, len(data)) == data
+                    received += len(data)
+                    await trio.sleep(0.01)
+
+    async def read_fast() -> None:
+        async with await standard.client.connect(standard.server.ipv4, 8080) as stream:
+            with trio.fail_after(60):
+                assert await receive_pattern(stream) == total
+
+    async with serve(standard.server, 8080, send) as application:
+        # A block of its own: serve() cancels what still runs when its block ends.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_slowly)
+            for _ in range(4):
+                nursery.start_soon(read_fast)
+    assert application.failures == []
