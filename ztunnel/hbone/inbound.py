@@ -159,7 +159,7 @@ class Inbound(FrameReader):
 
     # -- DATA -------------------------------------------------------------------------------------------
 
-    def _data_began(self, stream_id: int, length: int) -> bool:
+    def _data_began(self, stream_id: int, length: int, padded: int) -> bool:
         window = self._engine.window
         window.current_window_size -= length
         if window.current_window_size < 0:
@@ -175,7 +175,7 @@ class Inbound(FrameReader):
                 ErrorCode.FLOW_CONTROL_ERROR, f"the peer overran the window of stream {stream_id}"
             )
         stream.unacknowledged += length
-        if self._empty_frames and length:
+        if self._empty_frames and length and not padded:
             self._empty_frames = 0
         return True
 
@@ -206,6 +206,8 @@ class Inbound(FrameReader):
             self._stream_ended(stream)
         elif empty:
             self._count_empty_frame()
+        else:
+            self._empty_frames = 0
 
     def _acknowledge(self, stream: Stream, count: int) -> None:
         """Give back to both windows what was taken from them, and no more than that."""

@@ -105,8 +105,11 @@ class FrameReader(ABC):
         self._delivering = False
 
     @abstractmethod
-    def _data_began(self, stream_id: int, length: int) -> bool:
-        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted."""
+    def _data_began(self, stream_id: int, length: int, padded: int) -> bool:
+        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted.
+
+        ``padded`` is not 0 when some of the bytes, perhaps all, are padding.
+        """
 
     @abstractmethod
     def _payload_wanted(self, stream_id: int) -> bool:
@@ -150,7 +153,7 @@ class FrameReader(ABC):
                     stop = at + FRAME_HEADER_SIZE + length
                     if stop <= end and length <= self._frame_size:
                         stream_id &= 0x7FFFFFFF
-                        if self._data_began(stream_id, length):
+                        if self._data_began(stream_id, length, 0):
                             if length:
                                 events.append(DataReceived(stream_id, view[at + FRAME_HEADER_SIZE : stop]))
                             if flags & END_STREAM or not length:
@@ -274,7 +277,7 @@ class FrameReader(ABC):
             raise Violation(
                 ErrorCode.FRAME_SIZE_ERROR, "a padded DATA frame has no room for its padding's length"
             )
-        self._delivering = self._data_began(self._stream_id, length)
+        self._delivering = self._data_began(self._stream_id, length, padded)
         self._left = length
         self._padding = 0
         if padded:
