@@ -12,6 +12,7 @@ Spans (`Logger.bind_span`) are rendered when they are bound, not with each line.
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 import weakref
@@ -120,6 +121,11 @@ class Logger(structlog.BoundLoggerBase):
         """Write at level error."""
         if self._threshold.level >= 1:
             self._emit("error", message, fields)
+
+    def exception(self, message: str, /, **fields: Any) -> None:
+        """Write at level error, with the traceback of the exception that is being handled."""
+        if self._threshold.level >= 1:
+            self._emit("error", message, {"exc_info": sys.exception(), **fields})
 
     def log(self, level: Level, message: str, fields: Mapping[str, Any]) -> None:
         """Write at a level that is known only now, with fields in a mapping."""

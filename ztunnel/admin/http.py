@@ -1,0 +1,321 @@
+"""A small HTTP/1 server for the node's own endpoints: readiness, metrics, admin.
+
+h11 has the protocol; here are its limits and its life. Each connection is one task that takes requests one
+after the other. What a client can make us hold or wait for is bounded: the head of a request in size and in
+time, its body, the time in which it must take a piece of our answer, the time a connection may be idle, and
+the number of connections. At that number the connections that have been idle the longest are closed for new
+ones, so that nobody who only keeps connections open can shut out the kubelet.
+
+A client may close its sending side after its request and still gets the answer: nothing is read while a
+request is being answered.
+
+An answer's body may come in pieces. Between them others run; the head goes out with the first piece, so a
+handler that fails before it has one is answered with 500.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import h11
+import trio
+
+from ztunnel.observe.logging import get_logger
+
+HEAD_BYTES = 8192
+HEAD_SECONDS = 2.0
+IDLE_SECONDS = 60.0
+WRITE_SECONDS = 10.0
+BODY_BYTES = 64 * 1024
+CONNECTIONS = 100
+_READ = 16 * 1024
+
+log = get_logger("hyper_util")
+
+Body: TypeAlias = bytes | Iterable[bytes] | AsyncGenerator[bytes, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. Header names are in lower case; of a repeated header the last counts.
+
+    ``query`` keeps parameters without a value, as empty texts.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer. Without a content type there is no such header."""
+
+    status: int = 200
+    body: Body = b""
+    content_type: str | None = None
+    headers: Sequence[tuple[str, str]] = ()
+
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+class HttpServer:
+    """Serves one handler on some listeners.
+
+    name: for logs and tasks. connections: how many may be open at once.
+    """
+
+    def __init__(self, name: str, handler: Handler, *, connections: int = CONNECTIONS) -> None:
+        self._name = name
+        self._handler = handler
+        self._capacity = connections
+        self._open = 0
+        self._idle: dict[_Connection, None] = {}
+        self._room = trio.lowlevel.ParkingLot()
+        self._stopping = False
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        stop: trio.Event,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until ``stop`` is set: then close the listeners at once, finish current requests, and return.
+
+        The listeners are this call's to close, however it ends.
+        """
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, connections, name=f"{self._name} server")
+                task_status.started()
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            self._stopping = True
+            for connection in list(self._idle):
+                connection.scope.cancel()
+
+    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        async with listener:
+            while True:
+                while self._open >= self._capacity:
+                    oldest = next(iter(self._idle), None)
+                    if oldest is not None:
+                        del self._idle[oldest]
+                        oldest.scope.cancel()
+                    await self._room.park()
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    log.warning("accept failed", server=self._name, error=str(error))
+                    # out of descriptors: trying again at once would only burn the processor
+                    await trio.sleep(0.1)
+                    continue
+                self._open += 1
+                connection = _Connection(self, stream)
+                connections.start_soon(self._run, connection, name=f"{self._name} connection")
+
+    async def _run(self, connection: _Connection) -> None:
+        try:
+            with connection.scope:
+                await connection.run()
+        except Exception as error:
+            log.exception("connection failed", server=self._name, error=str(error))
+        finally:
+            connection.stream.socket.close()
+            self._open -= 1
+            self._room.unpark()
+
+    async def answer(self, request: Request) -> Response:
+        """Used by connections: what the handler says, or 500 with the error's text."""
+        try:
+            return await self._handler(request)
+        except Exception as error:  # noqa: BLE001 - the client is told, and the server goes on
+            return self.failed(request, error)
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """Used by connections: the answer for a handler that failed."""
+        log.warning("request failed", server=self._name, path=request.path, exc_info=error)
+        return Response(500, (str(error) or type(error).__name__).encode(), "text/plain")
+
+    def idle(self, connection: _Connection, *, now: bool) -> None:
+        """Used by connections: between requests they may be closed."""
+        if now:
+            self._idle[connection] = None
+            if self._open >= self._capacity:
+                self._room.unpark()
+        else:
+            self._idle.pop(connection, None)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether connections are to end after their current request."""
+        return self._stopping
+
+
+class _Connection:
+    def __init__(self, server: HttpServer, stream: trio.SocketStream) -> None:
+        self.server = server
+        self.stream = stream
+        self.scope = trio.CancelScope()
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+
+    async def run(self) -> None:
+        """Take requests until one side wants to end."""
+        try:
+            first = True
+            while await self._one_request(first=first):
+                self._h11.start_next_cycle()
+                first = False
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass  # the client is gone, or too slow
+
+    async def _one_request(self, *, first: bool) -> bool:
+        try:
+            request = await self._head(first=first)
+            if request is None:
+                return False
+            response = await self.server.answer(request)
+            await self._write(request, response)
+            await self._skip_body()
+        except h11.RemoteProtocolError as error:
+            await self._refuse(error.error_status_hint)
+            return False
+        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+
+    async def _head(self, *, first: bool) -> Request | None:
+        deadline = trio.current_time() + (HEAD_SECONDS if first else IDLE_SECONDS)
+        started = first
+        while True:
+            event = self._h11.next_event()
+            if event is h11.NEED_DATA:
+                if not started and self._h11.trailing_data[0]:
+                    started = True
+                    deadline = trio.current_time() + HEAD_SECONDS
+                if not await self._receive(deadline, idle=not started):
+                    return None
+                continue
+            if isinstance(event, h11.Request):
+                return _request(event)
+            return None
+
+    async def _receive(self, deadline: float, *, idle: bool) -> bool:
+        if idle and self.server.stopping:
+            return False
+        if idle:
+            self.server.idle(self, now=True)
+        try:
+            with trio.fail_at(deadline):
+                data = await self.stream.receive_some(_READ)
+        finally:
+            if idle:
+                self.server.idle(self, now=False)
+        self._h11.receive_data(data)
+        return bool(data)
+
+    async def _write(self, request: Request, response: Response) -> None:
+        async with aclosing(_pieces(response.body)) as pieces:
+            try:
+                piece = await anext(pieces, b"")
+            except Exception as error:  # noqa: BLE001 - as for a handler that fails
+                response = self.server.failed(request, error)
+                piece = response.body if isinstance(response.body, bytes) else b""
+            await self._write_pieces(request, response, piece, pieces)
+
+    async def _write_pieces(
+        self, request: Request, response: Response, piece: bytes, pieces: AsyncIterator[bytes]
+    ) -> None:
+        headers = list(response.headers)
+        if response.content_type is not None:
+            headers.insert(0, ("content-type", response.content_type))
+        if isinstance(response.body, bytes):
+            headers.append(("content-length", str(len(piece))))
+        if self.server.stopping:
+            headers.append(("connection", "close"))
+        head = self._h11.send(h11.Response(status_code=response.status, headers=headers)) or b""
+        silent = request.method == "HEAD"
+        await self._send(head + (b"" if silent else self._data(piece)))
+        while not silent and (piece := await anext(pieces, b"")):
+            await self._send(self._data(piece))
+        await self._send(self._h11.send(h11.EndOfMessage()) or b"")
+
+    def _data(self, piece: bytes) -> bytes:
+        return (self._h11.send(h11.Data(data=piece)) or b"") if piece else b""
+
+    async def _send(self, data: bytes) -> None:
+        if data:
+            with trio.fail_after(WRITE_SECONDS):
+                await self.stream.send_all(data)
+
+    async def _skip_body(self) -> None:
+        """Read what comes beside the request, if it is little; else the connection is not used again."""
+        deadline = trio.current_time() + HEAD_SECONDS
+        taken = 0
+        while self._h11.their_state is h11.SEND_BODY and taken <= BODY_BYTES:
+            event = self._h11.next_event()
+            if event is h11.NEED_DATA:
+                if self._h11.they_are_waiting_for_100_continue or not await self._receive(
+                    deadline, idle=False
+                ):
+                    return
+            elif isinstance(event, h11.Data):
+                taken += len(event.data)
+
+    async def _refuse(self, status: int) -> None:
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        headers = [("content-length", "0"), ("connection", "close")]
+        await self._send(self._h11.send(h11.Response(status_code=status, headers=headers)) or b"")
+        await self._send(self._h11.send(h11.EndOfMessage()) or b"")
+        # closing with unread input would reset the connection before the client saw the answer
+        with trio.move_on_after(1):
+            await self.stream.send_eof()
+            while await self.stream.receive_some(_READ):
+                pass
+
+
+async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:
+    if isinstance(body, bytes):
+        yield body
+    elif isinstance(body, AsyncGenerator):
+        async with aclosing(body):
+            async for piece in body:
+                if piece:
+                    yield piece
+    else:
+        for piece in body:
+            if piece:
+                yield piece
+
+
+def _request(event: h11.Request) -> Request:
+    target = event.target.decode("latin-1")
+    parts = urlsplit(target) if target.startswith("/") else None
+    query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=100) if parts else {}
+    return Request(
+        method=event.method.decode("ascii"),
+        path=unquote(parts.path) if parts else target,
+        query={key: values[-1] for key, values in query.items()},
+        headers={name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers},
+    )
+
+
+def no_delay(listener: trio.SocketListener) -> None:
+    """Set TCP_NODELAY on what a listener accepts: Linux hands it down."""
+    listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def not_found(_request: Request) -> Response:
+    """404, empty, without a content type."""
+    return Response(404)
+
+
+__all__: list[Any] = ["Body", "Handler", "HttpServer", "Request", "Response", "no_delay", "not_found"]

@@ -1,0 +1,108 @@
+"""``POST /logging``: the filter at run time, for everything or for one workload for a while."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from ztunnel.admin.http import Request, Response
+from ztunnel.config.values import parse_duration
+from ztunnel.observe.filter import Filter, FilterError, parse_admin_levels
+from ztunnel.observe.logging import current_filter, set_filter, startup_filter
+
+USAGE = (
+    "\nusage: POST /logging\t\t\t\t\t\t(To list current level)\n"
+    "usage: POST /logging?level=<level>\t\t\t\t(To change global levels)\n"
+    "usage: POST /logging?level={mod1}:{level1},{mod2}:{level2}\t(To change specific mods' logging level)\n"
+    "\nhint: loglevel:\terror|warn|info|debug|trace|off\n"
+    "hint: mod_name:\tthe module name, i.e. ztunnel::proxy\n"
+)
+DEFAULT_TTL = 600.0
+_LONGEST_TTL = 86_400.0
+
+
+class LogLevels:
+    """Changes the filter of this process and tells others of it.
+
+    changed: called with each new filter, so that data planes in other processes follow. `run` takes back the
+    levels of single workloads when their time is over.
+    """
+
+    def __init__(self, changed: Callable[[Filter], None] = lambda _filter: None) -> None:
+        self._changed = changed
+        self._expiries: dict[str, float] = {}
+        self._wake = trio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            now = trio.current_time()
+            for workload in [workload for workload, at in self._expiries.items() if at <= now]:
+                del self._expiries[workload]
+                self._set(current_filter().without_workload(workload))
+            deadline = min(self._expiries.values(), default=math.inf)
+            with trio.move_on_at(deadline):
+                await self._wake.wait()
+
+    async def handle(self, request: Request) -> Response:
+        """Show or change the filter."""
+        if request.method != "POST":
+            return Response(405, f"Invalid HTTP method\n {USAGE}".encode(), "text/plain")
+        if "workload" in request.query:
+            return self._workload(request)
+        level = request.query.get("level", "")
+        base = current_filter()
+        if "reset" in request.query:
+            self._expiries.clear()
+            base = startup_filter()
+        if level:
+            try:
+                base = base.extended(parse_admin_levels(level))
+            except FilterError:
+                return _invalid(f"Invalid level provided: {level}")
+        self._set(base)
+        return _current()
+
+    def _workload(self, request: Request) -> Response:
+        """``workload=namespace/pod`` with ``level=`` and perhaps ``ttl=``, or with ``reset``."""
+        workload = request.query["workload"]
+        if workload.count("/") != 1 or not all(c.isalnum() or c in "-./" for c in workload):
+            return _invalid(f"Invalid workload provided: {workload}; expected namespace/pod")
+        base = current_filter().without_workload(workload)
+        level = request.query.get("level", "")
+        if level:
+            try:
+                levels = parse_admin_levels(level)
+            except FilterError:
+                return _invalid(f"Invalid level provided: {level}")
+            try:
+                ttl = parse_duration(request.query["ttl"]) if "ttl" in request.query else DEFAULT_TTL
+            except ValueError as error:
+                return _invalid(f"Invalid ttl provided: {request.query['ttl']}; {error}")
+            if not 0 < ttl <= _LONGEST_TTL:
+                return _invalid(f"Invalid ttl provided: {request.query['ttl']}; expected up to 1d")
+            base = base.extended(levels.for_workload(workload))
+            self._expiries[workload] = trio.current_time() + ttl
+        elif "reset" in request.query:
+            self._expiries.pop(workload, None)
+        else:
+            return _current()
+        self._set(base)
+        self._wake.set()
+        return _current()
+
+    def _set(self, wanted: Filter) -> None:
+        if wanted != current_filter():
+            set_filter(wanted)
+            self._changed(wanted)
+
+
+def _current() -> Response:
+    return Response(200, f"current log level is {current_filter()}\n".encode(), "text/plain")
+
+
+def _invalid(text: str) -> Response:
+    return Response(400, f"{text}\n{USAGE}".encode(), "text/plain")

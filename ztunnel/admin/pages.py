@@ -1,0 +1,143 @@
+"""The admin server's pages and commands."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+
+import trio
+
+from ztunnel.admin.dump import AdminProviders, config_dump
+from ztunnel.admin.http import Handler, Request, Response
+from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.pprof import TRACED_FRAMES, CpuProfile, encode_cpu, encode_heap
+from ztunnel.observe.logging import get_logger
+from ztunnel.observe.nurseries import TaskAges, task_tree
+
+_TEXT = "text/plain"
+_HTML = "text/html; charset=utf-8"
+_BINARY = "application/octet-stream"
+_HEAP_OFF = "heap profiling not active; activate with /debug/pprof/heap/profiling?activate=true"
+_LINES = 500
+
+log = get_logger("admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the admin server: what the index says of it, and who answers."""
+
+    description: str
+    handler: Handler
+
+
+class Admin:
+    """Answers on the admin port.
+
+    shutdown: begins the drain that SIGTERM begins, and returns at once.
+    ages: when tasks came, for ``/debug/tasks``.
+    pages: further ones by path.
+    """
+
+    def __init__(
+        self,
+        providers: AdminProviders,
+        *,
+        levels: LogLevels,
+        shutdown: Callable[[], None],
+        ages: TaskAges | None = None,
+        pages: Mapping[str, Page] | None = None,
+    ) -> None:
+        self._providers = providers
+        self._shutdown = shutdown
+        self._ages = ages
+        self._profiling = trio.Lock()
+        self._pages = {
+            "/config_dump": Page("Dump the configuration and all that is known", self._config_dump),
+            "/logging": Page("Query or change log levels (POST)", levels.handle),
+            "/quitquitquit": Page("Drain and exit (POST)", self._quit),
+            "/debug/pprof/profile": Page("Take a CPU profile (pprof)", self._cpu_profile),
+            "/debug/pprof/heap": Page("Take a heap profile (pprof)", self._heap_profile),
+            "/debug/pprof/heap/profiling": Page(
+                "Switch heap profiling on or off (?activate=true)", self._heap_switch
+            ),
+            "/debug/tasks": Page("Show the tree of tasks", self._tasks),
+            **(pages or {}),
+        }
+
+    async def handle(self, request: Request) -> Response:
+        """Any path; unknown ones are 404."""
+        if request.path == "/":
+            return Response(200, self._index().encode(), _HTML)
+        page = self._pages.get(request.path)
+        return Response(404) if page is None else await page.handler(request)
+
+    def _index(self) -> str:
+        rows = "".join(
+            f'<tr><td><a href="{escape(path.lstrip("/"))}">{escape(path.lstrip("/"))}</a></td>'
+            f"<td>{escape(page.description)}</td></tr>\n"
+            for path, page in self._pages.items()
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            "<title>Ztunnel Admin</title></head>\n"
+            "<body><h1>Ztunnel Admin</h1>\n<table><tr><th>Command</th><th>Description</th></tr>\n"
+            f"{rows}</table></body></html>\n"
+        )
+
+    async def _config_dump(self, _request: Request) -> Response:
+        return Response(200, config_dump(self._providers), "application/json")
+
+    async def _quit(self, request: Request) -> Response:
+        if request.method != "POST":
+            return Response(405)
+        log.info("received explicit shutdown signal")
+        self._shutdown()
+        return Response(200, b"shutdown now\n", _TEXT)
+
+    async def _tasks(self, _request: Request) -> Response:
+        return Response(200, _in_slices(task_tree(self._ages)), "text/plain; charset=utf-8")
+
+    async def _cpu_profile(self, request: Request) -> Response:
+        seconds = _whole(request.query.get("seconds", "10"), 300)
+        if seconds is None:
+            return Response(400, b"invalid seconds value; expected 1-300\n", _TEXT)
+        frequency = _whole(request.query.get("frequency", "100"), 1000)
+        if frequency is None:
+            return Response(400, b"invalid frequency value; expected 1-1000\n", _TEXT)
+        async with self._profiling:
+            profile = CpuProfile()
+            began = time.time_ns()
+            with profile.sampling(frequency):
+                await trio.sleep(seconds)
+        return Response(200, encode_cpu(profile.stacks(), frequency, seconds, began), _BINARY)
+
+    async def _heap_profile(self, _request: Request) -> Response:
+        if not tracemalloc.is_tracing():
+            return Response(500, _HEAP_OFF.encode(), _TEXT)
+        return Response(200, encode_heap(tracemalloc.take_snapshot(), time.time_ns()), _BINARY)
+
+    async def _heap_switch(self, request: Request) -> Response:
+        wanted = request.query.get("activate", "")
+        if wanted not in ("true", "false"):
+            return Response(400, b"invalid activate value; expected true or false\n", _TEXT)
+        if wanted == "false":
+            tracemalloc.stop()
+        elif not tracemalloc.is_tracing():
+            tracemalloc.start(TRACED_FRAMES)
+        return Response(200, f"heap profiling active: {wanted}\n".encode(), _TEXT)
+
+
+def _whole(text: str, largest: int) -> int | None:
+    if text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= largest:
+        return int(text)
+    return None
+
+
+def _in_slices(lines: Iterator[str]) -> Iterator[bytes]:
+    while part := list(islice(lines, _LINES)):
+        yield ("\n".join(part) + "\n").encode("utf-8", "backslashreplace")

@@ -1,0 +1,98 @@
+"""What the process still waits for before it is ready, and the server that tells the kubelet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ztunnel.admin.http import Request, Response
+from ztunnel.observe.logging import get_logger
+
+log = get_logger("readiness")
+
+
+@dataclass(slots=True)
+class _Task:
+    since: float
+    error: str | None = None
+
+
+class Readiness:
+    """Tasks by name. Ready means that none is pending; a task may become pending again.
+
+    ``now`` is a monotonic clock in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._started = now()
+        self._pending: dict[str, _Task] = {}
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of what is waited for, sorted."""
+        return sorted(self._pending)
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is waited for."""
+        return not self._pending
+
+    def register(self, name: str) -> None:
+        """Something is waited for from now on. Registered already, it stays as it is."""
+        self._pending.setdefault(name, _Task(self._now()))
+
+    def complete(self, name: str) -> None:
+        """It is waited for no more. Not pending, nothing happens."""
+        task = self._pending.pop(name, None)
+        if task is None:
+            return
+        took = _duration(self._now() - task.since)
+        rest = len(self._pending)
+        what = f"still awaiting {rest} tasks" if rest else "marking server ready"
+        text = f"Task '{name}' complete ({took}), {what}"
+        log.info(text)
+
+    def uncomplete(self, name: str, error: str | None = None) -> None:
+        """It has to be waited for again, because of ``error``."""
+        if name not in self._pending:
+            self._pending[name] = _Task(self._now())
+            text = f"Task '{name}' is pending again, marking server not ready"
+            log.info(text, error=error)
+        self.failed(name, error)
+
+    def failed(self, name: str, error: str | None) -> None:
+        """An attempt at a pending task failed: what to show for it. Not pending, nothing happens."""
+        task = self._pending.get(name)
+        if task is not None and error is not None:
+            task.error = error
+
+    def report(self) -> str:
+        """A line a pending task: name, for how long, last error."""
+        now = self._now()
+        lines = []
+        for name in self.pending:
+            task = self._pending[name]
+            error = f", last error: {task.error}" if task.error else ""
+            lines.append(f"{name}: pending for {_duration(now - task.since)}{error}\n")
+        return "".join(lines)
+
+    async def handle(self, request: Request) -> Response:
+        """``GET /healthz/ready``, in detail with ``?verbose``."""
+        if request.path != "/healthz/ready":
+            return Response(404)
+        if request.method != "GET":
+            return Response(405)
+        detail = self.report() if "verbose" in request.query else ""
+        if self.ready:
+            return Response(200, b"ready\n", "text/plain")
+        text = f"not ready, pending: {', '.join(self.pending)}\n{detail}"
+        return Response(500, text.encode(), "text/plain")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.1f}".removesuffix(".0") + unit
+    return f"{seconds * 1e9:.0f}ns"
