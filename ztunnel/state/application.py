@@ -221,10 +221,13 @@ class AddressApplication(Application):
 
     def _insert_service(self, body: bytes, parts: ServiceParts) -> None:
         key = parts.service.key
-        self._services.insert(parts, body, from_file=self._from_file)
+        refused = self._services.insert(parts, body, from_file=self._from_file)
         self.changed_services.add(key)
         for uid, packed in self._turned_away.pop(key, {}).items():
             self._join(key, uid, packed)
+        for uid, packed in refused.items():
+            if uid in self.changed_workloads:
+                self._turned_away.setdefault(key, {})[uid] = packed
 
     def _join(self, key: NamespacedHostname, uid: str, packed: bytes) -> None:
         if not self._services.add_endpoint(key, uid, packed):

@@ -32,17 +32,15 @@ class Entry:
     """One stored service.
 
     endpoints: by workload uid, packed, or as the local file wrote them.
-    order: grows with each insertion, and tells what "store order" is.
     """
 
-    __slots__ = ("accepts_all", "body", "endpoints", "from_file", "key", "order")
+    __slots__ = ("accepts_all", "body", "endpoints", "from_file", "key")
 
     def __init__(
         self,
         key: NamespacedHostname,
         body: bytes,
         endpoints: dict[str, bytes | Endpoint],
-        order: int,
         *,
         accepts_all: bool,
         from_file: bool,
@@ -50,7 +48,6 @@ class Entry:
         self.key = key
         self.body = body
         self.endpoints = endpoints
-        self.order = order
         self.accepts_all = accepts_all
         self.from_file = from_file
 
@@ -67,7 +64,6 @@ class ServiceIndex:
             _MATERIALIZED
         )
         self._kinds: GenerationCache[bytes, tuple[Mapping[int, int], HealthStatus]] = GenerationCache(_KINDS)
-        self._inserted = 0
         self.vips: VipIndex[Entry] = VipIndex()
 
     def __len__(self) -> int:
@@ -123,30 +119,32 @@ class ServiceIndex:
         """The endpoints of a stored service, without remembering them."""
         return {uid: self._endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
 
-    def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> None:
-        """Add a service, in place of the one with its key, whose endpoints it takes over."""
+    def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> dict[str, bytes]:
+        """Add a service, in place of the one with its key, whose endpoints and staged ones it takes over.
+
+        Returns the endpoints that it did not take, because they are not healthy, by uid.
+        """
         service, written = parts
         key = service.key
         balancer = service.load_balancer
         accepts_all = balancer is not None and balancer.health_policy is HealthPolicy.ALLOW_ALL
+        refused: dict[str, bytes] = {}
         endpoints: dict[str, bytes | Endpoint] = dict(written)
         old = self._entries.pop(key, None)
         if old is not None:
             self._unlink(old)
-            if old.accepts_all and not accepts_all:
-                _accept(endpoints, old.endpoints, accepts_all=False)
-            elif endpoints or old.from_file:
-                _accept(endpoints, old.endpoints, accepts_all=True)
+            if endpoints or old.from_file or (old.accepts_all and not accepts_all):
+                _take_over(endpoints, old.endpoints, refused, accepts_all=accepts_all or not old.accepts_all)
             else:
                 endpoints = old.endpoints
         staged = self._staged.pop(key, None)
         if staged is not None:
-            _accept(endpoints, staged, accepts_all=accepts_all)
-        self._inserted += 1
-        entry = Entry(key, body, endpoints, self._inserted, accepts_all=accepts_all, from_file=from_file)
+            _take_over(endpoints, staged, refused, accepts_all=accepts_all)
+        entry = Entry(key, body, endpoints, accepts_all=accepts_all, from_file=from_file)
         self._entries[key] = entry
         self._by_hostname.setdefault(key.hostname, []).append(entry)
         self.vips.insert(key.namespace, service, entry)
+        return refused
 
     def remove(self, key: NamespacedHostname) -> bool:
         """Remove a service and its endpoints. Returns whether there was one."""
@@ -214,12 +212,14 @@ class ServiceIndex:
         return Endpoint(uid, *kind)
 
 
-def _accept(
-    into: dict[str, bytes | Endpoint], others: Mapping[str, bytes | Endpoint], *, accepts_all: bool
+def _take_over(
+    into: dict[str, bytes | Endpoint],
+    others: Mapping[str, bytes | Endpoint],
+    refused: dict[str, bytes],
+    *,
+    accepts_all: bool,
 ) -> None:
     """Take over what workloads said about themselves; what a file wrote was part of the old service."""
-    into.update(
-        (uid, packed)
-        for uid, packed in others.items()
-        if isinstance(packed, bytes) and (accepts_all or packed[:1] == HEALTHY)
-    )
+    for uid, packed in others.items():
+        if isinstance(packed, bytes):
+            (into if accepts_all or packed[:1] == HEALTHY else refused)[uid] = packed
