@@ -1,0 +1,142 @@
+"""The local file: workloads, services and policies that come from a file instead of, or beside, istiod.
+
+    local = LocalXds(config.local_xds, apply, numbers)
+    await local.load()                                  before anything starts; an error is fatal
+    nursery.start_soon(local.watch, name="local xds")   then whatever the file becomes
+
+The existing implementation reads the file once. Here a change is put into force when it has been written, as
+the difference; a text that is broken, or a file that has gone, changes nothing, and a line says so. What the
+text means is `ztunnel.state.local`'s business. Source: reference 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ztunnel.config.model import LocalFile, LocalXdsSource
+from ztunnel.errors import ZtunnelError
+from ztunnel.net.watch import LOOK_AGAIN, FileStatus, watch_file
+from ztunnel.observe.logging import get_logger
+from ztunnel.state.local import LocalConfig, LocalConfigError, deltas, parse
+from ztunnel.xds.client import Apply
+
+QUIET = 0.2
+"""Seconds without a further change before a file is read: not every editor writes in one go."""
+
+log = get_logger("state")
+
+
+class LocalFileError(ZtunnelError):
+    """The local file cannot be read, or something in it cannot be put into force."""
+
+    code = "ZT-CFG-007"
+
+
+class LocalXds:
+    """Keeps the mesh as the file says. ``apply`` puts a delta into force; ``numbers`` gives each its number.
+
+    ``config`` is what is in force of it; ``last_error`` why a later text is not, None if it is.
+    """
+
+    def __init__(
+        self,
+        source: LocalXdsSource,
+        apply: Apply,
+        numbers: Iterator[int],
+        *,
+        quiet: float = QUIET,
+        look_again: float = LOOK_AGAIN,
+    ) -> None:
+        self._source = source
+        self._apply = apply
+        self._numbers = numbers
+        self._quiet = quiet
+        self._look_again = look_again
+        self._seen: FileStatus | None = None
+        self._text: str | None = None
+        self.config: LocalConfig | None = None
+        self.last_error: str | None = None
+
+    async def load(self) -> None:
+        """Read it for the first time and put all of it into force.
+
+        Raises `LocalConfigError` for a text that is broken, `LocalFileError` for a file that cannot be read
+        or an entry that cannot be put into force. Any of them ends the process.
+        """
+        if isinstance(self._source, LocalFile):
+            self._seen = FileStatus.of(self._source.path)
+        text = self._read()
+        config = parse(text)
+        refused = await self._put(config)
+        if refused:
+            raise LocalFileError("; ".join(refused))
+        self._text = text
+        self._tell("local config initialized", config)
+
+    async def watch(self) -> None:
+        """Put each later content of the file into force, until cancelled. Returns at once for inline text."""
+        if isinstance(self._source, LocalFile):
+            await watch_file(
+                self._source.path,
+                self._reload,
+                seen=self._seen,
+                quiet=self._quiet,
+                look_again=self._look_again,
+            )
+
+    async def _reload(self) -> None:
+        try:
+            text = self._read()
+            if text == self._text and self.last_error is None:
+                return
+            config = parse(text)
+        except (LocalConfigError, LocalFileError) as error:
+            self._complain(error)
+            return
+        refused = await self._put(config)
+        self._text = text
+        self.last_error = "; ".join(refused) or None
+        for reason in refused:
+            log.error(
+                "local config: an entry is refused, the one before it stays", path=self._path, error=reason
+            )
+        self._tell("local config reloaded", config)
+
+    def _complain(self, error: ZtunnelError) -> None:
+        self.last_error = str(error)
+        log.error(
+            "local config cannot be used, the last good one stays in force",
+            path=self._path,
+            error=self.last_error,
+            code=error.code,
+        )
+
+    @property
+    def _path(self) -> str:
+        return self._source.path if isinstance(self._source, LocalFile) else "LOCAL_XDS"
+
+    def _read(self) -> str:
+        if not isinstance(self._source, LocalFile):
+            return self._source.text
+        try:
+            return Path(self._source.path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise LocalFileError(f"cannot read {self._path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise LocalFileError(f"cannot read {self._path}: it is not UTF-8") from None
+
+    async def _put(self, config: LocalConfig) -> list[str]:
+        refused = []
+        for delta in deltas(config, self.config, self._numbers):
+            refused += [f"{bad.name}: {bad.reason}" for bad in await self._apply(delta)]
+        self.config = config
+        return refused
+
+    def _tell(self, message: str, config: LocalConfig) -> None:
+        log.info(
+            message,
+            num_workloads=len(config.workloads),
+            num_policies=len(config.policies),
+            num_services=len(config.services),
+        )
