@@ -10,6 +10,8 @@ from tests.inpod.fake_namespace import FakeNamespace
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, SnapshotSent
 from ztunnel.inpod.errors import PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
+    Command,
+    Commands,
     Fail,
     PodState,
     Reconnect,
@@ -37,10 +39,12 @@ class Conversation(RuleBasedStateMachine):
         self.pods: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
 
-    def carry_out(self, commands, *, succeeds=True):
+    def carry_out(
+        self, commands: Commands, *, succeeds: bool = True
+    ) -> tuple[list[str | None], Command | None]:
         """Do what a driver does. Gives the acks, and the last command."""
-        acks = []
-        last = None
+        acks: list[str | None] = []
+        last: Command | None = None
         queue = list(commands)
         while queue:
             last = command = queue.pop(0)
@@ -76,7 +80,7 @@ class Conversation(RuleBasedStateMachine):
         self._lose_connection()
         assert self.pods == running
 
-    def _lose_connection(self):
+    def _lose_connection(self) -> None:
         self.online = False
         self.waiting.clear()
         self.carry_out(self.session.disconnected())
