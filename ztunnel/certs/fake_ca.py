@@ -6,7 +6,6 @@ and with deliberately wrong ones: that is what the tests of TLS make their bad p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -24,18 +23,13 @@ from ztunnel.model.identity import Identity
 # Clocks of a mesh differ a little; istiod backdates certificates by this much.
 _BACKDATE_SECONDS: Final = 120.0
 _ROOT_SECONDS: Final = 10 * 365 * 86_400.0
-# The number of points of P-256, FIPS 186-5; private keys are below it.
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-# Every ztunnel with FAKE_CA=true has this root, so that those of one demo trust each other without
-# sharing a file. So does everybody else who reads this: there is no security in it, and the program says so.
-_WELL_KNOWN_SEED: Final = b"ztunnel FAKE_CA"
 BOTH_USES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 class IssuingCa:
     """One CA certificate and its key: a root, or an intermediate made by `intermediate`.
 
-    Times are epoch seconds. ``key`` is for a CA that has to be the same elsewhere (None: a new one).
+    Times are epoch seconds.
     """
 
     def __init__(
@@ -45,9 +39,8 @@ class IssuingCa:
         name: str = "cluster.local",
         lifetime: float = _ROOT_SECONDS,
         parent: IssuingCa | None = None,
-        key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
-        self._key = key if key is not None else ec.generate_private_key(ec.SECP256R1())
+        self._key = ec.generate_private_key(ec.SECP256R1())
         self.parent = parent
         self.subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
         signer = parent if parent is not None else self
@@ -64,12 +57,6 @@ class IssuingCa:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(signer._key, hashes.SHA256())  # noqa: SLF001  # another object of this class
         )
-
-    @classmethod
-    def from_seed(cls, now: float, seed: bytes) -> IssuingCa:
-        """A root whose key follows from ``seed``: whoever has the seed has the CA. Never for real use."""
-        number = int.from_bytes(hashlib.sha512(seed).digest()) % (_P256_ORDER - 1) + 1
-        return cls(now, key=ec.derive_private_key(number, ec.SECP256R1()))
 
     def intermediate(self, now: float, name: str = "intermediate") -> IssuingCa:
         """A CA below this one."""
@@ -154,8 +141,8 @@ class IssuingCa:
 class FakeCa:
     """A `CertificateAuthority` that needs nobody: any identity, at once, for ``lifetime`` seconds.
 
-    Its root (unless ``root`` gives another) has a key that is the same in every process, so all ztunnels
-    with FAKE_CA=true trust each other, and anybody who can read this file. ``clock`` gives epoch seconds.
+    All its certificates chain to one root, its own or the one given (see `ztunnel.certs.shared_root`).
+    ``clock`` gives epoch seconds.
     """
 
     def __init__(
@@ -163,7 +150,7 @@ class FakeCa:
     ) -> None:
         self._clock = clock
         self._lifetime = lifetime
-        self.root = root if root is not None else IssuingCa.from_seed(clock(), _WELL_KNOWN_SEED)
+        self.root = root if root is not None else IssuingCa(clock())
 
     async def issue(self, identity: Identity) -> Certificate:
         """A new certificate. Never fails for an identity that a URI can spell."""

@@ -1,0 +1,160 @@
+"""The client of the mesh's CA: one CreateCertificate call for each certificate (operations reference, 6.1).
+
+Roots and token rotate under our feet, so both are read for each call. The channel is kept from call to call;
+when the roots' bytes have changed it is made anew, and if that fails, for instance because the file is being
+written, the old one stays in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Protocol, Self
+from urllib.parse import urlsplit
+
+from ztunnel.certs.chain import read_chain
+from ztunnel.certs.errors import CaChainError, CaError, CaRootsError, CaTokenError, CaUnreachableError
+from ztunnel.certs.request import make_signing_request
+from ztunnel.certs.wire import decode_response, encode_request
+from ztunnel.config.model import Config, ProxyMode
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+from ztunnel.net.credentials import RootsError, TokenError, authorization, read_roots
+from ztunnel.net.grpc_bridge import GrpcChannel, GrpcChannelError, GrpcStatusError, Metadata
+from ztunnel.observe.logging import get_logger
+
+METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+CALL_SECONDS: Final = 30.0
+"""How long a call may take. Without a bound, as in the replaced implementation, a hung CA blocks a slot."""
+_HTTPS_PORT: Final = 443
+
+log = get_logger("identity::caclient")
+
+
+class Channel(Protocol):
+    """What the client needs of a gRPC channel."""
+
+    async def unary(
+        self, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
+    ) -> bytes:
+        """One call. Raises GrpcStatusError or GrpcChannelError."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class CaClient:
+    """A `CertificateAuthority` behind ``config.ca_address``. `close`, or leaving ``with``, ends its
+    connection.
+
+    ``make_channel`` makes a channel from the roots' PEM; it is there for tests.
+    """
+
+    def __init__(self, config: Config, make_channel: Callable[[bytes], Channel] | None = None) -> None:
+        if config.ca_address is None:
+            raise ValueError("there is no CA address")
+        target = _target(config.ca_address)
+        self._config = config
+        self._impersonate = config.proxy_mode is ProxyMode.SHARED
+        self._make_channel = make_channel or (
+            lambda roots: GrpcChannel(target, roots=roots, alternative_hostname=config.alt_ca_hostname)
+        )
+        self._connection: _Connection | None = None
+
+    async def issue(self, identity: Identity) -> Certificate:
+        """A new key, and a certificate for it. Takes at most `CALL_SECONDS`. Raises CaError."""
+        try:
+            request = make_signing_request(identity)
+        except ValueError as error:
+            raise CaError(f"no certificate can be asked for {identity}: {error}") from error
+        metadata = self._metadata()
+        connection = self._connected()
+        body = encode_request(
+            request.csr, int(self._config.secret_ttl), identity if self._impersonate else None
+        )
+        try:
+            with connection as channel:
+                answer = await channel.unary(METHOD, body, metadata=metadata, deadline_seconds=CALL_SECONDS)
+        except GrpcStatusError as error:
+            raise CaUnreachableError(error.status, error.meaning, error.details) from error
+        except GrpcChannelError as error:
+            raise CaTokenError(str(error)) from error
+        try:
+            chain = decode_response(answer)
+        except ValueError as error:
+            raise CaChainError(f"the CA's answer for {identity} cannot be read: {error}") from error
+        if len(chain) == 1:
+            log.warn(f"no chain certs for: {identity}")
+        return read_chain(identity, request.private_key, chain, check_identity=self._impersonate)
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        config = self._config
+        try:
+            return [*authorization(config.auth, config.cluster_id), *config.ca_headers]
+        except TokenError as error:
+            raise CaTokenError(str(error)) from error
+
+    def _connected(self) -> _Connection:
+        """The connection, made anew if the roots have changed. Raises CaRootsError."""
+        connection = self._connection
+        try:
+            roots = read_roots(self._config.ca_root_cert)
+            if connection is None or roots != connection.roots:
+                self._connection = _Connection(self._make_channel(roots), roots)
+                if connection is not None:
+                    connection.retire()
+                return self._connection
+        except (RootsError, GrpcChannelError) as error:
+            if connection is None:
+                raise CaRootsError(str(error)) from error
+            log.warn(
+                "the CA's root certificates cannot be read again; those read before stay in use", error=error
+            )
+        return connection
+
+    def close(self) -> None:
+        """End the connection and the calls on it. The next call makes a new one."""
+        if self._connection is not None:
+            self._connection.channel.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Connection:
+    """A channel, and the roots it was made with. Once retired it is closed when its last call has ended."""
+
+    def __init__(self, channel: Channel, roots: bytes) -> None:
+        self.channel = channel
+        self.roots = roots
+        self._calls = 0
+        self._retired = False
+
+    def retire(self) -> None:
+        self._retired = True
+        if self._calls == 0:
+            self.channel.close()
+
+    def __enter__(self) -> Channel:
+        self._calls += 1
+        return self.channel
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls -= 1
+        if self._retired and self._calls == 0:
+            self.channel.close()
+
+
+def _target(address: str) -> str:
+    """``host:port`` of an ``https://`` address; its path is ignored."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or _HTTPS_PORT}"

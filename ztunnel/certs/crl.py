@@ -1,0 +1,143 @@
+"""The revocation file at CRL_PATH: what its bytes mean, and what each state of it leads to.
+
+The operations reference, 6.5: PEM with several CRL blocks (others are skipped) or one DER list, told apart by
+the leading ``-----BEGIN``. An empty file, or one without blocks, revokes nothing. What counts is how the file
+was at the first look:
+
+| the file | at the first look | later |
+|---|---|---|
+| readable | its lists are in force | the new lists are in force |
+| missing or unreadable | nothing is revoked; looked at again | the lists before stay in force |
+| invalid | checking stays off for the life of the process | the lists before stay in force |
+
+`CrlFile` is that table; `watch_crl` is the task that feeds it. Whether an established connection is still
+good under new lists is asked of `Revocations.revoked` with the connection's verified chain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final, Never
+
+import trio
+
+from ztunnel.messages import RevocationsChanged
+from ztunnel.net.tls import InvalidRevocationListError, RevocationList
+from ztunnel.net.watch import watch_directory
+from ztunnel.observe.logging import get_logger
+
+_BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+# A list with a million entries has some 40 MB.
+LARGEST_FILE: Final = 256 * 1024 * 1024
+
+log = get_logger("tls::crl")
+
+
+def parse_crl_file(data: bytes) -> tuple[bytes, ...]:
+    """The single lists in a file, PEM or DER as they came; none for an empty file.
+
+    Raises InvalidRevocationListError if one of them cannot be read.
+    """
+    if not data.strip():
+        return ()
+    if data.lstrip().startswith(b"-----BEGIN"):
+        lists = tuple(match.group() + b"\n" for match in _BLOCK.finditer(data))
+    else:
+        lists = (data,)
+    for one in lists:
+        RevocationList.parse(one)
+    return lists
+
+
+class CrlState(Enum):
+    """What has become of the file so far."""
+
+    UNREAD = "unread"
+    LOADED = "loaded"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class CrlReading:
+    """What one look at the file means.
+
+    ``changed``: the lists in force are new. ``problem``: a sentence worth a warning, or None.
+    """
+
+    changed: tuple[bytes, ...] | None = None
+    problem: str | None = None
+
+
+class CrlFile:
+    """The table above: takes the file's contents, look by look, and says what is in force."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.state = CrlState.UNREAD
+        self.lists: tuple[bytes, ...] = ()
+
+    def read(self, content: bytes | OSError) -> CrlReading:
+        """One look at the file: its bytes, or why there are none."""
+        if self.state is CrlState.OFF:
+            return CrlReading()
+        kept = "the lists read before stay in force"
+        if isinstance(content, OSError):
+            if self.state is CrlState.UNREAD:
+                kept = "no certificate counts as revoked until it can be"
+            return CrlReading(
+                problem=f"the revocation file {self._path} cannot be read ({content.strerror}); {kept}"
+            )
+        try:
+            lists = parse_crl_file(content)
+        except InvalidRevocationListError as error:
+            if self.state is CrlState.UNREAD:
+                self.state = CrlState.OFF
+                kept = "revocation checking is off until ztunnel is restarted with a valid file"
+            return CrlReading(problem=f"the revocation file {self._path} is invalid ({error}); {kept}")
+        first = self.state is CrlState.UNREAD
+        self.state = CrlState.LOADED
+        if lists == self.lists and not first:
+            return CrlReading()
+        self.lists = lists
+        return CrlReading(changed=lists)
+
+
+async def watch_crl(
+    path: Path,
+    publish: Callable[[RevocationsChanged], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> Never:
+    """Keep the lists in force those of the file at ``path``, until cancelled.
+
+    The file is read once before ``started``, and whenever its directory has changed and been quiet for two
+    seconds.
+    """
+    file = CrlFile(str(path))
+
+    async def look() -> None:
+        reading = file.read(await _content(path))
+        if reading.problem is not None:
+            log.warn(reading.problem)
+        if reading.changed is not None:
+            log.info("revocation lists loaded", path=str(path), lists=len(reading.changed))
+            publish(RevocationsChanged(reading.changed))
+
+    await look()
+    task_status.started()
+    await watch_directory(path.parent, look)
+
+
+async def _content(path: Path) -> bytes | OSError:
+    try:
+        async with await trio.open_file(path, "rb") as stream:
+            content = await stream.read(LARGEST_FILE + 1)
+    except OSError as error:
+        return error
+    if len(content) > LARGEST_FILE:
+        return OSError(27, f"it is larger than {LARGEST_FILE} bytes")
+    return content

@@ -1,0 +1,244 @@
+"""The secret manager: a certificate for each identity of the node, always a fresh one.
+
+`Rotations` decides; here are the tasks that carry it out. Each identity has one task, named
+``certificate spiffe://...``, so that a dump of the nursery shows what becomes of each: it waits for its time,
+for its turn among the eight fetches that may run at once, fetches, and tells everybody. A task's failure is
+that of its identity alone.
+
+Changes are published as the messages of `ztunnel.messages`: CertificateIssued, CertificateFailed (only while
+there is no valid certificate), CertificateForgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, TypeAlias
+
+import trio
+
+from ztunnel.certs.authority import CertificateAuthority
+from ztunnel.certs.errors import CaError, ForgottenIdentityError
+from ztunnel.certs.rotation import CONCURRENCY, Priority, Renewal, Rotation, Rotations
+from ztunnel.messages import CertificateFailed, CertificateForgotten, CertificateIssued
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+from ztunnel.observe.logging import get_logger
+
+log = get_logger("identity::manager")
+
+Change: TypeAlias = CertificateIssued | CertificateFailed | CertificateForgotten
+
+# Sleeping goes by trio's clock, certificates by the wall clock. When somebody sets the latter, a task
+# notices after this long at the latest.
+_LONGEST_SLEEP: Final = 3600.0
+
+
+class Expiry(NamedTuple):
+    """When an identity's certificate ends, for metrics and warnings. Times are epoch seconds.
+
+    ``renewal_failing`` is the reason why it was not renewed at its half-life, None if all is well.
+    """
+
+    identity: Identity
+    not_after: float
+    renewal_failing: str | None
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """What an identity's task and everybody else share."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    nudge: trio.Event = field(default_factory=trio.Event)
+    turn: bool = False
+    # Set, and replaced, whenever an attempt ends or the identity is forgotten.
+    settled: trio.Event = field(default_factory=trio.Event)
+
+
+class SecretManager:
+    """Fetches, renews and forgets certificates. Use it inside ``run``.
+
+    ``clock`` gives epoch seconds, ``random`` numbers in [0, 1), ``publish`` takes each change; it must not
+    block.
+    """
+
+    def __init__(
+        self,
+        authority: CertificateAuthority,
+        *,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+        publish: Callable[[Change], None],
+        concurrency: int = CONCURRENCY,
+    ) -> None:
+        self._authority = authority
+        self._clock = clock
+        self._random = random
+        self._publish = publish
+        self._rotations = Rotations(concurrency)
+        self._tasks: dict[Identity, _Task] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks of all identities until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()  # noqa: TID251  # until cancelled: tasks come and go with identities
+        finally:
+            self._nursery = None
+            for task in self._tasks.values():
+                task.settled.set()
+            self._tasks.clear()
+
+    def want(
+        self, identity: Identity, priority: Priority = Priority.REAL_TIME
+    ) -> CertificateIssued | CertificateFailed | None:
+        """See to it that there is a certificate for ``identity``, and that it stays fresh until `forget`.
+
+        Gives the answer that is known already: the certificate in force, or why there is none for now (asking
+        does not hasten the next attempt). None: a first attempt is under way, and its end will be published.
+        """
+        nursery = self._nursery
+        if nursery is None:
+            raise RuntimeError("the secret manager does not run")
+        now = self._clock()
+        if self._rotations.want(identity, priority, now):
+            task = self._tasks[identity] = _Task()
+            nursery.start_soon(self._rotate, identity, task, name=f"certificate {identity}")
+        self._hand_out_turns()
+        rotation = self._rotations.get(identity)
+        answer = rotation.answer(now) if rotation is not None else None
+        match answer:
+            case Certificate():
+                return CertificateIssued(answer)
+            case CaError():
+                return CertificateFailed(identity, str(answer))
+        return None
+
+    async def fetch(self, identity: Identity, priority: Priority = Priority.REAL_TIME) -> Certificate:
+        """`want`, and wait for the first attempt's end, however long that takes.
+
+        Raises CaError: why there is no certificate, or that the identity was forgotten meanwhile.
+        """
+        await trio.lowlevel.checkpoint()
+        self.want(identity, priority)
+        while True:
+            rotation, task = self._rotations.get(identity), self._tasks.get(identity)
+            if rotation is None or task is None:
+                raise ForgottenIdentityError
+            answer = rotation.answer(self._clock())
+            if isinstance(answer, Certificate):
+                return answer
+            if answer is not None:
+                raise answer
+            await task.settled.wait()
+
+    def forget(self, identity: Identity) -> None:
+        """The last workload with this identity has left the node.
+
+        Whoever waits is told; a fetch is cancelled.
+        """
+        if self._rotations.forget(identity):
+            task = self._tasks.pop(identity)
+            task.scope.cancel()
+            task.settled.set()
+            self._publish(CertificateForgotten(identity))
+            self._hand_out_turns()
+
+    def current(self, identity: Identity) -> Certificate | None:
+        """The certificate in force, if there is one. Asks for nothing."""
+        rotation = self._rotations.get(identity)
+        return rotation.valid(self._clock()) if rotation is not None else None
+
+    def rotations(self) -> list[Rotation]:
+        """All identities in the order of their URIs, for dumps. To look at only."""
+        return self._rotations.all()
+
+    def expiries(self) -> list[Expiry]:
+        """When each certificate ends, for a gauge and for warnings."""
+        return [
+            Expiry(
+                rotation.identity,
+                rotation.certificate.not_after,
+                str(rotation.error) if rotation.error is not None else None,
+            )
+            for rotation in self._rotations.all()
+            if rotation.certificate is not None
+        ]
+
+    async def _rotate(self, identity: Identity, task: _Task) -> None:
+        """One identity's life."""
+        with task.scope:
+            while True:
+                await self._wait_for_turn(identity, task)
+                try:
+                    certificate = await self._issue(identity)
+                    self._rotations.issued(identity, certificate, self._clock())
+                except CaError as error:
+                    self._failed(identity, error)
+                else:
+                    log.debug("certificate issued", identity=identity, until=_text(certificate.not_after))
+                    self._publish(CertificateIssued(certificate))
+                settled, task.settled = task.settled, trio.Event()
+                settled.set()
+                self._hand_out_turns()
+
+    async def _wait_for_turn(self, identity: Identity, task: _Task) -> None:
+        while not task.turn:
+            delay = self._rotations.due(identity, self._clock())
+            if delay > 0:
+                with trio.move_on_after(min(delay, _LONGEST_SLEEP)):
+                    await task.nudge.wait()
+            else:
+                self._hand_out_turns()
+                await task.nudge.wait()
+            task.nudge = trio.Event()
+        task.turn = False
+
+    def _hand_out_turns(self) -> None:
+        for identity in self._rotations.start(self._clock()):
+            task = self._tasks[identity]
+            task.turn = True
+            task.nudge.set()
+
+    async def _issue(self, identity: Identity) -> Certificate:
+        try:
+            return await self._authority.issue(identity)
+        except CaError:
+            raise
+        except Exception as error:
+            # A fault of ours with one identity must not end the rotation of the others.
+            log.error("fetching a certificate failed unexpectedly", identity=identity, error=repr(error))
+            raise CaError(f"internal error: {error!r}") from error
+
+    def _failed(self, identity: Identity, error: CaError) -> None:
+        now = self._clock()
+        renewal: Renewal = self._rotations.failed(identity, error, now, self._random())
+        retry = f"{max(0.0, renewal.next_attempt - now):.1f}s"
+        if renewal.valid_until is None:
+            log.warn(
+                f"certificate fetch failed ({error}), retrying in {retry}", identity=identity, code=error.code
+            )
+            self._publish(CertificateFailed(identity, str(error)))
+            return
+        until = _text(renewal.valid_until)
+        log.info(
+            f"certificate renewal failed ({error}); retaining existing valid certificate until {until}",
+            identity=identity,
+        )
+        if renewal.overdue:
+            left = (renewal.valid_until - now) / 60
+            log.warn(
+                f"certificate expires in {left:.0f} minutes and cannot be renewed: {error}; new connections "
+                "will fail from then on",
+                identity=identity,
+                code=error.code,
+            )
+
+
+def _text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,222 @@
+"""When to fetch which certificate: the whole of the secret manager's judgement, without a clock or a task.
+
+Each identity is in one phase:
+
+    QUEUED ──start──▶ FETCHING ──issued / failed──▶ WAITING ──its time comes──▶ QUEUED ...
+
+and beside the phase stands what callers see: the certificate in force, or the error of the last attempt. The
+two are independent. An identity whose certificate is valid stays available while its renewal fails; one
+without a valid certificate is unavailable, and callers are told why at once, until an attempt succeeds.
+
+The rules are the operations reference's, 6.3:
+
+| what | when or how many |
+|---|---|
+| fetches at a time | 8 |
+| order | real time (a connection waits) before warm-up (prefetch) before background (renewal), then by due
+time | | renewal | at half of the certificate's life |
+| after a failure | 1 s, doubled each time, ±20 %, at most 150 s; once 15 minutes have gone by always 150 s |
+| after a failure with a valid certificate | as above, but at its expiry at the latest |
+| demand for an unavailable identity | does not hasten the next attempt |
+
+Times are seconds since the epoch. Random numbers are uniform in [0, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Final
+
+from ztunnel.certs.errors import CaChainError, CaError
+from ztunnel.model.certificate import Certificate
+from ztunnel.model.identity import Identity
+
+CONCURRENCY: Final = 8
+FIRST_BACKOFF: Final = 1.0
+LONGEST_BACKOFF: Final = 150.0
+BACKOFF_JITTER: Final = 0.2
+PATIENCE: Final = 15 * 60.0
+# A CA that hands out certificates past their half-life must not be asked for new ones without a pause.
+SOONEST_RENEWAL: Final = 10.0
+
+
+class Priority(IntEnum):
+    """Who wants a certificate; the lowest is served first."""
+
+    REAL_TIME = 0
+    WARMUP = 1
+    BACKGROUND = 2
+
+
+class Phase(Enum):
+    """What is going on for an identity."""
+
+    QUEUED = "queued"
+    FETCHING = "fetching"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a failed attempt leaves behind.
+
+    ``valid_until`` is the expiry of the certificate that stays in force, None if there is none;
+    ``next_attempt`` the time of the next one; ``overdue`` tells that less than a quarter of the certificate's
+    life is left.
+    """
+
+    error: CaError
+    next_attempt: float
+    valid_until: float | None
+    overdue: bool
+
+
+@dataclass(slots=True)
+class Rotation:
+    """One identity."""
+
+    identity: Identity
+    phase: Phase
+    priority: Priority
+    due: float
+    certificate: Certificate | None = None
+    error: CaError | None = None
+    failures: int = 0
+    failing_since: float = field(default=0.0)
+
+    def valid(self, now: float) -> Certificate | None:
+        """The certificate, if it is in force."""
+        certificate = self.certificate
+        return certificate if certificate is not None and now < certificate.not_after else None
+
+    def answer(self, now: float) -> Certificate | CaError | None:
+        """What a caller gets: a certificate, why there is none, or None: wait for the first attempt."""
+        certificate = self.valid(now)
+        if certificate is not None:
+            return certificate
+        if self.error is not None:
+            return self.error
+        if self.certificate is not None:
+            return CaChainError(
+                f"the certificate of {self.identity} has expired and its renewal has not ended"
+            )
+        return None
+
+
+class Rotations:
+    """All identities of the node. Every method is synchronous and leaves the whole in a consistent state."""
+
+    def __init__(self, concurrency: int = CONCURRENCY) -> None:
+        self._concurrency = concurrency
+        self._all: dict[Identity, Rotation] = {}
+        self._fetching = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, identity: Identity) -> bool:
+        return identity in self._all
+
+    def get(self, identity: Identity) -> Rotation | None:
+        """The rotation of an identity, to look at."""
+        return self._all.get(identity)
+
+    def all(self) -> list[Rotation]:
+        """All rotations, ordered by identity's URI."""
+        return sorted(self._all.values(), key=lambda rotation: str(rotation.identity))
+
+    def want(self, identity: Identity, priority: Priority, now: float) -> bool:
+        """Somebody wants a certificate of ``identity``. True if it was not known before.
+
+        A known identity that is still queued for its first attempt moves up; otherwise nothing changes.
+        """
+        rotation = self._all.get(identity)
+        if rotation is None:
+            self._all[identity] = Rotation(identity, Phase.QUEUED, priority, now)
+            return True
+        if rotation.phase is Phase.QUEUED and rotation.certificate is None and rotation.error is None:
+            rotation.priority = min(rotation.priority, priority)
+        return False
+
+    def forget(self, identity: Identity) -> bool:
+        """The identity is not needed any more; a fetch under way is void. False if it was not known."""
+        rotation = self._all.pop(identity, None)
+        if rotation is None:
+            return False
+        if rotation.phase is Phase.FETCHING:
+            self._fetching -= 1
+        return True
+
+    def due(self, identity: Identity, now: float) -> float:
+        """How many seconds until an identity's next attempt is due; 0 if it is due, queued or under way."""
+        rotation = self._all[identity]
+        return max(0.0, rotation.due - now) if rotation.phase is Phase.WAITING else 0.0
+
+    def start(self, now: float) -> list[Identity]:
+        """The identities to fetch now, most urgent first; they count as being fetched from here on."""
+        queued = []
+        for rotation in self._all.values():
+            if rotation.phase is Phase.WAITING and rotation.due <= now:
+                rotation.phase = Phase.QUEUED
+            if rotation.phase is Phase.QUEUED:
+                queued.append(rotation)
+        queued.sort(key=lambda rotation: (rotation.priority, rotation.due))
+        chosen = queued[: max(0, self._concurrency - self._fetching)]
+        for rotation in chosen:
+            rotation.phase = Phase.FETCHING
+        self._fetching += len(chosen)
+        return [rotation.identity for rotation in chosen]
+
+    def issued(self, identity: Identity, certificate: Certificate, now: float) -> None:
+        """A fetch has brought a certificate.
+
+        Raises CaChainError, and changes nothing, if it has already expired.
+        """
+        if certificate.not_after <= now:
+            raise CaChainError(
+                f"the certificate that the CA issued for {identity} has already expired; is our clock right?"
+            )
+        rotation = self._finish(identity)
+        rotation.certificate = certificate
+        rotation.error = None
+        rotation.failures = 0
+        rotation.due = max(certificate.refresh_at, now + SOONEST_RENEWAL)
+
+    def failed(self, identity: Identity, error: CaError, now: float, random: float) -> Renewal:
+        """A fetch has failed."""
+        rotation = self._finish(identity)
+        if rotation.failures == 0:
+            rotation.failing_since = now
+        delay = backoff(rotation.failures, now - rotation.failing_since, random)
+        rotation.failures += 1
+        certificate = rotation.valid(now)
+        rotation.error = error
+        if certificate is None:
+            rotation.due = now + delay
+            return Renewal(error, rotation.due, None, overdue=False)
+        rotation.due = min(now + delay, certificate.not_after)
+        life = certificate.not_after - certificate.not_before
+        overdue = certificate.not_after - now < life / 4
+        return Renewal(error, rotation.due, certificate.not_after, overdue)
+
+    def _finish(self, identity: Identity) -> Rotation:
+        rotation = self._all[identity]
+        if rotation.phase is not Phase.FETCHING:
+            raise ValueError(f"no fetch for {identity} is under way")
+        self._fetching -= 1
+        rotation.phase = Phase.WAITING
+        rotation.priority = Priority.BACKGROUND
+        return rotation
+
+
+def backoff(failures: int, failing_for: float, random: float) -> float:
+    """Seconds to wait after a failure.
+
+    ``failures`` others came before it without a success between, the first ``failing_for`` seconds ago.
+    """
+    if failing_for >= PATIENCE:
+        return LONGEST_BACKOFF
+    # The exponent is bounded so that no float overflows; the cap is reached long before.
+    base = min(FIRST_BACKOFF * 2.0 ** min(failures, 32), LONGEST_BACKOFF)
+    return min(base * (1 - BACKOFF_JITTER + 2 * BACKOFF_JITTER * random), LONGEST_BACKOFF)
