@@ -151,10 +151,8 @@ async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(standard:
             with trio.fail_after(60):
                 assert await receive_pattern(stream) == total
 
-    async with serve(standard.server, 8080, send) as application:
-        # A block of its own: serve() cancels what still runs when its block ends.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_slowly)
-            for _ in range(4):
-                nursery.start_soon(read_fast)
+    async with serve(standard.server, 8080, send) as application, trio.open_nursery() as nursery:
+        nursery.start_soon(read_slowly)
+        for _ in range(4):
+            nursery.start_soon(read_fast)
     assert application.failures == []

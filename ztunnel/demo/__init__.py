@@ -2,3 +2,7 @@
 
 `machine`, `network`, `processes` and `capture` are also what the end-to-end tests build their meshes from.
 """
+
+from ztunnel.demo.command import main
+
+__all__ = ["main"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -65,9 +64,9 @@ def _run(page: Page, *, keep: bool) -> None:
 
 def _surroundings() -> Surroundings | None:
     if may_make_namespaces():
-        return Surroundings(privileged=os.geteuid() == 0)
+        return Surroundings(own_user_namespace=False)
     try:
         become_root_of_own_namespace()
     except NamespaceUnavailableError:
         return None
-    return Surroundings(privileged=False)
+    return Surroundings(own_user_namespace=True)

@@ -101,6 +101,11 @@ class Namespace:
             os.close(home)
 
     @property
+    def published(self) -> Path | None:
+        """Where `ip netns exec` finds it, None when it has no name."""
+        return self._published
+
+    @property
     def descriptor(self) -> int:
         """The open descriptor, valid until `close`. The CNI's protocol hands out duplicates of it."""
         return self._descriptor

@@ -49,9 +49,9 @@ class DemoFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """``privileged``: as root of the machine, with named namespaces; else root of a user namespace only."""
+    """``own_user_namespace``: the demo is root only of a user namespace that it made."""
 
-    privileged: bool
+    own_user_namespace: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +175,13 @@ def _show_mesh(page: Page, mesh: _Mesh, surroundings: Surroundings, seconds: flo
         page.excerpt(
             [f"node {workload['node']}   pod {workload['name']:<9} {address:<11} spiffe://{identity}"]
         )
-    where = "network namespaces" if surroundings.privileged else "network namespaces in an own user namespace"
+    where = "network namespaces"
+    if surroundings.own_user_namespace:
+        where += " within an unprivileged user namespace"
     if mesh.socks5:
         page.text(
-            f"Nodes and pods are {where} (not root's, no other part of the machine is touched). Redirection "
-            f"rules cannot be set here ({mesh.socks5}), so applications ask their ztunnel over SOCKS5."
+            f"Nodes and pods are {where}. Redirection rules cannot be set on this machine ({mesh.socks5}), "
+            f"so applications ask their ztunnel over SOCKS5. Built and ready after {seconds:.1f} s."
         )
     else:
         page.text(
@@ -272,15 +274,16 @@ def _show_metrics(page: Page, mesh: _Mesh) -> None:
 
 def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings) -> None:
     command = " ".join([Path(mesh.command()[0]).name, *mesh.command()[1:]])
-    page.line("\nThe mesh runs until you press Ctrl-C here. To play with it, in another terminal:")
+    root = "" if surroundings.own_user_namespace else " as root,"
+    page.line(f"\nThe mesh runs until you press Ctrl-C here. To play with it,{root} in another terminal:")
 
     def enter(name: str) -> str:
         pod = mesh.pods[name]
-        if not surroundings.privileged:
+        if surroundings.own_user_namespace:
             return f"nsenter -t {pod.ztunnel.process.pid} -U -n --preserve-credentials"
-        if shutil.which("ip"):
-            return f"sudo ip netns exec {pod.pod.namespace.name}"
-        return f"sudo nsenter -t {pod.ztunnel.process.pid} -n"
+        if pod.pod.namespace.published and shutil.which("ip"):
+            return f"ip netns exec {pod.pod.namespace.name}"
+        return f"nsenter -t {pod.ztunnel.process.pid} -n"
 
     page.excerpt(
         [

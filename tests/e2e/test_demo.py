@@ -1,0 +1,215 @@
+"""``ztunnel demo`` in all the surroundings that a machine may offer, and interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.census import take_census
+from ztunnel.demo import processes
+from ztunnel.demo.dedicated import ztunnel_command
+from ztunnel.demo.machine import PREFIX
+from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.network import netlink
+
+LIMIT = 60
+STEPS = [
+    "A mesh of three pods on two nodes",
+    "An ordinary request from the pod client to the service web",
+    "What the ztunnels on both sides logged about it",
+    "What the wire between the nodes saw of it",
+    "The pod stranger asks for the same, and a policy denies it",
+    "The metrics that came of it",
+]
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for the demo's files; in the end nothing of any machine is in it or named after it."""
+    with tempfile.TemporaryDirectory(prefix="demo-test-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+        left = list(Path(name).iterdir())
+        assert left == []
+
+
+def environment(temporary: Path, **extra: str) -> dict[str, str]:
+    return os.environ | {"TMPDIR": str(temporary), "COLUMNS": "110"} | extra
+
+
+def assert_story(output: str, *, steps: list[str]) -> None:
+    positions = [output.find(step) for step in steps]
+    assert -1 not in positions, output
+    assert positions == sorted(positions)
+    assert "Hello from the pod web." in output
+    assert 'direction="outbound"' in output
+    assert 'direction="inbound"' in output
+    assert "policy rejection" in output
+    assert "istio_tcp_connections_opened_total" in output
+    assert 'response_flags="DENY"' in output
+    assert output.rstrip().endswith("Everything that was made has been removed.")
+
+
+def test_as_root(temporary: Path) -> None:
+    done = processes.run(ztunnel_command("demo"), env=environment(temporary), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_story(done.stdout, steps=STEPS)
+    assert "application data" in done.stdout
+    assert "None of 'GET / HTTP', 'Host: ', 'Hello from the pod web.' is in these packets." in done.stdout
+    seconds = re.search(r"That took ([\d.]+) seconds", done.stdout)
+    assert seconds is not None
+    assert float(seconds[1]) < 30
+
+
+def wait_for_text(stream: Path, text: str, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + LIMIT
+    while text not in (output := stream.read_text()):
+        assert process.poll() is None, output
+        assert time.monotonic() < deadline, output
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["2. An ordinary request", "The mesh runs until you press Ctrl-C"])
+def test_interrupted_it_cleans_up(temporary: Path, when: str, number: signal.Signals) -> None:
+    log = temporary / "output"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ztunnel_command("demo", "--keep"), stdout=output, env=environment(temporary)
+        )
+    with process:
+        wait_for_text(log, when, process)
+        (directory,) = temporary.glob(f"{PREFIX}*")
+        assert not take_census(directory.name).empty
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+    assert take_census(directory.name).empty
+    assert "Interrupted. Everything that was made has been removed." in log.read_text()
+    log.unlink()
+
+
+def test_kept_it_can_be_played_with_by_the_printed_commands(temporary: Path) -> None:
+    log = temporary / "output"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ztunnel_command("demo", "--keep"), stdout=output, env=environment(temporary, COLUMNS="200")
+        )
+    with process:
+        wait_for_text(log, "web.log", process)
+        printed = log.read_text().partition("The mesh runs until")[2]
+        commands = [line.strip() for line in printed.splitlines() if "netns exec" in line]
+        outcomes: dict[str, list[subprocess.CompletedProcess[str]]] = {}
+        for command in commands:
+            pod = re.search(rf"{PREFIX}\w+-(\w+) ", command)
+            assert pod is not None
+            done = subprocess.run(command.split(), capture_output=True, text=True, check=False, timeout=20)
+            outcomes.setdefault(pod[1], []).append(done)
+        assert "Hello from the pod web." in outcomes["client"][0].stdout
+        assert outcomes["stranger"][0].returncode != 0
+        assert "istio_tcp_connections_opened_total" in outcomes["web"][0].stdout
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    log.unlink()
+
+
+def unprivileged_python() -> str | None:
+    """An interpreter of our version that the user nobody can run."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        if not Path(python).exists():
+            continue
+        probe = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c"]
+        probe.append("import sys; print(*sys.version_info[:2])")
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+        if done.stdout.split() == [str(part) for part in sys.version_info[:2]]:
+            return python
+    return None
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+def test_in_an_unprivileged_user_namespace(temporary: Path) -> None:
+    python = unprivileged_python()
+    if python is None:
+        pytest.skip("no Python of this version that an unprivileged user can run")
+    root = Path(__file__).parents[2]
+    packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python]
+    done = processes.run(
+        [*drop, "-m", "ztunnel.cli", "demo"],
+        env=environment(
+            temporary, PYTHONPATH=f"{root}:{packages}", HOME=str(temporary), PYTHONDONTWRITEBYTECODE="1"
+        ),
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_story(done.stdout, steps=STEPS)
+    assert "unprivileged user namespace" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+def test_without_any_right_it_falls_back_to_loopback_and_says_so(temporary: Path) -> None:
+    # A namespace of the test's own, so that the fixed ports are free whatever runs on this machine.
+    namespace = Namespace.make(f"{PREFIX}loopback-test")
+    try:
+        with netlink(namespace) as routes:
+            routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
+        # Root without capabilities may not map its uid into a user namespace.
+        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+        done = processes.run(
+            [*drop, *ztunnel_command("demo")], namespace=namespace, env=environment(temporary), timeout=LIMIT
+        )
+    finally:
+        namespace.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "permits neither network namespaces nor unprivileged user namespaces" in " ".join(
+        done.stdout.split()
+    )
+    assert_story(
+        done.stdout, steps=["An ordinary request", "What ztunnel logged", "a policy denies", "The metrics"]
+    )
+
+
+def test_without_iptables_and_nft_the_pods_use_socks5(temporary: Path) -> None:
+    script = (
+        "import sys\n"
+        "from ztunnel.demo import network\n"
+        "network.shutil.which = lambda *_, **__: None\n"
+        "from ztunnel.demo import main\n"
+        "sys.exit(main([]))\n"
+    )
+    done = processes.run([sys.executable, "-c", script], env=environment(temporary), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_story(done.stdout, steps=STEPS)
+    assert "applications ask their ztunnel over SOCKS5" in " ".join(done.stdout.split())
+
+
+def test_a_ztunnel_that_does_not_start_is_shown_and_cleaned_up(temporary: Path) -> None:
+    broken = environment(temporary, PATH="/usr/bin:/bin")
+    script = (
+        "import sys\n"
+        "from ztunnel.demo import dedicated\n"
+        "dedicated.ztunnel_command = lambda *_: ['sh', '-c', 'echo out of order; exit 1']\n"
+        "from ztunnel.demo import main\n"
+        "sys.exit(main([]))\n"
+    )
+    done = processes.run([sys.executable, "-c", script], env=broken, timeout=LIMIT)
+    assert done.returncode == 1
+    assert "The demo failed: ztunnel-client ended with status 1" in done.stdout
+    assert "out of order" in done.stdout
+    assert done.stdout.rstrip().endswith("Everything that was made has been removed.")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--surprise"], 1)])
+def test_arguments(arguments: list[str], status: int) -> None:
+    done = processes.run(ztunnel_command("demo", *arguments))
+    assert done.returncode == status
+    assert "usage: ztunnel demo [--keep]" in done.stdout + done.stderr
