@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
+import subprocess
+import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
@@ -16,6 +19,7 @@ import trio
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.config import Config, ProxyMode
 from ztunnel.dataplane import DataPlane
+from ztunnel.dataplane.wire import control_end
 from ztunnel.messages import (
     CertificateIssued,
     CertificateWanted,
@@ -79,7 +83,7 @@ def deny_port(port: int, name: str = "deny") -> Resource:
 class Control:
     """The control side of a test: sends messages, answers wishes for certificates, keeps what else comes."""
 
-    def __init__(self, to_plane: trio.MemorySendChannel[ToDataPlane]) -> None:
+    def __init__(self, to_plane: trio.abc.SendChannel[ToDataPlane]) -> None:
         self.to_plane = to_plane
         self.ca = FakeCa(time.time)
         self.came: list[FromDataPlane] = []
@@ -150,6 +154,52 @@ async def running_plane(config: Config = CONFIG):
         await control.start_pod()
         yield control
         nursery.cancel_scope.cancel()
+
+
+WORKER_ENVIRONMENT = {
+    "PROXY_MODE": "dedicated",
+    "PROXY_WORKLOAD_INFO": "default/local/default",
+    "XDS_ADDRESS": "",
+    "FAKE_CA": "true",
+    "LOCAL_XDS": "{}",
+    "UNSTABLE_ENABLE_SOCKS5": "true",
+    "ISTIO_META_DNS_CAPTURE": "false",
+}
+
+
+@asynccontextmanager
+async def worker_process():
+    """The same data plane in a child process, over a socketpair. Gives control, and the process."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ztunnel.dataplane.worker", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, **WORKER_ENVIRONMENT},
+        stdout=subprocess.PIPE,
+    )
+    theirs.close()
+    line = control_end(ours)
+    control = Control(line)
+
+    async def listen():
+        with suppress(trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                await control.take(await line.receive())
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await control.apply(workload())
+            await control.start_pod()
+            yield control, process
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await line.aclose()
+            with trio.move_on_after(10):
+                await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        process.kill()
+        process.communicate()
 
 
 @asynccontextmanager

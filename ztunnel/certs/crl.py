@@ -27,7 +27,7 @@ import trio
 
 from ztunnel.messages import RevocationsChanged
 from ztunnel.net.tls import InvalidRevocationListError, RevocationList
-from ztunnel.net.watch import watch_directory
+from ztunnel.net.watch_directory import watch_directory
 from ztunnel.observe.logging import get_logger
 
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)

@@ -13,6 +13,7 @@ import trio
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import (
     DeltaApplied,
+    Drain,
     Drained,
     DumpChunk,
     DumpSection,
@@ -103,6 +104,11 @@ class DataPlaneLink:
             answer = await answers.receive()
         assert isinstance(answer, DeltaApplied)
         return answer.rejected
+
+    async def drain(self, deadline: float) -> None:
+        """Have it stop accepting, and cut what is open after ``deadline`` seconds; returns when it is empty."""
+        await self.send(Drain(deadline))
+        await self.drained.wait()
 
     async def report(self) -> Report:
         """What it has counted and holds open. Raises trio.TooSlowError."""

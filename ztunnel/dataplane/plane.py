@@ -107,6 +107,9 @@ class DataPlane:
                             self._handle(message, pods, nursery)
                             if isinstance(message, Drain):
                                 break
+                    else:
+                        # The control side is gone, and with it everything that could let pods go on for long.
+                        pods.stop()
                 await pods.wait_empty()
                 self._send(Drained())
                 nursery.cancel_scope.cancel()
@@ -131,9 +134,7 @@ class DataPlane:
             case LogLevels():
                 set_filter(message.filter)
             case ReportWanted():
-                self._send(
-                    Report(message.number, tuple(self._shared.traffic.samples()), pods.connections())
-                )
+                self._send(Report(message.number, tuple(self._shared.traffic.samples()), pods.connections()))
             case DumpWanted():
                 nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
 
@@ -182,5 +183,3 @@ class DataPlane:
                 items = []
                 await trio.lowlevel.checkpoint()
         self._send(DumpChunk(wanted.number, tuple(items), last=True))
-
-

@@ -78,6 +78,11 @@ class Pods:
         for pod in self._pods.values():
             pod.drain(deadline)
 
+    def stop(self) -> None:
+        """End all pods at once."""
+        for pod in self._pods.values():
+            pod.stop()
+
     async def wait_empty(self) -> None:
         """Wait until no pod is left."""
         while self._alive:
@@ -129,7 +134,9 @@ class Pods:
         except (BindError, OSError) as error:
             self._failed(uid, str(error), started=started)
         except Exception as error:
-            log.error("a pod's task failed; its listeners and connections are closed", uid=uid, exc_info=error)
+            log.error(
+                "a pod's task failed; its listeners and connections are closed", uid=uid, exc_info=error
+            )
             self._failed(uid, f"internal error: {error!r}", started=started)
         finally:
             if sockets is not None:

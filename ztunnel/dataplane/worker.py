@@ -29,8 +29,12 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
 
     async def speak() -> None:
         async with out_receive:
-            async for message in out_receive:
-                await control.send(message)
+            try:
+                async for message in out_receive:
+                    await control.send(message)
+            except trio.BrokenResourceError:
+                # Nobody is there to be told; what arrives for us has ended as well.
+                return
 
     async def listen() -> None:
         async with in_send:
@@ -40,7 +44,13 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
             except (trio.EndOfChannel, trio.BrokenResourceError):
                 return
 
-    plane = DataPlane(config, out_send.send_nowait, random=SystemRandom(), wall_clock=time.time)
+    def tell(message: FromDataPlane) -> None:
+        try:
+            out_send.send_nowait(message)
+        except trio.BrokenResourceError:
+            return
+
+    plane = DataPlane(config, tell, random=SystemRandom(), wall_clock=time.time)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen, name="from control")

@@ -1,0 +1,161 @@
+"""Starting, supervising, draining and stopping a ztunnel: the outermost nursery.
+
+The order of the start is the existing implementation's (operations.md section 1.2): readiness first, so that somebody
+who waits can see what for; then the local file, whose errors are fatal; admin; the proxies; metrics. A signal, or a POST to
+/quitquitquit, begins the one graceful end there is: the three servers and all listeners close at once, connections
+have until the deadline, and the process ends with status 0. An error that reaches this file ends it with 1.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from random import SystemRandom
+from typing import Any
+
+import trio
+
+from ztunnel.admin.dump import AdminProviders
+from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.metrics import MetricsPage
+from ztunnel.admin.pages import Admin
+from ztunnel.admin.readiness import Readiness
+from ztunnel.admin.servers import serve
+from ztunnel.certs.authority import CertificateAuthority
+from ztunnel.certs.ca_client import CaClient
+from ztunnel.certs.fake_ca import FakeCa
+from ztunnel.certs.shared_root import load_root
+from ztunnel.config import Config, config_view, config_yaml
+from ztunnel.control.control import PROXY, STATE_MANAGER, Control
+from ztunnel.dataplane import DataPlane
+from ztunnel.errors import ZtunnelError
+from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
+from ztunnel.net.descriptors import raise_descriptor_limit
+from ztunnel.observe.logging import get_logger, run_log_writer
+from ztunnel.observe.nurseries import TaskAges
+from ztunnel.version import build_info
+
+log = get_logger("app")
+signal_log = get_logger("signal::imp")
+ca_log = get_logger("identity::caclient")
+
+FAKE_CA_WARNING = (
+    "FAKE_CA=true: certificates come from a CA inside this process that gives anybody any identity. "
+    "NOTHING IS SECURE. This is for demonstrations and tests only."
+)
+
+
+def run(config: Config) -> int:
+    """Run a ztunnel until it is told to stop. Returns the exit status.
+
+    Raises ZtunnelError for what makes a start impossible, with the sentence that is to be printed.
+    """
+    try:
+        trio.run(_main, config)
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+    return 0
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should be told of: ours if there is one, else the first."""
+    ours = group.subgroup(ZtunnelError)
+    cause: BaseException = group if ours is None else ours
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause
+
+
+async def _main(config: Config) -> None:
+    ages = TaskAges()
+    trio.lowlevel.add_instrument(ages)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_log_writer, name="log writer")
+        await _run(config, ages)
+        nursery.cancel_scope.cancel()
+
+
+async def _run(config: Config, ages: TaskAges) -> None:
+    log.info(f"version: {build_info(config.istio_version)}")
+    _raise_limits()
+    for warning in config.warnings:
+        log.warn(warning)
+    log.info(f"running with config: {config_yaml(config)}")
+
+    stop = trio.Event()
+    readiness = Readiness()
+    readiness.register(STATE_MANAGER)
+    readiness.register(PROXY)
+    random = SystemRandom()
+    to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
+    from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)
+    plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time)
+    control = Control(config, _authority(config), readiness, to_plane, control_inbox, random=random)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(_watch_signals, stop), name="signals")
+        server = partial(nursery.start, serve)
+        await server("readiness", config.readiness_addr, readiness.handle, stop, name="readiness server")
+        nursery.start_soon(plane.run, plane_inbox, name="data plane")
+        levels = LogLevels()
+        nursery.start_soon(levels.run, name="log levels")
+        admin = Admin(_providers(config, control), levels=levels, shutdown=stop.set, ages=ages)
+        await server("admin", config.admin_addr, admin.handle, stop, name="admin server")
+        page = MetricsPage(control.metrics)
+        await server("stats", config.stats_addr, page.handle, stop, name="metrics server")
+        async with trio.open_nursery() as controlling:
+            controlling.start_soon(control.run, name="control")
+            await stop.wait()
+            await control.drain()
+            controlling.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+
+
+def _authority(config: Config) -> CertificateAuthority:
+    if not config.fake_ca:
+        return CaClient(config)
+    ca_log.warn(FAKE_CA_WARNING)
+    root = load_root(config.fake_ca_root) if config.fake_ca_root is not None else None
+    return FakeCa(time.time, lifetime=config.secret_ttl, root=root)
+
+
+def _raise_limits() -> None:
+    try:
+        log.info(str(raise_descriptor_limit()))
+    except (OSError, ValueError) as error:
+        log.warn(f"failed to set file descriptor limits: {error}")
+
+
+async def _watch_signals(stop: trio.Event) -> None:
+    """The first SIGTERM or SIGINT begins the drain. A second SIGINT after a first ends the process at once."""
+    interrupted = False
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if not stop.is_set():
+                signal_log.info(f"received signal {name}, starting shutdown")
+                interrupted = number == signal.SIGINT
+                stop.set()
+            elif interrupted and number == signal.SIGINT:
+                signal_log.warn("received a second SIGINT, stopping at once")
+                raise SystemExit(0)
+            else:
+                signal_log.info(f"received signal {name}, a shutdown is under way")
+
+
+def _providers(config: Config, control: Control) -> AdminProviders:
+    def section(which: DumpSection) -> Callable[[], AsyncIterator[Any]]:
+        return partial(control.dump, which)
+
+    return AdminProviders(
+        config_view=config_view(config),
+        version=build_info(config.istio_version).view(),
+        certificates=control.dump_certificates,
+        policies=section(DumpSection.POLICIES),
+        services=section(DumpSection.SERVICES),
+        staged=section(DumpSection.STAGED_SERVICES),
+        workloads=section(DumpSection.WORKLOADS),
+    )

@@ -1,0 +1,153 @@
+"""The control side of one ztunnel: it feeds the data plane, and answers for it to the servers.
+
+What comes from outside (the local file, the CA; the control plane and the CNI agent in their modes) goes to the data
+plane as messages; what the data plane wants (certificates) is fetched; what it knows (connections, the mesh) is asked
+of it when somebody looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from random import Random
+from typing import Any
+
+import msgspec
+import trio
+
+from ztunnel.admin.readiness import Readiness
+from ztunnel.certs.authority import CertificateAuthority
+from ztunnel.certs.dump import dump_certificates
+from ztunnel.certs.manager import Change, SecretManager
+from ztunnel.certs.rotation import Priority
+from ztunnel.config import Config, ProxyMode
+from ztunnel.control.link import DataPlaneLink
+from ztunnel.control.pods import PodStarter
+from ztunnel.messages import (
+    CertificateUnneeded,
+    CertificateWanted,
+    DumpSection,
+    FromDataPlane,
+    PodInfo,
+    ToDataPlane,
+)
+from ztunnel.observe.logging import get_logger
+from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
+from ztunnel.state.local import LocalConfig
+from ztunnel.xds.local import LocalXds
+
+log = get_logger("app")
+
+STATE_MANAGER = "state manager"
+PROXY = "proxy"
+
+
+class Control:
+    """Owns the control side's tasks. `run` is its life; the other methods are for the servers.
+
+    authority: who issues certificates.
+    to_plane, from_plane: the line to the data plane.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        authority: CertificateAuthority,
+        readiness: Readiness,
+        to_plane: trio.abc.SendChannel[ToDataPlane],
+        from_plane: trio.abc.ReceiveChannel[FromDataPlane],
+        *,
+        random: Random,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._readiness = readiness
+        self._wall_clock = wall_clock
+        self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
+        self.link = DataPlaneLink(to_plane, from_plane, self._on_message)
+        self.pods = PodStarter(self.link)
+        self.certificates = SecretManager(
+            authority, clock=wall_clock, random=random.random, publish=self._publish
+        )
+        numbers = count(1)
+        self.local = (
+            LocalXds(config.local_xds, self.link.apply, numbers) if config.local_xds is not None else None
+        )
+        self._metrics = ControlMetrics(config.istio_version, shared=config.proxy_mode is ProxyMode.SHARED)
+        self._reported = ReportedMetrics()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. ``started`` once the local file is in force.
+
+        Raises what makes a start impossible: a broken local file, a port of a dedicated proxy that is taken.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.link.run, name="from data plane")
+            nursery.start_soon(self._pass_on, name="to data plane")
+            await nursery.start(self.certificates.run, name="certificates")
+            if self.local is not None:
+                await self.local.load()
+                nursery.start_soon(self.local.watch, name="local xds file")
+            task_status.started()
+            self._readiness.complete(STATE_MANAGER)
+            await self._start_dedicated()
+            self._readiness.complete(PROXY)
+
+    async def drain(self) -> None:
+        """Have the data plane drain; returns when nothing is open any more."""
+        await self.link.drain(self._config.self_termination_deadline)
+
+    async def _start_dedicated(self) -> None:
+        info = self._config.proxy_workload_info
+        assert info is not None
+        await self.pods.start("dedicated", PodInfo(info.name, info.namespace, info.service_account), None)
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def _on_message(self, message: FromDataPlane) -> None:
+        match message:
+            case CertificateWanted():
+                priority = Priority.WARMUP if message.warmup else Priority.REAL_TIME
+                answer = self.certificates.want(message.identity, priority)
+                if answer is not None:
+                    self._publish(answer)
+            case CertificateUnneeded():
+                self.certificates.forget(message.identity)
+            case _:
+                self.pods.on_message(message)
+
+    def _publish(self, change: Change) -> None:
+        self._outgoing.send_nowait(change)
+
+    async def _pass_on(self) -> None:
+        """Changes of certificates are few, but come where nothing may wait; here they wait their turn."""
+        async with self._to_send:
+            async for message in self._to_send:
+                await self.link.send(message)
+
+    # -- for the servers ------------------------------------------------------------------------------------------
+
+    async def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """All present values by sample name and labels."""
+        report = await self.link.report()
+        self._reported.merge(0, report.samples)
+        totals = self._reported.totals()
+        own = by_family(self._metrics.samples(), process_samples(self._config.num_worker_threads))
+        for family, values in own.items():
+            totals.setdefault(family, {}).update(values)
+        return totals
+
+    async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+        """A section of the config dump that the data plane knows."""
+        async for items in self.link.dump(section):
+            yield items
+
+    async def dump_certificates(self) -> AsyncIterator[list[Any]]:
+        """The certificates of the config dump."""
+        yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
+
+    @property
+    def local_config(self) -> LocalConfig | None:
+        """What is in force of the local file."""
+        return self.local.config if self.local is not None else None
