@@ -193,8 +193,8 @@ class _Router:
         service = addressed if one_network else None
         if service is None:
             service = service_by_address(self.view, source.network, target.ip, source.namespace)
+        neighbour = workload if one_network else self.view.workload_by_address(source.network, target.ip)
         if service is None:
-            neighbour = workload if one_network else self.view.workload_by_address(source.network, target.ip)
             if neighbour is not None:
                 return Hop(neighbour, None, target.port, target.ip)
             self.why.append(
@@ -217,9 +217,10 @@ class _Router:
                 self.why.append(f"Of the endpoints of {service.key}, {selected.workload.uid} was chosen.")
                 return Hop(selected.workload, service, selected.port, target.ip)
             self.why.append(selected)
-        if workload is not None and (workload.protocol is Protocol.HBONE or workload.waypoint is not None):
-            self.why.append("So the workload that has the address receives the connection.")
-            return Hop(workload, None, target.port, target.ip)
+        for owner in (neighbour, workload):
+            if owner is not None and (owner.protocol is Protocol.HBONE or owner.waypoint is not None):
+                self.why.append(f"So workload {owner.uid}, which has the address, receives the connection.")
+                return Hop(owner, None, target.port, target.ip)
         return None
 
     def _to_nobody(self, service: Service | None) -> OutboundPlan | Refusal:
@@ -337,7 +338,7 @@ class _Router:
     def _next_hop(
         self, hop: Hop, port: int, *, plain: bool = False
     ) -> tuple[SocketAddress, Resolve | None] | Refusal:
-        # A tunnel to our own HBONE port ends there: what it carries to one of our ports is refused by admission.
+        # A tunnel to our own HBONE port ends there; admission refuses what it carries to one of our ports.
         ours = self.illegal_ports if plain else self.illegal_ports - {HBONE_PORT}
         ip = hop.ip
         if ip is None:

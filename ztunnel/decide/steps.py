@@ -65,7 +65,7 @@ WAYS: tuple[Way, ...] = (
     Way(Step.UPSTREAM_NETWORK, Step.GATEWAY, "no, and a service was addressed"),
     Way(Step.UPSTREAM_NETWORK, Step.REFUSE_NO_SERVICE, "no, and no service was addressed"),
     Way(Step.WORKLOAD_WAYPOINT, Step.FIND_WAYPOINT, "yes"),
-    Way(Step.WORKLOAD_WAYPOINT, Step.DIRECT, "no; or a service was addressed; or we are that waypoint"),
+    Way(Step.WORKLOAD_WAYPOINT, Step.DIRECT, "no, or a service was addressed, or we are that waypoint"),
     Way(Step.FIND_WAYPOINT, Step.WAYPOINT_NETWORK, "yes, of a service"),
     Way(Step.FIND_WAYPOINT, Step.TO_WAYPOINT, "yes, of a workload"),
     Way(Step.FIND_WAYPOINT, Step.REFUSE_WAYPOINT, "no"),
