@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc_tools
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import (  # type: ignore[import-untyped]  # has no stubs
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
@@ -44,14 +48,18 @@ uint32 = st.one_of(st.integers(0, 200), st.integers(0, 2**32 - 1))
 ip_bytes = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
 any_bytes = st.one_of(ip_bytes, ip_bytes, ip_bytes, st.binary(max_size=5))
 extensions = st.lists(
-    st.builds(pb.Extension, name=texts, config=st.none() | st.builds(protobuf.Any, type_url=texts, value=any_bytes)),
+    st.builds(
+        pb.Extension, name=texts, config=st.none() | st.builds(protobuf.Any, type_url=texts, value=any_bytes)
+    ),
     max_size=2,
 )
 
 
-def numbers(known: type[Any]) -> st.SearchStrategy[Any]:
+def numbers(known: Any) -> st.SearchStrategy[Any]:
     """Numbers of an enumeration, now and then one that it does not have."""
-    return st.one_of(st.sampled_from(list(known)), st.sampled_from(list(known)), st.integers(0, 300).map(known))
+    return st.one_of(
+        st.sampled_from(list(known)), st.sampled_from(list(known)), st.integers(0, 300).map(known)
+    )
 
 
 network_addresses = st.builds(
@@ -141,9 +149,7 @@ _strings = st.lists(string_matches, max_size=2)
 _accounts = st.lists(
     st.builds(security.ServiceAccountMatch, namespace=texts, service_account=texts), max_size=2
 )
-_networks = st.lists(
-    st.builds(security.Address, address=any_bytes, length=st.integers(0, 129)), max_size=2
-)
+_networks = st.lists(st.builds(security.Address, address=any_bytes, length=st.integers(0, 129)), max_size=2)
 matches = st.builds(
     security.Match,
     namespaces=_strings,

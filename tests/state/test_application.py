@@ -43,7 +43,10 @@ def test_a_delta_is_applied_in_slices(store: MeshStore, size: int):
 
 
 def test_a_new_service_is_never_seen_with_some_of_its_endpoints(store: MeshStore):
-    objects = [service(), *(workload(f"w{number}", KEY) for number in range(10))]
+    objects: list[pb.Workload | pb.Service] = [
+        service(),
+        *(workload(f"w{number}", KEY) for number in range(10)),
+    ]
     application = store.begin(delta(*map(address, objects)))
     while not application.step(1):
         if store.service("ns", HOST) is not None:
@@ -133,15 +136,13 @@ def test_a_name_is_a_workload_first(store: MeshStore):
 
 def test_what_changed_is_told(store: MeshStore):
     put(store, workload("gone", namespace="ns"), service("gone"))
-    application = store.apply(
-        delta(address(workload("w")), address(service()), removed=("gone", "ns/gone"))
-    )
+    application = store.apply(delta(address(workload("w")), address(service()), removed=("gone", "ns/gone")))
     assert application.changed_workloads == {"w"}
     assert application.changed_services == {NamespacedHostname("ns", HOST), NamespacedHostname("ns", "gone")}
     assert [removed.uid for removed in application.removed_workloads] == ["gone"]
 
 
-# -- certificates -------------------------------------------------------------------------------------------------
+# -- certificates ------------------------------------------------------------
 
 
 def pod(uid: str, **fields) -> pb.Workload:
@@ -163,7 +164,9 @@ def test_certificates_are_wanted_for_workloads_of_the_node_that_take_hbone(store
 def test_the_last_workload_of_an_account_on_the_node_takes_its_certificate_along(store: MeshStore):
     store.apply(delta(address(pod("a")), address(pod("b")), address(pod("far", node="other"))))
     assert store.apply(delta(removed=("a",))).removed_workloads == [RemovedWorkload("a", SA, forget=False)]
-    assert store.apply(delta(removed=("far",))).removed_workloads == [RemovedWorkload("far", SA, forget=False)]
+    assert store.apply(delta(removed=("far",))).removed_workloads == [
+        RemovedWorkload("far", SA, forget=False)
+    ]
     assert store.apply(delta(removed=("b",))).removed_workloads == [RemovedWorkload("b", SA, forget=True)]
 
 
@@ -179,7 +182,7 @@ def test_a_workload_that_is_replaced_in_one_response_keeps_the_certificate(store
     assert not removed.forget
 
 
-# -- policies -----------------------------------------------------------------------------------------------------
+# -- policies ------------------------------------------------------------
 
 
 DENY = security.Authorization(name="p", namespace="ns", action=security.Action.DENY)

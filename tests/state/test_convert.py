@@ -58,7 +58,12 @@ def test_an_empty_workload_gets_the_defaults_of_xds():
 
 def test_an_empty_workload_of_the_file_stays_empty():
     value = workload(pb.Workload(), local=True)
-    assert (value.trust_domain, value.service_account, value.cluster_id, value.workload_type) == ("", "", "", "")
+    assert (value.trust_domain, value.service_account, value.cluster_id, value.workload_type) == (
+        "",
+        "",
+        "",
+        "",
+    )
     assert value.capacity == 1
 
 
@@ -112,7 +117,11 @@ def test_all_fields_of_a_workload_are_read():
     assert value.network_mode is NetworkMode.HOST_NETWORK
     assert value.capacity == 7
     endpoint = convert.unpack_endpoint("u", parts.services[0][1])
-    assert (endpoint.workload_uid, endpoint.ports, endpoint.status) == ("u", {80: 8080}, HealthStatus.UNHEALTHY)
+    assert (endpoint.workload_uid, endpoint.ports, endpoint.status) == (
+        "u",
+        {80: 8080},
+        HealthStatus.UNHEALTHY,
+    )
 
 
 def test_capacity_zero_is_not_absent():
@@ -156,9 +165,7 @@ IPV4, IPV6 = bytes([11, 0, 0, 1]), ip_address("fd00::1").packed
     ],
 )
 def test_an_address_with_a_length_is_a_range_unless_it_is_all_of_it(octets, length, expected):
-    value = service(
-        pb.Service(addresses=[pb.NetworkAddress(network="n", address=octets, length=length)])
-    )
+    value = service(pb.Service(addresses=[pb.NetworkAddress(network="n", address=octets, length=length)]))
     if expected == "vip":
         assert [str(vip) for vip in value.vips] == [f"n/{ip_address(octets)}"]
         assert value.cidr_vips == ()
@@ -251,9 +258,7 @@ NO_ADDRESS = "nonempty gateway address is missing address"
             "decode error: unknown enumeration value 7",
         ),
         (
-            pb.Service(
-                load_balancing=pb.LoadBalancing(health_policy=pb.LoadBalancingHealthPolicy(7))
-            ),
+            pb.Service(load_balancing=pb.LoadBalancing(health_policy=pb.LoadBalancingHealthPolicy(7))),
             "decode error: unknown enumeration value 7",
         ),
         (
@@ -262,9 +267,7 @@ NO_ADDRESS = "nonempty gateway address is missing address"
         ),
         (
             pb.Service(
-                load_balancing=pb.LoadBalancing(
-                    routing_preference=[pb.LoadBalancingScope.UNSPECIFIED_SCOPE]
-                )
+                load_balancing=pb.LoadBalancing(routing_preference=[pb.LoadBalancingScope.UNSPECIFIED_SCOPE])
             ),
             "unknown enum: invalid target",
         ),
@@ -286,20 +289,18 @@ def test_what_breaks_a_rule_is_refused_with_the_known_text(message, reason):
 
 
 def test_a_negative_enumeration_number_is_named_as_such():
-    with pytest.raises(RejectedError, match="^decode error: unknown enumeration value -1$"):
+    with pytest.raises(RejectedError, match=r"^decode error: unknown enumeration value -1$"):
         convert.address(b"\x0a\x0c\x88\x01" + b"\xff" * 9 + b"\x01", local=False)
 
 
 @pytest.mark.parametrize("body", [b"", b"\x18\x01"])
 def test_an_address_that_is_nothing_known_is_refused(body: bytes):
-    with pytest.raises(RejectedError, match="^unknown address type$"):
+    with pytest.raises(RejectedError, match=r"^unknown address type$"):
         convert.address(body, local=False)
 
 
 def test_undecodable_bytes_say_where():
     with pytest.raises(RejectedError) as caught:
         convert.address(b"\x0a\x05", local=False)
-    assert str(caught.value) == (
-        "decode: failed to decode Protobuf message: Address.type: buffer underflow"
-    )
+    assert str(caught.value) == ("decode: failed to decode Protobuf message: Address.type: buffer underflow")
     assert caught.value.undecodable

@@ -72,17 +72,19 @@ def test_all_fields_of_a_policy_are_read():
     [security.Authorization(scope=security.Scope(9)), security.Authorization(action=security.Action(9))],
 )
 def test_an_unknown_scope_or_action_refuses_the_policy(message: security.Authorization):
-    with pytest.raises(RejectedError, match="^decode error: unknown enumeration value 9$"):
+    with pytest.raises(RejectedError, match=r"^decode error: unknown enumeration value 9$"):
         authorization(bytes(message))
 
 
 @settings(deadline=None)
 @given(st.one_of(messages.damaged(messages.policies.map(bytes)), st.binary()))
 def test_bytes_are_a_policy_or_a_rejection(body: bytes):
+    reason = None
     try:
-        assert isinstance(authorization(body), Authorization)
+        authorization(body)
     except RejectedError as error:
-        assert str(error).startswith(("decode: failed", "decode error: unknown enumeration value"))
+        reason = str(error)
+    assert reason is None or reason.startswith(("decode: failed", "decode error: unknown enumeration value"))
 
 
 @settings(deadline=None)

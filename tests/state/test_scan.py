@@ -54,9 +54,10 @@ def test_the_fast_way_never_takes_what_the_slow_one_refuses(body: bytes):
 def test_scanning_raises_nothing_but_rejections(body: bytes):
     for local in (False, True):
         try:
-            assert isinstance(Scanner(NODE).scan(body, local=local), WorkloadKeys | ServiceParts)
-        except RejectedError as error:
-            assert str(error)
+            result = Scanner(NODE).scan(body, local=local)
+        except RejectedError:
+            continue
+        assert isinstance(result, WorkloadKeys | ServiceParts)
 
 
 @settings(deadline=None)

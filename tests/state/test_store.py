@@ -27,9 +27,7 @@ def workload(uid: str, *services: str, ip: str | None = None, hbone: bool = Fals
         uid=uid,
         addresses=[ip_address(ip).packed] if ip else [],
         tunnel_protocol=pb.TunnelProtocol(hbone),
-        services={
-            key: pb.PortList(ports=[pb.Port(service_port=80, target_port=8080)]) for key in services
-        },
+        services={key: pb.PortList(ports=[pb.Port(service_port=80, target_port=8080)]) for key in services},
         **fields,
     )
 
@@ -84,7 +82,7 @@ def test_the_store_is_a_view_of_the_mesh(store: MeshStore):
     assert list(view.global_policies()) == []
 
 
-# -- workloads ----------------------------------------------------------------------------------------------------
+# -- workloads ------------------------------------------------------------
 
 
 def test_pods_come_before_others_and_hbone_before_tcp(store: MeshStore):
@@ -133,7 +131,12 @@ def test_host_network_workloads_are_not_found_by_address(store: MeshStore):
 
 
 def test_networks_and_ip_versions_are_apart(store: MeshStore):
-    put(store, workload("v4", ip="0.0.0.1"), workload("v6", ip="::1"), workload("n", ip="0.0.0.1", network="n"))
+    put(
+        store,
+        workload("v4", ip="0.0.0.1"),
+        workload("v6", ip="::1"),
+        workload("n", ip="0.0.0.1", network="n"),
+    )
     for network, ip, uid in [("", "0.0.0.1", "v4"), ("", "::1", "v6"), ("n", "0.0.0.1", "n")]:
         value = store.workload_by_address(network, ip_address(ip))
         assert value is not None
@@ -152,9 +155,12 @@ def test_a_workload_that_moves_leaves_its_old_address(store: MeshStore):
 
 def test_a_decoded_workload_is_not_shown_after_an_update(store: MeshStore):
     put(store, workload("w", name="old"))
-    assert store.workload("w").name == "old"  # type: ignore[union-attr] - it was just put
+    before = store.workload("w")
     put(store, workload("w", name="new"))
-    assert store.workload("w").name == "new"  # type: ignore[union-attr] - as above
+    after = store.workload("w")
+    assert before is not None
+    assert after is not None
+    assert (before.name, after.name) == ("old", "new")
 
 
 def test_workloads_are_found_by_hostname_in_their_namespace(store: MeshStore):
@@ -182,7 +188,7 @@ def test_the_own_workload_disappears_with_its_node(store: MeshStore):
     assert store.local_workload("pod", "ns", "default") is None
 
 
-# -- services -----------------------------------------------------------------------------------------------------
+# -- services ------------------------------------------------------------
 
 
 def names(services) -> list[str]:
@@ -241,13 +247,13 @@ def test_ranges_are_found_in_store_order_and_with_their_present_endpoints(store:
     assert list(store.services_by_cidr("", ip_address("10.2.0.9"))) == []
 
 
-# -- endpoints ----------------------------------------------------------------------------------------------------
+# -- endpoints ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workload_first", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 def test_an_endpoint_and_its_service_meet_in_any_order(store: MeshStore, workload_first, together):
-    objects = [workload("w", KEY), service()]
+    objects: list[pb.Workload | pb.Service] = [workload("w", KEY), service()]
     if not workload_first:
         objects.reverse()
     if together:
@@ -256,7 +262,11 @@ def test_an_endpoint_and_its_service_meet_in_any_order(store: MeshStore, workloa
         for one in objects:
             put(store, one)
     endpoint = store.endpoints(found(store))["w"]
-    assert (endpoint.workload_uid, dict(endpoint.ports), endpoint.status) == ("w", {80: 8080}, HealthStatus.HEALTHY)
+    assert (endpoint.workload_uid, dict(endpoint.ports), endpoint.status) == (
+        "w",
+        {80: 8080},
+        HealthStatus.HEALTHY,
+    )
     assert staged(store) == {}
 
 
@@ -356,7 +366,7 @@ def test_keys_are_those_of_the_payload_not_of_the_name(store: MeshStore):
     assert store.service("ns", HOST) is not None
 
 
-# -- policies -----------------------------------------------------------------------------------------------------
+# -- policies ------------------------------------------------------------
 
 
 def authz(name: str, scope: security.Scope, namespace: str = "ns") -> security.Authorization:

@@ -6,7 +6,7 @@ from typing import Any
 
 import betterproto2
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no stubs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,26 +40,30 @@ def test_what_betterproto_writes_is_read_as_google_reads_it(case: tuple[Schema, 
 @given(damaged_pairs)
 def test_damaged_bytes_are_refused_or_read_as_google_reads_them(case: tuple[Schema, str, bytes]):
     table, name, body = case
+    refused, fields = "", {}
     try:
         fields = decode(table, body)
     except WireError as error:
-        try:
-            google(name).FromString(body)
-        except DecodeError:
-            return
-        # Google skips a known field of another wire type as if it were unknown; that is too kind for a policy.
-        assert error.reason.startswith("invalid wire type")
-    else:
-        assert without_defaults(table, fields) == google_fields(table, google(name).FromString(body))
+        refused = error.reason
+    try:
+        judged = google(name).FromString(body)
+    except DecodeError:
+        assert refused
+        return
+    # Google skips a known field of another wire type as if it were unknown; too kind for a policy.
+    assert not refused or refused.startswith("invalid wire type")
+    if not refused:
+        assert without_defaults(table, fields) == google_fields(table, judged)
 
 
 @settings(deadline=None)
 @given(st.sampled_from([schema.ADDRESS, schema.AUTHORIZATION]), st.binary(max_size=60))
 def test_arbitrary_bytes_raise_nothing_but_wire_errors(table: Schema, body: bytes):
     try:
-        decode(table, body)
-    except WireError as error:
-        assert str(error).startswith("failed to decode Protobuf message: ")
+        fields = decode(table, body)
+    except WireError:
+        return
+    assert isinstance(fields, dict)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,6 @@ def compare(table: Schema, message: type[Any], seen: set[str]) -> None:
         if field.kind is Kind.MESSAGE and meta.unwrap is None:
             assert field.message is not None
             compare(field.message, message._betterproto.cls_by_field[field.name], seen)
-
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,9 @@ def test_a_number_over_64_bits_is_refused():
 
 
 def test_numbers_are_cut_to_their_32_bits():
-    table = Schema("Numbers", {1: Field("u", Kind.UINT32), 2: Field("e", Kind.ENUM), 3: Field("b", Kind.BOOL)})
+    table = Schema(
+        "Numbers", {1: Field("u", Kind.UINT32), 2: Field("e", Kind.ENUM), 3: Field("b", Kind.BOOL)}
+    )
     big = betterproto2.encode_varint(2**32 + 5)
     minus = betterproto2.encode_varint(-1)
     assert decode(table, b"\x08" + big + b"\x10" + minus + b"\x18" + big) == {"u": 5, "e": -1, "b": True}

@@ -45,6 +45,7 @@ from ztunnel.model.workload import (
     Protocol,
     Workload,
 )
+from ztunnel.state.dump import policy_json, ports_json, service_json, workload_json
 from ztunnel.state.encode import encode_policy, encode_service, encode_workload
 from ztunnel.state.local_reader import (
     LocalConfigError,
@@ -64,7 +65,15 @@ from ztunnel.state.local_reader import (
 )
 from ztunnel.state.local_yaml import Tagged, YamlError, read_yaml
 
-__all__ = ["LocalConfig", "LocalConfigError", "LocalService", "LocalWorkload", "deltas", "parse"]
+__all__ = [
+    "LocalConfig",
+    "LocalConfigError",
+    "LocalService",
+    "LocalWorkload",
+    "deltas",
+    "parse",
+    "static_config",
+]
 
 
 class LocalWorkload(NamedTuple):
@@ -118,6 +127,21 @@ def deltas(config: LocalConfig, previous: LocalConfig | None, numbers: Iterator[
         if changed or removed:
             result.append(MeshDelta(next(numbers), kind, changed, removed, Origin.LOCAL))
     return result
+
+
+def static_config(config: LocalConfig | None) -> dict[str, list[dict[str, Any]]]:
+    """The ``staticConfig`` part of ``/config_dump``: what the file says, without what was made of it."""
+    if config is None:
+        config = LocalConfig()
+    return {
+        "policies": [policy_json(policy) for policy in config.policies],
+        "services": [service_json(service, own) for service, own in config.services],
+        "workloads": [
+            workload_json(workload)
+            | {"services": {key: ports_json(ports_of) for key, ports_of in services.items()}}
+            for workload, services in config.workloads
+        ],
+    }
 
 
 def _addresses(config: LocalConfig) -> dict[str, bytes]:
@@ -333,7 +357,7 @@ def _string_match(value: Any, place: str) -> StringMatch:
     kind = variant(StringMatchKind)(tag, place)
     if kind is not StringMatchKind.PRESENCE:
         return StringMatch(kind, text(given, place))
-    if given not in (None, [], {}):
+    if given not in (None, "", [], {}):
         raise wrong_type(given, "an empty sequence", place)
     return StringMatch(kind)
 
