@@ -155,7 +155,7 @@ def test_the_histogram_is_written_per_series():
     assert "_created" not in text
 
 
-@given(st.lists(st.text(), min_size=27, max_size=27), st.integers(0, 1 << 62))
+@given(st.lists(st.text(), min_size=27, max_size=27), st.integers(0, 1 << 53))
 def test_any_label_value_survives_the_official_parser(values, number):
     labels = tuple(values)
     text = page(Sample(OPENED, labels, number))

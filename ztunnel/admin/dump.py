@@ -28,7 +28,9 @@ async def nothing() -> Items:
 
 @dataclass(frozen=True, slots=True)
 class AdminProviders:
-    """Where the parts of the dump come from. Values are what JSON can hold, or `msgspec.Raw` made of them.
+    """Where the parts of the dump come from.
+
+    Values are what JSON can hold, or `msgspec.Raw` of them with sorted keys.
 
     config_view, version: see `ztunnel.config.config_view` and `ztunnel.version.BuildInfo.view`.
     certificates, policies, services, workloads: items in order, a few at a time, as often as called.
@@ -48,27 +50,27 @@ class AdminProviders:
 
 
 async def config_dump(providers: AdminProviders) -> AsyncGenerator[bytes, None]:
-    """The document in pieces."""
+    """The document in pieces. What may fail before anything is written is asked first."""
     static: Any = {"policies": [], "services": [], "workloads": []}
     if providers.static_config is not None:
         static = await providers.static_config()
-    async for piece in _list("{\n", "certificates", providers.certificates()):
-        yield piece
-    yield _value("config", providers.config_view)
-    async for piece in _list(",\n", "policies", providers.policies()):
-        yield piece
-    async for piece in _list(",\n", "services", providers.services()):
-        yield piece
-    async for piece in _mapping("stagedServices", providers.staged()):
-        yield piece
-    yield _value("staticConfig", static)
-    yield _value("version", providers.version)
-    if providers.workload_state is not None:
-        state = await providers.workload_state()
-        if state is not None:
-            yield _value("workloadState", state)
-    async for piece in _list(",\n", "workloads", providers.workloads()):
-        yield piece
+    state = None if providers.workload_state is None else await providers.workload_state()
+    p = providers
+    parts: list[Callable[[], AsyncGenerator[bytes, None]]] = [
+        lambda: _list("{\n", "certificates", p.certificates()),
+        lambda: _value("config", p.config_view),
+        lambda: _list(",\n", "policies", p.policies()),
+        lambda: _list(",\n", "services", p.services()),
+        lambda: _mapping("stagedServices", p.staged()),
+        lambda: _value("staticConfig", static),
+        lambda: _value("version", p.version),
+        *([] if state is None else [lambda: _value("workloadState", state)]),
+        lambda: _list(",\n", "workloads", p.workloads()),
+    ]
+    for part in parts:
+        async with aclosing(part()) as pieces:
+            async for piece in pieces:
+                yield piece
     yield b"\n}\n"
 
 
@@ -78,8 +80,8 @@ def laid_out(value: Any, depth: int) -> bytes:
     return text.replace(b"\n", b"\n" + b"  " * depth)
 
 
-def _value(key: str, value: Any) -> bytes:
-    return f',\n  "{key}": '.encode() + laid_out(value, 1)
+async def _value(key: str, value: Any) -> AsyncGenerator[bytes, None]:
+    yield f',\n  "{key}": '.encode() + laid_out(value, 1)
 
 
 async def _list(before: str, key: str, items: Items) -> AsyncGenerator[bytes, None]:

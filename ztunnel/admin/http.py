@@ -204,6 +204,8 @@ class _Connection:
                     return None
                 continue
             if isinstance(event, h11.Request):
+                if event.http_version not in (b"1.0", b"1.1"):
+                    raise h11.RemoteProtocolError("HTTP/1 only", error_status_hint=505)
                 return _request(event)
             return None
 

@@ -29,10 +29,7 @@ async def serve(
     gives the addresses. When ``stop`` is set nothing is accepted any more from that moment on. Raises
     ListenError when the address cannot be bound.
     """
-    if isinstance(where, SocketAddress | Localhost):
-        listeners = open_listeners(name, where)
-    else:
-        listeners = list(where)
+    listeners = open_listeners(name, where) if isinstance(where, SocketAddress | Localhost) else list(where)
     try:
         addresses = [_address(listener) for listener in listeners]
         for address in addresses:

@@ -55,7 +55,7 @@ class ReportedMetrics:
     def _keep(self, values: Iterable[tuple[Key, float]]) -> None:
         for key, value in values:
             if BY_SAMPLE[key[0]].kind is not Kind.GAUGE:
-                self._base[key] = self._base.get(key, 0.0) + value
+                self._base[key] = self._base.get(key, 0) + value
 
     def drop_unreported(self) -> int:
         """Forget what only data planes that have ended had counted. Returns how many series that were."""
@@ -77,7 +77,7 @@ class ReportedMetrics:
                 series = totals.get(name)
                 if series is None:
                     series = totals[name] = {}
-                series[labels] = series.get(labels, 0.0) + value
+                series[labels] = series.get(labels, 0) + value
         return totals
 
 
@@ -155,7 +155,7 @@ def by_family(*parts: Iterable[Sample]) -> dict[str, dict[Labels, float]]:
     totals: dict[str, dict[Labels, float]] = {}
     for sample in _chain(parts):
         series = totals.setdefault(sample.family, {})
-        series[sample.labels] = series.get(sample.labels, 0.0) + sample.value
+        series[sample.labels] = series.get(sample.labels, 0) + sample.value
     return totals
 
 

@@ -12,6 +12,7 @@ from types import CodeType
 import trio
 
 _OURS = "/ztunnel/"
+_TRIO = "/trio/"
 
 
 class TaskAges(trio.abc.Instrument):
@@ -68,10 +69,14 @@ def _where(task: trio.lowlevel.Task) -> str:
     frames: list[tuple[CodeType, int]] = [(frame.f_code, line) for frame, line in task.iter_await_frames()]
     if not frames:
         return "running"
-    # the innermost frame of ours says more than where inside trio it ends
-    ours = [frame for frame in frames if _OURS in frame[0].co_filename]
-    code, line = (ours or frames)[-1]
-    file = code.co_filename.rpartition(_OURS)[2] if ours else code.co_filename.rpartition("/")[2]
-    inner = frames[-1][0].co_qualname
-    waits = "" if frames[-1][0] is code else f" → {inner}"
+    # where our own code waits says more than where that ends inside trio; of trio, what was called
+    own = [frame for frame in frames if _TRIO not in frame[0].co_filename] or frames[:1]
+    code, line = own[-1]
+    called = frames[frames.index(own[-1]) + 1 :]
+    file = code.co_filename.rpartition(_OURS)[2] if _OURS in code.co_filename else _last_parts(code)
+    waits = f" → {called[0][0].co_qualname}" if called else ""
     return f"{file}:{line} {code.co_qualname}{waits}"
+
+
+def _last_parts(code: CodeType) -> str:
+    return "/".join(code.co_filename.split("/")[-2:])

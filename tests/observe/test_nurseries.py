@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from ztunnel.observe.nurseries import TaskAges, task_tree
+
+
+async def waits_for_ever() -> None:
+    await trio.Event().wait()
+
+
+async def parent() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waits_for_ever, name="outbound 10.0.0.3:41234 → 10.0.0.9:8080")
+        nursery.start_soon(waits_for_ever, name="a first one")
+
+
+async def test_the_tree_shows_names_ages_and_places(nursery, autojump_clock):
+    ages = TaskAges()
+    trio.lowlevel.add_instrument(ages)
+    nursery.start_soon(parent, name="pod ns/a")
+    await trio.sleep(12.5)
+    lines = list(task_tree(ages))
+    trio.lowlevel.remove_instrument(ages)
+    index = next(i for i, line in enumerate(lines) if "pod ns/a" in line)
+    depth = len(lines[index]) - len(lines[index].lstrip())
+    assert lines[index].lstrip().startswith("pod ns/a  12.5s  ")
+    assert "parent" in lines[index]
+    assert lines[index + 1].startswith(" " * (depth + 2) + "a first one  12.5s  ")
+    assert lines[index + 2].startswith(" " * (depth + 2) + "outbound 10.0.0.3:41234 → 10.0.0.9:8080  12.5s")
+    assert "Event.wait" in lines[index + 2] or "ParkingLot.park" in lines[index + 2]
+    assert lines[0].startswith("<init>") or "init" in lines[0]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_name_cannot_break_a_line(nursery):
+    nursery.start_soon(waits_for_ever, name="evil\nname")
+    await trio.testing.wait_all_tasks_blocked()
+    lines = list(task_tree())
+    assert all("\n" not in line for line in lines)
+    assert any("evil\\nname" in line for line in lines)
+    nursery.cancel_scope.cancel()
+
+
+async def test_ages_of_tasks_that_ended_are_forgotten(nursery):
+    ages = TaskAges()
+    trio.lowlevel.add_instrument(ages)
+    async with trio.open_nursery() as inner:
+        for _ in range(10):
+            inner.start_soon(trio.lowlevel.checkpoint)
+    trio.lowlevel.remove_instrument(ages)
+    assert len(ages._spawned) == 0
+
+
+def test_without_a_loop_there_is_no_tree():
+    try:
+        lines = list(task_tree())
+    except RuntimeError:
+        return
+    assert lines == []

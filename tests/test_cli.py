@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ztunnel import cli
+from ztunnel.config import Config
+from ztunnel.errors import ZtunnelError
+from ztunnel.observe.logging import get_logger
+from ztunnel.version import build_info, git_revision
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """A stand-in for the program itself; gives the configurations that it was run with."""
+    ran: list[Config] = []
+
+    def run(config: Config) -> int:
+        get_logger("app").info("running")
+        ran.append(config)
+        if config.network == "broken":
+            raise ZtunnelError("the local file cannot be read")
+        return 3
+
+    module: Any = ModuleType("ztunnel.app")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "ztunnel.app", module)
+    return ran
+
+
+@pytest.mark.parametrize("argv", [[], ["proxy"], ["proxy", "ztunnel"]])
+def test_proxy_is_the_default_and_remembers_its_arguments(argv, app, capfd):
+    assert cli.main(argv, {"FAKE_CA": "true", "XDS_ADDRESS": ""}) == 3
+    assert [config.proxy_args for config in app] == [" ".join(argv)]
+    out, err = capfd.readouterr()
+    assert out.endswith("\tinfo\tapp\trunning\t\n")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (
+            {"ENABLE_PROXY": "1"},
+            "Error: invalid env var ENABLE_PROXY=1 (provided string was not `true` or `false`)\n",
+        ),
+        ({"RUST_LOG": "a=b"}, "Error: invalid env var RUST_LOG=a=b (a=b is neither a level"),
+        ({"NETWORK": "broken"}, "Error: the local file cannot be read\n"),
+    ],
+)
+def test_errors_go_to_stderr_with_status_1(environ, message, app, capfd):
+    assert cli.main([], {"FAKE_CA": "true", "XDS_ADDRESS": "", **environ}) == 1
+    assert capfd.readouterr().err.startswith(message)
+
+
+def test_an_unknown_command_says_so_and_helps(capsys):
+    assert cli.main(["run"], {}) == 1
+    out, err = capsys.readouterr()
+    assert err == "unknown command: run\n"
+    assert out == cli.HELP
+
+
+def test_help(capsys):
+    assert cli.main(["help"], {}) == 0
+    out, err = capsys.readouterr()
+    assert out == cli.HELP
+    assert err == ""
+
+
+def test_version_is_printed_as_the_reference_has_it(capsys):
+    assert cli.main(["version"], {"ISTIO_META_ISTIO_VERSION": "1.99"}) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('version.BuildInfo{Version:"')
+    for part in ["GitRevision:", "RustVersion:", 'BuildProfile:"', "BuildStatus:", 'IstioVersion:"1.99"']:
+        assert part in out
+    assert out.endswith('CryptoProvider:"tls-openssl"}\n')
+
+
+def test_demo_gets_its_arguments(monkeypatch):
+    seen: list[Any] = []
+    module: Any = ModuleType("ztunnel.demo")
+    module.main = seen.append
+    monkeypatch.setitem(sys.modules, "ztunnel.demo", module)
+    assert cli.main(["demo", "--keep"], {}) == 0
+    assert seen == [["--keep"]]
+
+
+def test_the_view_has_the_keys_of_the_dump():
+    assert sorted(build_info("").view()) == [
+        "buildProfile",
+        "buildStatus",
+        "cryptoProvider",
+        "gitRevision",
+        "istioVersion",
+        "rustVersion",
+        "version",
+    ]
+    assert build_info("").view()["istioVersion"] == "unknown"
+
+
+def test_the_revision_of_a_checkout(tmp_path):
+    assert git_revision(tmp_path) == "unknown"
+    git = tmp_path / ".git"
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "HEAD").write_text("abc123\n")
+    assert git_revision(tmp_path) == "abc123"
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert git_revision(tmp_path) == "unknown"
+    (git / "packed-refs").write_text("# pack-refs\nfeed refs/heads/main\n")
+    assert git_revision(tmp_path) == "feed"
+    (git / "refs/heads/main").write_text("beef\n")
+    assert git_revision(tmp_path) == "beef"
