@@ -28,12 +28,13 @@ from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.shared_root import load_root
-from ztunnel.config import Config, config_view, config_yaml
+from ztunnel.config import Config, ProxyMode, config_view, config_yaml
 from ztunnel.control.control import PROXY, STATE_MANAGER, Control
 from ztunnel.dataplane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.net.descriptors import raise_descriptor_limit
+from ztunnel.net.privileges import verify_privileges
 from ztunnel.observe.logging import get_logger, run_log_writer
 from ztunnel.observe.nurseries import TaskAges
 from ztunnel.version import build_info
@@ -85,6 +86,8 @@ async def _run(config: Config, ages: TaskAges) -> None:
         log.warn(warning)
     log.info(f"running with config: {config_yaml(config)}")
 
+    if config.proxy_mode is ProxyMode.SHARED:
+        await verify_privileges(config.packet_mark)
     stop = trio.Event()
     readiness = Readiness()
     readiness.register(STATE_MANAGER)
@@ -158,4 +161,5 @@ def _providers(config: Config, control: Control) -> AdminProviders:
         services=section(DumpSection.SERVICES),
         staged=section(DumpSection.STAGED_SERVICES),
         workloads=section(DumpSection.WORKLOADS),
+        workload_state=control.workload_state,
     )

@@ -88,11 +88,15 @@ class PodInfo(msgspec.Struct, frozen=True):
 
 
 class PodAdded(Message, frozen=True):
-    """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own."""
+    """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own.
+
+    inbound_only: just the HBONE port with ordinary sockets, for ztunnel's own pod in shared mode.
+    """
 
     uid: str
     info: PodInfo
     netns: int | None = None
+    inbound_only: bool = False
 
 
 class PodRemoved(Message, frozen=True):

@@ -24,11 +24,15 @@ from ztunnel.certs.rotation import Priority
 from ztunnel.config import Config, ProxyMode
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.control.pods import PodStarter
+from ztunnel.inpod.client import ZdsClient
+from ztunnel.inpod.session import PodCounts
 from ztunnel.messages import (
     CertificateUnneeded,
     CertificateWanted,
     DumpSection,
     FromDataPlane,
+    InboundConnection,
+    OutboundConnection,
     PodInfo,
     ToDataPlane,
 )
@@ -41,6 +45,7 @@ log = get_logger("app")
 
 STATE_MANAGER = "state manager"
 PROXY = "proxy"
+WORKLOAD_MANAGER = "workload proxy manager"
 
 
 class Control:
@@ -74,8 +79,13 @@ class Control:
         self.local = (
             LocalXds(config.local_xds, self.link.apply, numbers) if config.local_xds is not None else None
         )
+        self.zds: ZdsClient | None = None
+        if config.proxy_mode is ProxyMode.SHARED:
+            self.zds = ZdsClient(config.inpod_uds, self.pods, on_ready=self._zds_ready, randomness=random)
+            readiness.register(WORKLOAD_MANAGER)
         self._metrics = ControlMetrics(config.istio_version, shared=config.proxy_mode is ProxyMode.SHARED)
         self._reported = ReportedMetrics()
+        self._counted = PodCounts(active=0, pending=0, started=0, stopped=0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. ``started`` once the local file is in force.
@@ -91,7 +101,11 @@ class Control:
                 nursery.start_soon(self.local.watch, name="local xds file")
             task_status.started()
             self._readiness.complete(STATE_MANAGER)
-            await self._start_dedicated()
+            if self.zds is None:
+                await self._start_dedicated()
+            else:
+                await self._start_own_pod()
+                nursery.start_soon(self.zds.run, name="cni agent")
             self._readiness.complete(PROXY)
 
     async def drain(self) -> None:
@@ -101,7 +115,19 @@ class Control:
     async def _start_dedicated(self) -> None:
         info = self._config.proxy_workload_info
         assert info is not None
-        await self.pods.start("dedicated", PodInfo(info.name, info.namespace, info.service_account), None)
+        await self.pods.start("dedicated", PodInfo(*info), None)
+
+    async def _start_own_pod(self) -> None:
+        """In shared mode: HBONE for our own pod, so that a captured client can reach our metrics port."""
+        info = self._config.ztunnel_workload
+        if info is not None:
+            await self.pods.start("ztunnel", PodInfo(*info), None, inbound_only=True)
+
+    def _zds_ready(self, ready: bool) -> None:  # noqa: FBT001  # the callback's one value
+        if ready:
+            self._readiness.complete(WORKLOAD_MANAGER)
+        else:
+            self._readiness.uncomplete(WORKLOAD_MANAGER)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -132,11 +158,21 @@ class Control:
         """All present values by sample name and labels."""
         report = await self.link.report()
         self._reported.merge(0, report.samples)
+        if self.zds is not None:
+            self._count_pods(self.zds.counts())
         totals = self._reported.totals()
         own = by_family(self._metrics.samples(), process_samples(self._config.num_worker_threads))
         for family, values in own.items():
             totals.setdefault(family, {}).update(values)
         return totals
+
+    def _count_pods(self, now: PodCounts) -> None:
+        before, self._counted = self._counted, now
+        metrics = self._metrics
+        metrics.active_proxies.set(now.active)
+        metrics.pending_proxies.set(now.pending)
+        metrics.proxies_started.inc(now.started - before.started)
+        metrics.proxies_stopped.inc(now.stopped - before.stopped)
 
     async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
         """A section of the config dump that the data plane knows."""
@@ -147,7 +183,41 @@ class Control:
         """The certificates of the config dump."""
         yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
 
+    async def workload_state(self) -> dict[str, Any] | None:
+        """``workloadState`` of the config dump; it exists in shared mode only."""
+        if self.zds is None:
+            return None
+        connections = {pod.uid: pod for pod in (await self.link.report()).pods}
+        state: dict[str, Any] = {}
+        for pod in self.zds.pods():
+            info = pod.info
+            shown: dict[str, Any] = {
+                "info": {
+                    "name": info.name,
+                    "namespace": info.namespace,
+                    "serviceAccount": info.service_account,
+                },
+                "state": pod.state.value,
+            }
+            held = connections.get(pod.uid)
+            if held is not None:
+                shown["connections"] = {
+                    "inbound": [_camel(one) for one in held.inbound],
+                    "outbound": [_camel(one) for one in held.outbound],
+                }
+            state[pod.uid] = shown
+        return state
+
     @property
     def local_config(self) -> LocalConfig | None:
         """What is in force of the local file."""
         return self.local.config if self.local is not None else None
+
+
+def _camel(connection: InboundConnection | OutboundConnection) -> dict[str, str | None]:
+    return {
+        "actualDst": connection.actual_dst,
+        "originalDst": connection.original_dst,
+        "protocol": connection.protocol,
+        "src": connection.src,
+    }

@@ -8,7 +8,7 @@ import trio
 
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.inpod.errors import PodStartError
-from ztunnel.messages import FromDataPlane, PodAdded, PodFailed, PodInfo, PodRemoved, PodStarted, PodStopped
+from ztunnel.messages import FromDataPlane, PodAdded, PodFailed, PodInfo, PodRemoved, PodStarted
 
 
 class PodStarter:
@@ -17,20 +17,19 @@ class PodStarter:
     def __init__(self, link: DataPlaneLink) -> None:
         self._link = link
         self._waiting: dict[str, trio.MemorySendChannel[str | None]] = {}
-        self.started = 0
-        self.stopped = 0
 
-    async def start(self, uid: str, info: PodInfo, netns: int | None) -> None:
+    async def start(self, uid: str, info: PodInfo, netns: int | None, *, inbound_only: bool = False) -> None:
         """Have a pod's sockets opened; returns when they are bound.
 
-        netns: the descriptor of its network namespace, which stays the caller's; None for our own. Raises
-        PodStartError; when that is raised, or the call is cancelled, the pod is stopped again.
+        netns: the descriptor of its network namespace, which stays the caller's; None for our own.
+        inbound_only: as in `ztunnel.messages.PodAdded`. Raises PodStartError; when that is raised, or the call is cancelled, the pod is stopped again.
         """
         answer, outcome = trio.open_memory_channel[str | None](1)
         self._waiting[uid] = answer
         started = False
         try:
-            await self._link.send(PodAdded(uid, info, None if netns is None else os.dup(netns)))
+            duplicate = None if netns is None else os.dup(netns)
+            await self._link.send(PodAdded(uid, info, duplicate, inbound_only))
             error = await outcome.receive()
             if error is not None:
                 raise PodStartError(error)
@@ -50,12 +49,9 @@ class PodStarter:
         """Take what the data plane says of pods; other messages are none of ours."""
         match message:
             case PodStarted():
-                self.started += 1
                 self._answer(message.uid, None)
             case PodFailed():
                 self._answer(message.uid, message.error)
-            case PodStopped():
-                self.stopped += 1
 
     def _answer(self, uid: str, error: str | None) -> None:
         waiting = self._waiting.get(uid)

@@ -61,7 +61,9 @@ class Pods:
             namespace = Namespace(message.netns)
             in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
             factory = in_namespace
-        pod = PodProxy(PodContext(self._shared, message.uid, message.info, factory))
+        pod = PodProxy(
+            PodContext(self._shared, message.uid, message.info, factory, inbound_only=message.inbound_only)
+        )
         self._pods[message.uid] = pod
         self._alive += 1
         name = f"pod {message.info.namespace}/{message.info.name}"
@@ -115,6 +117,7 @@ class Pods:
                 tuple(entry.view() for entry in pod.context.connections.outbound),
             )
             for uid, pod in self._pods.items()
+            if not pod.context.inbound_only
         )
 
     async def _run_pod(

@@ -232,7 +232,7 @@ class InboundProxy:
                 plan.dial,
                 factory=self._pod.sockets,
                 source=source,
-                mark=shared.mark,
+                mark=self._pod.mark,
                 keepalive=shared.keepalive,
                 timeout=DIAL_TIMEOUT,
             )

@@ -236,7 +236,7 @@ class OutboundProxy:
         try:
             return await connect(
                 destination,
-                mark=pod.shared.mark,
+                mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
                 timeout=CONNECT_TIMEOUT,

@@ -69,7 +69,7 @@ class PlaintextProxy:
                 plan.dial,
                 factory=pod.sockets,
                 source=plan.spoof,
-                mark=shared.mark,
+                mark=pod.mark,
                 keepalive=shared.keepalive,
                 timeout=DIAL_TIMEOUT,
             )

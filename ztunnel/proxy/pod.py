@@ -85,14 +85,8 @@ class PodProxy:
             hbone = await self._listen(config.inbound_addr, keepalive=False)
             self.inbound = InboundProxy(self.context, transparent=hbone.transparent)
             components.append(_Component("inbound", hbone, self._on_inbound))
-            plain = await self._listen(config.inbound_plaintext_addr, keepalive=True)
-            self._plaintext = PlaintextProxy(self.context, transparent=plain.transparent)
-            components.append(_Component("inbound plaintext", plain, self._on_plaintext))
-            out = await self._listen(config.outbound_addr, keepalive=True)
-            components.append(_Component("outbound", out, self._on_outbound))
-            if config.socks5_addr is not None:
-                socks = await self._listen(config.socks5_addr, keepalive=False)
-                components.append(_Component("socks5", socks, self._on_socks))
+            if not self.context.inbound_only:
+                await self._bind_captured(components)
         except BaseException:
             for component in components:
                 component.listener.close()
@@ -105,6 +99,18 @@ class PodProxy:
                 transparent=component.listener.transparent,
             )
         return components
+
+    async def _bind_captured(self, components: list[_Component]) -> None:
+        """The listeners to which the pod's own traffic is redirected."""
+        config = self.context.shared.config
+        plain = await self._listen(config.inbound_plaintext_addr, keepalive=True)
+        self._plaintext = PlaintextProxy(self.context, transparent=plain.transparent)
+        components.append(_Component("inbound plaintext", plain, self._on_plaintext))
+        out = await self._listen(config.outbound_addr, keepalive=True)
+        components.append(_Component("outbound", out, self._on_outbound))
+        if config.socks5_addr is not None:
+            socks = await self._listen(config.socks5_addr, keepalive=False)
+            components.append(_Component("socks5", socks, self._on_socks))
 
     async def _serve(self, components: list[_Component]) -> None:
         async with trio.open_nursery() as connections:
@@ -127,7 +133,7 @@ class PodProxy:
     async def _listen(self, address: SocketAddress, *, keepalive: bool) -> Listener:
         shared = self.context.shared
         config = shared.config
-        in_pod = config.proxy_mode is ProxyMode.SHARED
+        in_pod = config.proxy_mode is ProxyMode.SHARED and not self.context.inbound_only
         options = SocketOptions(
             mark=config.packet_mark if in_pod else None, keepalive=shared.keepalive if keepalive else None
         )
@@ -136,7 +142,7 @@ class PodProxy:
             factory=self.context.sockets,
             options=options,
             reuse_port=in_pod and config.inpod_port_reuse,
-            transparent=config.enable_orig_src,
+            transparent=False if self.context.inbound_only else config.enable_orig_src,
         )
 
     async def _accept(self, component: _Component, connections: trio.Nursery) -> None:

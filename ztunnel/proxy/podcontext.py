@@ -65,11 +65,6 @@ class Shared:
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property
-    def mark(self) -> int | None:
-        """SO_MARK of every socket that dials."""
-        return self.config.packet_mark
-
-    @property
     def keepalive(self) -> Keepalive | None:
         """Keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
         options = self.config.socket_config
@@ -94,12 +89,15 @@ class PodContext:
     """One pod: its names, where its sockets are made, and what it has open.
 
     cut_because: set before its connections are cancelled, so that each can say why it ended.
+    inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source of a
+        connection is never shown to the application, which is ourselves.
     """
 
     shared: Shared
     uid: str
     info: PodInfo
     sockets: SocketFactory
+    inbound_only: bool = False
     connections: ConnectionTable = field(default_factory=ConnectionTable)
     cut_because: ConnectionFailure | None = None
     names: Names | None = None
@@ -109,6 +107,11 @@ class PodContext:
     def __post_init__(self) -> None:
         self.name = f"{self.info.namespace}/{self.info.name}"
         self.access_log = AccessLog(self.name)
+
+    @property
+    def mark(self) -> int | None:
+        """SO_MARK of the pod's sockets that dial."""
+        return None if self.inbound_only else self.shared.config.packet_mark
 
     async def local_workload(self) -> Workload:
         """The pod's own workload, as the control plane describes it now; waits a little for it to come.
