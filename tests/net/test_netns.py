@@ -17,7 +17,7 @@ from tests.net.namespaces import made_socket, namespace_of, needs_namespaces, op
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.namespaces import Namespace as MadeNamespace
 from ztunnel.demo.network import Network, Pod, set_kernel_setting
-from ztunnel.net import netns
+from ztunnel.net import namespace_thread
 from ztunnel.net.descriptors import DescriptorBudget
 from ztunnel.net.factories import NamespaceSockets, Shelf
 from ztunnel.net.netns import (
@@ -119,7 +119,7 @@ async def test_an_error_inside_comes_back_and_the_thread_goes_home(made):
 
 
 async def test_a_thread_that_cannot_come_home_is_ended_and_the_next_visit_has_a_fresh_one(made, monkeypatch):
-    real = netns.set_namespace
+    real = namespace_thread.set_namespace
     home = own_namespace()
     stranded: list[int | None] = []
 
@@ -129,7 +129,7 @@ async def test_a_thread_that_cannot_come_home_is_ended_and_the_next_visit_has_a_
             raise OSError(errno.EPERM, "no way home")
         real(descriptor)
 
-    monkeypatch.setattr(netns, "set_namespace", strand)
+    monkeypatch.setattr(namespace_thread, "set_namespace", strand)
     with NamespaceThread() as thread, Namespace.duplicate(made[0].descriptor, thread) as namespace:
         (sock,) = await namespace.sockets(socket.AF_INET, socket.SOCK_STREAM)
         with sock:
@@ -143,7 +143,7 @@ async def test_a_thread_that_cannot_come_home_is_ended_and_the_next_visit_has_a_
 
 
 async def test_visits_that_wait_behind_a_stranded_thread_fail_and_none_hangs(made, monkeypatch):
-    real = netns.set_namespace
+    real = namespace_thread.set_namespace
     home = own_namespace()
     reached, go_on = threading.Event(), threading.Event()
 
@@ -154,7 +154,7 @@ async def test_visits_that_wait_behind_a_stranded_thread_fail_and_none_hangs(mad
             raise OSError(errno.EPERM, "no way home")
         real(descriptor)
 
-    monkeypatch.setattr(netns, "set_namespace", strand)
+    monkeypatch.setattr(namespace_thread, "set_namespace", strand)
     outcomes: list[str] = []
     with NamespaceThread() as thread, Namespace.duplicate(made[0].descriptor, thread) as namespace:
 

@@ -7,8 +7,8 @@ stock follows demand: none for a pod that never dials, one more socket each time
 pod that has not dialled for longest loses its stock. There is no timer, and an idle pod keeps no more than
 ``_LARGEST_BATCH`` sockets.
 
-Measured (Python 3.11, 2 cores): a visit for one socket 48 µs, a stocked socket 9 µs including its share of
-the visit that brought it.
+Measured (Python 3.11, 2 cores): a visit for one socket 45 µs and for eight 81 µs; dialling and accepting in a
+pod 122 µs with stocked sockets, 325 µs with a visit for each.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ async def splice_direction(
     """Copy until the source ends, then half-close the sink. Closes neither.
 
     source, sink: non-blocking stream sockets. count: called with the number of bytes after each write. pool:
-    where pipes come from; None makes one for this copy. Raises OSError when either side was reset or fails, and
-    then half-closes nothing: what a reset means for the other side is the caller's to say.
+    where pipes come from; None makes one for this copy. Raises OSError when either side was reset or fails,
+    and then half-closes nothing: what a reset means for the other side is the caller's to say.
     """
     if pool is None:
         with PipePool(keep=1) as own:
