@@ -42,8 +42,8 @@ from ztunnel.observe.logging import get_logger, set_filter
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.podcontext import Shared
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.application import Application
+from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.store import MeshStore
 
 log = get_logger("state")
@@ -147,7 +147,7 @@ class DataPlane:
                 while not application.step(SLICE):
                     await trio.lowlevel.checkpoint()
                 for warning in application.warnings:
-                    log.warn(warning)
+                    log.warning(warning)
                 self._changed(application, pods)
                 rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
                 self._send(DeltaApplied(delta.number, rejected))

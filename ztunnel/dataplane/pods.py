@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 
 import trio
@@ -14,6 +15,7 @@ from ztunnel.messages import (
     PodStarted,
     PodStopped,
 )
+from ztunnel.net.addresses import os_error_text
 from ztunnel.net.netns import Namespace
 from ztunnel.net.sockets import BindError, HostSockets, NamespaceSockets, Shelf, SocketFactory
 from ztunnel.observe.logging import get_logger
@@ -53,12 +55,16 @@ class Pods:
         The descriptor of the network namespace becomes ours.
         """
         self.remove(message.uid)
-        if message.netns is None:
-            namespace = None
-            in_namespace = None
-            factory: SocketFactory = HostSockets(self._shared.budget)
-        else:
-            namespace = Namespace(message.netns)
+        namespace = None
+        in_namespace = None
+        factory: SocketFactory = HostSockets(self._shared.budget)
+        if message.netns is not None:
+            try:
+                namespace = Namespace(message.netns)
+            except OSError as error:
+                os.close(message.netns)
+                self._send(PodFailed(message.uid, os_error_text(error)))
+                return
             in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
             factory = in_namespace
         pod = PodProxy(

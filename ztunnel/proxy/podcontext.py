@@ -129,7 +129,7 @@ class PodContext:
                 found = lookup(info.name, info.namespace, info.service_account)
                 if found is not None:
                     return found
-        log.warn(
+        log.warning(
             f"timed out waiting for workload '{info.service_account}.{info.namespace} ({info.name})' from xds"
         )
         raise UnknownWorkloadError(info.name, info.namespace, info.service_account)

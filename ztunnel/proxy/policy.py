@@ -6,7 +6,6 @@ from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.connections import Inbound
 from ztunnel.proxy.errors import PolicyChangedError, PolicyRejectedError
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.report import ConnectionReport
@@ -26,7 +25,7 @@ def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report
 
 def _log_decision(pod: PodContext, verdict: Verdict) -> None:
     for key in verdict.missing:
-        log.warn(f"skipping unknown policy {key}")
+        log.warning(f"skipping unknown policy {key}")
     say = log.info if pod.shared.config.authz_policy_info_logging else log.debug
     for message, policy in verdict.log:
         if policy is None:

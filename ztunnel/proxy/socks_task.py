@@ -30,7 +30,7 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
                 return None
             destination = await _resolve(target, client, pod)
         except SocksError as error:
-            log.warn(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
+            log.warning(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
             _say(sock, server.take_output() + reply(error.reply))
             return None
         except OSError as error:
@@ -38,7 +38,7 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
             return None
         _say(sock, reply(Reply.SUCCEEDED))
         return destination
-    log.warn("failed to negotiate socks connection: deadline has elapsed", **{"src.addr": client})
+    log.warning("failed to negotiate socks connection: deadline has elapsed", **{"src.addr": client})
     return None
 
 

@@ -151,7 +151,8 @@ class Tunnel:
 
     async def run(self) -> None:
         """Read until the tunnel ends. Returns when TLS is closed and all streams know; never raises for what a
-        peer does."""
+        peer does.
+        """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
