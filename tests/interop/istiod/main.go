@@ -1,6 +1,6 @@
 // Istiod's own discovery server, with a Kubernetes that is a map in memory, as a peer for our xDS client.
 //
-// Usage: istiod -cert server.pem -key server-key.pem [-objects objects.yaml]
+// Usage: istiod -cert server.pem -key server-key.pem [-objects objects.yaml] [-multi-network]
 //
 // It prints one line of JSON with the address it listens at (TLS, ALPN h2, delta ADS of both workload types
 // among all the others). Then each line on standard input is a command, answered by one line of JSON,
@@ -34,11 +34,19 @@ import (
 	"istio.io/istio/pilot/pkg/features"
 	"istio.io/istio/pilot/test/xds"
 	"istio.io/istio/pkg/config"
+	"istio.io/istio/pkg/config/mesh"
 	"istio.io/istio/pkg/config/schema/gvk"
 	kubelib "istio.io/istio/pkg/kube"
 	"istio.io/istio/pkg/log"
 	"istio.io/istio/pkg/test"
 )
+
+// As istio's chart has it where several networks are one mesh.
+const globalServices = `
+serviceScopeConfigs:
+- servicesSelector: {matchExpressions: [{key: istio.io/global, operator: In, values: ["true"]}]}
+  scope: GLOBAL
+`
 
 type command struct {
 	Apply  string `json:"apply"`
@@ -55,11 +63,12 @@ func main() {
 	certificate := flag.String("cert", "", "PEM file: the server's certificate chain")
 	key := flag.String("key", "", "PEM file: its private key")
 	objects := flag.String("objects", "", "YAML file: Kubernetes objects to start with")
+	multiNetwork := flag.Bool("multi-network", false, "send other networks as one workload a gateway and service")
 	flag.Parse()
 
 	features.EnableAmbient = true
 	features.EnableAmbientWaypoints = true
-	features.EnableAmbientMultiNetwork = true
+	features.EnableAmbientMultiNetwork = *multiNetwork
 
 	// Standard output is ours alone.
 	options := log.DefaultOptions()
@@ -96,8 +105,15 @@ func serve(t test.Failer, certificate, key, objects string) {
 		t.Fatal(err)
 	}
 	gate := &gate{Listener: plain, open: map[net.Conn]struct{}{}}
+	meshConfig := mesh.DefaultMeshConfig()
+	if features.EnableAmbientMultiNetwork {
+		if meshConfig, err = mesh.ApplyMeshConfig(globalServices, meshConfig); err != nil {
+			t.Fatal(err)
+		}
+	}
 	server := xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
 		KubernetesObjectString: initial,
+		MeshConfig:             meshConfig,
 		ListenerBuilder: func() (net.Listener, error) {
 			return tls.NewListener(gate, &tls.Config{
 				Certificates: []tls.Certificate{pair},
