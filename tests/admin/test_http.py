@@ -6,6 +6,8 @@ import h11
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.admin.serving import exchange, serving
 from ztunnel.admin import http
@@ -162,6 +164,65 @@ async def test_what_is_not_http_1_is_refused(garbage):
         await stream.send_eof()
         got = await until_closed(stream)
     assert got == b"" or got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 505 "))
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://localhost:15000/x?y=http://z", "/x"),
+        ("//[x", "//[x"),
+        ("/a?b=://c", "/a"),
+        ("/%ff%00", "/\ufffd\0"),
+    ],
+)
+async def test_targets_in_all_forms(target, path):
+    async def handler(request: Request) -> Response:
+        return Response(200, request.path.encode(), "text/plain")
+
+    async with serving(handler) as served:
+        assert (await served.ask("GET", target)).body == path.encode()
+
+
+async def test_too_many_parameters_are_refused():
+    async with serving(echo) as served:
+        assert (await served.ask("GET", "/?" + "a=1&" * 200)).status == 400
+
+
+LINES = st.sampled_from(
+    [
+        b"GET / HTTP/1.1",
+        b"POST /x HTTP/1.1",
+        b"Host: x",
+        b"Content-Length: 5",
+        b"Content-Length: -1",
+        b"a b: c",
+        b"Transfer-Encoding: chunked",
+        b"Expect: 100-continue",
+        b"Connection: close",
+        b"",
+        b"hello",
+        b"5",
+        b"0",
+    ]
+)
+
+
+@given(st.lists(LINES | st.binary(max_size=20), max_size=12))
+def test_no_input_makes_the_server_fail(lines):
+    async def main() -> None:
+        async with serving(echo) as served:
+            async with await served.connect() as stream:
+                await stream.send_all(b"\r\n".join(lines) + b"\r\n\r\n")
+                await stream.send_eof()
+                try:
+                    await until_closed(stream)
+                except trio.BrokenResourceError:
+                    pass  # reset, as what it sent was not read to the end
+            assert (await served.ask("GET", "/")).status == 200
+
+    with capture_logs() as records:
+        trio.run(main)
+    assert records == []
 
 
 async def test_a_small_body_is_skipped_and_the_connection_kept():

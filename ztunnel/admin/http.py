@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import h11
 import trio
@@ -300,11 +300,17 @@ async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:
 
 def _request(event: h11.Request) -> Request:
     target = event.target.decode("latin-1")
-    parts = urlsplit(target) if target.startswith("/") else None
-    query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=100) if parts else {}
+    if "://" in target.partition("?")[0]:
+        # the form meant for proxies, which servers have to take as well (RFC 9112 section 3.2.2)
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    path, _, query_text = target.partition("?")
+    try:
+        query = parse_qs(query_text, keep_blank_values=True, max_num_fields=100)
+    except ValueError as error:
+        raise h11.RemoteProtocolError("too many parameters") from error
     return Request(
         method=event.method.decode("ascii"),
-        path=unquote(parts.path) if parts else target,
+        path=unquote(path),
         query={key: values[-1] for key, values in query.items()},
         headers={name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers},
     )

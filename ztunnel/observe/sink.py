@@ -83,7 +83,7 @@ class Sink:
             self._write_now()
             return
         if len(self._queue) > self._capacity:
-            self._write_out(deadline=None, down_to=self._capacity - LINES_A_WRITE)
+            self._write_out(deadline=None, down_to=max(0, self._capacity - LINES_A_WRITE))
         if threading.get_ident() == self._thread:
             self._wake.set()
         else:
