@@ -1,9 +1,10 @@
 """Starting, supervising, draining and stopping a ztunnel: the outermost nursery.
 
-The order of the start is the existing implementation's (operations.md section 1.2): readiness first, so that somebody
-who waits can see what for; then the local file, whose errors are fatal; admin; the proxies; metrics. A signal, or a POST to
-/quitquitquit, begins the one graceful end there is: the three servers and all listeners close at once, connections
-have until the deadline, and the process ends with status 0. An error that reaches this file ends it with 1.
+The order of the start is the existing implementation's (operations.md section 1.2): readiness first, so that
+somebody who waits can see what for; then the local file, whose errors are fatal; admin; the proxies; metrics.
+A signal, or a POST to /quitquitquit, begins the one graceful end there is: the servers and all listeners
+close at once, connections have until the deadline, and the process ends with status 0. An error that reaches
+this file ends it with 1.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ async def _run(config: Config, ages: TaskAges) -> None:
     log.info(f"version: {build_info(config.istio_version)}")
     _raise_limits()
     for warning in config.warnings:
-        log.warn(warning)
+        log.warning(warning)
     log.info(f"running with config: {config_yaml(config)}")
 
     if config.proxy_mode is ProxyMode.SHARED:
@@ -96,7 +97,9 @@ async def _run(config: Config, ages: TaskAges) -> None:
     to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
     from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)
     plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time)
-    control = Control(config, _authority(config), readiness, to_plane, control_inbox, random=random)
+    control = Control(
+        config, _authority(config), readiness, to_plane, control_inbox, random=random, wall_clock=time.time
+    )
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(_watch_signals, stop), name="signals")
@@ -129,11 +132,14 @@ def _raise_limits() -> None:
     try:
         log.info(str(raise_descriptor_limit()))
     except (OSError, ValueError) as error:
-        log.warn(f"failed to set file descriptor limits: {error}")
+        log.warning(f"failed to set file descriptor limits: {error}")
 
 
 async def _watch_signals(stop: trio.Event) -> None:
-    """The first SIGTERM or SIGINT begins the drain. A second SIGINT after a first ends the process at once."""
+    """The first SIGTERM or SIGINT begins the drain.
+
+    A second SIGINT after a first ends the process at once.
+    """
     interrupted = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:

@@ -35,7 +35,7 @@ class Origin(Enum):
 
 
 class Resource(msgspec.Struct, frozen=True, array_like=True):
-    """One resource as it came: its name, and its bytes (istio.workload.Address, istio.security.Authorization)."""
+    """One resource as it came: its name, and its bytes (istio.workload.Address, or a policy)."""
 
     name: str
     body: bytes
@@ -167,7 +167,7 @@ class CertificateUnneeded(Message, frozen=True):
 
 
 class DumpChunk(Message, frozen=True):
-    """A part of an answer to `DumpWanted`: JSON values (objects of a list, or ``[key, value]`` pairs of an object)."""
+    """A part of an answer to `DumpWanted`: items of a list, or ``[key, value]`` pairs of an object."""
 
     number: int
     items: tuple[msgspec.Raw, ...]

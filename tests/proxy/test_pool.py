@@ -44,7 +44,10 @@ class FakeTunnel:
 
 
 def key(
-    source: str = "client", uid: str = "uid-1", ip: str = "10.0.0.2", expected: tuple[str, ...] = ("spiffe://a",)
+    source: str = "client",
+    uid: str = "uid-1",
+    ip: str = "10.0.0.2",
+    expected: tuple[str, ...] = ("spiffe://a",),
 ) -> PoolKey:
     return PoolKey(
         Identity("cluster.local", "default", source),
@@ -70,8 +73,6 @@ class Dialer:
         tunnel = FakeTunnel()
         self.made.append(tunnel)
         return tunnel
-
-
 
 
 def make(nursery, dialer, *, max_streams=100, idle_timeout=300.0) -> Pool:
@@ -248,11 +249,10 @@ async def test_cancelling_the_pool_wakes_those_who_wait():
         except PoolDrainingError as error:
             failures.append(str(error))
 
-    async with trio.open_nursery() as callers:
-        async with trio.open_nursery() as tunnels:
-            pool = make(tunnels, dialer)
-            callers.start_soon(call, pool)
-            await trio.testing.wait_all_tasks_blocked()
-            pool.close()
-            tunnels.cancel_scope.cancel()
+    async with trio.open_nursery() as callers, trio.open_nursery() as tunnels:
+        pool = make(tunnels, dialer)
+        callers.start_soon(call, pool)
+        await trio.testing.wait_all_tasks_blocked()
+        pool.close()
+        tunnels.cancel_scope.cancel()
     assert failures == ["pool draining"]

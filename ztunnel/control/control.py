@@ -1,13 +1,12 @@
 """The control side of one ztunnel: it feeds the data plane, and answers for it to the servers.
 
-What comes from outside (the local file, the CA; the control plane and the CNI agent in their modes) goes to the data
-plane as messages; what the data plane wants (certificates) is fetched; what it knows (connections, the mesh) is asked
-of it when somebody looks.
+What comes from outside (the local file, the CA; the control plane and the CNI agent in their modes) goes to
+the data plane as messages; what the data plane wants (certificates) is fetched; what it knows (connections,
+the mesh) is asked of it when somebody looks.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from random import Random
@@ -64,7 +63,7 @@ class Control:
         from_plane: trio.abc.ReceiveChannel[FromDataPlane],
         *,
         random: Random,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._readiness = readiness
@@ -129,7 +128,7 @@ class Control:
         else:
             self._readiness.uncomplete(WORKLOAD_MANAGER)
 
-    # -- messages -------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------------
 
     def _on_message(self, message: FromDataPlane) -> None:
         match message:
@@ -152,7 +151,7 @@ class Control:
             async for message in self._to_send:
                 await self.link.send(message)
 
-    # -- for the servers ------------------------------------------------------------------------------------------
+    # -- for the servers ---------------------------------------------------------------------------------
 
     async def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
         """All present values by sample name and labels."""

@@ -38,7 +38,10 @@ class DataPlaneGoneError(ZtunnelError):
 
 
 ANSWER_TIMEOUT = 5.0
-"""Seconds for a report or a piece of a dump. A data plane that is busier than that is told of by the one who asked."""
+"""Seconds for a report or a piece of a dump.
+
+A data plane that is busier than that is told of by the one who asked.
+"""
 
 
 class DataPlaneLink:
@@ -106,7 +109,7 @@ class DataPlaneLink:
         return answer.rejected
 
     async def drain(self, deadline: float) -> None:
-        """Have it stop accepting, and cut what is open after ``deadline`` seconds; returns when it is empty."""
+        """Have it stop accepting, and cut what is open after ``deadline`` seconds; returns when all is."""
         await self.send(Drain(deadline))
         await self.drained.wait()
 

@@ -22,7 +22,8 @@ class PodStarter:
         """Have a pod's sockets opened; returns when they are bound.
 
         netns: the descriptor of its network namespace, which stays the caller's; None for our own.
-        inbound_only: as in `ztunnel.messages.PodAdded`. Raises PodStartError; when that is raised, or the call is cancelled, the pod is stopped again.
+        inbound_only: as in `ztunnel.messages.PodAdded`. Raises PodStartError; when that is raised, or the
+        call is cancelled, the pod is stopped again.
         """
         answer, outcome = trio.open_memory_channel[str | None](1)
         self._waiting[uid] = answer

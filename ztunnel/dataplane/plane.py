@@ -1,4 +1,4 @@
-"""The task that takes the control side's messages and keeps the mesh, the certificates and the pods accordingly."""
+"""Takes the control side's messages, and keeps the mesh, the certificates and the pods accordingly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ from ztunnel.state.store import MeshStore
 log = get_logger("state")
 
 SLICE = 64
-"""Resources applied between two checkpoints: about a millisecond, which is what a connection may wait for it."""
+"""Resources applied between two checkpoints: about a millisecond, which is what a connection may wait for
+it.
+"""
 
 DUMP_SLICE = 64
 """Objects of the admin dump made between two checkpoints."""
@@ -90,8 +92,8 @@ class DataPlane:
     async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:
         """Take messages until the channel closes or a drain is over.
 
-        Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither traffic
-        nor a certificate. At the end every pod has stopped.
+        Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither
+        traffic nor a certificate. At the end every pod has stopped.
         """
         deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
         with self._shared.pipes:
@@ -138,7 +140,7 @@ class DataPlane:
             case DumpWanted():
                 nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
 
-    # -- the mesh -------------------------------------------------------------------------------------------------
+    # -- the mesh ----------------------------------------------------------------------------------------
 
     async def _apply_deltas(self, inbox: trio.abc.ReceiveChannel[MeshDelta], pods: Pods) -> None:
         async with inbox:

@@ -50,7 +50,7 @@ class Pods:
                 await trio.lowlevel.checkpoint()
 
     def add(self, message: PodAdded) -> None:
-        """Start a pod; PodStarted or PodFailed answers. One that runs under the same uid is stopped, not awaited.
+        """Start a pod; PodStarted or PodFailed answers. One with the same uid is stopped, not awaited.
 
         The descriptor of the network namespace becomes ours.
         """
@@ -101,7 +101,7 @@ class Pods:
         self._policy_changed.set()
 
     def workloads_changed(self, uids: Collection[str]) -> None:
-        """Workloads were added, changed or removed: tunnels to them may be stale, and connections to ours refused."""
+        """Workloads came, changed or went: tunnels to them may be stale, connections to ours refused."""
         if not uids:
             return
         ours = False

@@ -1,8 +1,8 @@
 """Messages on a socketpair: length, MessagePack, and descriptors beside the bytes.
 
-A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptor of a pod's network
-namespace travels as SCM_RIGHTS with the first byte of its frame. The kernel never merges bytes across such a
-boundary, so descriptors arrive in the order of the messages that they belong to.
+A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptor of a pod's
+network namespace travels as SCM_RIGHTS with the first byte of its frame. The kernel never merges bytes
+across such a boundary, so descriptors arrive in the order of the messages that they belong to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WireError(ZtunnelError):
 
 
 class MessageSocket(Generic[_Message]):
-    """One end of a socketpair between the control side and a worker; a Trio channel of messages in both directions.
+    """One end of a socketpair between the control side and a worker: messages in both directions.
 
     decoder: for the union of messages that come in. The socket is closed by `aclose`.
     """
@@ -72,7 +72,10 @@ class MessageSocket(Generic[_Message]):
                 os.close(descriptor)
 
     async def receive(self) -> _Message:
-        """The next message. Raises EndOfChannel when the other end is gone, WireError for bytes that are no frame."""
+        """The next message.
+
+        Raises EndOfChannel when the other end is gone, WireError for bytes that are no frame.
+        """
         while True:
             message = self._next()
             if message is not None:

@@ -1,7 +1,8 @@
 """A data plane in a process of its own: ``python -m ztunnel.dataplane.worker DESCRIPTOR``.
 
-The descriptor is one end of a socketpair whose other end the control process holds. The configuration comes from
-the environment, as there. The process ends when the control process closes its end, or when a drain is over.
+The descriptor is one end of a socketpair whose other end the control process holds. The configuration comes
+from the environment, as there. The process ends when the control process closes its end, or when a drain is
+over.
 """
 
 from __future__ import annotations

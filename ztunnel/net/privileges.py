@@ -25,7 +25,7 @@ async def verify_privileges(mark: int | None) -> None:
             [sock] = await namespace.sockets(socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         raise MissingPrivilegeError(
-            f"A network namespace cannot be entered ({os_error_text(error)}): in-pod mode needs CAP_SYS_ADMIN."
+            f"A network namespace cannot be entered ({os_error_text(error)}): this needs CAP_SYS_ADMIN."
         ) from error
     with sock:
         try:
@@ -33,5 +33,5 @@ async def verify_privileges(mark: int | None) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         except OSError as error:
             raise MissingPrivilegeError(
-                f"Packets cannot be marked ({os_error_text(error)}): in-pod mode needs CAP_NET_ADMIN or CAP_NET_RAW."
+                f"Packets cannot be marked ({os_error_text(error)}): this needs CAP_NET_ADMIN or CAP_NET_RAW."
             ) from error

@@ -1,4 +1,4 @@
-"""The connections of one pod that are open now: for the admin dump, and to close those that would be refused by now."""
+"""The open connections of one pod: for the admin dump, and to close those that would be refused by now."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ class Outbound(Closable):
 
 
 class ConnectionTable:
-    """What a pod has open. Entries are added before policy is asked, so that no change is missed in between."""
+    """What a pod has open.
+
+    Entries are added before policy is asked, so that no change is missed in between.
+    """
 
     def __init__(self) -> None:
         self.inbound: set[Inbound] = set()

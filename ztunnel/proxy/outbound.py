@@ -1,8 +1,8 @@
 """Connections that leave a pod (15001): find out where they wanted to go, decide, carry the decision out.
 
-A connection that cannot be established is tried again on another endpoint of its service, as long as not one
-byte has been forwarded and the failure is one that another endpoint may not have (refused, timed out, a tunnel
-that died). The endpoint that failed is avoided for a short while by all connections of the pod.
+A connection that cannot be established is tried again on another endpoint of its service, as long as not
+one byte has been forwarded and the failure is one that another endpoint may not have (refused, timed out, a
+tunnel that died). The endpoint that failed is avoided for a short while by all connections of the pod.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class OutboundProxy:
         report: ConnectionReport,
         established: Callable[[], None],
     ) -> RelayEnd:
-        """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway, for one connection."""
+        """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway."""
         shared = self._pod.shared
         certificate = await shared.certificates.get(plan.source.identity)
         context = shared.certificates.client(certificate)

@@ -1,4 +1,4 @@
-"""Plaintext that arrives for a pod (15006): from outside the mesh, redirected into the pod by the CNI's rules."""
+"""Plaintext that arrives for a pod (15006): from outside the mesh, redirected by the CNI's rules."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class PodProxy:
     # -- ending ----------------------------------------------------------------------------------------------
 
     def drain(self, deadline: float) -> None:
-        """Stop accepting, tell HBONE clients to go elsewhere, and cut what is left after ``deadline`` seconds."""
+        """Stop accepting, send HBONE clients elsewhere, and cut what is left after ``deadline`` seconds."""
         self._accepting.cancel()
         if self.inbound is not None:
             self.inbound.start_drain()
@@ -210,13 +210,13 @@ class PodProxy:
         """A bug in the task of one connection ends that connection alone."""
         try:
             await serving
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the boundary of one connection's task
             self._log.error("a connection's task failed; the connection is closed", exc_info=error)
         finally:
             sock.close()
 
     def _destination(self, sock: socket.socket, peer: SocketAddress) -> SocketAddress | None:
-        """Where a redirected connection wanted to go; None when the socket is already dead, and closed here."""
+        """Where a redirected connection wanted to go; None when the socket is dead, and closed here."""
         try:
             found = original_destination(sock)
             if found.origin is DestinationOrigin.LOCAL_ADDRESS and found.errors is not None:

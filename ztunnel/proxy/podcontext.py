@@ -89,8 +89,8 @@ class PodContext:
     """One pod: its names, where its sockets are made, and what it has open.
 
     cut_because: set before its connections are cancelled, so that each can say why it ended.
-    inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source of a
-        connection is never shown to the application, which is ourselves.
+    inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source
+        of a connection is never shown to the application, which is ourselves.
     """
 
     shared: Shared

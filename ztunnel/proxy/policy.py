@@ -14,7 +14,10 @@ log = get_logger("state")
 
 
 def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report: ConnectionReport) -> None:
-    """Let a connection pass or raise PolicyRejectedError. Says in the log what decided, and in which words."""
+    """Let a connection pass or raise PolicyRejectedError.
+
+    Says in the log what decided, and in which words.
+    """
     verdict = authorize(pod.shared.store, workload, facts)
     _log_decision(pod, verdict)
     if not verdict.allowed:

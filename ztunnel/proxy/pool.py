@@ -1,14 +1,15 @@
 """The pool of outgoing HBONE tunnels of one pod.
 
-Who may share a tunnel is decided by its key alone: the identity that we present, the identities of which the
-peer had to present one, the client's address, the address that was dialled, and the uid of the workload that
-it was dialled for. The uid is there because addresses are reused within seconds: a new pod at an old address is
-another key.
+Who may share a tunnel is decided by its key alone: the identity that we present, the identities of which
+the peer had to present one, the client's address, the address that was dialled, and the uid of the workload
+that it was dialled for. The uid is there because addresses are reused within seconds: a new pod at an old
+address is another key.
 
-The pool decides in plain synchronous code over its whole state; the waiting comes after. For one key at most
-one tunnel is being dialled at a time, in a task of the pool's own nursery, so a caller that gives up does not
-take the dial away from the others. A dial that fails is told to all who were waiting for it; whoever comes later
-starts a new one. Tunnels are full at ``max_streams``, and usable again when streams end.
+The pool decides in plain synchronous code over its whole state; the waiting comes after. For one key at
+most one tunnel is being dialled at a time, in a task of the pool's own nursery, so a caller that gives up
+does not take the dial away from the others. A dial that fails is told to all who were waiting for it;
+whoever comes later starts a new one. Tunnels are full at ``max_streams``, and usable again when streams
+end.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class _Entry:
 class Pool:
     """The tunnels of one pod's outbound listener. All of its tasks run in the nursery given.
 
-    dial: connects, handshakes and gives a tunnel that is not running yet; raises what the connection's log shall
+    dial: connects, handshakes and gives a tunnel that is not running yet; raises what the connection's log
+    shall
         say. It bounds its own waits.
     max_streams: streams of ours on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
@@ -102,7 +104,10 @@ class Pool:
                 raise dial.error
 
     def evict(self, workload_uid: str) -> list[Tunnel]:
-        """No new stream goes to tunnels that were dialled for this workload. Gives those that are left open."""
+        """No new stream goes to tunnels that were dialled for this workload.
+
+        Gives those that are left open.
+        """
         evicted: list[Tunnel] = []
         for key in self._by_workload.pop(workload_uid, ()):
             entry = self._entries.pop(key)
@@ -125,7 +130,10 @@ class Pool:
         return [(key, tunnel) for key, entry in self._entries.items() for tunnel in entry.tunnels]
 
     def close(self) -> None:
-        """Stop handing out tunnels. Those without streams close at once, the others when their last stream ends."""
+        """Stop handing out tunnels.
+
+        Those without streams close at once, the others when their last stream ends.
+        """
         self._closed = True
         for key in list(self._entries):
             for tunnel in self._entries.pop(key).tunnels:
@@ -164,7 +172,7 @@ class Pool:
         """Dial one tunnel, say so, and drive it until it ends."""
         try:
             tunnel = await self._dial(key)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # told to everyone who waits
             dial.error = error
             return
         except trio.Cancelled:
@@ -187,7 +195,7 @@ class Pool:
             self._drop_if_empty(key, entry)
 
     async def _close_when_idle(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
-        """Close a tunnel that has had no stream for ``idle_timeout``, or at once when it is not kept any more."""
+        """Close a tunnel without a stream after ``idle_timeout``, or at once when it is not kept any more."""
         changed = trio.Event()
 
         def on_idle() -> None:

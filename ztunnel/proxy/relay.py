@@ -1,4 +1,4 @@
-"""Moving bytes between an application's socket and a tunnel's stream, or between two sockets, until both ends are done.
+"""Moving bytes between an application's socket and a tunnel's stream, or between two sockets.
 
 Each direction ends by itself. The end of one is passed on as what it was: an end as an end (FIN, END_STREAM),
 a reset as a reset (RST, RST_STREAM). Only when both directions are over, or one of them was reset, the
@@ -21,7 +21,9 @@ from ztunnel.proxy.stream import StreamClosedError, TunnelStream
 
 FIRST_READ = 16 * 1024
 LARGEST_READ = 256 * 1024
-"""Reads start small, since most messages are, and grow with what arrives: bulk data moves four times faster in large ones."""
+"""Reads start small, since most messages are, and grow with what arrives: bulk data moves four times faster
+in large ones.
+"""
 
 TURN = 4
 """Reads in a row before another task gets its turn: at most 1 MiB."""
@@ -31,7 +33,10 @@ RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 
 
 class RelayEnd(NamedTuple):
-    """How a relay ended. ``error`` is the text for the access log, None for a normal end (an application's reset is one)."""
+    """How a relay ended.
+
+    ``error`` is the text for the access log, None for a normal end (an application's reset is one).
+    """
 
     error: str | None
 
@@ -46,8 +51,8 @@ async def relay_stream(
 ) -> RelayEnd:
     """Relay between ``sock`` (non-blocking, stays the caller's to close) and ``stream`` (closed here).
 
-    The callbacks get counts of bytes as they are written. ``outbound`` says on which side of the tunnel we are,
-    for the text of an error.
+    The callbacks get counts of bytes as they are written. ``outbound`` says on which side of the tunnel we
+    are, for the text of an error.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -64,7 +69,7 @@ async def relay_stream(
 
 
 async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int], None]) -> None:
-    """Read the application and send to the stream, until the application half-closes or either side is gone."""
+    """Read the application and send to the stream, until it half-closes or either side is gone."""
     size = FIRST_READ
     turn = 0
     try:

@@ -1,7 +1,8 @@
 """What becomes known of one connection, and what is said of it at the end: metrics, access log, explanation.
 
-A connection is *refused* while nothing is known of it but addresses (one warning, no metrics), and *opened* from the
-moment its plan is known. Then it is closed exactly once, with the failure that ended it or without.
+A connection is *refused* while nothing is known of it but addresses (one warning, no metrics), and *opened*
+from the moment its plan is known. Then it is closed exactly once, with the failure that ended it or
+without.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class ConnectionReport:
-    """The account of one connection. Made when the connection begins; `closing` surrounds all that happens to it.
+    """The account of one connection, made when it begins; `closing` surrounds all that happens to it.
 
-    direction, source, destination: as the access log names them. authority: of the CONNECT, None for plaintext.
+    direction, source, destination: as the access log names them. authority: of the CONNECT, None for
+    plaintext.
     """
 
     def __init__(
@@ -82,14 +84,17 @@ class ConnectionReport:
 
     @property
     def log(self) -> Logger:
-        """The connection's own logger: its lines carry the trace id. Made on demand, since most never need it."""
+        """The connection's own logger: its lines carry the trace id.
+
+        Made on demand, since most never need it.
+        """
         outbound = self._direction is Direction.OUTBOUND
         log = (_OUTBOUND_LOG if outbound else _INBOUND_LOG).bind_span("proxy", wl=self._pod.name)
         if outbound:
             return log.bind_span("outbound", id=self.trace.trace_id)
         return log.bind_span("inbound", id=self.trace.trace_id, peer=self._source)
 
-    # -- bytes -----------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------------
 
     def received(self, count: int) -> None:
         """Bytes from client to server have been written."""
@@ -101,10 +106,13 @@ class ConnectionReport:
         assert self._metrics is not None
         self._metrics.add_sent(count)
 
-    # -- what becomes known ----------------------------------------------------------------------------------------
+    # -- what becomes known ------------------------------------------------------------------------------
 
     def planned(self, plan: OutboundPlan) -> None:
-        """An outgoing connection knows where it goes. Counted as opened, but for double HBONE, which is after it is."""
+        """An outgoing connection knows where it goes.
+
+        Counted as opened, but for double HBONE, which is after it is.
+        """
         mtls = plan.protocol is not OutboundProtocol.TCP
         workload = plan.destination_workload
         source = end_from_workload(plan.source, plan.source.identity if mtls else None)
@@ -115,7 +123,7 @@ class ConnectionReport:
             self._open()
 
     def inner_peer(self, identity: Identity, headers: Headers) -> None:
-        """The inner tunnel of double HBONE stands: the destination is who proved itself there, as it describes itself."""
+        """The inner tunnel of double HBONE stands: the destination is who proved itself there."""
         plan = self._plan
         assert plan is not None
         baggage = parse_baggage([value for name, value in headers if name == b"baggage"])
@@ -173,7 +181,7 @@ class ConnectionReport:
             why="; ".join(clue.text for clue in verdict.clues) or verdict.reason,
         )
 
-    # -- the end ----------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def closing(self, entry: Closable) -> AsyncIterator[None]:
@@ -222,7 +230,7 @@ class ConnectionReport:
             error=None if failure is None else str(failure),
         )
 
-    # -- inside -----------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------
 
     def _describe(
         self,

@@ -53,7 +53,10 @@ class SocksTarget:
 
 
 class SocksServer:
-    """A negotiation. Feed bytes to `receive` until it gives a target; write what `take_output` has meanwhile."""
+    """A negotiation.
+
+    Feed bytes to `receive` until it gives a target; write what `take_output` has meanwhile.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -20,7 +20,8 @@ NEGOTIATION_TIMEOUT = 10.0
 async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext) -> SocketAddress | None:
     """Find out what the client wants; None when it got its refusal, or is gone. ``sock`` stays the caller's.
 
-    What the client sends after its request is left in the socket's buffer: nothing is read beyond the request.
+    What the client sends after its request is left in the socket's buffer: nothing is read beyond the
+    request.
     """
     server = SocksServer()
     with trio.move_on_after(NEGOTIATION_TIMEOUT):

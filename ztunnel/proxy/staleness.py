@@ -1,9 +1,9 @@
 """After a change of the mesh: which pooled tunnels must not be used any more, and which connections must end.
 
-A tunnel was dialled for a workload at an address and with identities in mind. When the workload is gone, or has
-moved, or would now be expected under another identity, no new stream may use the tunnel. Connections on it go on,
-unless the identity that they were promised is not the workload's any more: then they are talking to somebody whom we
-would refuse by now.
+A tunnel was dialled for a workload at an address and with identities in mind. When the workload is gone, or
+has moved, or would now be expected under another identity, no new stream may use the tunnel. Connections on
+it go on, unless the identity that they were promised is not the workload's any more: then they are talking
+to somebody whom we would refuse by now.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ _VECTOR = 64
 
 
 class StreamClosedError(Exception):
-    """The peer reset the stream, or the tunnel was lost. ``code`` is the HTTP/2 error code, None for a lost tunnel."""
+    """The peer reset the stream, or the tunnel was lost.
+
+    ``code`` is the HTTP/2 error code, None for a lost tunnel.
+    """
 
     def __init__(self, code: int | None, text: str) -> None:
         super().__init__(text)
@@ -38,7 +41,10 @@ class StreamClosedError(Exception):
 
 
 class TunnelStream:
-    """A stream and where its incoming bytes go. Made by `Tunnel`; whoever uses it calls `close` at the end."""
+    """A stream and where its incoming bytes go.
+
+    Made by `Tunnel`; whoever uses it calls `close` at the end.
+    """
 
     __slots__ = (
         "_drain_scope",
@@ -108,7 +114,10 @@ class TunnelStream:
         self.tunnel.flush()
 
     async def wait_room(self) -> int:
-        """Wait until something may be sent; gives how many bytes. Raises StreamClosedError when it never may."""
+        """Wait until something may be sent; gives how many bytes.
+
+        Raises StreamClosedError when it never may.
+        """
         tunnel = self.tunnel
         while True:
             self._raise_if_dead()
@@ -240,16 +249,16 @@ class TunnelStream:
         self._drain_scope = None
 
     def _write_inbox(self) -> bool:
-        """Write until the inbox is empty, and half-close after the end. Returns False when the socket is full."""
+        """Write until the inbox is empty, and half-close after the end.
+
+        Returns False when the socket is full.
+        """
         sock, inbox = self._sock, self._inbox
         assert sock is not None
         try:
             while inbox:
-                if len(inbox) == 1:
-                    sent = sock.send(inbox[0])
-                else:
-                    sent = sock.sendmsg(list(islice(inbox, _VECTOR)))
-                self._took(sent)
+                one = len(inbox) == 1
+                self._took(sock.send(inbox[0]) if one else sock.sendmsg(list(islice(inbox, _VECTOR))))
             if self.end_received and not self.dead:
                 sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
@@ -262,7 +271,10 @@ class TunnelStream:
         return True
 
     def _sink_failed(self, error: OSError) -> None:
-        """The application is gone. An application that had closed first only stopped reading (RFC 9113 8.5)."""
+        """The application is gone.
+
+        An application that had closed first only stopped reading (RFC 9113 8.5).
+        """
         self.sink_error = error
         self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
         self.upload_scope.cancel()

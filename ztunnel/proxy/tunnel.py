@@ -46,8 +46,9 @@ from ztunnel.net.tls import CHUNK, TlsConnection, TlsError
 from ztunnel.proxy.stream import TunnelStream
 
 SMALL = 16 * 1024
-"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header with its
-payload."""
+"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header
+with its payload.
+"""
 
 BATCH = 2
 """Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
@@ -150,8 +151,9 @@ class Tunnel:
     # -- the tasks ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read until the tunnel ends. Returns when TLS is closed and all streams know; never raises for what a
-        peer does.
+        """Read until the tunnel ends. Returns when TLS is closed and all streams know.
+
+        Raises nothing for what a peer does.
         """
         try:
             with self._scope:
