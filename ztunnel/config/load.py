@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
-from typing import Any, TypeVar
+from typing import Any
 
+from ztunnel.config.environment import Environment, ReadFile
 from ztunnel.config.errors import (
     ConfigError,
     ConflictingConfigError,
     InvalidVariableError,
-    UnreadableFileError,
 )
 from ztunnel.config.mesh import ProxyConfig, parse_mesh_file, parse_proxy_config
 from ztunnel.config.model import (
@@ -46,7 +46,6 @@ from ztunnel.config.values import (
     parse_address,
     parse_bool,
     parse_cpu_quantity,
-    parse_duration,
     parse_header,
     parse_integer,
     parse_worker_threads,
@@ -54,62 +53,8 @@ from ztunnel.config.values import (
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 
-T = TypeVar("T")
-ReadFile = Callable[[str], str | None]
-
 _U32 = 0xFFFF_FFFF
 _DEFAULTS = Config()
-
-
-class _Environment:
-    """Typed reads of variables; a failure names the variable."""
-
-    def __init__(self, variables: Mapping[str, str], read_file: ReadFile) -> None:
-        self.variables = variables
-        self._read_file = read_file
-
-    def text(self, name: str) -> str | None:
-        return self.variables.get(name)
-
-    def nonempty(self, name: str) -> str | None:
-        return self.variables.get(name) or None
-
-    def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        value = self.variables.get(name)
-        if value is None:
-            return default
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise InvalidVariableError(name, value, str(error)) from error
-
-    def flag(self, name: str, default: bool) -> bool:  # noqa: FBT001 - the default of a flag is a flag
-        return self.parsed(name, parse_bool, default)
-
-    def number(self, name: str, default: int, low: int, high: int) -> int:
-        return self.parsed(name, lambda text: parse_integer(text, low, high), default)
-
-    def seconds(self, name: str, default: float) -> float:
-        return self.parsed(name, parse_duration, default)
-
-    def prefixed(self, prefix: str) -> list[tuple[str, str]]:
-        """(rest of the name, value) of each variable with this prefix, sorted by name."""
-        names = sorted(name for name in self.variables if name.startswith(prefix) and name != prefix)
-        return [(name[len(prefix) :], self.variables[name]) for name in names]
-
-    def read(self, path: str) -> str | None:
-        """A file's text, None when there is no such file."""
-        try:
-            return self._read_file(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnreadableFileError(f"cannot read {path}: {error}") from error
-
-    def exists(self, path: str) -> bool:
-        """Whether a path names something, readable or not."""
-        try:
-            return self._read_file(path) is not None
-        except (OSError, UnicodeDecodeError):
-            return True
 
 
 def load_config(
@@ -121,7 +66,7 @@ def load_config(
     path), and raises OSError when it cannot be read. ``cpu_count`` is the number of logical CPUs, ``args``
     the command line without the program's name. Raises ConfigError.
     """
-    env = _Environment(environ, read_file)
+    env = Environment(environ, read_file)
     mesh = _mesh_config(env)
     metadata = {**mesh.proxy_metadata, **dict(env.prefixed("ISTIO_META_"))}
     warnings: list[str] = []
@@ -151,7 +96,7 @@ def load_config(
     return config
 
 
-def _mesh_config(env: _Environment) -> ProxyConfig:
+def _mesh_config(env: Environment) -> ProxyConfig:
     text = env.read(DEFAULT_MESH_CONFIG)
     mesh = ProxyConfig() if text is None else parse_mesh_file(text, DEFAULT_MESH_CONFIG)
     override = env.text("PROXY_CONFIG")
@@ -159,7 +104,7 @@ def _mesh_config(env: _Environment) -> ProxyConfig:
 
 
 def _servers(
-    env: _Environment, mesh: ProxyConfig, metadata: Mapping[str, str], *, ipv6: bool
+    env: Environment, mesh: ProxyConfig, metadata: Mapping[str, str], *, ipv6: bool
 ) -> dict[str, Any]:
     wildcard = Config(ipv6_enabled=ipv6).wildcard
     socks5 = env.flag("UNSTABLE_ENABLE_SOCKS5", default=False)
@@ -194,7 +139,7 @@ def _dns_address(text: str | None, *, ipv6: bool) -> ListenAddress:
         raise InvalidVariableError("ISTIO_META_DNS_PROXY_ADDR", text, expected) from error
 
 
-def _names(env: _Environment) -> dict[str, Any]:
+def _names(env: Environment) -> dict[str, Any]:
     name, namespace = env.text("POD_NAME") or "", env.text("POD_NAMESPACE") or ""
     account = env.text("SERVICE_ACCOUNT") or ""
     trust_domain = env.nonempty("TRUST_DOMAIN") or "cluster.local"
@@ -213,7 +158,7 @@ def _names(env: _Environment) -> dict[str, Any]:
     }
 
 
-def _mode(env: _Environment) -> dict[str, Any]:
+def _mode(env: Environment) -> dict[str, Any]:
     text = env.text("PROXY_MODE")
     mode = {None: ProxyMode.SHARED, "shared": ProxyMode.SHARED, "dedicated": ProxyMode.DEDICATED}.get(text)
     if mode is None:
@@ -239,18 +184,18 @@ def _mode(env: _Environment) -> dict[str, Any]:
     }
 
 
-def _default_istiod(env: _Environment) -> str:
+def _default_istiod(env: Environment) -> str:
     if env.text("KUBERNETES_SERVICE_HOST"):
         return "https://istiod.istio-system.svc:15012"
     return "https://localhost:15012"
 
 
-def _server_address(env: _Environment, name: str, default: str) -> str | None:
+def _server_address(env: Environment, name: str, default: str) -> str | None:
     """None when the variable is set to nothing, which switches the client off."""
     return env.parsed(name, lambda text: parse_address(text) if text else "", default) or None
 
 
-def _root_cert(env: _Environment, name: str, warnings: list[str]) -> RootCert:
+def _root_cert(env: Environment, name: str, warnings: list[str]) -> RootCert:
     text = env.text(name)
     value = DEFAULT_ROOT_CERT if text is None else text
     if value == "SYSTEM":
@@ -265,7 +210,7 @@ def _root_cert(env: _Environment, name: str, warnings: list[str]) -> RootCert:
     return RootStatic(value)
 
 
-def _headers(env: _Environment, prefix: str) -> tuple[tuple[str, str], ...]:
+def _headers(env: Environment, prefix: str) -> tuple[tuple[str, str], ...]:
     pairs = []
     for rest, value in env.prefixed(prefix):
         try:
@@ -275,7 +220,7 @@ def _headers(env: _Environment, prefix: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _xds(env: _Environment, mesh: ProxyConfig, warnings: list[str]) -> dict[str, Any]:
+def _xds(env: Environment, mesh: ProxyConfig, warnings: list[str]) -> dict[str, Any]:
     discovery = mesh.discovery_address
     address = _server_address(env, "XDS_ADDRESS", _default_istiod(env) if discovery is None else discovery)
     path, inline = env.nonempty("LOCAL_XDS_PATH"), env.nonempty("LOCAL_XDS")
@@ -294,7 +239,7 @@ def _xds(env: _Environment, mesh: ProxyConfig, warnings: list[str]) -> dict[str,
     }
 
 
-def _ca(env: _Environment, warnings: list[str]) -> dict[str, Any]:
+def _ca(env: Environment, warnings: list[str]) -> dict[str, Any]:
     fake = env.flag("FAKE_CA", _DEFAULTS.fake_ca)
     if fake and env.text("KUBERNETES_SERVICE_HOST"):
         raise ConflictingConfigError(
@@ -322,7 +267,7 @@ def _ca(env: _Environment, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _auth(env: _Environment) -> AuthSource | None:
+def _auth(env: Environment) -> AuthSource | None:
     text = env.text("AUTH_TOKEN")
     if text is None:
         return TokenFile(DEFAULT_TOKEN) if env.exists(DEFAULT_TOKEN) else None
@@ -331,7 +276,7 @@ def _auth(env: _Environment) -> AuthSource | None:
     return TokenFile(text) if env.exists(text) else TokenStatic(text)
 
 
-def _hbone(env: _Environment) -> dict[str, Any]:
+def _hbone(env: Environment) -> dict[str, Any]:
     d = _DEFAULTS
     return {
         "window_size": env.number("HTTP2_STREAM_WINDOW_SIZE", d.window_size, 1, 2**31 - 1),
@@ -350,7 +295,7 @@ def _hbone(env: _Environment) -> dict[str, Any]:
     }
 
 
-def _own(env: _Environment) -> dict[str, Any]:
+def _own(env: Environment) -> dict[str, Any]:
     """Variables that only this implementation has; all begin with ``ZTUNNEL_``."""
     dropped = env.text("ZTUNNEL_METRICS_DROP_LABELS") or ""
     return {
@@ -363,7 +308,7 @@ def _own(env: _Environment) -> dict[str, Any]:
     }
 
 
-def _json_metadata(env: _Environment, warnings: list[str]) -> dict[str, Any]:
+def _json_metadata(env: Environment, warnings: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in env.prefixed("ISTIO_METAJSON_"):
         try:
@@ -373,7 +318,7 @@ def _json_metadata(env: _Environment, warnings: list[str]) -> dict[str, Any]:
     return found
 
 
-def _socket_config(env: _Environment) -> SocketConfig:
+def _socket_config(env: Environment) -> SocketConfig:
     d = _DEFAULTS.socket_config
     return SocketConfig(
         keepalive_enabled=env.flag("KEEPALIVE_ENABLED", d.keepalive_enabled),
@@ -384,7 +329,7 @@ def _socket_config(env: _Environment) -> SocketConfig:
     )
 
 
-def _termination_deadline(env: _Environment) -> float:
+def _termination_deadline(env: Environment) -> float:
     """The kubelet kills after the grace period; the rest is for closing down after the connections."""
     grace = env.parsed(
         "TERMINATION_GRACE_PERIOD_SECONDS", lambda text: parse_integer(text, 0, _U32), default=None
@@ -395,7 +340,7 @@ def _termination_deadline(env: _Environment) -> float:
     return env.seconds("CONNECTION_TERMINATION_DEADLINE", default)
 
 
-def _workers(env: _Environment, mesh: ProxyConfig, cpu_count: int) -> int:
+def _workers(env: Environment, mesh: ProxyConfig, cpu_count: int) -> int:
     limit = env.parsed("ZTUNNEL_RESOURCE_CPU_LIMIT", parse_cpu_quantity, default=None)
     request = env.parsed("ZTUNNEL_RESOURCE_CPU_REQUEST", parse_cpu_quantity, default=None) or 0
     cpus = limit or env.number("ZTUNNEL_CPU_LIMIT", cpu_count, 0, _U32) or cpu_count

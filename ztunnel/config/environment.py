@@ -1,0 +1,69 @@
+"""Typed reads of environment variables; whatever is wrong names the variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from ztunnel.config.errors import InvalidVariableError, UnreadableFileError
+from ztunnel.config.values import parse_bool, parse_duration, parse_integer
+
+T = TypeVar("T")
+ReadFile = Callable[[str], str | None]
+
+
+class Environment:
+    """Typed reads of variables; a failure names the variable."""
+
+    def __init__(self, variables: Mapping[str, str], read_file: ReadFile) -> None:
+        self.variables = variables
+        self._read_file = read_file
+
+    def text(self, name: str) -> str | None:
+        """The value as it is."""
+        return self.variables.get(name)
+
+    def nonempty(self, name: str) -> str | None:
+        """The value, None for an empty one too."""
+        return self.variables.get(name) or None
+
+    def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        """The value through a parser that raises ValueError with what would be right."""
+        value = self.variables.get(name)
+        if value is None:
+            return default
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise InvalidVariableError(name, value, str(error)) from error
+
+    def flag(self, name: str, default: bool) -> bool:  # noqa: FBT001 - the default of a flag is a flag
+        """``true`` or ``false``."""
+        return self.parsed(name, parse_bool, default)
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number within bounds."""
+        return self.parsed(name, lambda text: parse_integer(text, low, high), default)
+
+    def seconds(self, name: str, default: float) -> float:
+        """A duration in seconds."""
+        return self.parsed(name, parse_duration, default)
+
+    def prefixed(self, prefix: str) -> list[tuple[str, str]]:
+        """(rest of the name, value) of each variable with this prefix, sorted by name."""
+        names = sorted(name for name in self.variables if name.startswith(prefix) and name != prefix)
+        return [(name[len(prefix) :], self.variables[name]) for name in names]
+
+    def read(self, path: str) -> str | None:
+        """A file's text, None when there is no such file."""
+        try:
+            return self._read_file(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableFileError(f"cannot read {path}: {error}") from error
+
+    def exists(self, path: str) -> bool:
+        """Whether a path names something, readable or not."""
+        try:
+            return self._read_file(path) is not None
+        except (OSError, UnicodeDecodeError):
+            return True
