@@ -1,7 +1,7 @@
 """What the HBONE layer costs, without sockets or TLS: ``python -m tests.bench.hbone_micro``.
 
-Prints microseconds for one of each thing, the best of several rounds, ours beside stock h2. No assertions:
-the machine is shared. Recorded figures are in docs/measurements of whoever ran it.
+Prints microseconds for one of each thing, ours beside stock h2: for DATA the best of several rounds, for
+opening a tunnel the median. Nothing is asserted, since machines differ. Figures: docs/measurements/hbone.md.
 """
 
 from __future__ import annotations
@@ -121,20 +121,20 @@ def opening() -> None:
     rounds = 300
     steps: dict[str, list[float]] = {}
 
-    def step(name: str, run: Callable[[], object]) -> None:
-        steps.setdefault(name, []).append(timeit.timeit(run, number=1))
+    def step(name: str, run: Callable[..., object], *arguments: object) -> None:
+        steps.setdefault(name, []).append(timeit.timeit(lambda: run(*arguments), number=1))
 
     client, server = HboneClient(), HboneServer()
     exchange(client, server)
     for number in range(rounds):
         prepared = fields(number)
-        step("connect: write the CONNECT", lambda prepared=prepared: client.connect(AUTHORITY, prepared))
+        step("connect: write the CONNECT", client.connect, AUTHORITY, prepared)
         wire = b"".join(client.take_output())
-        step("server: read the CONNECT", lambda wire=wire: server.receive(wire))
+        step("server: read the CONNECT", server.receive, wire)
         stream_id = 2 * number + 1
         step("server: write the 200", lambda s=stream_id: server.accept(s, [("baggage", BAGGAGE)]))
         wire = b"".join(server.take_output())
-        step("client: read the 200", lambda wire=wire: client.receive(wire))
+        step("client: read the 200", client.receive, wire)
 
         def end(stream_id: int = stream_id) -> None:
             client.end_stream(stream_id)
@@ -151,13 +151,13 @@ def opening() -> None:
     for number in range(rounds):
         stream_id = 2 * number + 1
         headers = stock_headers(number)
-        step("connect: write the CONNECT", lambda s=stream_id, h=headers: stock_client.send_headers(s, h))
+        step("connect: write the CONNECT", stock_client.send_headers, stream_id, headers)
         wire = stock_client.data_to_send()
-        step("server: read the CONNECT", lambda wire=wire: stock_server.receive_data(wire))
+        step("server: read the CONNECT", stock_server.receive_data, wire)
         answer = [(":status", "200"), ("baggage", BAGGAGE)]
-        step("server: write the 200", lambda s=stream_id, a=answer: stock_server.send_headers(s, a))
+        step("server: write the 200", stock_server.send_headers, stream_id, answer)
         wire = stock_server.data_to_send()
-        step("client: read the 200", lambda wire=wire: stock_client.receive_data(wire))
+        step("client: read the 200", stock_client.receive_data, wire)
 
         def stock_end(stream_id: int = stream_id) -> None:
             stock_client.end_stream(stream_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.hbone.conversation import (
@@ -154,7 +156,7 @@ def test_data_before_the_answer_breaks_the_connection():
 
 
 def test_the_peers_stream_limit_counts_when_it_is_known():
-    connection = HboneClient()
+    connection: Any = HboneClient()
     for _ in range(3):
         connection.connect("h:1", [])
     assert connection.can_open

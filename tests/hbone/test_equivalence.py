@@ -1,13 +1,16 @@
 """Our reader and stock h2 see the same, and keep the same books.
 
-A peer's frames are made up: requests, DATA of all sizes with and without padding, window updates, settings, pings,
-ends and resets, on open and on closed streams; and our side acknowledges, answers, ends and resets in between.
+A peer's frames are made up: requests, DATA of all sizes with and without padding, window updates, settings,
+pings, ends and resets, on open and on closed streams; and in between our side acknowledges, answers, sends,
+ends and resets.
 The same bytes go to a stock ``H2Connection`` whole, frame by frame, and to ours in pieces of arbitrary sizes.
 After each step both must have told the same events and hold the same windows, and must have sent the same
-WINDOW_UPDATEs. Where ours is meant to differ is in ``_stock_receive``.
+WINDOW_UPDATEs. Where ours is meant to differ is in ``_note_stock``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -18,10 +21,10 @@ from h2.events import StreamEnded as H2StreamEnded
 from h2.events import StreamReset as H2StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
+from hyperframe.frame import WindowUpdateFrame
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hyperframe.frame import WindowUpdateFrame
 
 from tests.hbone.conversation import (
     CONNECT,
@@ -98,7 +101,7 @@ class Pair:
     def receive(self, wire: bytes, cuts: list[int]) -> None:
         stock = self._stock_receive(wire)
         at = 0
-        ours: list[tuple] = []
+        ours: list[tuple[Any, ...]] = []
         for cut in [*cuts, len(wire)]:
             piece = wire[at : at + cut]
             at += cut
@@ -106,7 +109,7 @@ class Pair:
                 self._note(ours, event)
         assert ours == stock
 
-    def _note(self, seen: list[tuple], event: object) -> None:
+    def _note(self, seen: list[tuple[Any, ...]], event: object) -> None:
         match event:
             case DataReceived(stream_id, payload):
                 assert payload
@@ -123,19 +126,19 @@ class Pair:
             case ConnectReceived(stream_id):
                 seen.append(("connect", stream_id))
 
-    def _stock_receive(self, wire: bytes) -> list[tuple]:
+    def _stock_receive(self, wire: bytes) -> list[tuple[Any, ...]]:
         [(parsed, _)] = split(wire)
         before = self.stock_state(parsed.stream_id) if parsed.stream_id else ""
         try:
             events = self.stock.receive_data(wire)
         except ProtocolError as error:
             return [("failed", int(error.error_code))]
-        seen: list[tuple] = []
+        seen: list[tuple[Any, ...]] = []
         for event in events:
             self._note_stock(seen, event, closed_before=before == "CLOSED")
         return seen
 
-    def _note_stock(self, seen: list[tuple], event: H2Event, *, closed_before: bool) -> None:
+    def _note_stock(self, seen: list[tuple[Any, ...]], event: H2Event, *, closed_before: bool) -> None:
         match event:
             case H2DataReceived():
                 # Ours gives padding back by itself, and tells of no empty payload.

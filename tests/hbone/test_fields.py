@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from ztunnel.hbone.fields import read_request, read_response, sound_trailers
 
@@ -144,11 +146,10 @@ def test_trailers_have_no_pseudo_fields():
     assert not sound_trailers([(b"A", b"")])
 
 
-FIELDS = st.lists(
-    st.tuples(st.sampled_from([b":method", b":authority", b":path", b":status", b"te", b"a"]) | st.binary(max_size=8),
-              st.binary(max_size=20)),
-    max_size=6,
-)  # fmt: skip
+NAMES = st.sampled_from([b":method", b":authority", b":path", b":status", b"te", b"a"]) | st.binary(
+    max_size=8
+)
+FIELDS = st.lists(st.tuples(NAMES, st.binary(max_size=20)), max_size=6)
 
 
 @hypothesis_settings(deadline=None, max_examples=100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.hbone.conversation import (
@@ -21,7 +23,7 @@ from ztunnel.hbone import ConnectionFailed, DataReceived, ErrorCode, HboneSettin
 SMALL = HboneSettings(stream_window=40_000, connection_window=100_000, frame_size=16_384)
 
 
-def taken(connection) -> int:
+def taken(connection: Any) -> Any:
     """How far the connection's window is from full, given back or not."""
     window = connection._engine.window
     return window.max_window_size - window.current_window_size - window._bytes_processed
@@ -30,7 +32,8 @@ def taken(connection) -> int:
 def test_payload_is_a_view_into_what_was_received():
     _, peer = accepted()
     wire = bytearray(data(1, b"payload"))
-    [event] = peer.connection.receive(wire)
+    received: Any = peer.connection.receive(wire)
+    [event] = received
     assert event.data.obj is wire
     assert bytes(event.data) == b"payload"
 
@@ -39,7 +42,12 @@ def test_a_frame_is_delivered_as_it_comes():
     _, peer = accepted()
     wire = data(1, bytes(range(100)), end=True, padding=10)
     pieces = [peer.connection.receive(wire[at : at + 30]) for at in range(0, len(wire), 30)]
-    assert [[len(e.data) for e in piece if isinstance(e, DataReceived)] for piece in pieces] == [[20], [30], [30], [20]]
+    assert [[len(e.data) for e in piece if isinstance(e, DataReceived)] for piece in pieces] == [
+        [20],
+        [30],
+        [30],
+        [20],
+    ]
     assert pieces[-1][-1] == StreamEnded(1)
     joined = b"".join(e.data for piece in pieces for e in piece if isinstance(e, DataReceived))
     assert joined == bytes(range(100))
@@ -202,3 +210,11 @@ def test_a_frame_may_fill_the_largest_size():
     assert len(event.data) == size
     connection.acknowledge(1, size)
     assert taken(connection) == 0
+
+
+def test_an_empty_frame_in_pieces():
+    connection, peer = accepted()
+    wire = data(1) + data(1, end=True)
+    events = [event for at in range(len(wire)) for event in peer.say(wire[at : at + 1])]
+    assert events == [StreamEnded(1)]
+    assert not connection.can_receive(1)

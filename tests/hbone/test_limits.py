@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.hbone.conversation import (
@@ -55,7 +57,7 @@ def test_a_header_block_in_too_many_frames():
 
 
 def test_a_header_block_of_many_frames_that_is_too_large():
-    connection, peer = server()
+    _, peer = server()
     events = peer.say(frame(1, 1, bytes(16_000), 0), *[frame(9, 1, bytes(16_000), 0)] * 5)
     assert calmed(events)
 
@@ -93,7 +95,7 @@ def test_resets_that_outnumber_the_answers():
     connection, peer = server(HboneSettings(max_unanswered_resets=3))
     ids = iter(range(1, 1_000, 2))
 
-    def cancelled() -> list:
+    def cancelled() -> Any:
         stream_id = next(ids)
         peer.say(peer.headers(stream_id, CONNECT))
         return peer.say(reset(stream_id, 8))
@@ -144,7 +146,7 @@ def test_data_on_ended_streams_is_counted():
 
 @pytest.mark.parametrize("wire", [ping(b"12345678"), settings({3: 7})])
 def test_a_flood_of_what_wants_an_answer(wire):
-    connection, peer = accepted()
+    _, peer = accepted()
     for _ in range(3):
         assert peer.say(wire * 900) == []
         assert len(peer.hear()) == 900

@@ -6,12 +6,18 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
     ConnectionTerminated,
-    DataReceived as H2DataReceived,
     RequestReceived,
     ResponseReceived,
+)
+from h2.events import (
+    DataReceived as H2DataReceived,
+)
+from h2.events import (
     StreamEnded as H2StreamEnded,
 )
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from tests.hbone.conversation import exchange
 from ztunnel.hbone import (
@@ -72,8 +78,8 @@ def test_a_drain_lets_streams_finish_and_refuses_new_ones():
 
 @hypothesis_settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.integers(1, 300_000), min_size=1, max_size=8),
-    st.integers(1, 60_000),
+    st.lists(st.integers(1, 200_000), min_size=1, max_size=4),
+    st.integers(2_000, 60_000),
     st.integers(0, 200_000),
     st.integers(16_384, 80_000),
 )
@@ -100,7 +106,7 @@ def test_any_amount_flows_through_any_windows(sizes, stream_window, connection_w
                 server.acknowledge(1, len(event.data))
             exchange(client, server)
             rounds += 1
-            assert rounds < 100_000
+            assert rounds < 1_000
         assert received == payload[:size]
     window = server._engine.window
     assert window.current_window_size + window._bytes_processed == window.max_window_size
@@ -113,7 +119,11 @@ def test_stock_h2_as_the_server():
     client.connect("10.88.0.5:8080", FIELDS)
     events = stock.receive_data(b"".join(client.take_output()))
     [request] = [event for event in events if isinstance(event, RequestReceived)]
-    assert request.headers == [(":method", "CONNECT"), (":authority", "10.88.0.5:8080"), *FIELDS]
+    assert [*map(tuple, request.headers)] == [
+        (":method", "CONNECT"),
+        (":authority", "10.88.0.5:8080"),
+        *FIELDS,
+    ]
     stock.send_headers(1, [(":status", "200")])
     stock.send_data(1, b"hello", pad_length=3)
     stock.end_stream(1)
@@ -139,4 +149,4 @@ def test_stock_h2_as_the_client():
     server.accept(1, [("baggage", "x" * 30_000)])
     events = stock.receive_data(b"".join(server.take_output()))
     [answer] = [event for event in events if isinstance(event, ResponseReceived)]
-    assert answer.headers == [(":status", "200"), ("baggage", "x" * 30_000)]
+    assert [*map(tuple, answer.headers)] == [(":status", "200"), ("baggage", "x" * 30_000)]

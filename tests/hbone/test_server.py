@@ -327,15 +327,15 @@ def test_a_lower_stream_id_ends_the_connection():
 
 @pytest.mark.parametrize("wire", [b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nXX", b"\x16\x03\x01"])
 def test_another_protocol_is_told_at_once(wire):
-    connection = HboneServer()
-    [failed] = connection.receive(wire)
+    peer = Peer(HboneServer())
+    [failed] = peer.say(wire)
     assert failed.code == ErrorCode.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("first", [settings(ack=True), ping(b"12345678"), data(1, b"x"), frame(77, 0)])
 def test_the_first_frame_is_settings(first):
-    connection = HboneServer()
-    [failed] = connection.receive(PREFACE + first)
+    peer = Peer(HboneServer())
+    [failed] = peer.say(PREFACE + first)
     assert failed.code == ErrorCode.PROTOCOL_ERROR
 
 
