@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 import trio
@@ -97,7 +98,7 @@ async def test_bytes_that_are_no_frame_are_an_error(data):
 
 async def test_the_worker_module_says_what_is_wrong_with_its_environment():
     done = subprocess.run(
-        ["python", "-m", "ztunnel.dataplane.worker", "0"],
+        [sys.executable, "-m", "ztunnel.dataplane.worker", "0"],
         env={**os.environ, "PROXY_MODE": "nonsense"},
         capture_output=True,
         text=True,

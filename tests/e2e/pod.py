@@ -141,7 +141,7 @@ class MeshPod:
         deadline = time.monotonic() + timeout
         while len(found := self.access_log(**fields)) < count:
             if time.monotonic() > deadline:
-                lines = "\n".join(map(str, self.log()))
+                lines = "\n".join(map(str, self.access_log()[-10:]))
                 raise AssertionError(
                     f"{self.name} logged {len(found)} of {count} lines with {fields}:\n{lines}"
                 )

@@ -229,7 +229,7 @@ async def raw_server(
                 server.connections.append(connection)
                 await connection.start()
                 await serve(connection)
-            except (TlsAlertError, TlsEndError, trio.BrokenResourceError) as error:
+            except (TlsAlertError, TlsEndError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 server.failures.append(error)
 
     listener = pod.listen(HBONE_PORT)

@@ -124,6 +124,7 @@ class RawTls:
 
     def __init__(self, stream: trio.abc.Stream, choices: TlsChoices, *, server: bool) -> None:
         self.stream = stream
+        self._sending = trio.Lock()
         self.ssl = SSL.Connection(choices.context(), None)
         if server:
             self.ssl.set_accept_state()
@@ -165,12 +166,17 @@ class RawTls:
                 raise _alert(error) from None
 
     async def flush(self) -> None:
-        while True:
-            try:
-                data = self.ssl.bio_read(65_536)
-            except SSL.WantReadError:
-                return
-            await self.stream.send_all(data)
+        """Send what TLS has to send. That the peer is gone is for `receive` to tell, with the reason."""
+        async with self._sending:
+            while True:
+                try:
+                    data = self.ssl.bio_read(65_536)
+                except SSL.WantReadError:
+                    return
+                try:
+                    await self.stream.send_all(data)
+                except trio.BrokenResourceError:
+                    return
 
     async def _fill(self) -> None:
         try:

@@ -51,7 +51,7 @@ class Listeners:
                 )
         except BindError as error:
             await self.stop(uid)
-            raise PodStartError(f"Bind({error.address}, {error.text})") from error
+            raise PodStartError(error.brief) from error
         except BaseException:
             await self.stop(uid)
             raise

@@ -124,7 +124,7 @@ def network_gateway(name: str, ip: str, network: str) -> str:
     return text.replace("spec:\n", f"spec:\n  addresses: [{{type: IPAddress, value: {ip}}}]\n", 1)
 
 
-def _gateway(  # noqa: PLR0917  # it has two callers, right above
+def _gateway(
     name: str, of_class: str, listener: str, ip: str, in_namespace: str, labels: Mapping[str, str]
 ) -> str:
     tls = ", tls: {mode: Passthrough}" if listener == "cross-network" else ""

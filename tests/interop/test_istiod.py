@@ -16,6 +16,7 @@ import trio
 
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
+from tests.xds.conversation import hear, resource, response
 from ztunnel.config.model import Config, RootStatic
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.names import answer
@@ -37,7 +38,7 @@ from ztunnel.state.store import MeshStore
 from ztunnel.xds.client import XdsClient
 from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
+from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, REQUEST_BUDGET, XdsSession
 
 LOCAL_NETWORK = "network-1"
 REMOTE_NETWORK = "network-2"
@@ -65,6 +66,7 @@ class Ztunnel:
         self.istiod = istiod
         self.session = session
         self.records = records
+        self.client: XdsClient | None = None
         self.store = MeshStore("node-1")
         self.terminations: list[str] = []
         self.bytes: dict[str, int] = {}
@@ -80,6 +82,12 @@ class Ztunnel:
 
     def terminated(self, reason: str) -> None:
         self.terminations.append(reason)
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def demand(self, key: str) -> bool:
+        assert self.client is not None
+        return await self.client.demand(key)
 
     def message(self, url: str, size: int) -> None:
         self.bytes[url] = self.bytes.get(url, 0) + size
@@ -135,7 +143,10 @@ def istiod(istiod_binary: None, tmp_path: Path) -> Iterator[Istiod]:
 
 
 @asynccontextmanager
-async def connected(istiod: Istiod) -> AsyncIterator[Ztunnel]:
+async def connected(
+    istiod: Istiod, *, on_demand: bool = False, knows: int = 0, request_budget: int = REQUEST_BUDGET
+) -> AsyncIterator[Ztunnel]:
+    """A client that has synced. ``knows``: from an earlier stream it knows so many names that are gone."""
     config = Config(
         xds_address=istiod.address,
         xds_root_cert=RootStatic(istiod.ca.root.decode()),
@@ -145,15 +156,22 @@ async def connected(istiod: Istiod) -> AsyncIterator[Ztunnel]:
         local_ip="10.0.0.250",
         proxy_metadata=NODE_METADATA,
     )
-    session = XdsSession(encode_node(config, []))
+    session = XdsSession(encode_node(config, []), on_demand=on_demand, request_budget=request_budget)
+    if knows:
+        session.open()
+        names = (f"Kubernetes//Pod/default/a-pod-that-was-here-before-{n}" for n in range(knows))
+        hear(session, response(*(resource(name, "0123456789abcdef") for name in names)))
+        session.close()
     with capture_logs("debug") as records, trio.fail_after(120):
         ztunnel = Ztunnel(istiod, session, records)
         client = XdsClient(
             session, connector(config), ztunnel.apply_delta, address=istiod.address, metrics=ztunnel
         )
+        ztunnel.client = client
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run, name="xds")
-            await client.ready.wait()
+            if request_budget <= REQUEST_BUDGET:
+                await client.ready.wait()
             with trio.fail_after(30):
                 yield ztunnel
             nursery.cancel_scope.cancel()
@@ -410,3 +428,42 @@ async def test_after_a_gap_only_the_difference_comes_and_what_was_deleted_goes(i
         # The two pods that were known and had not changed did not come again.
         assert z.bytes[ADDRESS_TYPE] - before[ADDRESS_TYPE] < 400
         assert [r for r in z.records if r.message == "Stream established"][1:]
+
+
+async def test_more_known_names_than_istiod_takes_in_a_message_are_synced_anyway(istiod):
+    async with connected(istiod, knows=60_000) as z:
+        await z.until(lambda: len(z.session.versions(ADDRESS_TYPE)) == 3)
+        assert z.next_hop("10.1.0.1", 80) == "10.0.0.2:15008"
+        assert z.terminations == []
+
+
+async def test_without_the_bound_istiod_would_refuse_the_request_each_time(istiod):
+    async with connected(istiod, knows=60_000, request_budget=20_000_000) as z:
+        await z.until(lambda: len(z.terminations) >= 2)
+        assert [r for r in z.records if "received message larger than max" in r.message]
+        assert z.pod("web") is None
+
+
+async def test_on_demand_istiod_answers_addresses_names_and_absence_and_pushes_what_changes(istiod):
+    far_away = k8s.pod("far", "10.0.0.40", on_node="node-2")
+    async with connected(istiod, on_demand=True) as z:
+        # istiod sends the workloads of our own node unasked.
+        await z.until(lambda: z.pod("web"))
+        await z.apply(far_away)
+        assert await z.demand(f"{LOCAL_NETWORK}/10.0.0.40")
+        assert z.known_pod("far").node == "node-2"
+        assert await z.demand("default/web.default.svc.cluster.local")
+        assert z.next_hop("10.1.0.1", 80) == "10.0.0.2:15008"
+
+        unknown = f"{LOCAL_NETWORK}/10.0.0.41"
+        assert await z.demand(unknown)
+        assert z.store.workload_by_address(LOCAL_NETWORK, ip_address("10.0.0.41")) is None
+        await z.apply(k8s.pod("later", "10.0.0.41", on_node="node-2"))
+        # The same key again: istiod is silent unless it is unsubscribed first.
+        assert await z.demand(unknown)
+        assert z.pod("later")
+
+        await z.apply(k8s.pod("far", "10.0.0.40", account="other", on_node="node-2"))
+        await z.until(lambda: z.known_pod("far").service_account == "other")
+        await z.delete(far_away)
+        await z.until(lambda: z.pod("far") is None)

@@ -100,6 +100,7 @@ async def test_a_taken_port_is_a_bind_error_with_the_known_text_and_leaves_nothi
             await listen(taken, factory=HostSockets())
         assert str(caught.value) == f"failed to bind to address {taken}: Address already in use (os error 98)"
         assert caught.value.address == taken
+        assert caught.value.brief == f"Bind({taken}, Address already in use (os error 98))"
         assert caught.value.text == "Address already in use (os error 98)"
         assert open_descriptors() == before
 

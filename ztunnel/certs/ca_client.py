@@ -25,7 +25,7 @@ from ztunnel.observe.logging import get_logger
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 CALL_SECONDS: Final = 30.0
-"""How long a call may take. Without a bound, as in the replaced implementation, a hung CA blocks a slot."""
+"""How long a call may take: without a bound, as in the replaced implementation, a hung CA blocks a slot."""
 _HTTPS_PORT: Final = 443
 
 log = get_logger("identity::caclient")
@@ -44,10 +44,10 @@ class Channel(Protocol):
 
 
 class CaClient:
-    """A `CertificateAuthority` behind ``config.ca_address``. `close`, or leaving ``with``, ends its
-    connection.
+    """A `CertificateAuthority` behind ``config.ca_address``.
 
-    ``make_channel`` makes a channel from the roots' PEM; it is there for tests.
+    `close`, or leaving ``with``, ends its connection. ``make_channel`` makes a channel from the roots' PEM;
+    it is there for tests.
     """
 
     def __init__(self, config: Config, make_channel: Callable[[bytes], Channel] | None = None) -> None:

@@ -40,7 +40,7 @@ class MessageSocket(Generic[_Message]):
     """
 
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[_Message]) -> None:
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003  # the standard library has no other way
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._decoder = decoder
         self._encoder = msgspec.msgpack.Encoder()

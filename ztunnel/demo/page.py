@@ -33,7 +33,13 @@ class Page:
     def excerpt(self, lines: Iterable[str]) -> None:
         """Something that a program wrote, folded but otherwise as it is."""
         for line in lines:
-            wrapped = textwrap.wrap(line, self._width - 5, subsequent_indent="    ", break_on_hyphens=False)
+            wrapped = textwrap.wrap(
+                line,
+                self._width - 5,
+                subsequent_indent="    ",
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
             for part in wrapped or [""]:
                 self.line(f"     {part}")
 
@@ -45,5 +51,5 @@ def log_excerpt(line: str) -> str:
 
 def sample_excerpt(name: str, labels: dict[str, str], value: float, wanted: Iterable[str]) -> str:
     """One line of a metrics page, with those labels that matter here."""
-    shown = ",".join(f'{key}="{labels[key]}"' for key in wanted if key in labels)
-    return f"{name}{{{shown},…}} {value:g}"
+    shown = ", ".join(f'{key}="{labels[key]}"' for key in wanted if key in labels)
+    return f"{name}{{{shown}, …}} {value:g}"

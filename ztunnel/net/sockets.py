@@ -88,6 +88,11 @@ class BindError(ZtunnelError, OSError):
     def __str__(self) -> str:
         return f"failed to bind to address {self.address}: {self.text}"
 
+    @property
+    def brief(self) -> str:
+        """The form in which the CNI agent is told: ``Bind([::]:15008, Address already in use (os error 98))``."""
+        return f"Bind({self.address}, {self.text})"
+
 
 class ConnectTimedOut(ZtunnelError, TimeoutError):  # noqa: N818 # a name of the existing log texts
     """A dial took longer than it may."""

