@@ -57,6 +57,7 @@ CLIENT = Workload(
         (":80", None),
         ("host:65536", None),
         ("host:999999", None),
+        ("host:000080", None),
         ("host:-1", None),
         ("host:+1", None),
         ("host:8o", None),
