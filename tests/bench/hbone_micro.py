@@ -132,7 +132,7 @@ def opening() -> None:
         wire = b"".join(client.take_output())
         step("server: read the CONNECT", server.receive, wire)
         stream_id = 2 * number + 1
-        step("server: write the 200", lambda s=stream_id: server.accept(s, [("baggage", BAGGAGE)]))
+        step("server: write the 200", server.accept, stream_id, [("baggage", BAGGAGE)])
         wire = b"".join(server.take_output())
         step("client: read the 200", client.receive, wire)
 

@@ -38,7 +38,7 @@ def test_what_the_caller_answers_is_delivered(fields):
 
 
 def test_a_missing_authority_is_an_empty_text():
-    assert read_request([METHOD]).authority == ""
+    assert read_request([METHOD]) == ("CONNECT", "", ())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_malformed_requests_are_told(fields):
     ],
 )
 def test_authorities_of_sound_syntax(authority):
-    assert read_request([METHOD, (b":authority", authority)]).authority == authority.decode()
+    assert read_request([METHOD, (b":authority", authority)]) == ("CONNECT", authority.decode(), ())
 
 
 @pytest.mark.parametrize(
