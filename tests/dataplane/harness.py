@@ -98,7 +98,7 @@ class Control:
         self._more.unpark_all()
 
     async def wait_for(self, kind, **fields):
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while True:
                 for message in self.came:
                     if isinstance(message, kind) and all(getattr(message, k) == v for k, v in fields.items()):
@@ -116,7 +116,7 @@ class Control:
 
     async def start_pod(self, uid: str = UID, info: PodInfo = INFO) -> None:
         await self.to_plane.send(PodAdded(uid, info))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while True:
                 for message in self.came:
                     if isinstance(message, PodFailed):
@@ -196,7 +196,7 @@ async def worker_process():
     finally:
         with trio.CancelScope(shield=True):
             await line.aclose()
-            with trio.move_on_after(10):
+            with trio.move_on_after(30):
                 await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
         process.kill()
         process.communicate()

@@ -35,14 +35,14 @@ async def test_the_child_ends_when_its_drain_is_over():
     async with worker_process() as (control, process):
         await control.to_plane.send(Drain(1.0))
         await control.drained()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
 
 
 async def test_the_child_ends_when_the_control_side_goes():
     async with worker_process() as (control, process):
         await control.to_plane.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
 
 
