@@ -19,6 +19,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, unquote
 
@@ -242,7 +243,7 @@ class _Connection:
             headers.append(("content-length", str(len(piece))))
         if self.server.stopping:
             headers.append(("connection", "close"))
-        head = self._h11.send(h11.Response(status_code=response.status, headers=headers)) or b""
+        head = self._h11.send(_head(response.status, headers)) or b""
         silent = request.method == "HEAD"
         await self._send(head + (b"" if silent else self._data(piece)))
         while not silent and (piece := await anext(pieces, b"")):
@@ -275,13 +276,17 @@ class _Connection:
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         headers = [("content-length", "0"), ("connection", "close")]
-        await self._send(self._h11.send(h11.Response(status_code=status, headers=headers)) or b"")
+        await self._send(self._h11.send(_head(status, headers)) or b"")
         await self._send(self._h11.send(h11.EndOfMessage()) or b"")
         # closing with unread input would reset the connection before the client saw the answer
         with trio.move_on_after(1):
             await self.stream.send_eof()
             while await self.stream.receive_some(_READ):
                 pass
+
+
+def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
+    return h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
 
 
 async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:

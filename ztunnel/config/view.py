@@ -57,8 +57,9 @@ def config_view(config: Config) -> dict[str, Any]:
 
 
 def config_yaml(config: Config) -> str:
-    """The same as YAML text of several lines, for ``running with config``."""
-    return yaml.safe_dump(config_view(config), sort_keys=False, default_flow_style=False, allow_unicode=True)
+    """The same as YAML text of several lines without a line break at the end, for ``running with config``."""
+    text = yaml.safe_dump(config_view(config), sort_keys=False, default_flow_style=False, allow_unicode=True)
+    return text.rstrip("\n")
 
 
 def duration_view(seconds: float) -> dict[str, int]:
