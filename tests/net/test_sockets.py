@@ -18,6 +18,7 @@ from ztunnel.net.sockets import (
     ConnectTimedOut,
     DestinationOrigin,
     HostSockets,
+    bind_datagram,
     close_with_reset,
     connect,
     listen,
@@ -111,6 +112,20 @@ async def test_with_port_reuse_two_may_listen():
         (await listen(local_address(first), factory=HostSockets(), reuse_port=True)).sock as second,
     ):
         assert local_address(first) == local_address(second)
+
+
+@needs_root
+async def test_datagram_sockets_are_bound_marked_and_shared_as_wanted():
+    address_ = address("127.0.0.1:0")
+    with await bind_datagram(address_, factory=HostSockets(), mark=1337, reuse_port=True) as first:
+        taken = local_address(first)
+        assert first.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 1337
+        (await bind_datagram(taken, factory=HostSockets(), reuse_port=True)).close()
+        before = open_descriptors()
+        with pytest.raises(BindError) as caught:
+            await bind_datagram(taken, factory=HostSockets())
+        assert caught.value.brief == f"Bind({taken}, Address already in use (os error 98))"
+        assert open_descriptors() == before
 
 
 @needs_root

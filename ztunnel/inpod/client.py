@@ -72,7 +72,7 @@ class PodManager(Protocol):
         ...
 
 
-class _ConnectionOver(Exception):  # noqa: N818 # how a connection ends, not an error
+class _ConnectionOver(Exception):
     """The connection is of no more use. ``str()`` says why."""
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "Shelf",
     "SocketFactory",
     "SocketOptions",
+    "bind_datagram",
     "close_with_reset",
     "connect",
     "listen",
@@ -90,11 +91,11 @@ class BindError(ZtunnelError, OSError):
 
     @property
     def brief(self) -> str:
-        """The form in which the CNI agent is told: ``Bind([::]:15008, Address already in use (os error 98))``."""
+        """What the CNI agent is told: ``Bind([::]:15008, Address already in use (os error 98))``."""
         return f"Bind({self.address}, {self.text})"
 
 
-class ConnectTimedOut(ZtunnelError, TimeoutError):  # noqa: N818 # a name of the existing log texts
+class ConnectTimedOut(ZtunnelError, TimeoutError):
     """A dial took longer than it may."""
 
     code = "ZT-NET-002"
@@ -178,10 +179,7 @@ async def _listen(
         if version_6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if reuse_port:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            except OSError as error:
-                log.warn(f"failed to set SO_REUSEPORT: {os_error_text(error)}")
+            _set_reuse_port(sock)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options.mark:
@@ -197,6 +195,37 @@ async def _listen(
     except BaseException:
         sock.close()
         raise
+
+
+async def bind_datagram(
+    address: SocketAddress, *, factory: SocketFactory, mark: int | None = None, reuse_port: bool = False
+) -> socket.socket:
+    """Bind a UDP socket, which the caller closes. mark: as in `SocketOptions`.
+
+    reuse_port: SO_REUSEPORT, a failure of which only warns. Raises `BindError`.
+    """
+    version_6 = address.ip.version == 6
+    try:
+        sock = await factory.datagram(socket.AF_INET6 if version_6 else socket.AF_INET)
+        try:
+            if reuse_port:
+                _set_reuse_port(sock)
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.bind((str(address.ip), address.port))
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise BindError(address, error) from error
+    return sock
+
+
+def _set_reuse_port(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        log.warn(f"failed to set SO_REUSEPORT: {os_error_text(error)}")
 
 
 def _set_transparent(sock: socket.socket, *, required: bool) -> bool:

@@ -6,7 +6,8 @@ connection holds no pipe, and what can be under way in a direction is one pipe f
 does not take it, the source is not read, and its peer is held up by TCP.
 
 Measured over loopback (Python 3.11, 2 cores), CPU-seconds a GiB with the kernel's TCP at both ends: 0.31 with
-pipes of 1 MiB, 0.38 with 256 KiB, 0.44 with the 64 KiB that a pipe has by itself, 0.40 by reading and writing.
+pipes of 1 MiB, 0.38 with 256 KiB, 0.44 with the 64 KiB that a pipe has by itself, 0.40 by reading and
+writing.
 
 Where there is no ``splice`` (a seccomp filter) or no descriptor for a pipe, the bytes are read and written
 instead.
