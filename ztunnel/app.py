@@ -106,7 +106,7 @@ async def _run(config: Config, ages: TaskAges) -> None:
         server = partial(nursery.start, serve)
         await server("readiness", config.readiness_addr, readiness.handle, stop, name="readiness server")
         nursery.start_soon(plane.run, plane_inbox, name="data plane")
-        levels = LogLevels()
+        levels = LogLevels(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")
         admin = Admin(_providers(config, control), levels=levels, shutdown=stop.set, ages=ages)
         await server("admin", config.admin_addr, admin.handle, stop, name="admin server")
@@ -168,4 +168,5 @@ def _providers(config: Config, control: Control) -> AdminProviders:
         staged=section(DumpSection.STAGED_SERVICES),
         workloads=section(DumpSection.WORKLOADS),
         workload_state=control.workload_state,
+        static_config=control.static_config,
     )

@@ -31,13 +31,15 @@ from ztunnel.messages import (
     DumpSection,
     FromDataPlane,
     InboundConnection,
+    LogLevels,
     OutboundConnection,
     PodInfo,
     ToDataPlane,
 )
+from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
-from ztunnel.state.local import LocalConfig
+from ztunnel.state.local import static_config
 from ztunnel.xds.local import LocalXds
 
 log = get_logger("app")
@@ -45,6 +47,9 @@ log = get_logger("app")
 STATE_MANAGER = "state manager"
 PROXY = "proxy"
 WORKLOAD_MANAGER = "workload proxy manager"
+
+DATA_PLANES = 1
+"""Processes that carry traffic: this one."""
 
 
 class Control:
@@ -160,7 +165,7 @@ class Control:
         if self.zds is not None:
             self._count_pods(self.zds.counts())
         totals = self._reported.totals()
-        own = by_family(self._metrics.samples(), process_samples(self._config.num_worker_threads))
+        own = by_family(self._metrics.samples(), process_samples(DATA_PLANES))
         for family, values in own.items():
             totals.setdefault(family, {}).update(values)
         return totals
@@ -207,10 +212,13 @@ class Control:
             state[pod.uid] = shown
         return state
 
-    @property
-    def local_config(self) -> LocalConfig | None:
-        """What is in force of the local file."""
-        return self.local.config if self.local is not None else None
+    async def static_config(self) -> dict[str, Any]:
+        """``staticConfig`` of the config dump: what is in force of the local file."""
+        return static_config(self.local.config if self.local is not None else None)
+
+    def levels_changed(self, wanted: Filter) -> None:
+        """The log filter is another: data planes follow."""
+        self._outgoing.send_nowait(LogLevels(str(wanted)))
 
 
 def _camel(connection: InboundConnection | OutboundConnection) -> dict[str, str | None]:

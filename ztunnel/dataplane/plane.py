@@ -33,6 +33,7 @@ from ztunnel.messages import (
     ReportWanted,
     ResourceKind,
     RevocationsChanged,
+    Sample,
     ToDataPlane,
 )
 from ztunnel.net.descriptors import DescriptorBudget
@@ -81,7 +82,11 @@ class DataPlane:
             certificates=CertificateStore(
                 send, TlsOptions(tls12=config.tls12_enabled, post_quantum_only=config.pqc), wall_clock
             ),
-            traffic=TrafficMetrics(max_series=config.metrics_max_series),
+            traffic=TrafficMetrics(
+                max_series=config.metrics_max_series,
+                drop_labels=config.metrics_drop_labels,
+                now=trio.current_time,
+            ),
             resolver=OnDemandResolver(ipv6=config.ipv6_enabled),
             random=random,
             wall_clock=wall_clock,
@@ -136,7 +141,7 @@ class DataPlane:
             case LogLevels():
                 set_filter(message.filter)
             case ReportWanted():
-                self._send(Report(message.number, tuple(self._shared.traffic.samples()), pods.connections()))
+                nursery.start_soon(self._report, message.number, pods, name="report")
             case DumpWanted():
                 nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
 
@@ -168,6 +173,16 @@ class DataPlane:
         else:
             gone = {removed.uid for removed in application.removed_workloads}
             pods.workloads_changed(application.changed_workloads | gone)
+
+    async def _report(self, number: int, pods: Pods) -> None:
+        """Collect the counters in pieces, so that a scrape of many series holds up no connection."""
+        traffic = self._shared.traffic
+        traffic.expire(self._config.metrics_series_ttl)
+        samples: list[Sample] = []
+        for part in traffic.sample_slices():
+            samples += part
+            await trio.lowlevel.checkpoint()
+        self._send(Report(number, tuple(samples), pods.connections()))
 
     async def _dump(self, wanted: DumpWanted) -> None:
         sections: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {
