@@ -307,8 +307,8 @@ class FakeIstiod:
             stream.subscribed[type_url] = set()
         subscribed = stream.subscribed[type_url]
         asked = {*request.resource_names_subscribe, *request.initial_resource_versions}
-        asked -= {"*", *request.resource_names_unsubscribe}
         changed = bool(asked - subscribed) or bool(subscribed & set(request.resource_names_unsubscribe))
+        asked -= {"*", *request.resource_names_unsubscribe}
         if not stream.wildcard[type_url]:
             subscribed |= asked
             subscribed -= set(request.resource_names_unsubscribe)

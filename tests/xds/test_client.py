@@ -346,7 +346,7 @@ class TestDemand:
             assert not await client.demand("key", 2)
             stream = server.streams[0]
             asked = [(r.resource_names_subscribe, r.resource_names_unsubscribe) for r in stream.heard()[2:]]
-            assert asked == [(["key"], []), ([], ["key"]), (["key"], [])]
+            assert asked == [(["key"], []), (["key", "*"], ["*"])]
             nursery.cancel_scope.cancel()
 
     async def test_a_demand_survives_the_loss_of_the_stream(self, autojump_clock):

@@ -244,10 +244,10 @@ class TestOnDemand:
 
     def test_a_key_is_asked_for_once_however_many_wait(self):
         session = self.opened()
-        (request,) = requests(session.demand("net/10.0.0.9") or [])
+        (request,) = requests([session.demand("net/10.0.0.9") or b""])
         assert (request.type_url, request.resource_names_subscribe) == (ADDRESS_TYPE, ["net/10.0.0.9"])
         assert request.node is None
-        assert session.demand("net/10.0.0.9") == []
+        assert session.demand("net/10.0.0.9") == b""
         assert session.pending == {"net/10.0.0.9"}
 
     @pytest.mark.parametrize(
@@ -285,25 +285,35 @@ class TestOnDemand:
         session.demand("key")
         hear(session, response(resource("uid", "5")))
         session.close()
-        assert session.demand("second") == []
+        assert session.demand("second") == b""
         address, _ = requests(session.open())
         assert address.initial_resource_versions == {"uid": "5", "key": "", "second": ""}
         assert hear(session, response(resource("u", aliases=["second"])))[0].answered == {"second"}
 
-    def test_a_key_answered_before_is_unsubscribed_first_or_istiod_would_stay_silent(self):
+    def test_a_key_asked_for_before_goes_with_a_change_or_istiod_would_stay_silent(self):
         session = self.opened()
         session.demand("key")
         hear(session, response(removed=["key"]))
-        first, second = requests(session.demand("key") or [])
-        assert (first.resource_names_subscribe, first.resource_names_unsubscribe) == ([], ["key"])
-        assert (second.resource_names_subscribe, second.resource_names_unsubscribe) == (["key"], [])
+        (request,) = requests([session.demand("key") or b""])
+        assert request.resource_names_subscribe == ["key", "*"]
+        assert request.resource_names_unsubscribe == ["*"]
 
     def test_a_key_given_up_is_asked_for_anew(self):
         session = self.opened()
         session.demand("key")
         session.abandon("key")
         assert session.pending == frozenset()
-        assert len(session.demand("key") or []) == 2
+        (request,) = requests([session.demand("key") or b""])
+        assert request.resource_names_subscribe == ["key", "*"]
+
+    def test_a_new_stream_has_not_been_asked_for_anything(self):
+        session = self.opened()
+        session.demand("key")
+        hear(session, response(removed=["key"]))
+        session.close()
+        session.open()
+        (request,) = requests([session.demand("key") or b""])
+        assert request.resource_names_subscribe == ["key"]
 
     def test_what_is_waited_for_is_bounded(self, monkeypatch):
         monkeypatch.setattr(session_module, "MAX_WAITED_FOR", 2)
@@ -314,17 +324,11 @@ class TestOnDemand:
         session.abandon("a")
         assert session.demand("c")
 
-    def test_what_stays_subscribed_is_bounded(self, monkeypatch):
-        monkeypatch.setattr(session_module, "MAX_SUBSCRIBED", 3)
+    def test_what_is_remembered_is_bounded(self, monkeypatch):
+        monkeypatch.setattr(session_module, "MAX_REMEMBERED", 2)
         session = self.opened()
-        for key in "abc":
-            session.demand(key)
-        hear(session, response(removed=["a", "b"]))
-        first, second = requests(session.demand("d") or [])
-        assert first.resource_names_unsubscribe == ["a", "b"]
-        assert second.resource_names_subscribe == ["d"]
-        (only,) = requests(session.demand("e") or [])
-        assert only.resource_names_subscribe == ["e"]
+        asked = requests([session.demand(key) or b"" for key in "abc"])
+        assert [r.resource_names_subscribe for r in asked] == [["a"], ["b"], ["c", "*"]]
 
 
 names = st.sampled_from([f"n{n}" for n in range(8)])

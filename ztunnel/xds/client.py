@@ -170,16 +170,15 @@ class XdsClient:
         when it has not, or too many keys are waited for already. Many may wait for one key: it is asked for
         once.
         """
-        requests = self._session.demand(key)
-        if requests is None:
+        request = self._session.demand(key)
+        if request is None:
             return False
         waiting = self._waiting.setdefault(key, [])
         if not waiting:
             message = f"received on demand request {ADDRESS_TYPE}/{key}"
             log.info(message)
-        if self._outbox is not None:
-            for request in requests:
-                self._outbox.send_nowait(request)
+        if request and self._outbox is not None:
+            self._outbox.send_nowait(request)
         answered = trio.Event()
         waiting.append(answered)
         try:

@@ -27,8 +27,11 @@ relies upon. In on-demand mode names are subscriptions and cannot be left out: t
 
 **On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many wait
 for it. istiod answers an address with the object's own name and the address among its aliases, so aliases
-count as answers. It does not answer a key that it believes subscribed already, nor tells of objects that
-come to hold an address later; so a key asked for again is first unsubscribed.
+count as answers. It does not answer a key that is subscribed already, nor does it tell of an object that
+comes to hold an address later; a request that changes the subscriptions is answered though. So a key that was
+asked for before goes together with ``*``, subscribed and unsubscribed in one: a change that changes nothing.
+To unsubscribe the key first would be wrong: istiod answers a request that only unsubscribes by declaring all
+that is subscribed removed.
 
 Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go; reference 1.3 to 1.8.
 """
@@ -57,8 +60,8 @@ SLICE = 1_000
 MAX_WAITED_FOR = 10_000
 """How many keys may be waited for at a time; a demand beyond that is a miss at once."""
 
-MAX_SUBSCRIBED = 4_096
-"""How many demanded keys we leave subscribed before the settled ones are unsubscribed together."""
+MAX_REMEMBERED = 10_000
+"""How many demanded keys of a stream are remembered; beyond, every key counts as asked for before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,29 +246,23 @@ class XdsSession:
         request = encode_request(type_url, nonce=scanner.nonce, error=nack)
         return Outcome(type_url, scanner.nonce, request, nack, answered, became_ready, known_type)
 
-    def demand(self, key: str) -> list[bytes] | None:
-        """Somebody waits for a key: the requests to send now, in order.
+    def demand(self, key: str) -> bytes | None:
+        """Somebody waits for a key: the request to send now.
 
         Empty if it is asked for already, or if no stream is open (the next one will ask). None if too many
         keys are waited for: a miss.
         """
         if key in self._pending:
-            return []
+            return b""
         if len(self._pending) >= MAX_WAITED_FOR:
             return None
         self._pending.add(key)
         if not self._is_open:
-            return []
-        requests = []
-        if key in self._subscribed or len(self._subscribed) >= MAX_SUBSCRIBED:
-            settled = self._subscribed - self._pending
-            if key in self._subscribed:
-                settled.add(key)
-            requests.append(encode_request(ADDRESS_TYPE, unsubscribe=sorted(settled)))
-            self._subscribed -= settled
+            return b""
+        if key in self._subscribed or len(self._subscribed) >= MAX_REMEMBERED:
+            return encode_request(ADDRESS_TYPE, subscribe=(key, "*"), unsubscribe=("*",))
         self._subscribed.add(key)
-        requests.append(encode_request(ADDRESS_TYPE, subscribe=(key,)))
-        return requests
+        return encode_request(ADDRESS_TYPE, subscribe=(key,))
 
     def abandon(self, key: str) -> None:
         """Nobody waits for a key any more."""
