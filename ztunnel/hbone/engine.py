@@ -3,7 +3,7 @@
 ``Engine`` is h2's ``H2Connection`` with what a tunnel needs otherwise:
 
 - Header blocks come as bytes, not as hyperframe's objects, and go straight to HPACK and the stream's state
-  machine: 20 µs less for each of the two that open a tunnel.
+  machine: 10 µs less for each of the two that open a tunnel.
 - Header fields are delivered as they came. What is wrong with one request resets one stream; h2 would end
   the connection (that is also why ``content-length`` is not looked at: it has no meaning for a CONNECT).
 - A late header block for a stream that this side reset is read, for HPACK's sake, and dropped. The peer
@@ -37,6 +37,7 @@ from h2.utilities import is_informational_response
 from h2.windows import WindowManager
 
 from ztunnel.hbone.errors import ErrorCode
+from ztunnel.hbone.literals import plain_fields
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.wire import DEFAULT_WINDOW
 
@@ -123,7 +124,9 @@ class Engine(H2Connection):
         Raises StreamError when the block does not fit the stream's state, and h2's ProtocolError when it ends
         the connection: it cannot be decoded, is too large, or its stream id cannot be.
         """
-        fields: Any = _decode_headers(self.decoder, block)
+        fields: Any = plain_fields(block, self.decoder.max_header_list_size)
+        if fields is None:
+            fields = _decode_headers(self.decoder, block)
         self.state_machine.process_input(ConnectionInputs.RECV_HEADERS)
         stream = self.streams.get(stream_id)
         if stream is None:

@@ -76,7 +76,7 @@ class CannotOpenStreamError(ZtunnelError):
         self.reason = reason
 
 
-class Violation(Exception):  # noqa: N818  # not an error that leaves the package: it becomes ConnectionFailed
+class Violation(Exception):
     """A peer broke a rule in a way that ends the connection. Never leaves ``HboneConnection.receive``."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
