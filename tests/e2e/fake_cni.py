@@ -127,8 +127,8 @@ class CniConnection:
 
     def _idle(self) -> bool:
         """Wait for a request. False when the ztunnel hung up or spoke without having been asked."""
-        readable, _, _ = select.select([self._sock, self._wake_reader], [], [])
-        if self._sock in readable:
+        readable, _, _ = select.select([self._sock.fileno(), self._wake_reader], [], [])
+        if self._sock.fileno() in readable:
             if data := self._sock.recv(1024):
                 self.unsolicited.append(data)
             return False

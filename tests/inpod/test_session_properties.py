@@ -46,6 +46,8 @@ class Conversation(RuleBasedStateMachine):
         acks: list[str | None] = []
         last: Command | None = None
         queue = list(commands)
+        releases = [isinstance(command, Release) for command in queue]
+        assert releases == sorted(releases, reverse=True), "a driver that is interrupted loses no release"
         while queue:
             last = command = queue.pop(0)
             match command:

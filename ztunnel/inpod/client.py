@@ -191,14 +191,9 @@ class ZdsClient:
 
     async def _carry_out(self, commands: Commands, connection: Connection) -> None:
         waiting = deque(commands)
-        try:
-            while waiting:
-                waiting.extend(await self._carry_out_one(waiting.popleft(), connection))
-            self._show_readiness()
-        finally:
-            for command in waiting:
-                if isinstance(command, Release):
-                    command.netns.close()
+        while waiting:
+            waiting.extend(await self._carry_out_one(waiting.popleft(), connection))
+        self._show_readiness()
 
     async def _carry_out_one(self, command: Command, connection: Connection) -> Commands:
         match command:

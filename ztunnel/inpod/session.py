@@ -15,8 +15,9 @@ complete is noted, and then each running pod that was not is stopped. So pods li
 away, and go when it comes back without them.
 
 A namespace is an opaque handle. The session owns what it is given with an add and gives each back exactly
-once, by `Release`; in between it may be used by a `StartPod`. A running pod keeps its namespace alive by
-its own sockets, so that only the identity has to be remembered here.
+once, by `Release`; in between it may be used by a `StartPod`. A `Release` comes before all commands that
+can be interrupted, so that none is lost. A running pod keeps its namespace alive by its own sockets, so that
+only the identity has to be remembered here.
 
 Readiness keeps a peculiarity of the existing implementation: it is looked at anew after each request that
 succeeds, and a failed add alone does not change it.
