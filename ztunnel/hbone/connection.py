@@ -16,7 +16,8 @@ class HboneConnection(Inbound):
 
     After any call, ``take_output`` may have something to write. No method but ``HboneClient.connect`` raises
     for what a peer did or for a stream that is gone meanwhile: such calls do nothing. A driver that cannot
-    write what it took must stop calling ``receive``: so a peer that does not read our answers is held up.
+    write goes on calling ``receive`` (if both ends waited for the other to read, they would wait for ever) but
+    leaves the output here: answers that wait are counted, and too many of them end the connection.
     """
 
     # -- bytes ------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class HboneSettings:
     max_local_errors: int = 1024
     # Frames in a row that carry nothing: empty DATA, 1xx answers.
     max_empty_frames: int = 100
-    # Answers we owe (acknowledged PING and SETTINGS, resets of closed streams) between two take_output().
+    # Acknowledgements of PING and SETTINGS that wait in the output between two take_output().
     max_queued_replies: int = 1000
     # HEADERS and CONTINUATION frames that one header block may be cut into.
     max_header_frames: int = 64
