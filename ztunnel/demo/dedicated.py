@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import socket
 import sys
@@ -21,7 +22,7 @@ METRICS_PORT = 15020
 READINESS_PORT = 15021
 
 # What of our own environment a ztunnel needs; the rest could change its configuration.
-_INHERITED = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
+INHERITED = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -39,7 +40,7 @@ class Sample:
 def ztunnel_command(*arguments: str) -> list[str]:
     """The command line that runs this installation's ztunnel."""
     script = Path(sys.executable).with_name("ztunnel")
-    if script.exists():
+    if os.access(script, os.X_OK):
         return [str(script), *arguments]
     return [sys.executable, "-c", "import sys; from ztunnel.cli import main; sys.exit(main())", *arguments]
 
@@ -60,7 +61,7 @@ def dedicated_environment(
     general variables are taken from; ``extra`` overrides all. DNS capture is off unless ``extra`` says
     otherwise.
     """
-    environment = {key: value for key, value in inherit.items() if key in _INHERITED}
+    environment = {key: value for key, value in inherit.items() if key in INHERITED}
     environment |= {
         "PROXY_MODE": "dedicated",
         "PROXY_WORKLOAD_INFO": f"{namespace}/{name}/{service_account}",

@@ -1,0 +1,113 @@
+"""Shared mode in tests: one ztunnel on each node, in a namespace of its own, under a fake istio-cni.
+
+As in production the ztunnel learns of pods from the CNI agent alone, opens its sockets in their namespaces,
+and knows the mesh from elsewhere (here the local file).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tests.e2e.fake_cni import FakeCni
+from tests.e2e.pod import MeshPod
+from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
+from ztunnel.demo.dedicated import INHERITED, Ztunnel
+from ztunnel.demo.network import Node, Pod
+from ztunnel.messages import PodInfo
+
+if TYPE_CHECKING:
+    from tests.e2e.mesh import Mesh
+
+
+class NodeZtunnel:
+    """What one node runs: its CNI agent, and its ztunnels, of which the newest serves new pods."""
+
+    def __init__(self, mesh: Mesh, node: Node) -> None:
+        self.mesh = mesh
+        self.node = node
+        self.socket = mesh.machine.directory / f"cni-{node.name}.sock"
+        self.cni = FakeCni(self.socket)
+        self.cni.__enter__()
+        mesh.machine.on_close(lambda: self.cni.__exit__(None, None, None))
+        self.ztunnels: list[Ztunnel] = []
+        self._home: list[Pod] = []
+
+    @property
+    def current(self) -> Ztunnel:
+        """The newest ztunnel of the node."""
+        return self.ztunnels[-1]
+
+    def start(self, **environment: str) -> Ztunnel:
+        """Start one more ztunnel, beside those that run; it is connected to the CNI agent when this returns."""
+        number = len(self.ztunnels) + 1
+        home = self.node.pod(f"zt{number}-{self.node.name}")
+        self._home.append(home)
+        variables = {key: value for key, value in os.environ.items() if key in INHERITED}
+        variables |= {
+            "NODE_NAME": self.node.name,
+            "INPOD_UDS": str(self.socket),
+            "LOCAL_XDS_PATH": str(self.mesh.file),
+            "XDS_ADDRESS": "",
+            "FAKE_CA": "true",
+            FAKE_CA_ROOT: str(self.mesh.root),
+            "ISTIO_META_DNS_CAPTURE": "false",
+            "LOG_FORMAT": "json",
+            "RUST_LOG": "info,access=debug",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        ztunnel = Ztunnel.start(
+            self.mesh.machine,
+            f"ztunnel-{self.node.name}-{number}",
+            variables | self.mesh.environment | environment,
+            home.namespace,
+        )
+        self.ztunnels.append(ztunnel)
+        ztunnel.wait_ready()
+        return ztunnel
+
+    def add(self, pod: MeshPod) -> None:
+        """Hand a pod to the newest ztunnel, as the CNI does when the pod starts."""
+        info = PodInfo(pod.name, pod.namespace, pod.serviceaccount)
+        ack = self.cni.add_pod(pod.uid, info, pod.pod.namespace.descriptor)
+        assert ack.error == "", f"{pod.name}: {ack.error}"
+
+    def remove(self, pod: MeshPod) -> None:
+        """Tell every ztunnel of the node that a pod has gone."""
+        self.cni.delete_pod(pod.uid)
+
+
+class NodeDeployment:
+    """A `tests.e2e.mesh.Deployment` in shared mode."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeZtunnel] = {}
+
+    def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
+        """Start the ztunnels of nodes that have none yet, and hand the pods over."""
+        mesh.write_file()
+        for pod in pods:
+            node = self.node(mesh, pod.pod.node)
+            if not node.ztunnels:
+                node.start()
+            node.add(pod)
+
+    def node(self, mesh: Mesh, node: Node) -> NodeZtunnel:
+        """What a node runs; its CNI agent is there from the first call on."""
+        found = self.nodes.get(node.name)
+        if found is None:
+            found = self.nodes[node.name] = NodeZtunnel(mesh, node)
+        return found
+
+    def update(self, mesh: Mesh) -> None:
+        """Write the local file anew; ztunnels watch it."""
+        mesh.write_file()
+
+    def restart(self, mesh: Mesh, pod: MeshPod) -> None:
+        """Start a further ztunnel on the pod's node."""
+        self.node(mesh, pod.pod.node).start()
+
+    def ztunnel(self, pod: MeshPod) -> Ztunnel:
+        """The process that serves a pod now."""
+        return self.nodes[pod.pod.node.name].current
