@@ -394,9 +394,15 @@ def test_a_match_of_everything_says_so(mesh, server):
     mesh.add_policy("no", DENY, EVERYTHING)
     (clue,) = authorize(mesh, server, facts()).clues
     assert clue.text == "Rule 0 of default/no has no clauses: it denies everything."
-    mesh.add_policy("no", ALLOW, ((),))
+    policy = mesh.add_policy("yes", ALLOW, ((),))
+    (clue,) = explain_policy(policy, facts())[1]
+    assert clue.text == "Rule 0 of default/yes allows it: all of its clauses hold."
+
+
+def test_an_allowed_connection_names_policy_and_rule(mesh, server):
+    mesh.add_policy("yes", ALLOW, FROM_BETA, FROM_ALPHA)
     (clue,) = authorize(mesh, server, facts()).clues
-    assert clue.text == "Rule 0 of default/no allows it: all of its clauses hold."
+    assert (clue.policy, clue.rule, clue.text) == ("default/yes", 1, "Rule 1 of default/yes allows it.")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from ztunnel.decide.networks import contains
 from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
 from ztunnel.decide.view import MeshView
-from ztunnel.model.address import IPAddress, IPNetwork, canonical
+from ztunnel.model.address import IPNetwork, canonical
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import (
     Action,
@@ -73,16 +74,21 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
     log: list[tuple[str, str | None]] = []
     dry_run: list[str] = []
 
-    denies = [policy for policy in policies if policy.action is Action.DENY]
-    allows = [policy for policy in policies if policy.action is not Action.DENY]
+    denies: list[Authorization] = []
+    trial_denies: list[Authorization] = []
+    enforced: list[Authorization] = []
+    trial: list[Authorization] = []
+    for policy in policies:
+        if policy.action is Action.DENY:
+            (trial_denies if policy.dry_run else denies).append(policy)
+        else:
+            (trial if policy.dry_run else enforced).append(policy)
 
-    for policy in denies:
-        if policy.dry_run and _matching_rule(policy, peer) is not None:
+    for policy in trial_denies:
+        if _matching_rule(policy, peer) is not None:
             dry_run.append(policy.key)
             log.append(("dry-run: deny policy match", policy.key))
     for policy in denies:
-        if policy.dry_run:
-            continue
         rule = _matching_rule(policy, peer)
         if rule is not None:
             key = policy.key
@@ -97,13 +103,12 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
                 missing=missing,
             )
 
-    enforced = [policy for policy in allows if not policy.dry_run]
-    trial = [policy for policy in allows if policy.dry_run]
-    trial_matched = [policy.key for policy in trial if _matching_rule(policy, peer) is not None]
-    dry_run += trial_matched
-    log += [("dry-run: allow policy match", key) for key in trial_matched]
-    if trial and not trial_matched and not enforced:
-        log.append(("dry-run: no allow policies match", None))
+    if trial:
+        trial_matched = [policy.key for policy in trial if _matching_rule(policy, peer) is not None]
+        dry_run += trial_matched
+        log += [("dry-run: allow policy match", key) for key in trial_matched]
+        if not trial_matched and not enforced:
+            log.append(("dry-run: no allow policies match", None))
     if not enforced:
         log.append(("no allow policies, allow", None))
         return Verdict(allowed=True, log=tuple(log), dry_run=tuple(dry_run), missing=missing)
@@ -113,10 +118,11 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
         if rule is not None:
             key = policy.key
             log.append(("allow policy match", key))
+            # Most connections end here, so the clue is short; explain_policy has the whole of it.
             return Verdict(
                 allowed=True,
                 policy=key,
-                clues=(_matched(policy, rule, peer),),
+                clues=(Clue(key, rule, text=f"Rule {rule} of {key} allows it."),),
                 log=tuple(log),
                 dry_run=tuple(dry_run),
                 missing=missing,
@@ -216,19 +222,19 @@ def _failed_field(match: Match, peer: _Peer) -> str | None:  # noqa: C901, PLR09
             return "not_principals"
     if match.source_ips:
         constrained = True
-        if not _contained(match.source_ips, peer.source_ip):
+        if not contains(match.source_ips, peer.source_ip):
             return "source_ips"
     if match.not_source_ips:
         constrained = True
-        if _contained(match.not_source_ips, peer.source_ip):
+        if contains(match.not_source_ips, peer.source_ip):
             return "not_source_ips"
     if match.destination_ips:
         constrained = True
-        if not _contained(match.destination_ips, peer.destination_ip):
+        if not contains(match.destination_ips, peer.destination_ip):
             return "destination_ips"
     if match.not_destination_ips:
         constrained = True
-        if _contained(match.not_destination_ips, peer.destination_ip):
+        if contains(match.not_destination_ips, peer.destination_ip):
             return "not_destination_ips"
     if match.destination_ports:
         constrained = True
@@ -259,13 +265,6 @@ def _text_matches(wanted: Iterable[StringMatch], text: str) -> bool:
 
 def _account_matches(wanted: Sequence[ServiceAccountMatch], peer: _Peer) -> bool:
     return peer.service_account is not None and peer.service_account in wanted
-
-
-def _contained(networks: Iterable[IPNetwork], ip: IPAddress) -> bool:
-    for network in networks:  # noqa: SIM110 - as in _clause_holds
-        if ip in network:
-            return True
-    return False
 
 
 def _matched(policy: Authorization, rule: int, peer: _Peer) -> Clue:

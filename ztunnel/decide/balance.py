@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ztunnel.decide.plans import Resolve
 from ztunnel.decide.view import MeshView
@@ -43,6 +43,10 @@ class Selected(NamedTuple):
     workload: Workload
     endpoint: Endpoint
     port: int
+
+
+Candidate: TypeAlias = tuple[Workload, Endpoint, int]
+"""What `Selected` is made of, while there may be thousands."""
 
 
 def is_visible(service: Service, namespace: str | None) -> bool:
@@ -137,63 +141,67 @@ def select_endpoint(
     endpoints = view.endpoints(service)
     if not endpoints:
         return f"Service {service.key} has no endpoints (or no healthy ones)."
-    usable: list[Selected] = []
+    # This goes over all endpoints for each connection: what is the same for all is decided before.
+    find = view.workload
+    standard = mode is SelectionMode.STANDARD
+    usable: list[Candidate] = []
     for uid, endpoint in endpoints.items():
-        workload = view.workload(uid)
-        if workload is None or not _can_be_reached(workload, source):
+        workload = find(uid)
+        if workload is None or not (workload.addresses or _can_be_reached(workload, source)):
             continue
-        if mode is SelectionMode.STANDARD:
-            if not target and not endpoint.ports.get(port):
+        own_port = endpoint.ports.get(port) or target
+        if not standard:
+            if target is None and workload.application_tunnel is None:
                 continue
-        elif target is None and workload.application_tunnel is None:
-            continue
-        own_port = target_port(service, endpoint, workload, port)
-        if own_port is not None:
-            usable.append(Selected(workload, endpoint, own_port))
+            own_port = own_port or target_port(service, endpoint, workload, port)
+        if own_port:
+            usable.append((workload, endpoint, own_port))
     if not usable:
         return f"None of the {len(endpoints)} endpoints of service {service.key} can serve its port {port}."
     chosen = None
     if avoid:
         chosen = _choose(service, source, [one for one in usable if not _avoided(one, avoid)], random)
-    chosen = chosen or _choose(service, source, usable, random)
+    if chosen is None:
+        chosen = _choose(service, source, usable, random)
     if chosen is None:
         mode_name = service.load_balancer.mode.value if service.load_balancer else "Standard"
         return (
             f"None of the {len(usable)} usable endpoints of service {service.key} "
             f"qualifies: its load balancing mode is {mode_name}, and capacity 0 gets nothing."
         )
-    return chosen
+    return Selected(*chosen)
 
 
 def _can_be_reached(workload: Workload, source: Workload) -> bool:
-    return bool(workload.addresses or workload.hostname) or (
+    """Whether a workload without addresses can be reached all the same: by name, or through its gateway."""
+    return bool(workload.hostname) or (
         workload.network != source.network and workload.network_gateway is not None
     )
 
 
-def _avoided(selected: Selected, avoid: Collection[str]) -> bool:
-    workload = selected.workload
+def _avoided(candidate: Candidate, avoid: Collection[str]) -> bool:
+    workload, _, port = candidate
     if workload.uid in avoid:
         return True
-    port = HBONE_PORT if workload.protocol is Protocol.HBONE else selected.port
+    if workload.protocol is Protocol.HBONE:
+        port = HBONE_PORT
     return any(str(SocketAddress(ip, port)) in avoid for ip in workload.addresses)
 
 
-def _choose(service: Service, source: Workload, usable: list[Selected], random: Random) -> Selected | None:
+def _choose(service: Service, source: Workload, usable: list[Candidate], random: Random) -> Candidate | None:
     balancer = service.load_balancer
     if balancer is not None and balancer.mode is not LoadBalancerMode.STANDARD:
         strict = balancer.mode is LoadBalancerMode.STRICT
         usable = _best_ranked(usable, balancer.routing_preferences, source, strict=strict)
-    total = sum(one.workload.capacity for one in usable)
+    capacities = [candidate[0].capacity for candidate in usable]
+    total = sum(capacities)
     if total <= 0:
         return None
-    if total == len(usable) and all(one.workload.capacity == 1 for one in usable):
-        return usable[int(random.random() * total)]
     drawn = random.randrange(total)
-    for one in usable:
-        drawn -= one.workload.capacity
+    for candidate, capacity in zip(usable, capacities, strict=True):
+        drawn -= capacity
         if drawn < 0:
-            return one
+            return candidate
     return None
 
 
@@ -208,19 +216,19 @@ _SCOPE_VALUES: dict[LoadBalancerScope, Callable[[Workload], str]] = {
 
 
 def _best_ranked(
-    usable: list[Selected], preferences: tuple[LoadBalancerScope, ...], source: Workload, *, strict: bool
-) -> list[Selected]:
+    usable: list[Candidate], preferences: tuple[LoadBalancerScope, ...], source: Workload, *, strict: bool
+) -> list[Candidate]:
     wanted = [(scope, _SCOPE_VALUES[scope], _SCOPE_VALUES[scope](source)) for scope in preferences]
     best_rank = -1
-    best: list[Selected] = []
-    for one in usable:
-        matches, rank = _rank(one.workload, wanted)
+    best: list[Candidate] = []
+    for candidate in usable:
+        matches, rank = _rank(candidate[0], wanted)
         if strict and matches != len(wanted):
             continue
         if rank > best_rank:
-            best_rank, best = rank, [one]
+            best_rank, best = rank, [candidate]
         elif rank == best_rank:
-            best.append(one)
+            best.append(candidate)
     return best
 
 
