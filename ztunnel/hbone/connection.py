@@ -15,9 +15,11 @@ class HboneConnection(Inbound):
     """One HTTP/2 connection that carries CONNECT tunnels, without I/O: bytes in, events and bytes out.
 
     After any call, ``take_output`` may have something to write. No method but ``HboneClient.connect`` raises
-    for what a peer did or for a stream that is gone meanwhile: such calls do nothing. A driver that cannot
-    write goes on calling ``receive`` (if both ends waited for the other to read, they would wait for ever) but
-    leaves the output here: answers that wait are counted, and too many of them end the connection.
+    for what a peer did or for a stream that is gone meanwhile: such calls do nothing.
+
+    A driver that cannot write goes on calling ``receive`` (two ends that each wait for the other to read
+    would wait for ever) but leaves the output here: answers that wait are counted, and too many end the
+    connection.
     """
 
     # -- bytes ------------------------------------------------------------------------------------------
