@@ -40,7 +40,7 @@ class NodeZtunnel:
         return self.ztunnels[-1]
 
     def start(self, **environment: str) -> Ztunnel:
-        """Start one more ztunnel, beside those that run; it is connected to the CNI agent when this returns."""
+        """Start one more ztunnel, beside those that run; ready when this returns."""
         number = len(self.ztunnels) + 1
         home = self.node.pod(f"zt{number}-{self.node.name}")
         self._home.append(home)

@@ -25,10 +25,11 @@ class NodeMesh:
     server: MeshPod
     outside: MeshPod
     vip: str
+    own_vip: str
 
 
 @pytest.fixture(scope="module")
-def _node_mesh() -> Iterator[NodeMesh]:
+def node_mesh() -> Iterator[NodeMesh]:
     deployment = NodeDeployment()
     with Mesh.open(deployment=deployment) as mesh:
         client = mesh.node("a").pod("client")
@@ -36,31 +37,30 @@ def _node_mesh() -> Iterator[NodeMesh]:
         server = mesh.node("b").pod("server")
         outside = mesh.node("b").pod("outside", captured=False, registered=False)
         vip = mesh.service("web", ports={80: 8080}, endpoints=[server])
+        own_vip = mesh.service("self", ports={80: 8080}, endpoints=[client])
         mesh.start()
-        yield NodeMesh(mesh, deployment, client, neighbour, server, outside, vip)
+        yield NodeMesh(mesh, deployment, client, neighbour, server, outside, vip, own_vip)
         name = mesh.machine.name
     census = take_census(name)
     assert census.empty, census
 
 
 @pytest.mark.parametrize("target", ["server", "neighbour"], ids=["other node", "same node"])
-async def test_pods_reach_each_other_through_the_node_ztunnels(_node_mesh, target):
-    pod = getattr(_node_mesh, target)
+async def test_pods_reach_each_other_through_the_node_ztunnels(node_mesh, target):
+    pod = getattr(node_mesh, target)
     async with serve(pod, 8080, echo):
-        stream = await _node_mesh.client.connect(pod.ipv4, 8080)
+        stream = await node_mesh.client.connect(pod.ipv4, 8080)
         async with stream:
             await stream.send_all(b"hello")
             assert await stream.receive_some(100) == b"hello"
         [line] = (await pod.logged(direction="inbound", dst__hbone_addr=f"{pod.ipv4}:8080"))[-1:]
-        assert line["src.identity"] == _node_mesh.client.identity
+        assert line["src.identity"] == node_mesh.client.identity
 
 
-async def test_a_pod_reaches_itself_by_its_address_without_ztunnel_and_by_its_service_through_it(_node_mesh):
-    mesh, client = _node_mesh.mesh, _node_mesh.client
-    vip = mesh.service("self", ports={80: 8080}, endpoints=[client])
-    await mesh.update()
+async def test_a_pod_reaches_itself_directly_by_address_and_through_the_mesh_by_service(node_mesh):
+    client = node_mesh.client
     async with serve(client, 8080, echo):
-        for address, port in ((client.ipv4, 8080), (vip, 80)):
+        for address, port in ((client.ipv4, 8080), (node_mesh.own_vip, 80)):
             stream = await client.connect(address, port)
             async with stream:
                 await stream.send_all(b"hello")
