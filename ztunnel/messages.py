@@ -34,7 +34,7 @@ class Origin(Enum):
     LOCAL = "local"
 
 
-class Resource(msgspec.Struct, frozen=True, array_like=True):
+class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One resource as it came: its name, and its bytes (istio.workload.Address, or a policy)."""
 
     name: str

@@ -69,7 +69,7 @@ def read_yaml(text: str) -> Any:
         raise YamlError(" ".join(str(error).split())) from None
 
 
-def _build(text: str) -> Any:  # noqa: C901 - one case for each kind of event
+def _build(text: str) -> Any:
     anchors: dict[str, tuple[Any, int]] = {}
     stack: list[_Open] = []
     root: Any = None

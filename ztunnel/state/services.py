@@ -22,7 +22,7 @@ from ztunnel.state.convert import HEALTHY, ServiceParts, unpack_endpoint
 from ztunnel.state.vips import VipIndex
 
 _DECODED = 4096
-_MATERIALIZED = 1024
+_MATERIALIZED = 2048
 _KINDS = 1024
 
 _NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
@@ -57,7 +57,7 @@ class ServiceIndex:
 
     def __init__(self) -> None:
         self._entries: dict[NamespacedHostname, Entry] = {}
-        self._by_hostname: dict[str, list[Entry]] = {}
+        self._by_hostname: dict[str, Entry | list[Entry]] = {}  # nearly all hostnames have one service
         self._staged: dict[NamespacedHostname, dict[str, bytes]] = {}
         self._decoded: GenerationCache[NamespacedHostname, Service] = GenerationCache(_DECODED)
         self._materialized: GenerationCache[NamespacedHostname, dict[str, Endpoint]] = GenerationCache(
@@ -74,8 +74,11 @@ class ServiceIndex:
         return self._entries.get(key)
 
     def by_hostname(self, hostname: str) -> list[Entry]:
-        """What is stored for a hostname, in store order. Not to be changed."""
-        return self._by_hostname.get(hostname, [])
+        """What is stored for a hostname, in store order."""
+        holder = self._by_hostname.get(hostname)
+        if holder is None:
+            return []
+        return list(holder) if isinstance(holder, list) else [holder]
 
     def hostnames(self) -> list[str]:
         """All hostnames of services, in no useful order."""
@@ -142,8 +145,12 @@ class ServiceIndex:
             _take_over(endpoints, staged, refused, accepts_all=accepts_all)
         entry = Entry(key, body, endpoints, accepts_all=accepts_all, from_file=from_file)
         self._entries[key] = entry
-        self._by_hostname.setdefault(key.hostname, []).append(entry)
-        self.vips.insert(key.namespace, service, entry)
+        holder = self._by_hostname.setdefault(key.hostname, entry)
+        if isinstance(holder, list):
+            holder.append(entry)
+        elif holder is not entry:
+            self._by_hostname[key.hostname] = [holder, entry]
+        self.vips.insert(service, entry)
         return refused
 
     def remove(self, key: NamespacedHostname) -> bool:
@@ -193,12 +200,15 @@ class ServiceIndex:
 
     def _unlink(self, entry: Entry) -> None:
         key = entry.key
-        self.vips.remove(key.namespace, self.service(entry), entry)
+        self.vips.remove(self.read(entry), entry)
         self._decoded.drop(key)
         self._materialized.drop(key)
-        hosts = self._by_hostname[key.hostname]
-        hosts.remove(entry)
-        if not hosts:
+        holder = self._by_hostname[key.hostname]
+        if isinstance(holder, list):
+            holder.remove(entry)
+            if len(holder) == 1:
+                self._by_hostname[key.hostname] = holder[0]
+        else:
             del self._by_hostname[key.hostname]
 
     def _endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:

@@ -126,7 +126,7 @@ def read_varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
     raise WireError("invalid varint")
 
 
-def decode(  # noqa: C901, PLR0912 - one loop, called for each message of a big mesh: calls cost
+def decode(  # noqa: PLR0912 - one loop, called for each message of a big mesh: calls cost
     schema: Schema, data: bytes, pos: int = 0, end: int = -1, into: Fields | None = None
 ) -> Fields:
     """Read ``data[pos:end]`` (default: all) as a message, merging it into ``into`` when given.
