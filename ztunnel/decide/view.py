@@ -39,7 +39,7 @@ class MeshView(Protocol):
         """All services with exactly this virtual address, at most one a namespace, in store order."""
 
     def services_by_cidr(self, network: str, ip: IPAddress) -> Sequence[tuple[CidrVip, Service]]:
-        """All services with a virtual address range of this network that contains the address, in store order."""
+        """All services with a range of this network that contains the address, in store order."""
 
     def services_by_hostname(self, hostname: str) -> Sequence[Service]:
         """All services with exactly this hostname, at most one a namespace, in store order."""
