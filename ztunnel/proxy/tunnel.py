@@ -120,20 +120,24 @@ class Tunnel:
             self.stop()
 
     def flush(self) -> None:
-        """Write what the HTTP/2 connection has to say; what TLS does not take now goes to the writer task."""
+        """Write what the HTTP/2 connection has to say; what TLS does not take now goes to the writer task.
+
+        While the wire is full nothing is taken over: the HTTP/2 connection bounds what it owes to a peer that
+        asks and does not read.
+        """
+        if self.blocked or self.closed:
+            return
         output = self.hbone.take_output()
         if not output:
             return
-        backlog = self._backlog
-        backlog.extend(output)
-        if not self.blocked and not self.closed:
-            try:
-                self._write()
-            except (OSError, TlsError) as error:
-                self._lost(f"io error: {error}")
-            if backlog:
-                self.blocked = True
-                self._writer.unpark_all()
+        self._backlog.extend(output)
+        try:
+            self._write()
+        except (OSError, TlsError) as error:
+            self._lost(f"io error: {error}")
+        if self._backlog:
+            self.blocked = True
+            self._writer.unpark_all()
 
     def start_drain(self) -> None:
         """Say that no new streams are welcome; those that exist go on."""
@@ -211,21 +215,20 @@ class Tunnel:
         return not self.streams and (hbone.drained or (hbone.peer_is_draining and not hbone.open_streams))
 
     async def _write_blocked(self) -> None:
-        backlog = self._backlog
         while True:
-            if not backlog:
-                self.blocked = False
-                for stream in list(self.streams.values()):
-                    stream.writable()
-                if not backlog:
-                    await self._writer.park()
-                continue
+            while not self.blocked:
+                await self._writer.park()
             await self.tls.wait_sendable()
             try:
                 self._write()
             except (OSError, TlsError) as error:
                 self._lost(f"io error: {error}")
                 return
+            if not self._backlog:
+                self.blocked = False
+                self.flush()
+                for stream in list(self.streams.values()):
+                    stream.writable()
 
     def _write(self) -> None:
         """Give the backlog to TLS until it is empty or TLS would block."""
