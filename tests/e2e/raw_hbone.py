@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.settings
 import trio
+from hyperframe.frame import GoAwayFrame
 
 from tests.e2e.pod import MeshPod
 from tests.e2e.raw_tls import RawTls, TlsAlertError, TlsChoices, TlsEndError
@@ -43,6 +45,16 @@ class RawStream:
         return None if value is None else int(value)
 
 
+class PatientConnection(h2.connection.H2Connection):
+    """h2, but a GOAWAY does not end it: that only announces that no new streams are served."""
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[h2.events.Event]]:
+        state = self.state_machine.state
+        result: tuple[list[Any], list[h2.events.Event]] = super()._receive_goaway_frame(frame)
+        self.state_machine.state = state
+        return result
+
+
 class RawHbone:
     """One end of an HTTP/2 connection. Each `step` takes in what the peer sends and files it by stream."""
 
@@ -55,8 +67,7 @@ class RawHbone:
             validate_inbound_headers=False,
             normalize_outbound_headers=False,
         )
-        self.h2 = h2.connection.H2Connection(config)
-        # h2 would refuse to go on after a GOAWAY, which only announces that no new streams are served.
+        self.h2 = PatientConnection(config)
         self.streams: dict[int, RawStream] = {}
         self.goaway: list[int] = []
         self.pings = 0
@@ -74,11 +85,8 @@ class RawHbone:
     async def step(self) -> None:
         """Wait for something from the peer. Raises TlsAlertError or TlsEndError when there is no more."""
         data = await self.tls.receive()
-        state = self.h2.state_machine.state
         for event in self.h2.receive_data(data):
             self._file(event)
-            if isinstance(event, h2.events.ConnectionTerminated):
-                self.h2.state_machine.state = state
         await self.flush()
 
     def _file(self, event: h2.events.Event) -> None:

@@ -48,6 +48,7 @@ def environment(temporary: Path, **extra: str) -> dict[str, str]:
 
 
 def assert_story(output: str, *, steps: list[str]) -> None:
+    output = " ".join(output.split())
     positions = [output.find(step) for step in steps]
     assert -1 not in positions, output
     assert positions == sorted(positions)
@@ -128,7 +129,9 @@ def unprivileged_python() -> str | None:
         if not Path(python).exists():
             continue
         probe = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c"]
-        probe.append("import sys; print(*sys.version_info[:2])")
+        version = "import sys; print(*sys.version_info[:2])"
+        # It must be able to start itself, as the demo does.
+        probe.append(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {version!r}])")
         done = subprocess.run(probe, capture_output=True, text=True, check=False)
         if done.stdout.split() == [str(part) for part in sys.version_info[:2]]:
             return python

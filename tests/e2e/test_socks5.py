@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.pod import MeshPod
+from tests.e2e.pod import MeshPod, eventually
 from tests.e2e.traffic import ended_by, read_all, read_exactly, serve
 
 GREETING = b"\x05\x01\x00"
@@ -109,10 +109,10 @@ async def test_what_is_not_supported_is_answered_and_logged(
         await stream.send_all(sent)
         assert await read_exactly(stream, len(received)) == received
         assert await ended_by(stream) in {"end", "reset"}
-    lines = [
-        line for line in standard.client.log() if "failed to negotiate socks connection" in line["message"]
-    ]
-    assert any(logged in line["message"] for line in lines), lines
+    text = f"failed to negotiate socks connection: {logged}"
+    await eventually(
+        lambda: any(line["message"] == text for line in standard.client.log()), f"logged {text!r}"
+    )
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 15008, 15080])

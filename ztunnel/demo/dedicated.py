@@ -40,8 +40,8 @@ class Sample:
 def ztunnel_command(*arguments: str) -> list[str]:
     """The command line that runs this installation's ztunnel."""
     script = Path(sys.executable).with_name("ztunnel")
-    if os.access(script, os.X_OK):
-        return [str(script), *arguments]
+    if os.access(script, os.R_OK):
+        return [sys.executable, str(script), *arguments]
     return [sys.executable, "-c", "import sys; from ztunnel.cli import main; sys.exit(main())", *arguments]
 
 

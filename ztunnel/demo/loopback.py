@@ -23,6 +23,7 @@ from ztunnel.demo.story import (
     GREETING,
     SHOWN_LABELS,
     SOCKS5_PORT,
+    WITHOUT_REDIRECTION,
     DemoFailedError,
     copy_resource,
     load_vip,
@@ -30,6 +31,7 @@ from ztunnel.demo.story import (
 )
 
 SERVER_PORT = 18080
+SHOWN_METRICS = {"istio_tcp_connections_opened_total", "istio_tcp_connections_failed_total"}
 _NEEDED_PORTS = (15001, 15006, 15008, SOCKS5_PORT, ADMIN_PORT, METRICS_PORT, READINESS_PORT, SERVER_PORT)
 
 
@@ -60,11 +62,7 @@ def tell_on_loopback(page: Page, machine: Machine, *, keep: bool) -> None:
     page.excerpt([log_excerpt(_access_line(ztunnel, 'direction="inbound"', "policy rejection"))])
 
     page.step("The metrics that came of it (port 15020, some labels left out)")
-    samples = [
-        sample
-        for sample in ztunnel.metrics()
-        if sample.name.startswith("istio_tcp_connections_") and sample.value > 0
-    ]
+    samples = [sample for sample in ztunnel.metrics() if sample.name in SHOWN_METRICS and sample.value > 0]
     if not any(sample.labels.get("response_flags") == "DENY" for sample in samples):
         raise DemoFailedError(f"the metrics do not tell of the denied connection: {samples}")
     page.excerpt(sample_excerpt(sample.name, sample.labels, sample.value, SHOWN_LABELS) for sample in samples)
@@ -97,7 +95,7 @@ def _start(machine: Machine) -> tuple[Ztunnel, str]:
         mesh_file=file,
         root=write_root(machine.directory / "root.pem", datetime.now(UTC).timestamp()),
         inherit=os.environ,
-        extra={"UNSTABLE_ENABLE_SOCKS5": "true"},
+        extra=WITHOUT_REDIRECTION,
     )
     # Marking packets needs a privilege, and without redirection there is nothing to mark them for.
     del environment["PACKET_MARK"]

@@ -13,6 +13,7 @@ around an await.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,18 +54,30 @@ def become_root_of_own_namespace() -> None:
     """Make this process root of a user namespace of its own, with a network namespace that belongs to it.
 
     For the life of the process; needs no privilege but a kernel (and its security modules) that permits it,
-    and a process with one thread. Raises NamespaceUnavailableError where it is forbidden.
+    and a process with one thread. Raises NamespaceUnavailableError where it is forbidden; nothing has changed
+    then.
     """
+    # A failure half-way would leave this process in namespaces of no use, so a child goes first.
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _enter_own_namespaces()
+            Namespace.make("probe").close()
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1] != 0:
+        raise NamespaceUnavailableError(errno.EPERM, "unprivileged user namespaces are not permitted")
+    _enter_own_namespaces()
+
+
+def _enter_own_namespaces() -> None:
     uid, gid = os.geteuid(), os.getegid()
-    try:
-        unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    except OSError as error:
-        raise NamespaceUnavailableError(
-            error.errno, f"an unprivileged user namespace: {error.strerror}"
-        ) from error
+    unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
 
 
 def may_make_namespaces() -> bool:

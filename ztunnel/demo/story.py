@@ -34,6 +34,8 @@ HBONE_PORT = 15008
 SOCKS5_PORT = 15080
 GREETING = "Hello from the pod web."
 REQUEST_TEXTS = ("GET / HTTP", "Host: ", GREETING)
+# Showing the client's address to the application works only where its answers are led back to ztunnel.
+WITHOUT_REDIRECTION = {"UNSTABLE_ENABLE_SOCKS5": "true", "ENABLE_ORIG_SRC": "false"}
 SHOWN_LABELS = (
     "reporter",
     "source_principal",
@@ -97,7 +99,7 @@ class _Mesh:
                 mesh_file=self.file,
                 root=self._root,
                 inherit=os.environ,
-                extra={"UNSTABLE_ENABLE_SOCKS5": "true"} if self.socks5 else None,
+                extra=WITHOUT_REDIRECTION if self.socks5 else None,
             )
             ztunnel = Ztunnel.start(self.machine, f"ztunnel-{pod.name}", environment, pod.namespace)
             self.pods[pod.name] = _DemoPod(pod, ztunnel)
