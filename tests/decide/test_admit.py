@@ -454,7 +454,7 @@ def test_the_service_for_labels_of_a_tunnel(mesh: FakeMesh):
 # For any authority
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.text(max_size=25)
     | st.builds(

@@ -99,7 +99,7 @@ def mesh_of(some: list[Authorization]) -> FakeMesh:
     return mesh
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(policies, max_size=5), references, all_facts)
 def test_the_engine_agrees_with_the_naive_evaluation(some, referred, facts):
     mesh = mesh_of(some)
@@ -107,7 +107,7 @@ def test_the_engine_agrees_with_the_naive_evaluation(some, referred, facts):
     assert authorize(mesh, server, facts).allowed is naive_policy.allows(mesh, server, facts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(policies, all_facts)
 def test_one_policy_matches_as_the_naive_evaluation_says(policy, facts):
     matched, clues = explain_policy(policy, facts)

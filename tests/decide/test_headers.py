@@ -79,7 +79,7 @@ def test_authority(text, parsed):
     assert parse_authority(text) == parsed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30) | st.from_regex(r"[\[\]0-9a-f:.@]{0,20}:[0-9]{1,6}", fullmatch=True))
 def test_any_text_is_an_authority_or_none(text):
     parsed = parse_authority(text)

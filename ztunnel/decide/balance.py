@@ -8,8 +8,10 @@ parameter; an endpoint's share is its capacity.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple, TypeAlias
 
@@ -193,16 +195,11 @@ def _choose(service: Service, source: Workload, usable: list[Candidate], random:
     if balancer is not None and balancer.mode is not LoadBalancerMode.STANDARD:
         strict = balancer.mode is LoadBalancerMode.STRICT
         usable = _best_ranked(usable, balancer.routing_preferences, source, strict=strict)
-    capacities = [candidate[0].capacity for candidate in usable]
-    total = sum(capacities)
-    if total <= 0:
+    # An endpoint of capacity 0 has no room between two sums, so it is never drawn.
+    sums = list(accumulate(candidate[0].capacity for candidate in usable))
+    if not sums or sums[-1] <= 0:
         return None
-    drawn = random.randrange(total)
-    for candidate, capacity in zip(usable, capacities, strict=True):
-        drawn -= capacity
-        if drawn < 0:
-            return candidate
-    return None
+    return usable[bisect_right(sums, random.randrange(sums[-1]))]
 
 
 _SCOPE_VALUES: dict[LoadBalancerScope, Callable[[Workload], str]] = {
