@@ -212,6 +212,8 @@ class GrpcChannel:
             finally:
                 requests.end()
                 call.cancel()
+                # The thread may be waiting for somebody to take a message, which nobody will.
+                nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
@@ -341,6 +343,7 @@ class GrpcStream:
                 trio.from_thread.run_sync(self.headers_received.set)
             for message in call:
                 trio.from_thread.run(self._deliver, message)
+                del message  # the next may be long in coming, and this one may be tens of megabytes
         except _grpc().RpcError:
             pass
         return GrpcStatusError(call.code().name, call.details() or "")
