@@ -13,6 +13,7 @@ import trio
 
 from ztunnel.config.model import LocalFile, LocalStatic
 from ztunnel.messages import MeshDelta, Origin, Rejected, ResourceKind
+from ztunnel.net import watch_directory
 from ztunnel.observe.logging import Record, capture_logs
 from ztunnel.state.local import LocalConfigError
 from ztunnel.state.store import MeshStore
@@ -54,7 +55,7 @@ class Mesh:
 @asynccontextmanager
 async def watching(path: Path) -> AsyncIterator[tuple[Mesh, LocalXds, list[Record]]]:
     mesh = Mesh()
-    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02, look_again=0.05)
+    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02)
     with capture_logs() as records, trio.fail_after(20):
         await local.load()
         async with trio.open_nursery() as nursery:
@@ -193,7 +194,8 @@ async def test_a_config_map_is_followed_when_its_symlink_is_swapped(tmp_path):
         await mesh.until(lambda: mesh.names("a", "b") == {"b"})
 
 
-async def test_a_directory_that_is_replaced_is_followed(tmp_path):
+async def test_a_directory_that_is_replaced_is_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_directory, "RETRY_SECONDS", 0.05)
     directory = tmp_path / "config"
     directory.mkdir()
     path = directory / "mesh.yaml"
@@ -212,7 +214,7 @@ async def test_a_change_between_loading_and_watching_is_not_missed(tmp_path):
     path = tmp_path / "mesh.yaml"
     path.write_text(workloads("a"))
     mesh = Mesh()
-    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), look_again=3600)
+    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02)
     await local.load()
     replace(path, workloads("b"))
     with trio.fail_after(20):

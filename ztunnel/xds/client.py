@@ -28,6 +28,7 @@ import trio
 
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
+from ztunnel.net.memory import release_unused_memory
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused, after, status_text
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
@@ -38,6 +39,9 @@ SILENCE_WARNING = 15.0
 
 SILENCE_LIMIT = 120.0
 """Seconds without a first response after which the stream is given up."""
+
+BIG = 2 * 1024 * 1024
+"""Bytes of payload from which on a response's memory is worth giving back."""
 
 DEMAND_TIMEOUT = 5.0
 """Seconds that a lookup waits for an on-demand answer, unless its caller says otherwise."""
@@ -291,8 +295,14 @@ class XdsClient:
             while not reading.scan():
                 await trio.lowlevel.checkpoint()
             self._metrics.message(reading.type_url, reading.value_bytes)
+            is_big = reading.value_bytes > BIG
+            if is_big:
+                release_unused_memory()  # the message's own, before what it brings is doubled by the store
             outcome = await self._take(reading, stream_log)
             answers.send_nowait(outcome.request)
+            del reading
+            if is_big:
+                release_unused_memory()
             self._tell(outcome, stream_log)
 
     async def _take(self, reading: Reading, stream_log: Logger) -> Outcome:

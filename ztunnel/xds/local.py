@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ztunnel.config.model import LocalFile, LocalXdsSource
 from ztunnel.errors import ZtunnelError
-from ztunnel.net.watch import LOOK_AGAIN, FileStatus, watch_file
+from ztunnel.net.watch_directory import watch_directory
 from ztunnel.observe.logging import get_logger
 from ztunnel.state.local import LocalConfig, LocalConfigError, deltas, parse
 from ztunnel.xds.client import Apply
@@ -33,6 +34,24 @@ class LocalFileError(ZtunnelError):
     code = "ZT-CFG-007"
 
 
+class _FileStatus(NamedTuple):
+    """What tells one content of a file from the next without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: str) -> _FileStatus | None:
+        """The present status, through symlinks; None if there is no such file, or it cannot be looked at."""
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class LocalXds:
     """Keeps the mesh as the file says. ``apply`` puts a delta into force; ``numbers`` gives each its number.
 
@@ -40,20 +59,14 @@ class LocalXds:
     """
 
     def __init__(
-        self,
-        source: LocalXdsSource,
-        apply: Apply,
-        numbers: Iterator[int],
-        *,
-        quiet: float = QUIET,
-        look_again: float = LOOK_AGAIN,
+        self, source: LocalXdsSource, apply: Apply, numbers: Iterator[int], *, quiet: float = QUIET
     ) -> None:
         self._source = source
         self._apply = apply
         self._numbers = numbers
         self._quiet = quiet
-        self._look_again = look_again
-        self._seen: FileStatus | None = None
+        # Of before the content in use was read, so that no change in between is missed.
+        self._seen: _FileStatus | None = None
         self._text: str | None = None
         self.config: LocalConfig | None = None
         self.last_error: str | None = None
@@ -65,7 +78,7 @@ class LocalXds:
         or an entry that cannot be put into force. Any of them ends the process.
         """
         if isinstance(self._source, LocalFile):
-            self._seen = FileStatus.of(self._source.path)
+            self._seen = _FileStatus.of(self._source.path)
         text = self._read()
         config = parse(text)
         refused = await self._put(config)
@@ -77,13 +90,13 @@ class LocalXds:
     async def watch(self) -> None:
         """Put each later content of the file into force, until cancelled. Returns at once for inline text."""
         if isinstance(self._source, LocalFile):
-            await watch_file(
-                self._source.path,
-                self._reload,
-                seen=self._seen,
-                quiet=self._quiet,
-                look_again=self._look_again,
-            )
+            await watch_directory(Path(self._source.path).parent, self._look, quiet_seconds=self._quiet)
+
+    async def _look(self) -> None:
+        status = _FileStatus.of(self._path)
+        if status != self._seen:
+            self._seen = status
+            await self._reload()
 
     async def _reload(self) -> None:
         try:

@@ -85,11 +85,12 @@ class Outcome:
 class Reading:
     """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
 
-    __slots__ = ("_resources", "_scanner", "_session")
+    __slots__ = ("_reconciling", "_resources", "_scanner", "_session")
 
     def __init__(self, session: XdsSession, message: bytes) -> None:
         self._session = session
         self._scanner = ResponseScanner(message)
+        self._reconciling: Iterator[None] | None = None
         self._resources: tuple[Resource, ...] = ()
 
     @property
@@ -113,12 +114,14 @@ class Reading:
         Raises `MalformedResponseError`; then the stream is to be ended, and nothing has changed.
         """
         scanner = self._scanner
-        if not scanner.scan(slice_size):
+        if self._reconciling is None:
+            if not scanner.scan(slice_size):
+                return False
+            self._reconciling = self._session.reconcile(scanner)
+        for _ in self._reconciling:
             return False
         self._resources = tuple(chain.from_iterable(scanner.slices))
         scanner.slices.clear()
-        if scanner.type_url in KINDS:
-            self._resources = self._session.reconcile(scanner, self._resources)
         return True
 
     def delta(self) -> MeshDelta | None:
@@ -211,22 +214,30 @@ class XdsSession:
         """Begin to read a response. One at a time: complete it before the next."""
         return Reading(self, message)
 
-    def reconcile(self, response: ResponseScanner, resources: tuple[Resource, ...]) -> tuple[Resource, ...]:
+    def reconcile(self, response: ResponseScanner) -> Iterator[None]:
         """Where the names stayed home (see above): turn the whole mesh that came into the difference.
 
-        Returns the resources that are to be applied. Called by `Reading.scan`.
+        Changes the response's slices and removals; does nothing to any other response. Called by
+        `Reading.scan`, which goes on a slice at a time.
         """
         if response.type_url not in self._resync:
-            return resources
+            return
         self._resync.discard(response.type_url)
         known = self._versions[response.type_url]
-        kept = {*response.names, *response.removed}
-        response.removed.extend(name for name in known if name not in kept)
-        return tuple(
-            resource
-            for resource, version in zip(resources, response.versions, strict=True)
-            if not version or known.get(resource.name) != version
-        )
+        kept = set(response.removed)
+        versions = iter(response.versions)
+        for index, part in enumerate(response.slices):
+            kept.update([resource.name for resource in part])
+            # The versions come second, or zip would take one too many at the end of each slice.
+            response.slices[index] = tuple(
+                [
+                    resource
+                    for resource, version in zip(part, versions, strict=False)
+                    if not version or known.get(resource.name) != version
+                ]
+            )
+            yield
+        response.removed.extend([name for name in known if name not in kept])
 
     def complete(self, reading: Reading, rejected: Sequence[Rejected] = ()) -> Outcome:
         """All of a response is applied, or rejected in this order: do the books, and say what to send."""
@@ -272,6 +283,10 @@ class XdsSession:
         known = self._versions[type_url]
         entries: list[bytes] = []
         size = 0
+        # At least so many bytes; known without encoding tens of thousands of entries in vain.
+        if sum(map(len, known)) + sum(map(len, known.values())) > self._budget:
+            self._resync.add(type_url)
+            return encode_request(type_url, node=self._node)
         for name, version in known.items():
             entry = encode_version(name, version)
             size += len(entry)
