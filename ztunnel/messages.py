@@ -91,12 +91,15 @@ class PodAdded(Message, frozen=True):
     """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own.
 
     inbound_only: just the HBONE port with ordinary sockets, for ztunnel's own pod in shared mode.
+    attempt: comes back in `PodStarted`, `PodFailed` and `PodStopped`, since a uid may be started anew while
+        what was started before is still ending.
     """
 
     uid: str
     info: PodInfo
     netns: int | None = None
     inbound_only: bool = False
+    attempt: int = 0
 
 
 class PodRemoved(Message, frozen=True):
@@ -184,6 +187,7 @@ class PodStarted(Message, frozen=True):
     """All of a pod's sockets are bound."""
 
     uid: str
+    attempt: int = 0
 
 
 class PodFailed(Message, frozen=True):
@@ -191,12 +195,14 @@ class PodFailed(Message, frozen=True):
 
     uid: str
     error: str
+    attempt: int = 0
 
 
 class PodStopped(Message, frozen=True):
     """A pod's listeners and connections are closed."""
 
     uid: str
+    attempt: int = 0
 
 
 class InboundConnection(msgspec.Struct, frozen=True):

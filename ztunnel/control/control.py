@@ -8,20 +8,23 @@ the mesh) is asked of it when somebody looks.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from itertools import count
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
 import trio
 
+from ztunnel.admin.http import Request, Response
 from ztunnel.admin.readiness import Readiness
 from ztunnel.certs.authority import CertificateAuthority
+from ztunnel.certs.crl import watch_crl
 from ztunnel.certs.dump import dump_certificates
 from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.config import Config, ProxyMode
 from ztunnel.control.link import DataPlaneLink
+from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.pods import PodStarter
 from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.session import PodCounts
@@ -34,13 +37,13 @@ from ztunnel.messages import (
     LogLevels,
     OutboundConnection,
     PodInfo,
+    RevocationsChanged,
     ToDataPlane,
 )
 from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
 from ztunnel.state.local import static_config
-from ztunnel.xds.local import LocalXds
 
 log = get_logger("app")
 
@@ -75,20 +78,18 @@ class Control:
         self._wall_clock = wall_clock
         self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
         self.link = DataPlaneLink(to_plane, from_plane, self._on_message)
-        self.pods = PodStarter(self.link)
+        self.pods = PodStarter(self.link, self._pod_ended)
         self.certificates = SecretManager(
             authority, clock=wall_clock, random=random.random, publish=self._publish
         )
-        numbers = count(1)
-        self.local = (
-            LocalXds(config.local_xds, self.link.apply, numbers) if config.local_xds is not None else None
-        )
         self.zds: ZdsClient | None = None
+        self._enrolling = trio.CancelScope()
         if config.proxy_mode is ProxyMode.SHARED:
             self.zds = ZdsClient(config.inpod_uds, self.pods, on_ready=self._zds_ready, randomness=random)
             readiness.register(WORKLOAD_MANAGER)
         self._metrics = ControlMetrics(config.istio_version, shared=config.proxy_mode is ProxyMode.SHARED)
         self._reported = ReportedMetrics()
+        self.mesh = MeshSource(config, self.link.apply, self._metrics)
         self._counted = PodCounts(active=0, pending=0, started=0, stopped=0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -100,21 +101,43 @@ class Control:
             nursery.start_soon(self.link.run, name="from data plane")
             nursery.start_soon(self._pass_on, name="to data plane")
             await nursery.start(self.certificates.run, name="certificates")
-            if self.local is not None:
-                await self.local.load()
-                nursery.start_soon(self.local.watch, name="local xds file")
+            if self._config.crl_path is not None:
+                path = Path(self._config.crl_path)
+                await nursery.start(watch_crl, path, self._publish, name="revocation lists")
+            mesh = self.mesh
+            if mesh.local is not None:
+                await mesh.local.load()
+                nursery.start_soon(mesh.local.watch, name="local xds file")
             task_status.started()
+            if mesh.xds is not None:
+                nursery.start_soon(mesh.xds.run, name="xds stream")
+                await mesh.xds.ready.wait()
             self._readiness.complete(STATE_MANAGER)
             if self.zds is None:
                 await self._start_dedicated()
             else:
                 await self._start_own_pod()
-                nursery.start_soon(self.zds.run, name="cni agent")
+                nursery.start_soon(self._enrol, self.zds, name="cni agent")
             self._readiness.complete(PROXY)
 
+    async def ready(self, request: Request) -> Response:
+        """The readiness page; says what the first sync waits for."""
+        if self.mesh.waiting_for is not None:
+            self._readiness.failed(STATE_MANAGER, self.mesh.waiting_for)
+        return await self._readiness.handle(request)
+
     async def drain(self) -> None:
-        """Have the data plane drain; returns when nothing is open any more."""
+        """Have the data plane drain; returns when nothing is open any more.
+
+        No pod is taken over any more: the agent is to hand them to our successor. The mesh, certificates and
+        the servers' questions go on as before, since connections do.
+        """
+        self._enrolling.cancel()
         await self.link.drain(self._config.self_termination_deadline)
+
+    async def _enrol(self, zds: ZdsClient) -> None:
+        with self._enrolling:
+            await zds.run()
 
     async def _start_dedicated(self) -> None:
         info = self._config.proxy_workload_info
@@ -126,6 +149,10 @@ class Control:
         info = self._config.ztunnel_workload
         if info is not None:
             await self.pods.start("ztunnel", PodInfo(*info), None, inbound_only=True)
+
+    def _pod_ended(self, uid: str) -> None:
+        if self.zds is not None:
+            self.zds.pod_ended(uid)
 
     def _zds_ready(self, ready: bool) -> None:  # noqa: FBT001  # the callback's one value
         if ready:
@@ -147,7 +174,7 @@ class Control:
             case _:
                 self.pods.on_message(message)
 
-    def _publish(self, change: Change) -> None:
+    def _publish(self, change: Change | RevocationsChanged) -> None:
         self._outgoing.send_nowait(change)
 
     async def _pass_on(self) -> None:
@@ -214,7 +241,7 @@ class Control:
 
     async def static_config(self) -> dict[str, Any]:
         """``staticConfig`` of the config dump: what is in force of the local file."""
-        return static_config(self.local.config if self.local is not None else None)
+        return static_config(self.mesh.local.config if self.mesh.local is not None else None)
 
     def levels_changed(self, wanted: Filter) -> None:
         """The log filter is another: data planes follow."""

@@ -18,10 +18,12 @@ from ztunnel.messages import (
 from ztunnel.net.addresses import os_error_text
 from ztunnel.net.netns import Namespace
 from ztunnel.net.sockets import BindError, HostSockets, NamespaceSockets, Shelf, SocketFactory
+from ztunnel.net.tls import Revocations
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.policy import recheck
+from ztunnel.proxy.revocation import close_revoked
 from ztunnel.proxy.staleness import evict_stale
 
 log = get_logger("inpod::statemanager")
@@ -63,7 +65,7 @@ class Pods:
                 namespace = Namespace(message.netns)
             except OSError as error:
                 os.close(message.netns)
-                self._send(PodFailed(message.uid, os_error_text(error)))
+                self._send(PodFailed(message.uid, os_error_text(error), message.attempt))
                 return
             in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
             factory = in_namespace
@@ -73,7 +75,7 @@ class Pods:
         self._pods[message.uid] = pod
         self._alive += 1
         name = f"pod {message.info.namespace}/{message.info.name}"
-        self._nursery.start_soon(self._run_pod, pod, namespace, in_namespace, name=name)
+        self._nursery.start_soon(self._run_pod, pod, namespace, in_namespace, message.attempt, name=name)
 
     def remove(self, uid: str) -> None:
         """Stop a pod at once. PodStopped follows when it has ended. An unknown uid is no error."""
@@ -114,6 +116,11 @@ class Pods:
         if ours:
             self.policy_changed()
 
+    def revocations_changed(self, revocations: Revocations) -> None:
+        """New revocation lists: open tunnels are held against them."""
+        for pod in list(self._pods.values()):
+            close_revoked(pod, revocations)
+
     def connections(self) -> tuple[PodConnections, ...]:
         """What every pod has open, for the admin dump."""
         return tuple(
@@ -127,26 +134,29 @@ class Pods:
         )
 
     async def _run_pod(
-        self, pod: PodProxy, namespace: Namespace | None, sockets: NamespaceSockets | None
+        self, pod: PodProxy, namespace: Namespace | None, sockets: NamespaceSockets | None, attempt: int
     ) -> None:
         """One pod from its first socket to its last. Whatever happens to it ends here."""
         uid = pod.context.uid
         started = False
+        failure: str | None = None
 
         def on_started() -> None:
             nonlocal started
             started = True
-            self._send(PodStarted(uid))
+            self._send(PodStarted(uid, attempt))
 
         try:
             await pod.run(on_started)
-        except (BindError, OSError) as error:
-            self._failed(uid, str(error), started=started)
+        except BindError as error:
+            failure = error.brief
+        except OSError as error:
+            failure = os_error_text(error)
         except Exception as error:
             log.error(
                 "a pod's task failed; its listeners and connections are closed", uid=uid, exc_info=error
             )
-            self._failed(uid, f"internal error: {error!r}", started=started)
+            failure = f"internal error: {error!r}"
         finally:
             if sockets is not None:
                 sockets.close()
@@ -157,11 +167,12 @@ class Pods:
             self._alive -= 1
             if not self._alive:
                 self._emptied.unpark_all()
-            if started:
-                self._send(PodStopped(uid))
+            self._ended(uid, attempt, failure, started=started)
 
-    def _failed(self, uid: str, error: str, *, started: bool) -> None:
+    def _ended(self, uid: str, attempt: int, failure: str | None, *, started: bool) -> None:
         if started:
-            log.error("pod ended", uid=uid, error=error)
-        else:
-            self._send(PodFailed(uid, error))
+            if failure is not None:
+                log.error("pod ended", uid=uid, error=failure)
+            self._send(PodStopped(uid, attempt))
+        elif failure is not None:
+            self._send(PodFailed(uid, failure, attempt))

@@ -19,9 +19,14 @@ class MissingPrivilegeError(ZtunnelError):
 
 async def verify_privileges(mark: int | None) -> None:
     """Enter our own network namespace anew, and mark a socket. Raises MissingPrivilegeError."""
-    descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with Namespace(descriptor) as namespace:
+        descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            own = Namespace(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with own as namespace:
             [sock] = await namespace.sockets(socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         raise MissingPrivilegeError(

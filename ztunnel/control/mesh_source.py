@@ -1,0 +1,57 @@
+"""Where the mesh comes from: the control plane's stream, the local file, or both, in one order of numbers."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from ztunnel.config import Config
+from ztunnel.observe.logging import get_logger
+from ztunnel.observe.metrics import ControlMetrics
+from ztunnel.xds.client import Apply, XdsClient
+from ztunnel.xds.connect import connector
+from ztunnel.xds.local import LocalXds
+from ztunnel.xds.node import encode_node
+from ztunnel.xds.session import XdsSession
+
+log = get_logger("xds::client")
+
+
+class MeshSource:
+    """The xDS client and the local file of a configuration; either may be None."""
+
+    def __init__(self, config: Config, apply: Apply, metrics: ControlMetrics) -> None:
+        numbers = count(1)
+        self.local = LocalXds(config.local_xds, apply, numbers) if config.local_xds is not None else None
+        self.xds: XdsClient | None = None
+        if config.xds_address is not None:
+            problems: list[str] = []
+            node = encode_node(config, problems)
+            for problem in problems:
+                log.error(problem)
+            self.xds = XdsClient(
+                XdsSession(node, on_demand=config.xds_on_demand, numbers=numbers),
+                connector(config),
+                apply,
+                address=config.xds_address,
+                metrics=_Counted(metrics),
+            )
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why the first sync is not over, None when it is."""
+        return self.xds.waiting_for if self.xds is not None else None
+
+
+class _Counted:
+    """The counters of the xDS client among the control side's metrics."""
+
+    def __init__(self, metrics: ControlMetrics) -> None:
+        self._metrics = metrics
+
+    def terminated(self, reason: str) -> None:
+        """A stream has ended."""
+        self._metrics.xds_terminated(reason)
+
+    def message(self, url: str, size: int) -> None:
+        """A response came."""
+        self._metrics.xds_message(url, size)
