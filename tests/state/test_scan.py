@@ -27,7 +27,7 @@ def check(body: bytes, scanner: Scanner) -> bool:
     return fast is not None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(workload_bytes, min_size=1, max_size=3), st.sampled_from([NODE, None, ""]))
 def test_the_fast_way_agrees_with_the_slow_one(bodies: list[bytes], node: str | None):
     scanner = Scanner(node)
@@ -43,7 +43,7 @@ def test_the_fast_way_agrees_with_the_slow_one(bodies: list[bytes], node: str | 
         assert taken or message.workload_type.value > 127
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(messages.damaged(workload_bytes))
 def test_the_fast_way_never_takes_what_the_slow_one_refuses(body: bytes):
     check(body, Scanner(NODE))

@@ -36,7 +36,7 @@ def test_what_betterproto_writes_is_read_as_google_reads_it(case: tuple[Schema, 
     assert without_defaults(table, decode(table, body)) == google_fields(table, google(name).FromString(body))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(damaged_pairs)
 def test_damaged_bytes_are_refused_or_read_as_google_reads_them(case: tuple[Schema, str, bytes]):
     table, name, body = case

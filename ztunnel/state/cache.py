@@ -44,5 +44,5 @@ class GenerationCache(Generic[_K, _V]):
 
     def drop(self, key: _K) -> None:
         """Forget a value, if there is one."""
-        if self._young.pop(key, None) is None and self._old:
-            self._old.pop(key, None)
+        self._young.pop(key, None)
+        self._old.pop(key, None)

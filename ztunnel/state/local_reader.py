@@ -81,6 +81,10 @@ def text(value: Any, place: str) -> str:
     """A text."""
     if not isinstance(value, str):
         raise wrong_type(value, "a string", place)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, from an escape
+        raise problem(place, "invalid value: not Unicode text") from None
     return value
 
 

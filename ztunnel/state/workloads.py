@@ -7,16 +7,12 @@ shared by all indexes. The dicts hold texts, numbers and bytes only, which spare
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Protocol, Workload
 from ztunnel.state import convert
 from ztunnel.state.cache import GenerationCache
 from ztunnel.state.convert import WorkloadParts
 from ztunnel.state.scan import Scanner, WorkloadKeys
-
-_K = TypeVar("_K")
 
 _DECODED = 8192
 """Workloads to keep decoded: each takes about 1 KB, and a big service is gone through for each connection."""
@@ -34,7 +30,8 @@ class WorkloadIndex:
         # by uid in the order of insertion.
         self._by_address: dict[tuple[str, int], dict[int, str | dict[str, int]]] = {}
         self._by_hostname: dict[tuple[str, str], dict[str, None]] = {}
-        self._by_account: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
+        # By namespace and service account, then by name: the uid, or where several share them, all uids.
+        self._by_account: dict[tuple[str, str], dict[str, str | dict[str, None]]] = {}
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -93,9 +90,10 @@ class WorkloadIndex:
 
     def on_node(self, name: str, namespace: str, service_account: str) -> Workload | None:
         """The last inserted workload of our node with these names."""
-        for uid in reversed(self._by_account.get((namespace, service_account), {}).get(name, {})):
-            return self.get(uid)
-        return None
+        holder = self._by_account.get((namespace, service_account), {}).get(name)
+        if holder is None:
+            return None
+        return self.get(holder if isinstance(holder, str) else next(reversed(holder)))
 
     def has_account(self, namespace: str, service_account: str) -> bool:
         """Whether any workload of our node has this service account."""
@@ -158,7 +156,11 @@ class WorkloadIndex:
         if keys.account is not None:
             name, namespace, service_account = keys.account
             names = self._by_account.setdefault((namespace, service_account), {})
-            names.setdefault(name, {})[uid] = None
+            holder_of_name = names.setdefault(name, uid)
+            if isinstance(holder_of_name, dict):
+                holder_of_name[uid] = None
+            elif holder_of_name != uid:
+                names[name] = {holder_of_name: None, uid: None}
 
     def _unlink(self, keys: WorkloadKeys, kept: tuple[tuple[int, int], ...] = ()) -> None:
         """Take a workload out of the indexes, but for addresses that it is about to be linked to again."""
@@ -178,13 +180,22 @@ class WorkloadIndex:
                 if not slots:
                     del self._by_address[keys.network, version]
         if keys.hostname is not None:
-            _discard(self._by_hostname, keys.hostname, uid)
+            uids = self._by_hostname[keys.hostname]
+            del uids[uid]
+            if not uids:
+                del self._by_hostname[keys.hostname]
         if keys.account is not None:
             name, namespace, service_account = keys.account
-            names = self._by_account.get((namespace, service_account), {})
-            _discard(names, name, uid)
-            if not names:
-                self._by_account.pop((namespace, service_account), None)
+            names = self._by_account[namespace, service_account]
+            holder_of_name = names[name]
+            if isinstance(holder_of_name, dict):
+                del holder_of_name[uid]
+                if len(holder_of_name) == 1:
+                    names[name] = next(iter(holder_of_name))
+            else:
+                del names[name]
+                if not names:
+                    del self._by_account[namespace, service_account]
 
     def _rank_of(self, uid: str) -> int:
         workload = self.get(uid)
@@ -194,11 +205,3 @@ class WorkloadIndex:
 def _rank(uid: str, *, hbone: bool) -> int:
     """Pods come before all others, and HBONE before plain TCP."""
     return (2 if "//Pod/" in uid else 0) + hbone
-
-
-def _discard(index: dict[_K, dict[str, None]], key: _K, uid: str) -> None:
-    uids = index.get(key)
-    if uids is not None:
-        uids.pop(uid, None)
-        if not uids:
-            del index[key]
