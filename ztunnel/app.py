@@ -104,7 +104,7 @@ async def _run(config: Config, ages: TaskAges) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(_watch_signals, stop), name="signals")
         server = partial(nursery.start, serve)
-        await server("readiness", config.readiness_addr, readiness.handle, stop, name="readiness server")
+        await server("readiness", config.readiness_addr, control.ready, stop, name="readiness server")
         nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")

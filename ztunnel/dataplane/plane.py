@@ -131,7 +131,9 @@ class DataPlane:
             case CertificateForgotten():
                 certificates.forgotten(message.identity)
             case RevocationsChanged():
-                certificates.revocations(Revocations.parse(message.crls) if message.crls else None)
+                revocations = Revocations.parse(message.crls)
+                certificates.revocations(revocations)
+                pods.revocations_changed(revocations)
             case PodAdded():
                 pods.add(message)
             case PodRemoved():

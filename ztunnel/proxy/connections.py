@@ -9,14 +9,19 @@ import trio
 from ztunnel.decide.plans import OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
 from ztunnel.proxy.errors import ConnectionFailure
+from ztunnel.proxy.tunnel import Tunnel
 
 
 @dataclass(slots=True, eq=False)
 class Closable:
-    """A connection's task can be ended from outside; ``closed_because`` then is what its log line says."""
+    """A connection's task can be ended from outside; ``closed_because`` then is what its log line says.
+
+    tunnels: those that carry it: one for HBONE, two for double HBONE.
+    """
 
     scope: trio.CancelScope
     closed_because: ConnectionFailure | None = None
+    tunnels: tuple[Tunnel, ...] = ()
 
     def close(self, why: ConnectionFailure) -> None:
         """End the connection's task for a reason. The first reason wins."""

@@ -20,7 +20,7 @@ from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import connect, local_address
-from ztunnel.net.tls import SocketTls, TlsError
+from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.connections import Inbound
@@ -91,6 +91,8 @@ class InboundProxy:
             await tls.handshake(HANDSHAKE_TIMEOUT)
         except (TlsError, OSError) as error:
             tls.close()
+            if isinstance(error, RevokedCertificateError):
+                shared.traffic.crl_rejected("destination")
             report.refused(HandshakeRefusedError(error))
             return
         except BaseException:
@@ -140,7 +142,8 @@ class InboundProxy:
         report = ConnectionReport(
             pod, Direction.INBOUND, peer, local, authority=request.authority, headers=request.headers
         )
-        entry = Inbound(trio.CancelScope(), forwarded_host=parse_forwarded_host(headers.get(b"forwarded")))
+        forwarded_host = parse_forwarded_host(headers.get(b"forwarded"))
+        entry = Inbound(trio.CancelScope(), tunnels=(stream.tunnel,), forwarded_host=forwarded_host)
         try:
             with entry.scope:
                 async with report.closing(entry):

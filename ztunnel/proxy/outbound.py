@@ -21,7 +21,7 @@ from ztunnel.hbone import HboneClient, error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import ConnectTimedOut, connect
-from ztunnel.net.tls import SocketTls, StreamTls, TlsError
+from ztunnel.net.tls import RevokedCertificateError, SocketTls, StreamTls, TlsError
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import Outbound
 from ztunnel.proxy.errors import (
@@ -121,7 +121,7 @@ class OutboundProxy:
                     established = True
 
                 try:
-                    return await self._run_plan(sock, client, plan, report, on_established)
+                    return await self._run_plan(sock, client, plan, report, entry, on_established)
                 except ConnectionFailure as failure:
                     if established or not self._worth_another_try(failure, plan, failed):
                         raise
@@ -180,6 +180,7 @@ class OutboundProxy:
         client: SocketAddress,
         plan: OutboundPlan,
         report: ConnectionReport,
+        entry: Outbound,
         established: Callable[[], None],
     ) -> RelayEnd:
         if plan.protocol is OutboundProtocol.TCP:
@@ -191,6 +192,7 @@ class OutboundProxy:
                 )
         fields = self._fields(plan, client, report)
         stream = await self._open(plan, client, fields)
+        entry.tunnels = (stream.tunnel,)
         if plan.protocol is OutboundProtocol.HBONE:
             established()
             return await relay_stream(
@@ -201,7 +203,7 @@ class OutboundProxy:
                 outbound=True,
             )
         try:
-            return await self._run_inner(sock, stream, plan, fields, report, established)
+            return await self._run_inner(sock, stream, plan, fields, report, entry, established)
         finally:
             stream.close()
 
@@ -260,6 +262,8 @@ class OutboundProxy:
             await tls.handshake(CONNECT_TIMEOUT)
         except (TlsError, OSError) as error:
             tls.close()
+            if isinstance(error, RevokedCertificateError):
+                shared.traffic.crl_rejected("source")
             text = os_error_text(error) if isinstance(error, OSError) else str(error)
             raise DialError(text) from error
         except BaseException:
@@ -274,6 +278,7 @@ class OutboundProxy:
         plan: OutboundPlan,
         fields: list[tuple[str, str]],
         report: ConnectionReport,
+        entry: Outbound,
         established: Callable[[], None],
     ) -> RelayEnd:
         """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway."""
@@ -290,6 +295,7 @@ class OutboundProxy:
             tls.close()
             raise
         tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
+        entry.tunnels = (outer.tunnel, tunnel)
         failure: ConnectionFailure | None = None
         end = RelayEnd(None)
         async with trio.open_nursery() as nursery:

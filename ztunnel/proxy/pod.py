@@ -15,7 +15,7 @@ import trio
 
 from ztunnel.config import ProxyMode
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.accept import accept_forever
+from ztunnel.net.accept import accept_forever, accept_waiting
 from ztunnel.net.addresses import local_address, original_destination
 from ztunnel.net.sockets import DestinationOrigin, Listener, SocketOptions, listen
 from ztunnel.observe.logging import get_logger
@@ -113,22 +113,33 @@ class PodProxy:
             components.append(_Component("socks5", socks, self._on_socks))
 
     async def _serve(self, components: list[_Component]) -> None:
-        async with trio.open_nursery() as connections:
-            self._connections = connections
-            with self._accepting:
-                async with trio.open_nursery() as loops:
-                    for component in components:
-                        name = f"{component.name} listener {component.listener.address}"
-                        loops.start_soon(self._accept, component, connections, name=name)
+        try:
+            async with trio.open_nursery() as connections:
+                self._connections = connections
+                with self._accepting:
+                    async with trio.open_nursery() as loops:
+                        for component in components:
+                            name = f"{component.name} listener {component.listener.address}"
+                            loops.start_soon(self._accept, component, connections, name=name)
+                for component in components:
+                    self._close_listener(component, connections)
+            if connections.cancel_scope.cancelled_caught:
+                drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
+        finally:
             for component in components:
-                component.listener.close()
-                drain_log.info(
-                    "listener drained", address=component.listener.address, component=component.drain_name
-                )
-        if connections.cancel_scope.cancelled_caught:
-            drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
-        for component in components:
-            drain_log.info("shutdown complete", component=component.drain_name)
+                drain_log.info("shutdown complete", component=component.drain_name)
+
+    def _close_listener(self, component: _Component, connections: trio.Nursery) -> None:
+        """Accept what clients believe to be accepted, then close; nothing may come in between."""
+        accept_waiting(
+            component.listener,
+            component.handler,
+            connections,
+            component=component.name,
+            budget=self.context.shared.budget,
+        )
+        component.listener.close()
+        drain_log.info("listener drained", address=component.listener.address, component=component.drain_name)
 
     async def _listen(self, address: SocketAddress, *, keepalive: bool) -> Listener:
         shared = self.context.shared
@@ -172,6 +183,7 @@ class PodProxy:
 
     def stop(self) -> None:
         """End at once: the pod has gone."""
+        drain_log.debug("terminating", wl=self.context.name)
         self.context.cut_because = DrainedError()
         self._everything.cancel()
 
