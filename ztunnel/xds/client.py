@@ -98,14 +98,14 @@ class XdsMetrics(Protocol):
 
 
 class XdsNoAnswerError(ZtunnelError):
-    """The control plane took the stream and then said nothing."""
+    """The control plane was asked, and said nothing."""
 
     code = "ZT-XDS-002"
 
     def __init__(self, address: str) -> None:
         super().__init__(
-            f"{address} accepted the stream but sent no response within {SILENCE_LIMIT:.0f}s; "
-            "istiod may be hung, overloaded or not yet synced"
+            f"{address} has sent no response within {SILENCE_LIMIT:.0f}s; "
+            "its name does not resolve, or it is hung, overloaded or not yet synced"
         )
 
 
@@ -266,10 +266,10 @@ class XdsClient:
             await heard.wait()
             return
         waited = f"{SILENCE_WARNING:.0f}s"
-        self.last_error = f"{self._address} accepted the stream but sent no response within {waited}"
+        self.last_error = f"{self._address} has sent no response within {waited}"
         stream_log.warn(
-            "XDS client: the control plane accepted the stream but sends no response; "
-            "it may be hung, overloaded or not yet synced",
+            "XDS client: no response from the control plane; "
+            "its name does not resolve, or it is hung, overloaded or not yet synced",
             address=self._address,
             waited=waited,
             code=XdsNoAnswerError.code,
