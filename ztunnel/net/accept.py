@@ -27,6 +27,7 @@ Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
 log = get_logger("proxy")
 
 _ACCEPTS_PER_WAKEUP = 16
+_LARGEST_QUEUE = 4096
 _PAUSE_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
 
@@ -121,6 +122,36 @@ async def accept_forever(
                 continue
             overload.over()
             _start(nursery, handler, connection, sockaddr, component)
+
+
+def accept_waiting(
+    listener: Listener,
+    handler: Handler,
+    nursery: trio.Nursery,
+    *,
+    component: str,
+    budget: DescriptorBudget | None = None,
+) -> int:
+    """Accept what waits in the listener's queue, and gives how many; the kernel resets it at the close.
+
+    Does not wait, so that the caller can close the listener right after. Arguments as of `accept_forever`.
+    """
+    accepted = 0
+    if listener.sock.fileno() < 0:
+        return 0
+    for _ in range(_LARGEST_QUEUE):
+        try:
+            connection, sockaddr = listener.sock.accept()
+        except OSError as error:
+            if error.errno in _CONNECTION_ERRORS:
+                continue
+            break
+        if budget is not None and budget.spent(connection.fileno()):
+            close_with_reset(connection)
+            continue
+        _start(nursery, handler, connection, sockaddr, component)
+        accepted += 1
+    return accepted
 
 
 def _start(

@@ -31,6 +31,7 @@ from ztunnel.net.addresses import (
 )
 from ztunnel.net.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
 from ztunnel.net.keepalive import Keepalive
+from ztunnel.net.takeover import steer_to_newest
 from ztunnel.observe.logging import get_logger
 
 __all__ = [
@@ -142,7 +143,8 @@ async def listen(
     """Bind and listen; the caller closes the listener.
 
     reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods; otherwise
-    SO_REUSEADDR.
+    SO_REUSEADDR. Where another process listens already, what comes from now on comes here: see
+    `ztunnel.net.takeover`.
     transparent: True requires IP_TRANSPARENT, None tries, False does not. Only the IPv4 option is set, on
     an IPv6 socket as well, as the existing implementation does.
 
@@ -191,6 +193,8 @@ async def _listen(
         sock.bind((str(address.ip), address.port))
         default = _REUSE_PORT_BACKLOG if reuse_port else _BACKLOG
         sock.listen(default if backlog is None else backlog)
+        if reuse_port:
+            steer_to_newest(sock)
         return Listener(sock, SocketAddress(address.ip, sock.getsockname()[1]), is_transparent)
     except BaseException:
         sock.close()
@@ -213,6 +217,8 @@ async def bind_datagram(
             if mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             sock.bind((str(address.ip), address.port))
+            if reuse_port:
+                steer_to_newest(sock)
         except BaseException:
             sock.close()
             raise
