@@ -7,14 +7,7 @@ a trio stream over either. Errors are in `ztunnel.net.tls_errors`.
 
 from __future__ import annotations
 
-from ztunnel.net.tls_connection import (
-    CHUNK,
-    SocketTls,
-    StreamTls,
-    TlsConnection,
-    Transport,
-    verify_server_identity,
-)
+from ztunnel.net.tls_connection import CHUNK, TlsConnection, verify_server_identity
 from ztunnel.net.tls_context import TlsContext, TlsOptions, client_context, server_context
 from ztunnel.net.tls_errors import (
     PeerCertificateError,
@@ -31,6 +24,7 @@ from ztunnel.net.tls_errors import (
 from ztunnel.net.tls_peer import PeerCertificate
 from ztunnel.net.tls_revocation import InvalidRevocationListError, RevocationList, Revocations
 from ztunnel.net.tls_stream import TlsStream
+from ztunnel.net.tls_transports import SocketTls, StreamTls, Transport
 
 __all__ = [
     "CHUNK",

@@ -23,11 +23,10 @@ All methods of one connection belong to one thread. Reading and writing may be d
 from __future__ import annotations
 
 import errno
-import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 from OpenSSL import SSL
@@ -35,16 +34,10 @@ from OpenSSL import SSL
 from ztunnel.model.identity import Identity
 from ztunnel.net.tls_context import PROTOCOL, TlsContext, Verification
 from ztunnel.net.tls_errors import (
-    AlertReceivedError,
-    BadEncodingError,
-    BadHandshakeError,
-    BadSignatureError,
     HandshakeEofError,
     HandshakeTimeoutError,
-    IncompatiblePeerError,
     NoApplicationProtocolError,
     NoCertificateError,
-    NotTlsError,
     Side,
     TlsAlertError,
     TlsError,
@@ -64,45 +57,20 @@ from ztunnel.net.tls_openssl import (
     take_errors,
 )
 from ztunnel.net.tls_peer import PeerCertificate, check_expected_identity
+from ztunnel.net.tls_reasons import explain_failure
 
 # The most plaintext that one call encrypts, and about the most ciphertext that one call reads. Measured best
 # between 64 KiB and 256 KiB; eight full records.
 CHUNK: Final = 128 * 1024
-_RECORD: Final = 16 * 1024
+RECORD: Final = 16 * 1024
 # What OpenSSL may have of a record from an earlier call comes out beside the chunk.
-_PLAIN_SIZE: Final = CHUNK + 2 * _RECORD
+_PLAIN_SIZE: Final = CHUNK + 2 * RECORD
 # The memory of an outgoing BIO never shrinks. One that has held more than this is replaced once it is idle.
-_KEPT_OUTGOING: Final = 2 * _RECORD
+_KEPT_OUTGOING: Final = 2 * RECORD
 _ALERT_SECONDS: Final = 1.0
 
-_NOT_TLS_REASONS: Final = frozenset(
-    {
-        "http request",
-        "https proxy request",
-        "wrong version number",
-        "packet length too long",
-        "bad record type",
-        "record too small",
-        "invalid record",
-        "not on record boundary",
-    }
-)
-_INCOMPATIBLE_REASONS: Final = frozenset(
-    {
-        "unsupported protocol",
-        "no shared cipher",
-        "no suitable key share",
-        "no suitable groups",
-        "no shared groups",
-        "no suitable signature algorithm",
-        "no shared signature algorithms",
-        "no protocols available",
-        "bad key share",
-    }
-)
 
-
-class _Scratch(threading.local):
+class Scratch(threading.local):
     """The two buffers that all connections of a thread use in turn, never across an await."""
 
     def __init__(self) -> None:
@@ -113,7 +81,7 @@ class _Scratch(threading.local):
         self.pending = ffi.new("char **")
 
 
-_scratch = _Scratch()
+scratch = Scratch()
 
 
 class TlsConnection(ABC):
@@ -222,7 +190,10 @@ class TlsConnection(ABC):
             # A client's requests may have come with the last flight, a server's tickets too.
             self._ahead = self._decrypt()
             self._check_outcome()
-            await self._flushed()
+            # All that a TLS 1.3 server still has to send is tickets, which nobody needs: they go with the
+            # data.
+            if not self._flush() and not (self.side is Side.SERVER and self.version == "TLSv1.3"):
+                await self._flushed()
         except (OSError, trio.BrokenResourceError) as error:
             raise HandshakeEofError(self.side) from error
         except TlsError:
@@ -239,28 +210,7 @@ class TlsConnection(ABC):
             return False
         refusal = self._verification.refusal
         errors = take_errors()
-        raise refusal or self._explain(errors)
-
-    def _explain(self, errors: list[tuple[int, str]]) -> TlsError:
-        """Turn OpenSSL's reasons into ours."""
-        side = self.side
-        reasons = [reason for _, reason in errors]
-        for number, reason in errors:
-            if ALERT_REASONS < number < ALERT_REASONS + 256:
-                return AlertReceivedError(side, number - ALERT_REASONS)
-            if reason in _NOT_TLS_REASONS:
-                return NotTlsError(side)
-            if reason == "peer did not return a certificate":
-                return NoCertificateError(side)
-            if reason == "no application protocol":
-                return NoApplicationProtocolError(side)
-            if reason in _INCOMPATIBLE_REASONS:
-                return IncompatiblePeerError(side, reason)
-            if reason in {"bad signature", "wrong signature type", "wrong signature length"}:
-                return BadSignatureError(side)
-        if any("asn1" in reason.lower() or "cert length" in reason for reason in reasons):
-            return BadEncodingError(side)
-        return BadHandshakeError(side, reasons[0] if reasons else "the connection broke off")
+        raise refusal or explain_failure(self.side, errors)
 
     def _check_outcome(self) -> None:
         """What must be so after a handshake that OpenSSL is content with."""
@@ -299,7 +249,7 @@ class TlsConnection(ABC):
                 raise self._failure
             if self._ended:
                 return b""
-            size = self._transport_receive(max(_RECORD, min(max_bytes, CHUNK)))
+            size = self._transport_receive(max(RECORD, min(max_bytes, CHUNK)))
             if size is None:
                 return None
             if size == 0:
@@ -355,15 +305,16 @@ class TlsConnection(ABC):
     @property
     def unsent(self) -> int:
         """How many bytes of records were made but not yet taken by the transport."""
-        return 0 if self._closed else int(lib.BIO_get_mem_data(self._outgoing, _scratch.pending))
+        return 0 if self._closed else int(lib.BIO_get_mem_data(self._outgoing, scratch.pending))
 
     def close_notify(self) -> bool:
         """End our half: the peer reads an orderly end; what it sends can still be read.
 
-        True if the transport took it. If False, `wait_sendable` and call again, or let it go.
+        True if the transport took it, or is broken: nothing more can be done. If False, `wait_sendable` and
+        call again, or let it go.
         """
         if self._closed:
-            return False
+            return True
         if not self._notified:
             self._notified = True
             lib.ERR_clear_error()
@@ -372,7 +323,8 @@ class TlsConnection(ABC):
         try:
             return self._flush()
         except OSError:
-            return False
+            self._discard(self.unsent)
+            return True
 
     def close(self) -> None:
         """Close the transport, if it is ours. Whoever waits gets trio.ClosedResourceError.
@@ -388,7 +340,7 @@ class TlsConnection(ABC):
 
     def _feed(self, size: int) -> None:
         """Let OpenSSL read the first ``size`` bytes of the ciphertext buffer."""
-        bio = lib.BIO_new_mem_buf(_scratch.cipher_pointer, size)
+        bio = lib.BIO_new_mem_buf(scratch.cipher_pointer, size)
         if bio == ffi.NULL:
             raise MemoryError("OpenSSL has no memory for a buffer")
         lib.BIO_set_mem_eof_return(bio, -1)
@@ -399,15 +351,17 @@ class TlsConnection(ABC):
         """All plaintext of what was fed. Notes an end or a failure for the next call."""
         total = 0
         ssl = self._ssl
-        plain = _scratch.plain
+        plain = scratch.plain
         read = lib.SSL_read
         lib.ERR_clear_error()
         while (size := read(ssl, plain + total, _PLAIN_SIZE - total)) > 0:
             total += size
         error = lib.SSL_get_error(ssl, size)
+        # Copied before anything else uses the buffer.
+        data = ffi.buffer(plain, total)[:] if total else b""
         if error != WANT_READ:
             self._note_end(error)
-        return ffi.buffer(plain, total)[:] if total else b""
+        return data
 
     def _note_end(self, error: int) -> None:
         errors = take_errors()
@@ -419,11 +373,16 @@ class TlsConnection(ABC):
             self._failure = TlsAlertError(number - ALERT_REASONS)
         else:
             self._failure = TlsProtocolError(reason)
+            # OpenSSL has an alert ready for the peer.
+            try:
+                self._flush()
+            except OSError:
+                return
 
     def _flush(self) -> bool:
         """Give the transport the records that are made. True when none are left. Raises OSError."""
         outgoing = self._outgoing
-        pending = _scratch.pending
+        pending = scratch.pending
         while size := lib.BIO_get_mem_data(outgoing, pending):
             self._largest = max(self._largest, size)
             taken = self._transport_send(ffi.buffer(pending[0], size))
@@ -435,7 +394,10 @@ class TlsConnection(ABC):
     def _discard(self, size: int) -> None:
         """Drop what the transport took from the front of the outgoing BIO."""
         while size > 0:
-            size -= lib.BIO_read(self._outgoing, _scratch.plain, min(size, _PLAIN_SIZE))
+            dropped = lib.BIO_read(self._outgoing, scratch.plain, min(size, _PLAIN_SIZE))
+            if dropped <= 0:
+                return
+            size -= dropped
 
     def _slim(self) -> None:
         """Before a wait: give back the memory of an outgoing BIO that was large and is empty."""
@@ -469,175 +431,6 @@ class TlsConnection(ABC):
     @abstractmethod
     async def wait_send_might_not_block(self) -> None:
         """Wait until all records are out and the transport looks ready for more."""
-
-
-class SocketTls(TlsConnection):
-    """TLS over a connected, non-blocking socket, which it owns from now on."""
-
-    def __init__(
-        self, context: TlsContext, sock: socket.socket, expected_identities: Sequence[str] | None = None
-    ) -> None:
-        super().__init__(context, expected_identities)
-        self._socket = sock
-        self._drained = False
-
-    @property
-    def socket(self) -> socket.socket:
-        """The socket, for its addresses and options; its bytes belong to the connection."""
-        return self._socket
-
-    def _transport_receive(self, limit: int) -> int | None:
-        # A read that brought less than it could have emptied the socket: the next one would most likely only
-        # learn EAGAIN, and the wait that follows returns at once if it is not so.
-        if self._drained:
-            self._drained = False
-            return None
-        try:
-            size = self._socket.recv_into(_scratch.cipher_view, limit)
-        except (BlockingIOError, InterruptedError):
-            return None
-        self._drained = 0 < size < limit
-        return size
-
-    def _transport_send(self, data: memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-
-    def _close_transport(self) -> None:
-        if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
-
-    async def wait_receivable(self) -> None:
-        """Wait until the socket is readable; at once if plaintext is already here."""
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS connection was closed")
-        if not self._ahead:
-            self._slim()
-            await trio.lowlevel.wait_readable(self._socket)
-        self._drained = False
-
-    async def wait_sendable(self) -> None:
-        """Wait until the socket is writable."""
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS connection was closed")
-        await trio.lowlevel.wait_writable(self._socket)
-
-    async def wait_send_might_not_block(self) -> None:
-        """Wait until all records are out and the socket is writable."""
-        await self.wait_sendable()
-        while not self._flush():
-            await self.wait_sendable()
-
-
-class Transport(Protocol):
-    """What `StreamTls` needs of a stream, for instance a stream inside an HBONE tunnel."""
-
-    async def send_all(self, data: bytes) -> None:
-        """Send all of it."""
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Wait for some bytes; empty at the end."""
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until sending may be possible."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-
-class StreamTls(TlsConnection):
-    """TLS over any stream. `close` leaves the stream alone: who made it closes it.
-
-    A stream has no ``try_`` calls, so the waits do the work: `wait_receivable` reads from it, `wait_sendable`
-    writes to it. A write that is cancelled half way leaves the stream without a record boundary; after that
-    sending raises OSError.
-    """
-
-    def __init__(
-        self, context: TlsContext, transport: Transport, expected_identities: Sequence[str] | None = None
-    ) -> None:
-        super().__init__(context, expected_identities)
-        self._transport = transport
-        self._arrived: bytes | bytearray | None = None
-        self._broken: OSError | None = None
-        self._sending = False
-
-    @property
-    def transport(self) -> Transport:
-        """The stream below."""
-        return self._transport
-
-    def _transport_receive(self, limit: int) -> int | None:
-        arrived = self._arrived
-        if arrived is None:
-            if self._broken is not None:
-                raise self._broken
-            return None
-        if not arrived:
-            return 0
-        taken = min(limit, len(arrived))
-        _scratch.cipher_view[:taken] = arrived[:taken]
-        self._arrived = arrived[taken:] if taken < len(arrived) else None
-        return taken
-
-    def _transport_send(self, data: memoryview) -> int:  # only wait_sendable sends
-        if self._broken is not None:
-            raise self._broken
-        return 0
-
-    def _close_transport(self) -> None:
-        self._arrived = None
-
-    async def wait_receivable(self) -> None:
-        """Read from the stream once; at once if something is already here."""
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS connection was closed")
-        if self._ahead or self._arrived is not None or self._broken is not None:
-            await trio.lowlevel.checkpoint()
-            return
-        self._slim()
-        try:
-            self._arrived = await self._transport.receive_some(CHUNK)
-        except trio.BrokenResourceError as error:
-            self._broken = ConnectionResetError(errno.ECONNRESET, "the stream below TLS broke")
-            self._broken.__cause__ = error
-
-    async def wait_sendable(self) -> None:
-        """Write all records to the stream."""
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS connection was closed")
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this TLS connection")
-        if self._broken is not None:
-            raise self._broken
-        size = lib.BIO_get_mem_data(self._outgoing, _scratch.pending)
-        self._largest = max(self._largest, size)
-        if not size:
-            await trio.lowlevel.checkpoint()
-            return
-        data = bytes(ffi.buffer(_scratch.pending[0], size))
-        self._sending = True
-        done = False
-        try:
-            await self._transport.send_all(data)
-            done = True
-        except trio.BrokenResourceError as error:
-            raise BrokenPipeError(errno.EPIPE, "the stream below TLS broke") from error
-        finally:
-            self._sending = False
-            if done:
-                self._discard(size)
-            else:
-                self._broken = BrokenPipeError(errno.EPIPE, "a TLS record was cut off on its way out")
-
-    async def wait_send_might_not_block(self) -> None:
-        """Write all records to the stream, and wait until it may take more."""
-        while not self._flush():
-            await self.wait_sendable()
-        await self._transport.wait_send_all_might_not_block()
 
 
 def verify_server_identity(connection: TlsConnection, expected: Sequence[str]) -> Identity:

@@ -44,12 +44,12 @@ _LONGEST_QUEUE: Final = 32
 
 def ssl_of(connection: SSL.Connection) -> Pointer:
     """The SSL object inside a pyOpenSSL connection; it lives as long as the connection."""
-    return connection._ssl  # type: ignore[attr-defined]  # noqa: SLF001  # see the module's text
+    return connection._ssl  # noqa: SLF001  # see the module's text
 
 
 def outgoing_bio_of(connection: SSL.Connection) -> Pointer:
     """The memory BIO that a connection made without a socket writes its records into."""
-    return connection._from_ssl  # type: ignore[attr-defined]  # noqa: SLF001  # see the module's text
+    return connection._from_ssl  # noqa: SLF001  # see the module's text
 
 
 def address_of(pointer: Pointer) -> int:
@@ -195,10 +195,10 @@ def split_protocols(offer: bytes) -> list[bytes]:
 
 def set_groups(context: SSL.Context, groups: bytes) -> bool:
     """Set the key exchange groups, preferred first, separated by colons. False if one is unknown."""
-    done = lib.SSL_CTX_set1_curves_list(_context(context), groups) == 1
+    done: bool = lib.SSL_CTX_set1_curves_list(_context(context), groups) == 1
     lib.ERR_clear_error()
     return done
 
 
 def _context(context: SSL.Context) -> Pointer:
-    return context._context  # type: ignore[attr-defined]  # noqa: SLF001  # see the module's text
+    return context._context  # noqa: SLF001  # see the module's text

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from types import TracebackType
 from typing import Final
 
 import trio
 
-from ztunnel.net.tls_connection import CHUNK, StreamTls, TlsConnection
+from ztunnel.net.tls_connection import CHUNK, TlsConnection
 from ztunnel.net.tls_errors import TlsError
+from ztunnel.net.tls_transports import StreamTls
 
 # How long an orderly close may wait for a peer that does not read.
 _CLOSE_SECONDS: Final = 5.0
@@ -39,12 +41,13 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     `send_eof` sends a close_notify and leaves the other direction open. `receive_some` gives an empty
     answer only for a close_notify; an end without one raises trio.BrokenResourceError, as every
-    failure does, with the TlsError or OSError as its cause. `aclose` says close_notify, waits no longer
-    than a few seconds for it to go out, and closes the connection with what is below it.
+    failure does, with the TlsError or OSError as its cause. `aclose` says close_notify, waits at most
+    ``close_seconds`` for it to go out, and closes the connection with what is below it.
     """
 
-    def __init__(self, connection: TlsConnection) -> None:
+    def __init__(self, connection: TlsConnection, *, close_seconds: float = _CLOSE_SECONDS) -> None:
         self.connection = connection
+        self._close_seconds = close_seconds
         self._sending = _Guard("another task is already sending on this stream")
         self._receiving = _Guard("another task is already receiving from this stream")
         self._eof_sent = False
@@ -92,7 +95,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 return
             self._eof_sent = True
             try:
-                while not self.connection.close_notify() and self.connection.unsent:
+                while not self.connection.close_notify():
                     await self.connection.wait_sendable()
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
@@ -103,7 +106,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if max_bytes is None:
                 max_bytes = CHUNK
-            elif max_bytes < 1:
+            elif operator.index(max_bytes) < 1:
                 raise ValueError("max_bytes must be at least 1")
             if self._closed:
                 raise trio.ClosedResourceError("this stream was closed")
@@ -123,9 +126,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         connection = self.connection
         transport = connection.transport if isinstance(connection, StreamTls) else None
         try:
-            with trio.move_on_after(_CLOSE_SECONDS):
+            with trio.move_on_after(self._close_seconds):
                 await trio.lowlevel.checkpoint()
-                while not connection.close_notify() and connection.unsent:
+                while not connection.close_notify():
                     await connection.wait_sendable()
         except (OSError, trio.ClosedResourceError, trio.BusyResourceError):
             # The peer is gone, or another task is at it: there is nobody to tell.
