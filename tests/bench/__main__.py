@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.load import WARM_UP
+from tests.e2e.census import cpu_seconds
 from tests.e2e.mesh import Mesh
 from tests.e2e.pod import MeshPod
 from ztunnel.demo.machine import interruptible
@@ -24,7 +25,6 @@ from ztunnel.demo.processes import Process
 
 PORT = 8080
 GIBIBYTE = 1024**3
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,6 @@ class Row:
     unit: str
     ztunnel: float
     direct: float | None = None
-
-
-def cpu_seconds(pod: MeshPod) -> float:
-    """The CPU time of a pod's ztunnel so far."""
-    fields = Path(f"/proc/{pod.ztunnel.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def memory(pod: MeshPod) -> tuple[int, int]:
@@ -82,7 +76,7 @@ class Bench:
             wait_listening(server)
 
     def _run(self, client: MeshPod, server: MeshPod, command: str, *arguments: int) -> Result:
-        before = cpu_seconds(self.client) + cpu_seconds(self.server)
+        before = cpu_seconds(self.client, self.server)
         words = [
             sys.executable,
             "-m",
@@ -95,7 +89,7 @@ class Bench:
         done = client.run(*words, timeout=300)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-        cpu = cpu_seconds(self.client) + cpu_seconds(self.server) - before
+        cpu = cpu_seconds(self.client, self.server) - before
         return Result(json.loads(done.stdout), cpu)
 
     def both(self, command: str, *arguments: int) -> tuple[list[Result], list[Result]]:
@@ -161,7 +155,10 @@ def measure(bench: Bench, total: int, messages: int, connections: int) -> list[R
     rows += [
         compared("new connection p50", "µs", results, value("p50", 1e6)),
         alone(
-            "  both ztunnels", "CPU-µs each", results, lambda result: result.cpu * 1e6 / (connections + 20)
+            "  both ztunnels",
+            "CPU-µs each",
+            results,
+            lambda result: result.cpu * 1e6 / (connections + WARM_UP),
         ),
     ]
     results = bench.both("connects", connections, 8)

@@ -1,4 +1,4 @@
-"""What is left on the system: namespaces, processes, directories. Tests hold it to be nothing."""
+"""What a machine has on the system (tests hold it to be nothing in the end), and what processes have used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.pod import MeshPod
 from ztunnel.demo.machine import PREFIX
 from ztunnel.demo.namespaces import PUBLISHED
 
@@ -54,3 +55,13 @@ def open_descriptors(pid: int) -> list[str]:
         except OSError:
             continue
     return sorted(found)
+
+
+def cpu_seconds(*pods: MeshPod) -> float:
+    """The CPU time of these pods' ztunnels so far."""
+    ticks = 0
+    for pod in pods:
+        stat = Path(f"/proc/{pod.ztunnel.process.pid}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

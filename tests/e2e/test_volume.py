@@ -7,6 +7,7 @@ import random
 import pytest
 import trio
 
+from tests.e2e.census import cpu_seconds
 from tests.e2e.conftest import StandardMesh
 from tests.e2e.pod import eventually
 from tests.e2e.traffic import read_all, read_exactly, receive_pattern, send_pattern, serve
@@ -31,6 +32,7 @@ async def test_gigabytes_in_both_directions_at_once_are_exact(standard: Standard
     async def on_server(stream: trio.SocketStream) -> None:
         await exchange(stream, 1)
 
+    before = cpu_seconds(standard.client, standard.server)
     async with (
         serve(standard.server, 8080, on_server) as application,
         await standard.client.connect(standard.server.ipv4, 8080) as stream,
@@ -41,6 +43,8 @@ async def test_gigabytes_in_both_directions_at_once_are_exact(standard: Standard
             await eventually(lambda: len(outcome) == 2, "received by the server", timeout=60)
     assert application.failures == []
     assert outcome == [VOLUME, VOLUME]
+    used = cpu_seconds(standard.client, standard.server) - before
+    assert used / (2 * VOLUME / 1024**3) < 6, "CPU-seconds a GiB, both ztunnels together"
     for pod, direction in ((standard.client, "outbound"), (standard.server, "inbound")):
         entry = (await pod.logged(direction=direction, bytes_sent=VOLUME))[-1]
         assert entry["bytes_recv"] == VOLUME
