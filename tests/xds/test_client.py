@@ -295,15 +295,20 @@ async def test_what_is_known_is_told_to_the_next_stream(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_bug_in_applying_is_not_swallowed(autojump_clock, monkeypatch):
+class _GoneError(ZtunnelError):
+    code = "ZT-TEST-002"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, _GoneError])
+async def test_what_applying_raises_is_not_taken_for_the_streams_end(autojump_clock, monkeypatch, error):
     server = Server()
 
     async def broken(_: MeshDelta) -> list[Rejected]:
         await trio.lowlevel.checkpoint()
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(server, "apply", broken)
-    with pytest.RaisesGroup(pytest.RaisesGroup(ZeroDivisionError)):
+    with pytest.RaisesGroup(pytest.RaisesGroup(error)):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.client().run)
             await wait_all_tasks_blocked()
