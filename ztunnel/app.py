@@ -111,11 +111,15 @@ async def _run(config: Config, ages: TaskAges) -> None:
         admin = Admin(_providers(config, control), levels=levels, shutdown=stop.set, ages=ages)
         await server("admin", config.admin_addr, admin.handle, stop, name="admin server")
         page = MetricsPage(control.metrics)
-        await server("stats", config.stats_addr, page.handle, stop, name="metrics server")
+        drained = trio.Event()
+        # In shared mode a successor has a namespace of its own, so the drain can be watched to its end.
+        until = drained if config.proxy_mode is ProxyMode.SHARED else stop
+        await server("stats", config.stats_addr, page.handle, until, name="metrics server")
         async with trio.open_nursery() as controlling:
             controlling.start_soon(control.run, name="control")
             await stop.wait()
             await control.drain()
+            drained.set()
             controlling.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 

@@ -18,6 +18,7 @@ from ztunnel.messages import (
     CertificateUnneeded,
     CertificateWanted,
     DeltaApplied,
+    DemandAnswered,
     Drain,
     Drained,
     DumpChunk,
@@ -42,6 +43,7 @@ from ztunnel.net.tls import Revocations, TlsOptions
 from ztunnel.observe.logging import get_logger, set_filter
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
+from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.state.application import Application
 from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
@@ -92,34 +94,48 @@ class DataPlane:
             wall_clock=wall_clock,
             budget=DescriptorBudget.current(),
             pipes=PipePool(),
+            demands=Demands(self.store, send) if config.xds_on_demand else None,
         )
 
     async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:
         """Take messages until the channel closes or a drain is over.
 
         Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither
-        traffic nor a certificate. At the end every pod has stopped.
+        traffic nor a certificate. During a drain everything goes on but that no pod is started. At the end
+        every pod has stopped.
         """
-        deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
+        ending = trio.Event()
         with self._shared.pipes:
             async with trio.open_nursery() as nursery:
                 pods = Pods(self._shared, self._send, nursery)
                 nursery.start_soon(pods.recheck_policies, name="policy re-check")
-                nursery.start_soon(self._apply_deltas, delta_inbox, pods, name="mesh deltas")
-                async with inbox, deltas:
-                    async for message in inbox:
-                        if isinstance(message, MeshDelta):
-                            await deltas.send(message)
-                        else:
-                            self._handle(message, pods, nursery)
-                            if isinstance(message, Drain):
-                                break
-                    else:
-                        # The control side is gone, and with it everything that could let pods go on for long.
-                        pods.stop()
+                nursery.start_soon(self._take, inbox, pods, nursery, ending, name="messages")
+                await ending.wait()
                 await pods.wait_empty()
                 self._send(Drained())
                 nursery.cancel_scope.cancel()
+
+    async def _take(
+        self,
+        inbox: trio.abc.ReceiveChannel[ToDataPlane],
+        pods: Pods,
+        nursery: trio.Nursery,
+        ending: trio.Event,
+    ) -> None:
+        """Take messages until the channel closes; ``ending`` is set then, or when a drain begins."""
+        deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
+        nursery.start_soon(self._apply_deltas, delta_inbox, pods, name="mesh deltas")
+        async with inbox, deltas:
+            async for message in inbox:
+                if isinstance(message, MeshDelta):
+                    await deltas.send(message)
+                else:
+                    self._handle(message, pods, nursery)
+                    if isinstance(message, Drain):
+                        ending.set()
+        # The control side is gone, and with it everything that could let pods go on for long.
+        pods.stop()
+        ending.set()
 
     def _handle(self, message: ToDataPlane, pods: Pods, nursery: trio.Nursery) -> None:
         certificates = self._shared.certificates
@@ -140,6 +156,9 @@ class DataPlane:
                 pods.remove(message.uid)
             case Drain():
                 pods.drain(message.deadline)
+            case DemandAnswered():
+                if self._shared.demands is not None:
+                    self._shared.demands.answered(message.key)
             case LogLevels():
                 set_filter(message.filter)
             case ReportWanted():
@@ -184,6 +203,7 @@ class DataPlane:
         for part in traffic.sample_slices():
             samples += part
             await trio.lowlevel.checkpoint()
+        samples += pods.drain_samples()
         self._send(Report(number, tuple(samples), pods.connections()))
 
     async def _dump(self, wanted: DumpWanted) -> None:

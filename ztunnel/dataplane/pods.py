@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 import trio
 
+from ztunnel.dataplane.drain import drain_samples, report_progress
 from ztunnel.messages import (
     FromDataPlane,
     PodAdded,
@@ -14,6 +15,7 @@ from ztunnel.messages import (
     PodFailed,
     PodStarted,
     PodStopped,
+    Sample,
 )
 from ztunnel.net.addresses import os_error_text
 from ztunnel.net.netns import Namespace
@@ -38,7 +40,8 @@ class Pods:
         self._nursery = nursery
         self._shelf = Shelf()
         self._pods: dict[str, PodProxy] = {}
-        self._alive = 0
+        self._alive: set[PodProxy] = set()
+        self._deadline: float | None = None
         self._policy_changed = trio.Event()
         self._emptied = trio.lowlevel.ParkingLot()
 
@@ -57,6 +60,11 @@ class Pods:
         The descriptor of the network namespace becomes ours.
         """
         self.remove(message.uid)
+        if self._deadline is not None:
+            if message.netns is not None:
+                os.close(message.netns)
+            self._send(PodFailed(message.uid, "this process is draining", message.attempt))
+            return
         namespace = None
         in_namespace = None
         factory: SocketFactory = HostSockets(self._shared.budget)
@@ -73,7 +81,7 @@ class Pods:
             PodContext(self._shared, message.uid, message.info, factory, inbound_only=message.inbound_only)
         )
         self._pods[message.uid] = pod
-        self._alive += 1
+        self._alive.add(pod)
         name = f"pod {message.info.namespace}/{message.info.name}"
         self._nursery.start_soon(self._run_pod, pod, namespace, in_namespace, message.attempt, name=name)
 
@@ -84,9 +92,20 @@ class Pods:
             pod.stop()
 
     def drain(self, deadline: float) -> None:
-        """Drain all pods; `wait_empty` returns when the last one has ended."""
+        """Drain all pods; `wait_empty` returns when the last one has ended.
+
+        Logs how it gets on. No pod is started any more.
+        """
+        if self._deadline is not None:
+            return
+        self._deadline = trio.current_time() + deadline
         for pod in self._pods.values():
             pod.drain(deadline)
+        self._nursery.start_soon(report_progress, lambda: self._alive, self._deadline, name="drain progress")
+
+    def drain_samples(self) -> list[Sample]:
+        """Metrics of a drain under way; none otherwise."""
+        return [] if self._deadline is None else drain_samples(self._alive, self._deadline)
 
     def stop(self) -> None:
         """End all pods at once."""
@@ -164,7 +183,7 @@ class Pods:
                 namespace.close()
             if self._pods.get(uid) is pod:
                 del self._pods[uid]
-            self._alive -= 1
+            self._alive.discard(pod)
             if not self._alive:
                 self._emptied.unpark_all()
             self._ended(uid, attempt, failure, started=started)

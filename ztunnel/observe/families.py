@@ -154,6 +154,24 @@ SERIES_OVERFLOW = Family(
     _C,
     "Connections counted under labels of all unknown, since the limit of traffic series was reached.",
 )
+_POD_LABELS = ("pod_namespace", "pod_name")
+DRAIN_CONNECTIONS = Family(
+    "ztunnel_drain_connections",
+    _G,
+    "Connections of a pod that are still open while this process drains; absent otherwise.",
+    _POD_LABELS,
+)
+DRAIN_OLDEST = Family(
+    "ztunnel_drain_oldest_connection_seconds",
+    _G,
+    "Age of a pod's oldest connection while this process drains; absent otherwise.",
+    _POD_LABELS,
+)
+DRAIN_REMAINING = Family(
+    "ztunnel_drain_remaining_seconds",
+    _G,
+    "Seconds until what is still open is cut, while this process drains; absent otherwise.",
+)
 
 CATALOGUE: tuple[Family, ...] = (
     OPEN_FDS,
@@ -183,6 +201,9 @@ CATALOGUE: tuple[Family, ...] = (
     PROXIES_STARTED,
     PROXIES_STOPPED,
     SERIES_OVERFLOW,
+    DRAIN_CONNECTIONS,
+    DRAIN_OLDEST,
+    DRAIN_REMAINING,
 )
 
 BY_SAMPLE: dict[str, Family] = {sample: family for family in CATALOGUE for sample in family.samples}

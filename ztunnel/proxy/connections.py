@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -17,11 +17,13 @@ class Closable:
     """A connection's task can be ended from outside; ``closed_because`` then is what its log line says.
 
     tunnels: those that carry it: one for HBONE, two for double HBONE.
+    opened: when it began, on trio's clock.
     """
 
     scope: trio.CancelScope
     closed_because: ConnectionFailure | None = None
     tunnels: tuple[Tunnel, ...] = ()
+    opened: float = field(default_factory=trio.current_time)
 
     def close(self, why: ConnectionFailure) -> None:
         """End the connection's task for a reason. The first reason wins."""
@@ -81,3 +83,7 @@ class ConnectionTable:
 
     def __len__(self) -> int:
         return len(self.inbound) + len(self.outbound)
+
+    def oldest(self) -> float | None:
+        """When the oldest that is open began, on trio's clock; None when nothing is."""
+        return min((entry.opened for entry in (*self.inbound, *self.outbound)), default=None)

@@ -81,6 +81,12 @@ class Http2Error(ConnectionFailure):
         super().__init__(f"h2 failed: {text}")
 
 
+class StreamRefusedError(Http2Error):
+    """The other end refused our stream without having looked at it, on several tunnels one after another."""
+
+    code = "ZT-HBN-013"
+
+
 class ConnectTimeoutError(ConnectionFailure):
     """The other end took our CONNECT and never answered it."""
 

@@ -17,7 +17,7 @@ from ztunnel.decide.headers import print_baggage, print_forwarded
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal
 from ztunnel.decide.route import route, unresolved, with_ip
 from ztunnel.dns.on_demand import NameResolutionError
-from ztunnel.hbone import HboneClient, error_text
+from ztunnel.hbone import ErrorCode, HboneClient, error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import ConnectTimedOut, connect
@@ -34,6 +34,7 @@ from ztunnel.proxy.errors import (
     RefusedByPeerError,
     RelayError,
     RouteRefusedError,
+    StreamRefusedError,
     os_error_text,
 )
 from ztunnel.proxy.podcontext import PodContext
@@ -147,6 +148,8 @@ class OutboundProxy:
         self, request: OutboundRequest, failed: set[str], report: ConnectionReport
     ) -> OutboundPlan:
         shared = self._pod.shared
+        if shared.demands is not None:
+            await shared.demands.destination(request.destination, request.source.network)
         avoid = failed | self._penalized()
         plan = route(
             shared.store, request, shared.random, illegal_ports=shared.config.illegal_ports, avoid=avoid
@@ -221,17 +224,28 @@ class OutboundProxy:
     async def _open(
         self, plan: OutboundPlan, client: SocketAddress, fields: Sequence[tuple[str, str]]
     ) -> TunnelStream:
-        """Open a stream to the next hop on a pooled tunnel and wait until it is accepted."""
+        """Open a stream to the next hop on a pooled tunnel and wait until it is accepted.
+
+        A stream that the peer refused unseen (it is draining, and the GOAWAY was still on its way) is opened
+        anew on another tunnel: RFC 9113 section 8.7 permits that for any request.
+        """
         workload = plan.destination_workload
         key = PoolKey(
             plan.source.identity, plan.expected, client.ip, plan.next_hop, workload.uid if workload else ""
         )
-        try:
-            tunnel = await self.pool.tunnel(key)
-        except PoolDrainingError:
-            raise PoolClosedError from None
         assert plan.authority is not None
-        return await _accepted(tunnel.open(plan.authority, fields))
+        refusals = 0
+        while True:
+            try:
+                tunnel = await self.pool.tunnel(key)
+            except PoolDrainingError:
+                raise PoolClosedError from None
+            try:
+                return await _accepted(tunnel.open(plan.authority, fields))
+            except StreamRefusedError:
+                refusals += 1
+                if refusals == ATTEMPTS:
+                    raise
 
     async def _connect(self, destination: SocketAddress) -> socket.socket:
         pod = self._pod
@@ -341,6 +355,8 @@ async def _accepted(stream: TunnelStream) -> TunnelStream:
         stream.close()
         if error.code is None:
             raise Http2Error(str(error)) from error
+        if error.code == ErrorCode.REFUSED_STREAM:
+            raise StreamRefusedError(error_text("stream", "received", error.code)) from error
         raise Http2Error(f"{error_text('stream', 'received', error.code)}") from error
     except BaseException:
         stream.close()

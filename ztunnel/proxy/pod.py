@@ -187,6 +187,11 @@ class PodProxy:
         self.context.cut_because = DrainedError()
         self._everything.cancel()
 
+    @property
+    def open_sockets(self) -> int:
+        """Accepted sockets that are still served: connections of applications, and tunnels of peers."""
+        return 0 if self._connections is None else len(self._connections.child_tasks)
+
     # -- accepted sockets ------------------------------------------------------------------------------------
 
     async def _on_inbound(self, sock: socket.socket, peer: SocketAddress) -> None:

@@ -1,0 +1,100 @@
+"""How a drain gets on: how many connections are left, of which pods, how old they are.
+
+Whoever waits for a node to be upgraded wants to know what holds it up. A line in the log says so each second
+in which something has changed, and every five seconds otherwise; the metrics page says so for each pod as
+long as there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import trio
+
+from ztunnel.messages import Sample
+from ztunnel.observe import families
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.pod import PodProxy
+
+log = get_logger("drain")
+
+INTERVAL = 1.0
+"""Seconds between two looks at what is left."""
+
+_UNCHANGED_INTERVALS = 5
+_PODS_SHOWN = 8
+
+
+class PodProgress(NamedTuple):
+    """What one pod still has open.
+
+    pod: namespace and name. connections: of applications. sockets: accepted and still served; a peer's tunnel
+    is one, however many connections it carries. age: seconds since the oldest connection began, None without
+    any.
+    """
+
+    pod: tuple[str, str]
+    connections: int
+    sockets: int
+    age: float | None
+
+    def __str__(self) -> str:
+        age = "" if self.age is None else f", oldest {self.age:.0f}s"
+        return f"{self.pod[0]}/{self.pod[1]}: {self.connections}{age}"
+
+
+def progress(pods: Iterable[PodProxy]) -> list[PodProgress]:
+    """What pods still have open, those with the most connections first; pods with nothing are left out."""
+    now = trio.current_time()
+    left = []
+    for pod in pods:
+        context = pod.context
+        oldest = context.connections.oldest()
+        found = PodProgress(
+            (context.info.namespace, context.info.name),
+            len(context.connections),
+            pod.open_sockets,
+            None if oldest is None else now - oldest,
+        )
+        if found.connections or found.sockets:
+            left.append(found)
+    left.sort(key=lambda one: (-one.connections, one.pod))
+    return left
+
+
+def drain_samples(pods: Iterable[PodProxy], deadline: float) -> list[Sample]:
+    """The metrics of a drain that ends at ``deadline`` on trio's clock."""
+    samples = [Sample(families.DRAIN_REMAINING.name, (), max(0.0, deadline - trio.current_time()))]
+    for one in progress(pods):
+        samples.append(Sample(families.DRAIN_CONNECTIONS.name, one.pod, one.connections))
+        samples.append(Sample(families.DRAIN_OLDEST.name, one.pod, one.age or 0.0))
+    return samples
+
+
+async def report_progress(pods: Callable[[], Iterable[PodProxy]], deadline: float) -> None:
+    """Log what is left, until cancelled. A drain that is over within a second says nothing."""
+    said: list[tuple[tuple[str, str], int, int]] = []
+    unchanged = 0
+    while True:
+        await trio.sleep(INTERVAL)
+        left = progress(pods())
+        now = [(one.pod, one.connections, one.sockets) for one in left]
+        unchanged = unchanged + 1 if now == said else 0
+        if unchanged % _UNCHANGED_INTERVALS == 0:
+            said = now
+            _say(left, deadline - trio.current_time())
+
+
+def _say(left: list[PodProgress], remaining: float) -> None:
+    shown = [str(one) for one in left[:_PODS_SHOWN]]
+    if len(left) > _PODS_SHOWN:
+        shown.append(f"and {len(left) - _PODS_SHOWN} more pods")
+    log.info(
+        "draining",
+        connections=sum(one.connections for one in left),
+        sockets=sum(one.sockets for one in left),
+        pods=len(left),
+        remaining=f"{max(0.0, remaining):.0f}s",
+        left="; ".join(shown),
+    )
