@@ -114,6 +114,12 @@ class Drain(Message, frozen=True):
     deadline: float
 
 
+class DemandAnswered(Message, frozen=True):
+    """The control plane has answered a `ResourceDemanded`, or nobody waits for it to any longer."""
+
+    key: str
+
+
 class LogLevels(Message, frozen=True):
     """The log filter in force."""
 
@@ -260,6 +266,7 @@ ToDataPlane: TypeAlias = (
     | PodAdded
     | PodRemoved
     | Drain
+    | DemandAnswered
     | LogLevels
     | ReportWanted
     | DumpWanted

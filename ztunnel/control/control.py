@@ -31,12 +31,14 @@ from ztunnel.inpod.session import PodCounts
 from ztunnel.messages import (
     CertificateUnneeded,
     CertificateWanted,
+    DemandAnswered,
     DumpSection,
     FromDataPlane,
     InboundConnection,
     LogLevels,
     OutboundConnection,
     PodInfo,
+    ResourceDemanded,
     RevocationsChanged,
     ToDataPlane,
 )
@@ -44,6 +46,7 @@ from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
 from ztunnel.state.local import static_config
+from ztunnel.xds.client import XdsClient
 
 log = get_logger("app")
 
@@ -76,6 +79,7 @@ class Control:
         self._config = config
         self._readiness = readiness
         self._wall_clock = wall_clock
+        self._demanded, self._demands = trio.open_memory_channel[str](float("inf"))
         self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
         self.link = DataPlaneLink(to_plane, from_plane, self._on_message)
         self.pods = PodStarter(self.link, self._pod_ended)
@@ -111,6 +115,7 @@ class Control:
             task_status.started()
             if mesh.xds is not None:
                 nursery.start_soon(mesh.xds.run, name="xds stream")
+                nursery.start_soon(self._answer_demands, mesh.xds, name="on-demand xds")
                 await mesh.xds.ready.wait()
             self._readiness.complete(STATE_MANAGER)
             if self.zds is None:
@@ -169,6 +174,8 @@ class Control:
                 answer = self.certificates.want(message.identity, priority)
                 if answer is not None:
                     self._publish(answer)
+            case ResourceDemanded():
+                self._demanded.send_nowait(message.key)
             case CertificateUnneeded():
                 self.certificates.forget(message.identity)
             case _:
@@ -176,6 +183,17 @@ class Control:
 
     def _publish(self, change: Change | RevocationsChanged) -> None:
         self._outgoing.send_nowait(change)
+
+    async def _answer_demands(self, xds: XdsClient) -> None:
+        """Ask the control plane for what connections wait for, many keys at a time."""
+
+        async def ask(key: str) -> None:
+            await xds.demand(key)
+            self._outgoing.send_nowait(DemandAnswered(key))
+
+        async with self._demands, trio.open_nursery() as nursery:
+            async for key in self._demands:
+                nursery.start_soon(ask, key, name=f"demand {key}")
 
     async def _pass_on(self) -> None:
         """Changes of certificates are few, but come where nothing may wait; here they wait their turn."""

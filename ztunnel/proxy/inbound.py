@@ -168,6 +168,9 @@ class InboundProxy:
     ) -> None:
         pod = self._pod
         workload = await pod.local_workload()
+        shared = pod.shared
+        if shared.demands is not None:
+            await shared.demands.authority(request.authority, local, workload, shared.config.network)
         plan = self._admit(request, peer, local, identity, workload, entry)
         entry.facts = PolicyFacts(peer, plan.destination, identity)
         pod.connections.inbound.add(entry)

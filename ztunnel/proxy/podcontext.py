@@ -23,6 +23,7 @@ from ztunnel.observe.logging import get_logger
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connections import ConnectionTable
+from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.errors import ConnectionFailure, UnknownWorkloadError
 from ztunnel.state.store import MeshStore
 
@@ -49,6 +50,7 @@ class Names(Protocol):
 class Shared:
     """What all pods of a data plane share.
 
+    demands: on-demand xDS, None when it is off.
     changed: woken whenever something of the mesh was applied.
     wall_clock: seconds since the epoch.
     """
@@ -62,6 +64,7 @@ class Shared:
     wall_clock: Callable[[], float]
     budget: DescriptorBudget
     pipes: PipePool
+    demands: Demands | None = None
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property
