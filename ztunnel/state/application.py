@@ -19,7 +19,7 @@ are wanted or not needed any more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from typing import NamedTuple
 
 from ztunnel.messages import MeshDelta, Origin, Resource
@@ -63,7 +63,8 @@ class Application(ABC):
     def __init__(self, delta: MeshDelta, touched: Callable[[], None]) -> None:
         self.delta = delta
         self.done = False
-        self.changed_workloads: set[str] = set()
+        # Not a set: a dict of texts is none of the garbage collector's business, and this one may be big.
+        self._changed_workloads: dict[str, None] = {}
         self.changed_services: set[NamespacedHostname] = set()
         self.changed_policies: set[str] = set()
         self.removed_workloads: list[RemovedWorkload] = []
@@ -88,6 +89,11 @@ class Application(ABC):
         return [resource.name for index, resource in enumerate(self.delta.resources) if index not in refused]
 
     @property
+    def changed_workloads(self) -> KeysView[str]:
+        """The uids of workloads that came or changed, and are still there."""
+        return self._changed_workloads.keys()
+
+    @property
     def policies_changed(self) -> bool:
         """Whether open connections are to be checked again.
 
@@ -99,7 +105,10 @@ class Application(ABC):
     def changed(self) -> bool:
         """Whether the mesh is another than before, as far as `step` has come."""
         return bool(
-            self.changed_workloads or self.changed_services or self.changed_policies or self.removed_workloads
+            self._changed_workloads
+            or self.changed_services
+            or self.changed_policies
+            or self.removed_workloads
         )
 
     def step(self, max_items: int = 64) -> bool:
@@ -213,7 +222,7 @@ class AddressApplication(Application):
                     self._leave(key, uid)
         for key, packed in keys.services:
             self._join(key, uid, packed)
-        self.changed_workloads.add(uid)
+        self._changed_workloads[uid] = None
         if keys.on_node and self._workloads.node is not None and (keys.hbone or keys.native_tunnel):
             workload = self._workloads.get(uid)
             if workload is not None:
@@ -226,7 +235,7 @@ class AddressApplication(Application):
         for uid, packed in self._turned_away.pop(key, {}).items():
             self._join(key, uid, packed)
         for uid, packed in refused.items():
-            if uid in self.changed_workloads:
+            if uid in self._changed_workloads:
                 self._turned_away.setdefault(key, {})[uid] = packed
 
     def _join(self, key: NamespacedHostname, uid: str, packed: bytes) -> None:
@@ -262,7 +271,7 @@ class AddressApplication(Application):
         account = workload.namespace, workload.service_account
         forget = keys.on_node and not self._workloads.has_account(*account)
         self.removed_workloads.append(RemovedWorkload(uid, workload.identity, forget))
-        self.changed_workloads.discard(uid)
+        self._changed_workloads.pop(uid, None)
 
     def _remove_service(self, key: NamespacedHostname) -> None:
         entry = self._services.entry(key)
@@ -274,7 +283,7 @@ class AddressApplication(Application):
         joined = {
             uid: packed
             for uid, packed in entry.endpoints.items()
-            if isinstance(packed, bytes) and uid in self.changed_workloads
+            if isinstance(packed, bytes) and uid in self._changed_workloads
         }
         joined.update(self._turned_away.pop(key, {}))
         self._services.remove(key)
