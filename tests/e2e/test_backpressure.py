@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -33,10 +33,10 @@ KERNEL_BUFFERS = 8 * MEBIBYTE
 
 
 @pytest.fixture(autouse=True)
-def _small_kernel_buffers(standard: StandardMesh) -> Iterator[None]:
+async def _small_kernel_buffers(standard: StandardMesh) -> AsyncIterator[None]:
     """At most a mebibyte a socket, on whatever machine this runs, for sockets that are made meanwhile."""
     names = ("net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
-    before = {name: Path("/proc/sys", name).read_text() for name in names}
+    before = {name: await trio.Path("/proc/sys", name).read_text() for name in names}
     pods = [pod.pod.namespace for pod in (standard.client, standard.server, standard.outside)]
     for namespace in pods:
         for name in names:
