@@ -7,13 +7,14 @@ and knows the mesh from elsewhere (here the local file).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tests.e2e.fake_cni import FakeCni
-from tests.e2e.pod import MeshPod
+from tests.e2e.pod import MeshPod, eventually
 from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
-from ztunnel.demo.dedicated import INHERITED, Ztunnel
+from ztunnel.demo.dedicated import INHERITED, Ztunnel, ztunnel_command
 from ztunnel.demo.network import Node, Pod
 from ztunnel.messages import PodInfo
 
@@ -32,7 +33,7 @@ class NodeZtunnel:
         self.cni.__enter__()
         mesh.machine.on_close(lambda: self.cni.__exit__(None, None, None))
         self.ztunnels: list[Ztunnel] = []
-        self._home: list[Pod] = []
+        self.homes: list[Pod] = []
 
     @property
     def current(self) -> Ztunnel:
@@ -41,9 +42,31 @@ class NodeZtunnel:
 
     def start(self, **environment: str) -> Ztunnel:
         """Start one more ztunnel, beside those that run; ready when this returns."""
+        ztunnel = self.launch(**environment)
+        ztunnel.wait_ready()
+        return ztunnel
+
+    async def upgrade(self, **environment: str) -> tuple[Ztunnel, Ztunnel]:
+        """Start a successor, and tell the old one to end when it is ready, as a DaemonSet with surge does.
+
+        Does not hold up the test's other tasks. Gives the old one, which is draining, and the new one.
+        """
+        old = self.current
+        new = self.launch(**environment)
+        await eventually(lambda: new.ready() or new.process.returncode is not None, "ready", 20)
+        assert new.process.returncode is None, new.process.output()[-4000:]
+        old.process.signal(signal.SIGTERM)
+        return old, new
+
+    def launch(self, *, home: Pod | None = None, prefix: Sequence[str] = (), **environment: str) -> Ztunnel:
+        """Start one more ztunnel and do not wait for it.
+
+        home: the pod it lives in; a new one by default. prefix: a command that starts its command, with
+        limits for instance.
+        """
         number = len(self.ztunnels) + 1
-        home = self.node.pod(f"zt{number}-{self.node.name}")
-        self._home.append(home)
+        home = home or self.node.pod(f"zt{number}-{self.node.name}")
+        self.homes.append(home)
         variables = {key: value for key, value in os.environ.items() if key in INHERITED}
         variables |= {
             "NODE_NAME": self.node.name,
@@ -57,15 +80,14 @@ class NodeZtunnel:
             "RUST_LOG": "info,access=debug",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        ztunnel = Ztunnel.start(
-            self.mesh.machine,
+        process = self.mesh.machine.spawn(
             f"ztunnel-{self.node.name}-{number}",
-            variables | self.mesh.environment | environment,
-            home.namespace,
+            [*prefix, *ztunnel_command("proxy", "ztunnel")],
+            env=variables | self.mesh.environment | environment,
+            namespace=home.namespace,
         )
-        self.ztunnels.append(ztunnel)
-        ztunnel.wait_ready()
-        return ztunnel
+        self.ztunnels.append(Ztunnel(process, home.namespace))
+        return self.current
 
     def add(self, pod: MeshPod) -> None:
         """Hand a pod to the newest ztunnel, as the CNI does when the pod starts."""

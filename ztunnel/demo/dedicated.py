@@ -94,9 +94,10 @@ class Ztunnel:
 
     def wait_ready(self, timeout: float = 20.0) -> None:
         """Return once its readiness server says so. Raises ProcessEndedError or NotReadyError."""
-        self.process.wait_until(self._ready, what="ready", timeout=timeout)
+        self.process.wait_until(self.ready, what="ready", timeout=timeout)
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether its readiness server says so now."""
         try:
             return self.http("GET", READINESS_PORT, "/healthz/ready")[0] == 200
         except (OSError, http.client.HTTPException):
