@@ -32,16 +32,16 @@ def resident(pod: MeshPod) -> int:
 KERNEL_BUFFERS = 8 * MEBIBYTE
 
 
-@pytest.fixture(autouse=True)
-async def _small_kernel_buffers(standard: StandardMesh) -> AsyncIterator[None]:
-    """At most a mebibyte a socket, on whatever machine this runs, for sockets that are made meanwhile."""
+@pytest.fixture
+async def small(standard: StandardMesh) -> AsyncIterator[StandardMesh]:
+    """The standard mesh, with at most a mebibyte a socket for new sockets, on whatever machine."""
     names = ("net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
     before = {name: await trio.Path("/proc/sys", name).read_text() for name in names}
     pods = [pod.pod.namespace for pod in (standard.client, standard.server, standard.outside)]
     for namespace in pods:
         for name in names:
             set_kernel_setting(namespace, name, f"4096 131072 {MEBIBYTE}")
-    yield
+    yield standard
     for namespace in pods:
         for name, value in before.items():
             set_kernel_setting(namespace, name, value)
@@ -67,8 +67,8 @@ class Flood:
         await eventually(lambda: trio.current_time() - self.last_progress > 1, "stalled", timeout=30)
 
 
-async def test_a_stalled_reader_stalls_the_sender_and_costs_little(standard: StandardMesh) -> None:
-    client, server = standard.client, standard.server
+async def test_a_stalled_reader_stalls_the_sender_and_costs_little(small: StandardMesh) -> None:
+    client, server = small.client, small.server
     flood = Flood()
     async with serve(server, 8080, flood), serve(server, 8081):
         # Both have their buffers already before the comparison.
@@ -90,8 +90,8 @@ async def test_a_stalled_reader_stalls_the_sender_and_costs_little(standard: Sta
             assert await receive_pattern(stalled, flood.sent + 30 * MEBIBYTE) > 30 * MEBIBYTE
 
 
-async def test_twenty_stalled_readers_are_bounded_together(standard: StandardMesh) -> None:
-    client, server = standard.client, standard.server
+async def test_twenty_stalled_readers_are_bounded_together(small: StandardMesh) -> None:
+    client, server = small.client, small.server
     flood = Flood()
     async with serve(server, 8080, flood):
         before = resident(client), resident(server)
@@ -104,11 +104,9 @@ async def test_twenty_stalled_readers_are_bounded_together(standard: StandardMes
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
-async def test_plaintext_stalls_too(standard: StandardMesh, way: str) -> None:
-    client, server = (
-        (standard.outside, standard.server) if way == "in" else (standard.client, standard.outside)
-    )
-    served = standard.server if way == "in" else standard.client
+async def test_plaintext_stalls_too(small: StandardMesh, way: str) -> None:
+    client, server = (small.outside, small.server) if way == "in" else (small.client, small.outside)
+    served = small.server if way == "in" else small.client
     flood = Flood()
     async with serve(server, 8080, flood):
         before = resident(served)
@@ -121,8 +119,8 @@ async def test_plaintext_stalls_too(standard: StandardMesh, way: str) -> None:
             assert await receive_pattern(stream, wanted) == wanted
 
 
-async def test_a_stalled_upload_is_bounded_and_exact_as_well(standard: StandardMesh) -> None:
-    client, server = standard.client, standard.server
+async def test_a_stalled_upload_is_bounded_and_exact_as_well(small: StandardMesh) -> None:
+    client, server = small.client, small.server
     go_on, finished = trio.Event(), trio.Event()
     total = 60 * MEBIBYTE
     received: list[int] = []
@@ -151,7 +149,7 @@ async def test_a_stalled_upload_is_bounded_and_exact_as_well(standard: StandardM
     assert application.failures == []
 
 
-async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(standard: StandardMesh) -> None:
+async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(small: StandardMesh) -> None:
     total = 30 * MEBIBYTE
     chunks = random.Random(5)
 
@@ -163,7 +161,7 @@ async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(standard:
             offset += size
 
     async def read_slowly() -> None:
-        async with await standard.client.connect(standard.server.ipv4, 8080) as stream:
+        async with await small.client.connect(small.server.ipv4, 8080) as stream:
             received = 0
             with trio.fail_after(60):
                 while received < total:
@@ -173,11 +171,11 @@ async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(standard:
                     await trio.sleep(0.01)
 
     async def read_fast() -> None:
-        async with await standard.client.connect(standard.server.ipv4, 8080) as stream:
+        async with await small.client.connect(small.server.ipv4, 8080) as stream:
             with trio.fail_after(60):
                 assert await receive_pattern(stream) == total
 
-    async with serve(standard.server, 8080, send) as application, trio.open_nursery() as nursery:
+    async with serve(small.server, 8080, send) as application, trio.open_nursery() as nursery:
         nursery.start_soon(read_slowly)
         for _ in range(4):
             nursery.start_soon(read_fast)
