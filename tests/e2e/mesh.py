@@ -274,6 +274,13 @@ class Mesh:
         return Capture(self.network.wire, self.network.wire_port(node.node))
 
 
+def waypoint(target: MeshPod | str, port: int = 15008) -> dict[str, Any]:
+    """A reference to a waypoint (or network gateway): a pod, an IP address, or ``namespace/hostname``."""
+    if not isinstance(target, str):
+        target = target.ipv4
+    return {"destination": target if "/" in target else f"/{target}", "hboneMtlsPort": port}
+
+
 def _summary(mesh: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """What a local file and a config dump must have in common."""
     policies = [(policy["namespace"], policy["name"], policy["action"]) for policy in mesh["policies"]]
