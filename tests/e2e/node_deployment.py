@@ -40,13 +40,13 @@ class NodeZtunnel:
         """The newest ztunnel of the node."""
         return self.ztunnels[-1]
 
-    def start(self, **environment: str) -> Ztunnel:
+    def start(self, **environment: str | None) -> Ztunnel:
         """Start one more ztunnel, beside those that run; ready when this returns."""
         ztunnel = self.launch(**environment)
         ztunnel.wait_ready()
         return ztunnel
 
-    async def upgrade(self, **environment: str) -> tuple[Ztunnel, Ztunnel]:
+    async def upgrade(self, **environment: str | None) -> tuple[Ztunnel, Ztunnel]:
         """Start a successor, and tell the old one to end when it is ready, as a DaemonSet with surge does.
 
         Does not hold up the test's other tasks. Gives the old one, which is draining, and the new one.
@@ -58,13 +58,15 @@ class NodeZtunnel:
         old.process.signal(signal.SIGTERM)
         return old, new
 
-    def launch(self, *, home: Pod | None = None, prefix: Sequence[str] = (), **environment: str) -> Ztunnel:
+    def launch(
+        self, *, home: Pod | None = None, prefix: Sequence[str] = (), **environment: str | None
+    ) -> Ztunnel:
         """Start one more ztunnel and do not wait for it.
 
         home: the pod it lives in; a new one by default. prefix: a command that starts its command, with
-        limits for instance.
+        limits for instance. environment: further variables, None for one that is not to be set.
         """
-        number = len(self.ztunnels) + 1
+        number = len(self.homes) + 1
         home = home or self.node.pod(f"zt{number}-{self.node.name}")
         self.homes.append(home)
         variables = {key: value for key, value in os.environ.items() if key in INHERITED}
@@ -83,7 +85,11 @@ class NodeZtunnel:
         process = self.mesh.machine.spawn(
             f"ztunnel-{self.node.name}-{number}",
             [*prefix, *ztunnel_command("proxy", "ztunnel")],
-            env=variables | self.mesh.environment | environment,
+            env={
+                name: value
+                for name, value in (variables | self.mesh.environment | environment).items()
+                if value is not None
+            },
             namespace=home.namespace,
         )
         self.ztunnels.append(Ztunnel(process, home.namespace))

@@ -73,17 +73,17 @@ def drain_samples(pods: Iterable[PodProxy], deadline: float) -> list[Sample]:
 
 
 async def report_progress(pods: Callable[[], Iterable[PodProxy]], deadline: float) -> None:
-    """Log what is left, until cancelled. A drain that is over within a second says nothing."""
+    """Log what is left, until cancelled; nothing as long as nothing is."""
     said: list[tuple[tuple[str, str], int, int]] = []
     unchanged = 0
     while True:
-        await trio.sleep(INTERVAL)
         left = progress(pods())
         now = [(one.pod, one.connections, one.sockets) for one in left]
         unchanged = unchanged + 1 if now == said else 0
-        if unchanged % _UNCHANGED_INTERVALS == 0:
-            said = now
+        if left and unchanged % _UNCHANGED_INTERVALS == 0:
             _say(left, deadline - trio.current_time())
+        said = now
+        await trio.sleep(INTERVAL)
 
 
 def _say(left: list[PodProgress], remaining: float) -> None:

@@ -1,0 +1,61 @@
+"""A mesh of two nodes in shared mode, for the tests of in-pod mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.e2e.census import take_census
+from tests.e2e.mesh import Mesh
+from tests.e2e.node_deployment import NodeDeployment, NodeZtunnel
+from tests.e2e.pod import MeshPod, eventually
+from ztunnel.demo.dedicated import Ztunnel
+
+
+@dataclass
+class TwoNodes:
+    """Client and neighbour on the first node, the server on the second, and a pod outside the mesh there."""
+
+    mesh: Mesh
+    deployment: NodeDeployment
+    client: MeshPod
+    neighbour: MeshPod
+    server: MeshPod
+    outside: MeshPod
+    vip: str
+
+    def node(self, pod: MeshPod) -> NodeZtunnel:
+        """What runs on a pod's node."""
+        return self.deployment.nodes[pod.pod.node.name]
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, environment: Mapping[str, str] | None = None, *, backend: str | None = None
+    ) -> Iterator[TwoNodes]:
+        """A mesh with a ztunnel on each node; nothing of it may be left afterwards.
+
+        backend: iptables or nftables, for the redirection.
+        """
+        deployment = NodeDeployment()
+        with Mesh.open(deployment=deployment, environment=environment) as mesh:
+            mesh.redirection_backend = backend
+            client = mesh.node("a").pod("client")
+            neighbour = mesh.node("a").pod("neighbour")
+            server = mesh.node("b").pod("server")
+            outside = mesh.node("b").pod("outside", captured=False, registered=False)
+            vip = mesh.service("web", ports={80: 8080}, endpoints=[server])
+            mesh.start()
+            yield cls(mesh, deployment, client, neighbour, server, outside, vip)
+            name = mesh.machine.name
+        census = take_census(name)
+        assert census.empty, census
+
+
+async def ended(ztunnel: Ztunnel, timeout: float) -> None:
+    """Wait until it has ended, as it should."""
+    await eventually(lambda: ztunnel.process.returncode is not None, "ended", timeout)
+    output = ztunnel.process.output()
+    assert ztunnel.process.returncode == 0, output[-4000:]
+    assert "Traceback" not in output, output[-8000:]
