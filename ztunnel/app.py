@@ -30,7 +30,7 @@ from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.shared_root import load_root
 from ztunnel.config import Config, ProxyMode, config_view, config_yaml
-from ztunnel.control.control import PROXY, STATE_MANAGER, Control
+from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control
 from ztunnel.dataplane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
@@ -92,7 +92,10 @@ async def _run(config: Config, ages: TaskAges) -> None:
     stop = trio.Event()
     readiness = Readiness()
     readiness.register(STATE_MANAGER)
-    readiness.register(PROXY)
+    if config.proxy:
+        readiness.register(PROXY)
+    if config.dns_proxy:
+        readiness.register(DNS_PROXY)
     random = SystemRandom()
     to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
     from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)

@@ -36,10 +36,16 @@ class WorkloadInfo(NamedTuple):
 
 
 class Localhost(NamedTuple):
-    """Listen on 127.0.0.1, and on ::1 too if ``ipv6`` and the loopback interface has it."""
+    """Listen on 127.0.0.1, and on ::1 too if ``ipv6`` and the loopback interface has it.
+
+    ``str()`` gives ``localhost:15000``.
+    """
 
     ipv6: bool
     port: int
+
+    def __str__(self) -> str:
+        return f"localhost:{self.port}"
 
 
 ListenAddress: TypeAlias = SocketAddress | Localhost

@@ -52,6 +52,7 @@ log = get_logger("app")
 
 STATE_MANAGER = "state manager"
 PROXY = "proxy"
+DNS_PROXY = "dns proxy"
 WORKLOAD_MANAGER = "workload proxy manager"
 
 DATA_PLANES = 1
@@ -124,6 +125,7 @@ class Control:
                 await self._start_own_pod()
                 nursery.start_soon(self._enrol, self.zds, name="cni agent")
             self._readiness.complete(PROXY)
+            self._readiness.complete(DNS_PROXY)
 
     async def ready(self, request: Request) -> Response:
         """The readiness page; says what the first sync waits for."""

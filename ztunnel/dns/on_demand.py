@@ -1,23 +1,27 @@
 """On-demand DNS: the addresses of a workload that the control plane knows only by hostname.
 
-Resolved when a connection needs them, with our own ``/etc/resolv.conf`` and in its own network namespace
-(not the pod's; that is the DNS proxy, which has other rules).
+Resolved when a connection needs them, with our own ``/etc/resolv.conf``, its search list included, and in our
+own network namespace (not the pod's; that is the DNS proxy, which has other rules). The resolver behind both
+is the same.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
+from random import Random, SystemRandom
 
-import dns.asyncresolver
-import dns.exception
-import dns.rdatatype
-import dns.resolver
 import trio
 
-from ztunnel.errors import ZtunnelError
+from ztunnel.dns.errors import NameResolutionError, UpstreamError, UpstreamTimedOut
+from ztunnel.dns.lookup import Found, look_up
+from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
+from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import IPAddress, parse_ip
+from ztunnel.net.sockets import HostSockets
 from ztunnel.observe.logging import get_logger
+
+__all__ = ["NameResolutionError", "OnDemandResolver"]
 
 log = get_logger("dns::resolver")
 
@@ -26,21 +30,25 @@ LOOKUP_TIMEOUT = 15.0
 """Seconds for all attempts together, as for forwarded queries."""
 
 
-class NameResolutionError(ZtunnelError):
-    """A workload's hostname has no address now."""
-
-    code = "ZT-DNS-001"
-
-
 class OnDemandResolver:
     """Resolves A and AAAA (A alone when ``ipv6`` is off) in parallel, with a cache that honours TTLs.
 
-    resolver: for tests; by default one made of ``/etc/resolv.conf`` at the first use.
+    conf, upstream: for tests; by default ``/etc/resolv.conf`` at the first use, asked from our own namespace.
     """
 
-    def __init__(self, *, ipv6: bool, resolver: dns.asyncresolver.Resolver | None = None) -> None:
-        self._types = [dns.rdatatype.A, dns.rdatatype.AAAA] if ipv6 else [dns.rdatatype.A]
-        self._resolver = resolver
+    def __init__(
+        self,
+        *,
+        ipv6: bool,
+        random: Random | None = None,
+        conf: ResolvConf | None = None,
+        upstream: Upstream | None = None,
+    ) -> None:
+        self._versions = (4, 6) if ipv6 else (4,)
+        self._random = random or SystemRandom()
+        self._conf = conf
+        self._upstream = upstream
+        self._cache: OrderedDict[tuple[str, int], tuple[float, Found]] = OrderedDict()
 
     async def resolve(self, hostname: str) -> Sequence[IPAddress]:
         """All addresses of a hostname, which may itself be an address; none when it exists without any.
@@ -51,30 +59,68 @@ class OnDemandResolver:
             return [parse_ip(hostname)]
         except ValueError:
             pass
-        answers: list[IPAddress] = []
-        failures: list[dns.exception.DNSException | OSError] = []
-
-        async def ask(kind: dns.rdatatype.RdataType) -> None:
+        problem: UpstreamError | ValueError = UpstreamTimedOut()
+        with trio.move_on_after(LOOKUP_TIMEOUT):
             try:
-                answer = await self._ready().resolve(hostname, kind, lifetime=LOOKUP_TIMEOUT, search=True)
-            except dns.resolver.NoAnswer:
-                return
-            except (dns.exception.DNSException, OSError) as error:
+                for name in self._candidates(hostname.lower()):
+                    addresses = await self._resolve_one(name)
+                    if addresses:
+                        return addresses
+            except (UpstreamError, ValueError) as error:
+                problem = error
+            else:
+                return []
+        log.warning("dns lookup failed", hostname=hostname, error=str(problem))
+        raise NameResolutionError(str(problem))
+
+    def _candidates(self, hostname: str) -> list[str]:
+        """The absolute names that a hostname may mean, in the order in which to try them."""
+        conf = self._ready_conf()
+        if hostname.endswith("."):
+            return [hostname]
+        searched = [f"{hostname}.{domain}" for domain in conf.search]
+        return [hostname, *searched] if hostname.count(".") >= conf.ndots else [*searched, hostname]
+
+    async def _resolve_one(self, name: str) -> list[IPAddress]:
+        """All addresses of one absolute name. Raises UpstreamError and ValueError when there are none."""
+        found: list[IPAddress] = []
+        failures: list[UpstreamError | ValueError] = []
+
+        async def ask(version: int) -> None:
+            try:
+                found.extend(await self._ask(name, version))
+            except (UpstreamError, ValueError) as error:
                 failures.append(error)
-                return
-            answers.extend(parse_ip(record.to_text()) for record in answer)
 
         async with trio.open_nursery() as nursery:
-            for kind in self._types:
-                nursery.start_soon(partial(ask, kind), name=f"resolve {hostname} {kind.name}")
-        if failures and not answers:
-            log.warning("dns lookup failed", hostname=hostname, error=str(failures[0]))
-            raise NameResolutionError(str(failures[0]))
-        return answers
+            for version in self._versions:
+                nursery.start_soon(ask, version, name=f"resolve {name} IPv{version}")
+        if failures and not found:
+            raise failures[0]
+        return found
 
-    def _ready(self) -> dns.asyncresolver.Resolver:
-        if self._resolver is None:
-            resolver = dns.asyncresolver.Resolver()
-            resolver.cache = dns.resolver.LRUCache(CACHED_NAMES)
-            self._resolver = resolver
-        return self._resolver
+    async def _ask(self, name: str, version: int) -> Sequence[IPAddress]:
+        key = name.removesuffix("."), version
+        cached = self._cache.get(key)
+        if cached is not None:
+            expires, found = cached
+            if trio.current_time() < expires:
+                self._cache.move_to_end(key)
+                return found.addresses
+            del self._cache[key]
+        found = await look_up(self._ready_upstream(), name, version)
+        if found.ttl > 0:
+            self._cache[key] = trio.current_time() + found.ttl, found
+            if len(self._cache) > CACHED_NAMES:
+                self._cache.popitem(last=False)
+        return found.addresses
+
+    def _ready_conf(self) -> ResolvConf:
+        if self._conf is None:
+            self._conf = read_resolv_conf()
+        return self._conf
+
+    def _ready_upstream(self) -> Upstream:
+        if self._upstream is None:
+            self._upstream = Upstream(self._ready_conf(), HostSockets(), mark=None, random=self._random)
+        return self._upstream

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import trio
 
 from ztunnel.config import ProxyMode
+from ztunnel.dns.server import DnsProxy
 from ztunnel.model.address import SocketAddress
 from ztunnel.net.accept import accept_forever, accept_waiting
 from ztunnel.net.addresses import local_address, original_destination
@@ -23,6 +24,7 @@ from ztunnel.proxy.errors import DrainedError
 from ztunnel.proxy.inbound import InboundProxy
 from ztunnel.proxy.outbound import OutboundProxy
 from ztunnel.proxy.plaintext import PlaintextProxy
+from ztunnel.proxy.pod_dns import make_dns_proxy, make_resolver
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.socks_task import negotiate
 
@@ -50,6 +52,7 @@ class PodProxy:
         self.context = context
         self.outbound: OutboundProxy | None = None
         self.inbound: InboundProxy | None = None
+        self._dns: DnsProxy | None = None
         self._accepting = trio.CancelScope()
         self._connections: trio.Nursery | None = None
         self._everything = trio.CancelScope()
@@ -75,21 +78,27 @@ class PodProxy:
             finally:
                 for component in components:
                     component.listener.close()
+                if self._dns is not None:
+                    self._dns.close()
 
     async def _bind(self) -> list[_Component]:
         """Open all listeners, or none."""
         shared = self.context.shared
         config = shared.config
         components: list[_Component] = []
+        await self._bind_dns()
         try:
-            hbone = await self._listen(config.inbound_addr, keepalive=False)
-            self.inbound = InboundProxy(self.context, transparent=hbone.transparent)
-            components.append(_Component("inbound", hbone, self._on_inbound))
-            if not self.context.inbound_only:
-                await self._bind_captured(components)
+            if config.proxy or self.context.inbound_only:
+                hbone = await self._listen(config.inbound_addr, keepalive=False)
+                self.inbound = InboundProxy(self.context, transparent=hbone.transparent)
+                components.append(_Component("inbound", hbone, self._on_inbound))
+                if not self.context.inbound_only:
+                    await self._bind_captured(components)
         except BaseException:
             for component in components:
                 component.listener.close()
+            if self._dns is not None:
+                self._dns.close()
             raise
         for component in components:
             self._log.info(
@@ -99,6 +108,16 @@ class PodProxy:
                 transparent=component.listener.transparent,
             )
         return components
+
+    async def _bind_dns(self) -> None:
+        """The DNS proxy comes first: no connection may be taken before the names that it needs can be had."""
+        if not self.context.shared.config.dns_proxy or self.context.inbound_only:
+            return
+        resolver = make_resolver(self.context)
+        proxy = make_dns_proxy(self.context, resolver)
+        await proxy.bind()
+        self._dns = proxy
+        self.context.names = resolver
 
     async def _bind_captured(self, components: list[_Component]) -> None:
         """The listeners to which the pod's own traffic is redirected."""
@@ -118,16 +137,22 @@ class PodProxy:
                 self._connections = connections
                 with self._accepting:
                     async with trio.open_nursery() as loops:
+                        if self._dns is not None:
+                            loops.start_soon(self._dns.serve, connections, name="dns server")
                         for component in components:
                             name = f"{component.name} listener {component.listener.address}"
                             loops.start_soon(self._accept, component, connections, name=name)
                 for component in components:
                     self._close_listener(component, connections)
+                if self._dns is not None:
+                    self._dns.shut()
             if connections.cancel_scope.cancelled_caught:
                 drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
         finally:
             for component in components:
                 drain_log.info("shutdown complete", component=component.drain_name)
+            if self._dns is not None:
+                self._dns.drained()
 
     def _close_listener(self, component: _Component, connections: trio.Nursery) -> None:
         """Accept what clients believe to be accepted, then close; nothing may come in between."""

@@ -116,6 +116,11 @@ class PodContext:
         """SO_MARK of the pod's sockets that dial."""
         return None if self.inbound_only else self.shared.config.packet_mark
 
+    def known_workload(self) -> Workload | None:
+        """The pod's own workload, if the control plane has told of it by now."""
+        info = self.info
+        return self.shared.store.local_workload(info.name, info.namespace, info.service_account)
+
     async def local_workload(self) -> Workload:
         """The pod's own workload, as the control plane describes it now; waits a little for it to come.
 

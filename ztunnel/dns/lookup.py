@@ -1,0 +1,64 @@
+"""Addresses of a hostname, for our own use: what an answer says, CNAMEs followed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import dns.exception
+import dns.message
+import dns.rcode
+import dns.rdatatype
+
+from ztunnel.decide.names import TYPE_A, TYPE_AAAA
+from ztunnel.dns.errors import UpstreamUnreachable
+from ztunnel.dns.message import Query, make_query, read_reply
+from ztunnel.dns.upstream import Upstream
+from ztunnel.model.address import IPAddress, parse_ip
+
+_LONGEST_TTL = 86_400
+
+
+class Found(NamedTuple):
+    """What a name has: addresses, perhaps none, and the seconds for which that may be remembered."""
+
+    addresses: tuple[IPAddress, ...]
+    ttl: int
+
+
+_NOTHING = Found((), 0)
+
+
+def addresses_in(reply: bytes) -> Found:
+    """The addresses that a reply has for what it was asked; none when it is an error, or no message."""
+    try:
+        message = dns.message.from_wire(reply)
+    except (dns.exception.DNSException, ValueError):
+        return _NOTHING
+    if not isinstance(message, dns.message.QueryMessage) or not message.question:
+        return _NOTHING
+    if message.rcode() not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
+        return _NOTHING
+    try:
+        chain = message.resolve_chaining()
+    except dns.exception.DNSException:
+        return _NOTHING
+    known = chain.minimum_ttl <= _LONGEST_TTL or chain.answer is not None
+    ttl = min(chain.minimum_ttl, _LONGEST_TTL) if known else 0
+    if chain.answer is None:
+        return Found((), ttl)
+    return Found(tuple(parse_ip(record.to_text()) for record in chain.answer), ttl)
+
+
+async def look_up(upstream: Upstream, name: str, version: int) -> Found:
+    """Ask for the addresses of IP version 4 or 6 of an absolute hostname; over TCP if it takes that.
+
+    Raises UpstreamError when no answer could be had, and ValueError for what is no hostname.
+    """
+    query: Query = make_query(name, TYPE_A if version == 4 else TYPE_AAAA)
+    reply = await upstream.ask(query, tcp=False)
+    if read_reply(reply).truncated:
+        reply = await upstream.ask(query, tcp=True)
+    rcode = read_reply(reply).rcode
+    if rcode not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
+        raise UpstreamUnreachable(f"DNS error: error response: {dns.rcode.to_text(dns.rcode.Rcode(rcode))}")
+    return addresses_in(reply)

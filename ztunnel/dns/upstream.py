@@ -1,0 +1,365 @@
+"""The real resolver: bytes of a query go there, and the bytes of its answer come back.
+
+How a query goes. A nameserver is asked through a socket of the query's own, so that the kernel picks a port
+at random, and under an id at random; the socket is connected, so that the kernel drops what does not come
+from that server. Believed is only what has the id and repeats the question. Everything else is passed over
+while the time runs; when much of it comes, somebody is guessing, and the next try has another port and id.
+
+A try is ``timeout`` seconds long. The next one goes to the next server, or to the same one, again through the
+same socket, so that an answer to the first that was only slow still counts. SERVFAIL and REFUSED are tried
+elsewhere too, and handed on when nobody had anything better. A server that was silent is asked last for a
+while.
+
+A query over TCP is forwarded over TCP: its client has seen a truncated answer, or wants no such thing.
+
+Nothing here grows without bound. Queries that are the same but for their ids share one exchange (which also
+takes an attacker's chance to have many guesses at once, RFC 5452 section 5, and makes that a query that a
+resolver sends back to us waits for itself, and does not go round); the rest is limited in number, and is
+over after ``tries`` times ``timeout`` seconds.
+
+There is no cache. The answer must be the resolver's for exactly these bytes (EDNS options, DNSSEC flags, the
+case of the name), whose variety leaves a cache little to do; the resolver has one, and so do applications
+that care.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import trio
+
+from ztunnel.dns.errors import (
+    NoNameserverError,
+    TooManyQueriesError,
+    UpstreamError,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
+from ztunnel.dns.framing import MessageStream
+from ztunnel.dns.message import LONGEST_TCP, Query, Rcode, is_reply_to, read_reply
+from ztunnel.dns.resolv_conf import ResolvConf
+from ztunnel.model.address import IPAddress, SocketAddress
+from ztunnel.net.addresses import local_address, os_error_text
+from ztunnel.net.sockets import SocketFactory, connect
+
+PORT = 53
+MOST_EXCHANGES = 2048
+"""Different queries that one pod may have under way."""
+MOST_BYTES = 4 * 1024 * 1024
+"""Bytes of queries that one pod may have under way; an ordinary one has a hundred."""
+_MOST_WRONG = 64
+"""Datagrams that are no answer, after which a socket is given up."""
+_AVOID_SECONDS = 30.0
+_TRY_ELSEWHERE = {Rcode.SERVFAIL, Rcode.REFUSED}
+
+
+class _Exchange:
+    """One query on its way, for all who wait for it."""
+
+    __slots__ = ("done", "error", "reply")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.reply = b""
+        self.error: UpstreamError | None = None
+
+
+class _NoAnswerError(Exception):
+    """What came was no answer, over UDP time and again."""
+
+
+class Upstream:
+    """The nameservers of one pod, asked from its network namespace.
+
+    mark: SO_MARK of the sockets, which keeps them out of the redirection to ourselves. port: for tests.
+    """
+
+    def __init__(
+        self,
+        conf: ResolvConf,
+        sockets: SocketFactory,
+        *,
+        mark: int | None,
+        random: Random,
+        port: int = PORT,
+    ) -> None:
+        self._conf = conf
+        self._sockets = sockets
+        self._mark = mark
+        self._random = random
+        self._port = port
+        self._exchanges: dict[tuple[bool, bytes], _Exchange] = {}
+        self._bytes = 0
+        self._turn = 0
+        self._avoid_until: dict[IPAddress, float] = {}
+        self._own: set[SocketAddress] = set()
+
+    @property
+    def under_way(self) -> int:
+        """How many different queries are being asked."""
+        return len(self._exchanges)
+
+    def is_own(self, client: SocketAddress) -> bool:
+        """Whether a query that came from ``client`` is one that we sent there ourselves."""
+        return client in self._own
+
+    def is_asking(self, query: Query, *, tcp: bool) -> bool:
+        """Whether the same is being asked already, so that asking costs nothing."""
+        return (tcp, query.without_id) in self._exchanges
+
+    async def ask(self, query: Query, *, tcp: bool) -> bytes:
+        """The answer of a nameserver, under the query's own id. Raises UpstreamError."""
+        key = (tcp, query.without_id)
+        exchange = self._exchanges.get(key)
+        if exchange is None:
+            exchange = await self._lead(key, query, tcp=tcp)
+        else:
+            await exchange.done.wait()
+        if exchange.error is not None:
+            raise exchange.error.with_traceback(None)
+        return query.message[:2] + exchange.reply[2:]
+
+    async def _lead(self, key: tuple[bool, bytes], query: Query, *, tcp: bool) -> _Exchange:
+        """Ask on behalf of everybody who will want to know the same meanwhile."""
+        size = len(query.message)
+        if len(self._exchanges) >= MOST_EXCHANGES or self._bytes + size > MOST_BYTES:
+            raise TooManyQueriesError
+        exchange = self._exchanges[key] = _Exchange()
+        exchange.error = UpstreamUnreachable("the query was cancelled")
+        self._bytes += size
+        try:
+            exchange.reply = await (self._over_tcp(query) if tcp else self._over_udp(query))
+            exchange.error = None
+        except UpstreamError as error:
+            exchange.error = error
+        finally:
+            del self._exchanges[key]
+            self._bytes -= size
+            exchange.done.set()
+        return exchange
+
+    # -- which server ------------------------------------------------------------------------------------
+
+    def _order(self) -> list[IPAddress]:
+        """The nameservers in the order in which to ask them. Raises NoNameserverError."""
+        servers = list(self._conf.nameservers)
+        if not servers:
+            raise NoNameserverError(self._conf.problem)
+        if self._conf.rotate:
+            self._turn = (self._turn + 1) % len(servers)
+            servers = servers[self._turn :] + servers[: self._turn]
+        if self._avoid_until and len(servers) > 1:
+            now = trio.current_time()
+            servers.sort(key=lambda server: self._avoid_until.get(server, -math.inf) > now)
+        return servers
+
+    def _avoid(self, server: IPAddress) -> None:
+        self._avoid_until[server] = trio.current_time() + _AVOID_SECONDS
+
+    # -- UDP ---------------------------------------------------------------------------------------------
+
+    async def _over_udp(self, query: Query) -> bytes:
+        servers = self._order()
+        problem: UpstreamError = UpstreamTimedOut()
+        error_reply: bytes | None = None
+        conversation: _Datagrams | None = None
+        try:
+            for attempt in range(self._conf.tries):
+                server = servers[attempt % len(servers)]
+                if conversation is not None and conversation.server != server:
+                    self._close(conversation)
+                    conversation = None
+                reply: bytes | None = None
+                try:
+                    if conversation is None:
+                        conversation = await self._open(server, query)
+                    reply = await conversation.ask(self._conf.timeout)
+                except (OSError, _NoAnswerError) as error:
+                    problem = _unreachable(error)
+                    self._close(conversation)
+                    conversation = None
+                if reply is None:
+                    self._avoid(server)
+                    continue
+                self._avoid_until.pop(server, None)
+                if read_reply(reply).rcode not in _TRY_ELSEWHERE:
+                    return reply
+                error_reply = reply
+                self._close(conversation)
+                conversation = None
+        finally:
+            self._close(conversation)
+        if error_reply is not None:
+            return error_reply
+        raise problem
+
+    async def _open(self, server: IPAddress, query: Query) -> _Datagrams:
+        sock = await self._sockets.datagram(socket.AF_INET6 if server.version == 6 else socket.AF_INET)
+        try:
+            if self._mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            sock.connect((str(server), self._port))
+            conversation = _Datagrams(server, query, self._random.getrandbits(16), sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._own.add(conversation.local)
+        return conversation
+
+    def _close(self, conversation: _Datagrams | None) -> None:
+        if conversation is not None:
+            self._own.discard(conversation.local)
+            conversation.close()
+
+    # -- TCP ---------------------------------------------------------------------------------------------
+
+    async def _over_tcp(self, query: Query) -> bytes:
+        servers = self._order()
+        problem: UpstreamError = UpstreamTimedOut()
+        error_reply: bytes | None = None
+        for attempt in range(self._conf.tries):
+            server = servers[attempt % len(servers)]
+            reply: bytes | None = None
+            with trio.move_on_after(self._conf.timeout):
+                try:
+                    reply = await self._once_over_tcp(server, query)
+                except (OSError, _NoAnswerError) as error:
+                    problem = _unreachable(error)
+            if reply is None:
+                self._avoid(server)
+                continue
+            self._avoid_until.pop(server, None)
+            if read_reply(reply).rcode not in _TRY_ELSEWHERE:
+                return reply
+            error_reply = reply
+        if error_reply is not None:
+            return error_reply
+        raise problem
+
+    async def _once_over_tcp(self, server: IPAddress, query: Query) -> bytes:
+        messages: list[bytes] = []
+
+        async def take(message: bytes) -> None:
+            messages.append(message)
+
+        await self._converse(server, query, take, all_messages=False)
+        return messages[0]
+
+    async def transfer(self, query: Query, take: Callable[[bytes], Awaitable[None]]) -> int:
+        """Ask over TCP for something that comes in several messages (AXFR), and hand each to ``take``.
+
+        Under the query's own id. Ends when the server hangs up or is silent for ``timeout`` seconds after a
+        message, and gives the number of messages. Raises UpstreamError when there was none, and what ``take``
+        raises.
+        """
+        problem: UpstreamError = UpstreamTimedOut()
+        taken = 0
+
+        async def take_one(message: bytes) -> None:
+            nonlocal taken
+            taken += 1
+            await take(query.message[:2] + message[2:])
+
+        for server in self._order():
+            try:
+                await self._converse(server, query, take_one, all_messages=True)
+            except (OSError, _NoAnswerError) as error:
+                problem = _unreachable(error)
+            if taken:
+                return taken
+        raise problem
+
+    async def _converse(
+        self,
+        server: IPAddress,
+        query: Query,
+        take: Callable[[bytes], Awaitable[None]],
+        *,
+        all_messages: bool,
+    ) -> None:
+        timeout = self._conf.timeout
+        address = SocketAddress(server, self._port)
+        sock = await connect(address, factory=self._sockets, mark=self._mark, timeout=timeout)
+        local = None
+        try:
+            local = local_address(sock)
+            self._own.add(local)
+            stream = MessageStream(sock)
+            number = self._random.getrandbits(16)
+            message = None
+            with trio.move_on_after(timeout) as limit:
+                await stream.send(query.with_id(number))
+                message = await stream.receive()
+            if limit.cancelled_caught:
+                raise TimeoutError
+            if message is None:
+                raise _NoAnswerError("the nameserver hung up")
+            if not is_reply_to(query, number, message):
+                raise _NoAnswerError
+            await take(message)
+            while all_messages:
+                message = None
+                with trio.move_on_after(timeout):
+                    message = await stream.receive()
+                # From the second message on the question may be missing (RFC 5936, 2.2.1).
+                if message is None or message[:2] != number.to_bytes(2, "big"):
+                    return
+                await take(message)
+        finally:
+            if local is not None:
+                self._own.discard(local)
+            sock.close()
+
+
+class _Datagrams:
+    """A query and one server: a port, an id, and as many tries as are wanted."""
+
+    __slots__ = ("_message", "_number", "_query", "_sock", "_wrong", "local", "server")
+
+    def __init__(self, server: IPAddress, query: Query, number: int, sock: socket.socket) -> None:
+        self.server = server
+        self.local = local_address(sock)
+        self._query = query
+        self._number = number
+        self._message = query.with_id(number)
+        self._sock = sock
+        self._wrong = 0
+
+    def close(self) -> None:
+        self._sock.close()
+
+    async def ask(self, timeout: float) -> bytes | None:  # noqa: ASYNC109  # one try, of several, has it
+        """Send, and wait for the answer. None: it did not come in time.
+
+        Raises OSError when the server's machine says that nobody listens there, or there is no way to it, and
+        _NoAnswerError.
+        """
+        sock = self._sock
+        with trio.move_on_after(timeout):
+            try:
+                sock.send(self._message)
+            except BlockingIOError:
+                pass  # lost, as on the wire; the next try repeats it
+            while True:
+                try:
+                    reply = sock.recv(LONGEST_TCP)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(sock)
+                    continue
+                if is_reply_to(self._query, self._number, reply):
+                    return reply
+                self._wrong += 1
+                if self._wrong >= _MOST_WRONG:
+                    raise _NoAnswerError
+        return None
+
+
+def _unreachable(error: OSError | _NoAnswerError) -> UpstreamError:
+    if isinstance(error, TimeoutError):
+        return UpstreamTimedOut()
+    if isinstance(error, OSError):
+        return UpstreamUnreachable(f"io error: {os_error_text(error)}")
+    return UpstreamUnreachable(str(error) or "what the nameserver sent was no answer to the query")

@@ -1,0 +1,73 @@
+"""The DNS proxy of a pod, put together from what the pod's tasks share."""
+
+from __future__ import annotations
+
+from ztunnel.config import ProxyMode
+from ztunnel.decide.names import pod_search_domains
+from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
+from ztunnel.dns.resolver import Resolver
+from ztunnel.dns.server import DnsProxy
+from ztunnel.dns.upstream import Upstream
+from ztunnel.model.workload import Workload
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.errors import UnknownWorkloadError
+from ztunnel.proxy.podcontext import PodContext
+
+log = get_logger("dns::server")
+
+
+class _PodClient:
+    """The pod's own workload: whoever else uses its resolver is in the pod too."""
+
+    def __init__(self, pod: PodContext) -> None:
+        self._pod = pod
+
+    def known(self) -> Workload | None:
+        return self._pod.known_workload()
+
+    async def wait(self) -> Workload | None:
+        try:
+            return await self._pod.local_workload()
+        except UnknownWorkloadError:
+            return None
+
+
+def make_resolver(pod: PodContext, conf: ResolvConf | None = None) -> Resolver:
+    """The pod's resolver. conf: what is forwarded to; None is ztunnel's own /etc/resolv.conf, read now."""
+    shared = pod.shared
+    config = shared.config
+    if conf is None:
+        conf = read_resolv_conf()
+    if not conf.nameservers:
+        log.warning(
+            "names that are not of the mesh cannot be resolved: there is no nameserver", error=conf.problem
+        )
+    domains = conf.search
+    if config.proxy_mode is ProxyMode.SHARED:
+        domains = pod_search_domains(pod.info.namespace, config.cluster_domain)
+    return Resolver(
+        pod=pod.info.name,
+        namespace=pod.info.namespace,
+        config=config,
+        view=shared.store,
+        client=_PodClient(pod),
+        upstream=Upstream(conf, pod.sockets, mark=pod.mark, random=shared.random),
+        search_domains=domains,
+        traffic=shared.traffic,
+        random=shared.random,
+    )
+
+
+def make_dns_proxy(pod: PodContext, resolver: Resolver) -> DnsProxy:
+    """The pod's DNS proxy, not yet bound."""
+    config = pod.shared.config
+    shared_mode = config.proxy_mode is ProxyMode.SHARED
+    return DnsProxy(
+        resolver,
+        config.dns_proxy_addr,
+        name=pod.name,
+        sockets=pod.sockets,
+        mark=config.packet_mark if shared_mode else None,
+        reuse_port=shared_mode and config.inpod_port_reuse,
+        budget=pod.shared.budget,
+    )
