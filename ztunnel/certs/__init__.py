@@ -1,1 +1,1 @@
-"""Filled in below."""
+"""Certificates of the node's identities: asked for, renewed, dumped; revocation files; the built-in CA."""

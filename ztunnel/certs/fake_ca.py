@@ -14,6 +14,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -81,16 +82,55 @@ class IssuingCa:
     ) -> Certificate:
         """A certificate with a new key. The chain holds this CA and those above it, without the root.
 
-        ``dns_names`` are DNS SANs, ``uris`` the URI SANs (None: the identity's; empty: none), ``usages`` the
-        extended key usages (empty: no such extension), ``roots`` what its owner is to trust (None: the root
-        above this CA).
+        ``roots`` is what its owner is to trust (None: the root above this CA); the rest as in `certify_key`.
         """
         key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self.certify_key(
+            key.public_key(),
+            identity,
+            not_before=not_before,
+            not_after=not_after,
+            uris=uris,
+            dns_names=dns_names,
+            usages=usages,
+            is_authority=is_authority,
+        )
+        chain = [leaf]
+        top = self
+        while top.parent is not None:
+            chain.append(top.pem)
+            top = top.parent
+        return Certificate(
+            identity=identity,
+            private_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            chain=tuple(chain),
+            roots=tuple(roots) if roots is not None else (top.pem,),
+            not_before=float(int(not_before)),
+            not_after=float(int(not_after)),
+        )
+
+    def certify_key(
+        self,
+        key: CertificatePublicKeyTypes,
+        identity: Identity,
+        *,
+        not_before: float,
+        not_after: float,
+        uris: Sequence[str] | None = None,
+        dns_names: Sequence[str] = (),
+        usages: Sequence[x509.ObjectIdentifier] = BOTH_USES,
+        is_authority: bool = False,
+    ) -> bytes:
+        """A certificate (PEM) for somebody's public key.
+
+        ``dns_names`` are DNS SANs, ``uris`` the URI SANs (None: the identity's; empty: none), ``usages`` the
+        extended key usages (empty: no such extension).
+        """
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
             .issuer_name(self.subject)
-            .public_key(key.public_key())
+            .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(_moment(not_before))
             .not_valid_after(_moment(not_after))
@@ -105,20 +145,7 @@ class IssuingCa:
         names += [x509.DNSName(name) for name in dns_names]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
-        leaf = builder.sign(self._key, hashes.SHA256())
-        chain = [leaf.public_bytes(Encoding.PEM)]
-        top = self
-        while top.parent is not None:
-            chain.append(top.pem)
-            top = top.parent
-        return Certificate(
-            identity=identity,
-            private_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            chain=tuple(chain),
-            roots=tuple(roots) if roots is not None else (top.pem,),
-            not_before=leaf.not_valid_before_utc.timestamp(),
-            not_after=leaf.not_valid_after_utc.timestamp(),
-        )
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def revoke(self, serials: Sequence[int], now: float) -> bytes:
         """A revocation list of this CA, in PEM, that was made a day ago and is out of date already."""

@@ -15,6 +15,7 @@ The rules are the operations reference's, 6.3:
 | fetches at a time | 8 |
 | order | real time (a connection waits) before warm-up (prefetch) before background (renewal), then by due
 time | | renewal | at half of the certificate's life |
+| renewal, if that is over already (a clock is wrong) | at half of what is left, in 1 to 150 s |
 | after a failure | 1 s, doubled each time, ±20 %, at most 150 s; once 15 minutes have gone by always 150 s |
 | after a failure with a valid certificate | as above, but at its expiry at the latest |
 | demand for an unavailable identity | does not hasten the next attempt |
@@ -37,8 +38,6 @@ FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 150.0
 BACKOFF_JITTER: Final = 0.2
 PATIENCE: Final = 15 * 60.0
-# A CA that hands out certificates past their half-life must not be asked for new ones without a pause.
-SOONEST_RENEWAL: Final = 10.0
 
 
 class Priority(IntEnum):
@@ -181,7 +180,10 @@ class Rotations:
         rotation.certificate = certificate
         rotation.error = None
         rotation.failures = 0
-        rotation.due = max(certificate.refresh_at, now + SOONEST_RENEWAL)
+        rotation.due = certificate.refresh_at
+        if rotation.due <= now:
+            rest = (certificate.not_after - now) / 2
+            rotation.due = now + min(max(rest, FIRST_BACKOFF), LONGEST_BACKOFF)
 
     def failed(self, identity: Identity, error: CaError, now: float, random: float) -> Renewal:
         """A fetch has failed."""

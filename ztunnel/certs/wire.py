@@ -25,6 +25,11 @@ def decode_response(data: bytes) -> list[str]:
     from ztunnel.pb.istio.v1.auth import IstioCertificateResponse  # noqa: PLC0415  # see the module's text
 
     try:
-        return list(IstioCertificateResponse.parse(data).cert_chain)
+        chain: list[object] = [*IstioCertificateResponse.parse(data).cert_chain]
     except Exception as error:  # the decoder raises whatever bad bytes lead it to
         raise ValueError(f"it is not a certificate response: {error}") from error
+    # The decoder takes a field of another wire type for what it is, not for what it should be.
+    texts = [one for one in chain if isinstance(one, str)]
+    if len(texts) != len(chain):
+        raise ValueError("it is not a certificate response: its chain is not text")
+    return texts
