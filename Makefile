@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit e2e bench protos protos-check format lock clean
+.PHONY: help setup demo test lint types unit e2e interop bench protos protos-check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ unit: setup ## unit and property tests
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
 	$(BIN)/pytest -q tests/e2e
+
+interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
+	$(BIN)/pytest -q tests/interop
 
 bench: setup ## direct connection beside ztunnel: throughput, round trip, new connections, memory
 	$(BIN)/python -m tests.bench

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ztunnel.decide.plans import OutboundProtocol, PolicyFacts
+from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
 from ztunnel.proxy.errors import ConnectionFailure
 from ztunnel.proxy.tunnel import Tunnel
@@ -60,6 +60,14 @@ class Outbound(Closable):
     protocol: OutboundProtocol = OutboundProtocol.TCP
     workload_uid: str = ""
     expected: tuple[str, ...] = ()
+
+    def planned(self, plan: OutboundPlan) -> None:
+        """Where it goes now."""
+        self.actual_destination = str(plan.next_hop)
+        self.protocol = plan.protocol
+        self.expected = plan.expected
+        self.workload_uid = plan.destination_workload.uid if plan.destination_workload else ""
+        self.tunnels = ()
 
     def view(self) -> OutboundConnection:
         """As the admin dump shows it."""

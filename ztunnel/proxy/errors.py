@@ -25,6 +25,8 @@ class ConnectionFailure(ZtunnelError):
     """The base: why a connection was not made, or did not end well. ``flag`` is its response flag."""
 
     flag: ClassVar[str] = "CONNECT"
+    elsewhere: bool = False
+    """Whether another endpoint may well take a connection that failed so, before a byte was forwarded."""
 
 
 class DialError(ConnectionFailure):
@@ -32,9 +34,9 @@ class DialError(ConnectionFailure):
 
     code = "ZT-NET-010"
 
-    def __init__(self, text: str, *, unreachable: bool = False, timed_out: bool = False) -> None:
+    def __init__(self, text: str, *, elsewhere: bool = False, timed_out: bool = False) -> None:
         super().__init__(f"io error: {text}")
-        self.unreachable = unreachable
+        self.elsewhere = elsewhere
         self.timed_out = timed_out
 
 
@@ -43,6 +45,7 @@ class HboneTimeoutError(ConnectionFailure):
 
     code = "ZT-NET-011"
     flag = "NETWORK_POLICY"
+    elsewhere = True
 
     def __init__(self, text: str) -> None:
         super().__init__(f"connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {text}")
@@ -57,6 +60,9 @@ class ApplicationDialError(ConnectionFailure):
         super().__init__(f"connection failed: {text}")
 
 
+_NOT_REACHED = frozenset({502, 503, 504})
+
+
 class RefusedByPeerError(ConnectionFailure):
     """The other end answered our CONNECT with something else than 200."""
 
@@ -69,6 +75,8 @@ class RefusedByPeerError(ConnectionFailure):
             reason = "<unknown status code>"
         super().__init__(f"http status: {status} {reason}")
         self.status = status
+        # The peer was reached, and what is behind it was not. Any other status is about what we asked for.
+        self.elsewhere = status in _NOT_REACHED
 
 
 class Http2Error(ConnectionFailure):
@@ -76,6 +84,7 @@ class Http2Error(ConnectionFailure):
 
     code = "ZT-HBN-011"
     flag = "H2_HANDSHAKE_FAILURE"
+    elsewhere = True
 
     def __init__(self, text: str) -> None:
         super().__init__(f"h2 failed: {text}")
@@ -87,10 +96,17 @@ class StreamRefusedError(Http2Error):
     code = "ZT-HBN-013"
 
 
+class TunnelLostError(Http2Error):
+    """The tunnel ended while our stream on it waited for its answer, or before a stream could be opened."""
+
+    code = "ZT-HBN-014"
+
+
 class ConnectTimeoutError(ConnectionFailure):
     """The other end took our CONNECT and never answered it."""
 
     code = "ZT-HBN-012"
+    elsewhere = True
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"io error: no answer to CONNECT within {seconds:g} s")

@@ -1,15 +1,15 @@
 """Connections that leave a pod (15001): find out where they wanted to go, decide, carry the decision out.
 
 A connection that cannot be established is tried again on another endpoint of its service, as long as not
-one byte has been forwarded and the failure is one that another endpoint may not have (refused, timed out, a
-tunnel that died). The endpoint that failed is avoided for a short while by all connections of the pod.
+one byte has been forwarded; see `ztunnel.proxy.attempts`. The application's bytes stay in its socket until
+then: nothing reads them before somebody has taken the connection.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -17,47 +17,42 @@ from ztunnel.decide.headers import print_baggage, print_forwarded
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal
 from ztunnel.decide.route import route, unresolved, with_ip
 from ztunnel.dns.on_demand import NameResolutionError
-from ztunnel.hbone import ErrorCode, HboneClient, error_text
+from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
-from ztunnel.model.workload import Workload
 from ztunnel.net.sockets import ConnectTimedOut, connect
-from ztunnel.net.tls import RevokedCertificateError, SocketTls, StreamTls, TlsError
+from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
+from ztunnel.proxy.answer import accepted
+from ztunnel.proxy.attempts import Attempts, Penalties, Progress
 from ztunnel.proxy.connections import Outbound
 from ztunnel.proxy.errors import (
     ConnectionFailure,
     ConnectTimeoutError,
     DialError,
     HboneTimeoutError,
-    Http2Error,
     PoolClosedError,
-    RefusedByPeerError,
     RelayError,
     RouteRefusedError,
     StreamRefusedError,
+    TunnelLostError,
     os_error_text,
 )
+from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.pool import Pool, PoolDrainingError, PoolKey
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.proxy.stream import StreamClosedError, TunnelStream
-from ztunnel.proxy.stream_transport import StreamTransport
+from ztunnel.proxy.stream import TunnelStream
 from ztunnel.proxy.tunnel import Tunnel
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection, and again for the TLS handshake on it."""
 
-ANSWER_TIMEOUT = 20.0
-"""Seconds for the answer to CONNECT: the other end may itself wait ten for its application."""
+TUNNELS = 3
+"""Tunnels to one next hop that a connection tries when it finds them closing."""
 
-ATTEMPTS = 3
-"""Endpoints to try before a connection fails."""
-
-PENALTY = 5.0
-"""Seconds for which an endpoint that could not be reached is avoided, if there are others."""
-
-_HOST_UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET})
+_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""Failures to dial that have nothing to do with whom we dial."""
 
 
 class OutboundProxy:
@@ -69,8 +64,9 @@ class OutboundProxy:
 
     def __init__(self, pod: PodContext, nursery: trio.Nursery) -> None:
         config = pod.shared.config
+        self.shared = pod.shared
         self._pod = pod
-        self._penalties: dict[str, float] = {}
+        self._penalties = Penalties()
         self.pool = Pool(
             nursery,
             self._dial_tunnel,
@@ -89,165 +85,110 @@ class OutboundProxy:
         with entry.scope:
             async with report.closing(entry):
                 source = await pod.local_workload()
-                end = await self._carry(sock, client, destination, source, report, entry)
+                request = OutboundRequest(source, client, destination, pod.shared.config.network)
+                end = await self._carry(sock, request, report, entry)
                 if end.error is not None:
                     raise RelayError(end.error)
 
     async def _carry(
-        self,
-        sock: socket.socket,
-        client: SocketAddress,
-        destination: SocketAddress,
-        source: Workload,
-        report: ConnectionReport,
-        entry: Outbound,
+        self, sock: socket.socket, request: OutboundRequest, report: ConnectionReport, entry: Outbound
     ) -> RelayEnd:
         """Try endpoints until one takes the connection, then relay."""
-        request = OutboundRequest(source, client, destination, self._pod.shared.config.network)
         table = self._pod.connections.outbound
-        failed: set[str] = set()
+        attempts = Attempts(self._penalties)
         table.add(entry)
         try:
+            plan = await self._plan(request, attempts, report)
             while True:
-                plan = await self._plan(request, failed, report)
                 report.planned(plan)
-                entry.actual_destination = str(plan.next_hop)
-                entry.protocol = plan.protocol
-                entry.expected = plan.expected
-                entry.workload_uid = plan.destination_workload.uid if plan.destination_workload else ""
-                established = False
-
-                def on_established() -> None:
-                    nonlocal established
-                    established = True
-
+                entry.planned(plan)
+                attempt = _Attempt(self, sock, request.client, plan, report, entry)
                 try:
-                    return await self._run_plan(sock, client, plan, report, entry, on_established)
+                    return await attempt.run(attempts)
                 except ConnectionFailure as failure:
-                    if established or not self._worth_another_try(failure, plan, failed):
+                    another = None
+                    if attempts.failed(plan, attempt.progress, failure):
+                        another = await self._plan_another(request, attempts, report)
+                    if another is None:
                         raise
                     report.retried(failure)
+                    plan = another
         finally:
             table.discard(entry)
 
-    def _worth_another_try(self, failure: ConnectionFailure, plan: OutboundPlan, failed: set[str]) -> bool:
-        """Whether another endpoint may do better; also remembers the one that failed."""
-        unreachable = isinstance(failure, HboneTimeoutError | Http2Error) or (
-            isinstance(failure, DialError) and failure.unreachable
-        )
-        if not unreachable or plan.destination_service is None or plan.destination_workload is None:
-            return False
-        uid = plan.destination_workload.uid
-        self._penalties[uid] = trio.current_time() + PENALTY
-        if uid in failed:
-            return False
-        failed.add(uid)
-        return len(failed) < ATTEMPTS
+    async def _plan_another(
+        self, request: OutboundRequest, attempts: Attempts, report: ConnectionReport
+    ) -> OutboundPlan | None:
+        """A plan that leads elsewhere than those that failed, None when there is none."""
+        try:
+            plan = await self._plan(request, attempts, report)
+        except RouteRefusedError:
+            # The mesh has changed meanwhile. What failed before is what the log shall say.
+            return None
+        return plan if attempts.is_new(plan) else None
 
     async def _plan(
-        self, request: OutboundRequest, failed: set[str], report: ConnectionReport
+        self, request: OutboundRequest, attempts: Attempts, report: ConnectionReport
     ) -> OutboundPlan:
         shared = self._pod.shared
         if shared.demands is not None:
             await shared.demands.destination(request.destination, request.source.network)
-        avoid = failed | self._penalized()
         plan = route(
-            shared.store, request, shared.random, illegal_ports=shared.config.illegal_ports, avoid=avoid
+            shared.store,
+            request,
+            shared.random,
+            illegal_ports=shared.config.illegal_ports,
+            avoid=attempts.avoid,
         )
         if isinstance(plan, OutboundPlan) and plan.resolve is not None:
             report.resolved_on_demand(plan.resolve.hostname, request.source)
+            port = plan.next_hop.port
             try:
                 addresses = await shared.resolver.resolve(plan.resolve.hostname)
             except NameResolutionError as error:
                 plan = unresolved(plan, str(error))
             else:
-                plan = with_ip(plan, addresses, shared.random)
+                fresh = [ip for ip in addresses if not attempts.has_tried(SocketAddress(ip, port))]
+                plan = with_ip(plan, fresh or addresses, shared.random)
         if isinstance(plan, Refusal):
             raise RouteRefusedError(plan)
         return plan
 
-    def _penalized(self) -> set[str]:
-        penalties = self._penalties
-        if not penalties:
-            return set()
-        now = trio.current_time()
-        for uid in [uid for uid, until in penalties.items() if until <= now]:
-            del penalties[uid]
-        return set(penalties)
-
-    # -- carrying out a plan -----------------------------------------------------------------------------
-
-    async def _run_plan(
-        self,
-        sock: socket.socket,
-        client: SocketAddress,
-        plan: OutboundPlan,
-        report: ConnectionReport,
-        entry: Outbound,
-        established: Callable[[], None],
-    ) -> RelayEnd:
-        if plan.protocol is OutboundProtocol.TCP:
-            upstream = await self._connect(plan.next_hop)
-            with upstream:
-                established()
-                return await relay_plain(
-                    sock, upstream, pipes=self._pod.shared.pipes, received=report.received, sent=report.sent
-                )
-        fields = self._fields(plan, client, report)
-        stream = await self._open(plan, client, fields)
-        entry.tunnels = (stream.tunnel,)
-        if plan.protocol is OutboundProtocol.HBONE:
-            established()
-            return await relay_stream(
-                sock,
-                stream,
-                sent_to_stream=report.received,
-                received_from_stream=report.sent,
-                outbound=True,
-            )
-        try:
-            return await self._run_inner(sock, stream, plan, fields, report, entry, established)
-        finally:
-            stream.close()
-
-    def _fields(
-        self, plan: OutboundPlan, client: SocketAddress, report: ConnectionReport
-    ) -> list[tuple[str, str]]:
-        """The header fields of the CONNECT, in the existing implementation's order."""
-        service = plan.destination_service
-        return [
-            ("baggage", print_baggage(plan.source)),
-            ("forwarded", print_forwarded(client, service.hostname if service else None)),
-            ("traceparent", str(report.trace)),
-        ]
-
-    async def _open(
+    async def open(
         self, plan: OutboundPlan, client: SocketAddress, fields: Sequence[tuple[str, str]]
     ) -> TunnelStream:
-        """Open a stream to the next hop on a pooled tunnel and wait until it is accepted.
+        """Open a stream to the plan's next hop on a pooled tunnel and wait until it is accepted.
 
-        A stream that the peer refused unseen (it is draining, and the GOAWAY was still on its way) is opened
-        anew on another tunnel: RFC 9113 section 8.7 permits that for any request.
+        Raises ConnectionFailure. A tunnel may be at its end when we come: the peer refuses the stream unseen
+        (it is draining, and its GOAWAY was still on the way; RFC 9113 section 8.7 permits another try of any
+        request), or a tunnel that had worked before turns out to be dead. Neither says anything about the
+        endpoint, so another tunnel to the same one is tried first.
         """
         workload = plan.destination_workload
         key = PoolKey(
             plan.source.identity, plan.expected, client.ip, plan.next_hop, workload.uid if workload else ""
         )
         assert plan.authority is not None
-        refusals = 0
+        tunnels = 0
         while True:
             try:
                 tunnel = await self.pool.tunnel(key)
             except PoolDrainingError:
                 raise PoolClosedError from None
+            tunnels += 1
+            had_worked = tunnel.answered
             try:
-                return await _accepted(tunnel.open(plan.authority, fields))
-            except StreamRefusedError:
-                refusals += 1
-                if refusals == ATTEMPTS:
+                return await accepted(tunnel.open(plan.authority, fields))
+            except (StreamRefusedError, TunnelLostError, ConnectTimeoutError) as failure:
+                self.pool.retire(key, tunnel)
+                again = isinstance(failure, StreamRefusedError) or (
+                    isinstance(failure, TunnelLostError) and had_worked
+                )
+                if not again or tunnels == TUNNELS:
                     raise
 
-    async def _connect(self, destination: SocketAddress) -> socket.socket:
+    async def connect(self, destination: SocketAddress) -> socket.socket:
+        """A TCP connection from the pod. Raises DialError."""
         pod = self._pod
         try:
             return await connect(
@@ -266,7 +207,7 @@ class OutboundProxy:
         certificate = await shared.certificates.get(key.source)
         context = shared.certificates.client(certificate)
         try:
-            sock = await self._connect(key.next_hop)
+            sock = await self.connect(key.next_hop)
         except DialError as error:
             if error.timed_out:
                 raise HboneTimeoutError("deadline has elapsed") from error
@@ -279,89 +220,78 @@ class OutboundProxy:
             if isinstance(error, RevokedCertificateError):
                 shared.traffic.crl_rejected("source")
             text = os_error_text(error) if isinstance(error, OSError) else str(error)
-            raise DialError(text) from error
+            # Whoever is at this address now, it is not the endpoint that we were told of.
+            raise DialError(text, elsewhere=True) from error
         except BaseException:
             tls.close()
             raise
         return Tunnel(tls, HboneClient(shared.hbone_settings))
 
-    async def _run_inner(
+
+class _Attempt:
+    """One plan being carried out for one connection."""
+
+    def __init__(
         self,
+        proxy: OutboundProxy,
         sock: socket.socket,
-        outer: TunnelStream,
+        client: SocketAddress,
         plan: OutboundPlan,
-        fields: list[tuple[str, str]],
         report: ConnectionReport,
         entry: Outbound,
-        established: Callable[[], None],
-    ) -> RelayEnd:
-        """The second tunnel of double HBONE: TLS and HTTP/2 inside the stream to the gateway."""
-        shared = self._pod.shared
-        certificate = await shared.certificates.get(plan.source.identity)
-        context = shared.certificates.client(certificate)
-        tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
-        try:
-            await tls.handshake(CONNECT_TIMEOUT)
-        except (TlsError, OSError) as error:
-            tls.close()
-            raise DialError(str(error)) from error
-        except BaseException:
-            tls.close()
-            raise
-        tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
-        entry.tunnels = (outer.tunnel, tunnel)
-        failure: ConnectionFailure | None = None
-        end = RelayEnd(None)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(tunnel.run, name=f"inner tunnel → {plan.authority}")
-            try:
-                assert plan.authority is not None
-                forwarded = ("x-forwarded-network", shared.config.network)
-                stream = await _accepted(tunnel.open(plan.authority, [*fields, forwarded]))
-                assert stream.response is not None
-                report.inner_peer(tls.peer_identity, stream.response.headers)
+    ) -> None:
+        self._proxy = proxy
+        self._sock = sock
+        self._client = client
+        self._plan = plan
+        self._report = report
+        self._entry = entry
+        self.progress = Progress.DIALLING
+
+    async def run(self, attempts: Attempts) -> RelayEnd:
+        """Establish the connection and relay it to its end. Raises ConnectionFailure if nobody takes it."""
+        plan, report, sock = self._plan, self._report, self._sock
+        shared = self._proxy.shared
+
+        def established() -> None:
+            self.progress = Progress.ESTABLISHED
+            attempts.succeeded(plan)
+
+        if plan.protocol is OutboundProtocol.TCP:
+            with await self._proxy.connect(plan.next_hop) as upstream:
                 established()
-                end = await relay_stream(
-                    sock,
-                    stream,
-                    sent_to_stream=report.received,
-                    received_from_stream=report.sent,
-                    outbound=True,
+                return await relay_plain(
+                    sock, upstream, pipes=shared.pipes, received=report.received, sent=report.sent
                 )
-            except ConnectionFailure as error:
-                # Raised after the nursery, which would wrap it in a group.
-                failure = error
-            tunnel.stop()
-        if failure is not None:
-            raise failure
-        return end
+        fields = self._fields()
+        stream = await self._proxy.open(plan, self._client, fields)
+        self._entry.tunnels = (stream.tunnel,)
+        if plan.protocol is OutboundProtocol.HBONE:
+            established()
+            return await relay_stream(
+                sock,
+                stream,
+                sent_to_stream=report.received,
+                received_from_stream=report.sent,
+                outbound=True,
+            )
+        self.progress = Progress.OUTER
+        try:
+            return await relay_inside(sock, stream, plan, fields, shared, report, self._entry, established)
+        finally:
+            stream.close()
+
+    def _fields(self) -> list[tuple[str, str]]:
+        """The header fields of the CONNECT, in the existing implementation's order."""
+        service = self._plan.destination_service
+        return [
+            ("baggage", print_baggage(self._plan.source)),
+            ("forwarded", print_forwarded(self._client, service.hostname if service else None)),
+            ("traceparent", str(self._report.trace)),
+        ]
 
 
 def _dial_error(error: OSError) -> DialError:
     if isinstance(error, ConnectTimedOut):
-        return DialError(str(error), unreachable=True, timed_out=True)
-    return DialError(os_error_text(error), unreachable=error.errno in _HOST_UNREACHABLE)
-
-
-async def _accepted(stream: TunnelStream) -> TunnelStream:
-    """Wait for the answer to a CONNECT; the stream is closed unless it is 200."""
-    try:
-        with trio.fail_after(ANSWER_TIMEOUT):
-            response = await stream.wait_response()
-    except trio.TooSlowError:
-        stream.close()
-        raise ConnectTimeoutError(ANSWER_TIMEOUT) from None
-    except StreamClosedError as error:
-        stream.close()
-        if error.code is None:
-            raise Http2Error(str(error)) from error
-        if error.code == ErrorCode.REFUSED_STREAM:
-            raise StreamRefusedError(error_text("stream", "received", error.code)) from error
-        raise Http2Error(f"{error_text('stream', 'received', error.code)}") from error
-    except BaseException:
-        stream.close()
-        raise
-    if response.status != 200:
-        stream.close()
-        raise RefusedByPeerError(response.status)
-    return stream
+        return DialError(str(error), elsewhere=True, timed_out=True)
+    return DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN)

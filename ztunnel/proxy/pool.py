@@ -22,7 +22,11 @@ import trio
 
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
+from ztunnel.proxy.errors import TunnelLostError
 from ztunnel.proxy.tunnel import Tunnel
+
+STILLBORN = 3
+"""Tunnels that end before their first stream which a caller waits for, before it gives up."""
 
 
 class PoolKey(NamedTuple):
@@ -45,6 +49,7 @@ class _Dial:
 
     done: trio.Event = field(default_factory=trio.Event)
     error: Exception | None = None
+    tunnel: Tunnel | None = None
     waiting: int = 0
 
 
@@ -83,8 +88,10 @@ class Pool:
     async def tunnel(self, key: PoolKey) -> Tunnel:
         """A tunnel with room for one more stream, which the caller opens without waiting in between.
 
-        Raises PoolDrainingError, or what ``dial`` raised.
+        Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when tunnels came up only to end
+        before anybody could use them.
         """
+        lost = 0
         while True:
             if self._closed:
                 raise PoolDrainingError("pool draining")
@@ -102,6 +109,20 @@ class Pool:
             await dial.done.wait()
             if dial.error is not None:
                 raise dial.error
+            made = dial.tunnel
+            if made is not None and not made.can_open and not made.streams:
+                lost += 1
+                if lost == STILLBORN:
+                    raise TunnelLostError(made.failure or "the tunnel was closed")
+
+    def retire(self, key: PoolKey, tunnel: Tunnel) -> None:
+        """No new stream goes to this tunnel; it ends with its last one."""
+        entry = self._entries.get(key)
+        if entry is not None and tunnel in entry.tunnels:
+            entry.tunnels.remove(tunnel)
+            self._drop_if_empty(key, entry)
+        if not tunnel.streams:
+            tunnel.stop()
 
     def evict(self, workload_uid: str) -> list[Tunnel]:
         """No new stream goes to tunnels that were dialled for this workload.
@@ -171,7 +192,7 @@ class Pool:
     async def _run(self, key: PoolKey, entry: _Entry, dial: _Dial) -> None:
         """Dial one tunnel, say so, and drive it until it ends."""
         try:
-            tunnel = await self._dial(key)
+            tunnel = dial.tunnel = await self._dial(key)
         except Exception as error:  # noqa: BLE001  # told to everyone who waits
             dial.error = error
             return
@@ -203,7 +224,7 @@ class Pool:
 
         tunnel.on_idle = on_idle
         while True:
-            kept = self._entries.get(key) is entry
+            kept = self._entries.get(key) is entry and tunnel in entry.tunnels
             if not tunnel.streams:
                 left = tunnel.idle_since + self._idle_timeout - trio.current_time()
                 if not kept or left <= 0:

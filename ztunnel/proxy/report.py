@@ -163,8 +163,18 @@ class ConnectionReport:
         self._open()
 
     def retried(self, failure: ConnectionFailure) -> None:
-        """An attempt failed and another endpoint is tried: the metrics of the endpoint that failed say so."""
-        self.log.debug("trying another endpoint", error=str(failure), code=failure.code)
+        """An attempt failed and another endpoint is tried.
+
+        To the metrics that was a connection of its own, opened, closed and failed: only so do the series of
+        the endpoint that failed tell of it. The access log has one line a connection, about its last attempt.
+        """
+        assert self._plan is not None
+        self.log.info(
+            "trying another endpoint",
+            failed=self._plan.next_hop,
+            error=str(failure),
+            code=failure.code,
+        )
         self._open()
         self._close_metrics(failure.flag)
 

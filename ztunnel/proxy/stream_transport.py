@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from operator import index
+
 import trio
 
-from ztunnel.hbone import code_text
+from ztunnel.hbone import ErrorCode, code_text
 from ztunnel.proxy.stream import StreamClosedError, TunnelStream
 
 _CHUNK = 64 * 1024
 
 
 class StreamTransport(trio.abc.HalfCloseableStream):
-    """Wraps a stream that no socket is attached to. Closing it resets whatever direction is still open.
+    """Wraps a stream that no socket is attached to.
 
     A reset by the peer and a lost tunnel are BrokenResourceError.
     """
@@ -27,9 +29,9 @@ class StreamTransport(trio.abc.HalfCloseableStream):
         self._check("sending" if self._sending else None)
         if self._stream.end_sent:
             raise trio.ClosedResourceError("the end has been sent")
-        await trio.lowlevel.checkpoint()
         self._sending = True
         try:
+            await trio.lowlevel.checkpoint()
             view = memoryview(bytes(data))
             while view:
                 room = await self._stream.wait_room()
@@ -46,9 +48,9 @@ class StreamTransport(trio.abc.HalfCloseableStream):
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the windows have room."""
         self._check("sending" if self._sending else None)
-        await trio.lowlevel.checkpoint()
         self._sending = True
         try:
+            await trio.lowlevel.checkpoint()
             if not self._stream.end_sent:
                 await self._stream.wait_room()
         except StreamClosedError as error:
@@ -64,21 +66,24 @@ class StreamTransport(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Take what has arrived, ``b""`` at the end."""
-        if max_bytes is not None and max_bytes < 1:
+        limit = _CHUNK if max_bytes is None else index(max_bytes)
+        if limit < 1:
             raise ValueError("max_bytes must be at least 1")
         self._check("receiving" if self._receiving else None)
-        await trio.lowlevel.checkpoint()
         self._receiving = True
         try:
-            return bytes(await self._stream.receive_some(max_bytes or _CHUNK))
+            await trio.lowlevel.checkpoint()
+            return bytes(await self._stream.receive_some(limit))
         except StreamClosedError as error:
             raise self._broken() from error
         finally:
             self._receiving = False
 
     async def aclose(self) -> None:
-        """Reset what is still open. Never blocks."""
+        """End our direction, and tell the peer that what it still sends is not read. Never blocks."""
         self._closed = True
+        self._stream.send_end()
+        self._stream.reset(ErrorCode.NO_ERROR)
         self._stream.close()
         self._stream.wake()
         await trio.lowlevel.checkpoint()

@@ -68,6 +68,8 @@ class Tunnel:
     tls: a connection after its handshake; `run` closes it.
     hbone: the sans-IO client or server.
     on_connect: called by the reader for each CONNECT that arrives (servers only); it may start tasks.
+
+    ``answered``: a CONNECT of ours has been answered, so the tunnel has worked. ``ended``: `run` is over.
     """
 
     def __init__(
@@ -83,11 +85,14 @@ class Tunnel:
         self.blocked = False
         self.closed = False
         self.failure: str | None = None
+        self.answered = False
+        self.ended = trio.Event()
         self.idle_since: float = trio.current_time()
         self.on_idle: Callable[[], None] | None = None
         self._on_connect = on_connect
         self._backlog: deque[bytes | memoryview] = deque()
         self._writer = trio.lowlevel.ParkingLot()
+        self._written = trio.lowlevel.ParkingLot()
         self._dirty: list[TunnelStream] = []
         self._pong = trio.Event()
         self._scope = trio.CancelScope()
@@ -152,6 +157,20 @@ class Tunnel:
             self.flush()
         self._scope.cancel()
 
+    async def finish(self) -> bool:
+        """Write all that waits, then close_notify: we send no more, and go on reading what the peer sends.
+
+        Returns whether it could be said. The caller bounds the wait, and opens no more streams.
+        """
+        while self._backlog and not self.closed:
+            await self._written.park()
+        try:
+            while not self.closed and not self.tls.close_notify():
+                await self.tls.wait_sendable()
+        except (OSError, trio.ClosedResourceError):
+            return False
+        return not self.closed
+
     # -- the tasks ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -169,7 +188,9 @@ class Tunnel:
                     nursery.cancel_scope.cancel()
         finally:
             self.closed = True
+            self.ended.set()
             self._backlog.clear()
+            self._written.unpark_all()
             for stream in list(self.streams.values()):
                 stream.tunnel_lost()
             self.tls.close_notify()
@@ -226,6 +247,7 @@ class Tunnel:
                 return
             if not self._backlog:
                 self.blocked = False
+                self._written.unpark_all()
                 self.flush()
                 for stream in list(self.streams.values()):
                     stream.writable()
@@ -295,6 +317,7 @@ class Tunnel:
             case WindowOpened():
                 self._window_opened(event.stream_id)
             case Responded():
+                self.answered = True
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:
                     stream.responded(event)

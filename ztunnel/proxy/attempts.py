@@ -1,0 +1,113 @@
+"""Where a connection has been refused already, and who is avoided for a while because of that.
+
+As long as not one byte of the application has been forwarded, nothing is lost by asking somebody else. So a
+connection that could not be established is planned once more, with the endpoints that failed left out; load
+balancing mode, health and capacity bound the choice as ever. It ends when the plan brings nothing new, and
+after `ATTEMPTS`. What was said by somebody who knew what was asked (policy: 401; a request that is wrong:
+400) is the answer, and nobody else is asked.
+
+An endpoint that failed is also avoided by the pod's other connections, for a few seconds: during a rollout
+the control plane tells of the end of a pod a moment after it has happened. With a network gateway two
+workloads may be at fault, the gateway and the endpoint behind it. Until the outer tunnel stands it is the
+gateway. Later it is the endpoint, and since the gateway itself chooses among those that the endpoint stands
+for, the same way may be tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+
+import trio
+
+from ztunnel.decide.plans import OutboundPlan
+from ztunnel.model.address import SocketAddress
+from ztunnel.proxy.errors import ConnectionFailure
+
+ATTEMPTS = 3
+"""Plans that are carried out before a connection fails."""
+
+PENALTY = 5.0
+"""Seconds for which an endpoint that failed is avoided, if there are others."""
+
+
+class Progress(Enum):
+    """How far an attempt has come."""
+
+    DIALLING = "dialling"
+    OUTER = "the tunnel to the network gateway stands"
+    ESTABLISHED = "bytes may be forwarded"
+
+
+class Penalties:
+    """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def punish(self, uid: str) -> None:
+        """Avoid a workload from now on."""
+        self._until[uid] = trio.current_time() + PENALTY
+
+    def forgive(self, uid: str) -> None:
+        """It works after all."""
+        if self._until:
+            self._until.pop(uid, None)
+
+    def current(self) -> Collection[str]:
+        """Who is to be avoided now."""
+        penalties = self._until
+        if not penalties:
+            return ()
+        now = trio.current_time()
+        for uid in [uid for uid, until in penalties.items() if until <= now]:
+            del penalties[uid]
+        return penalties.keys()
+
+
+class Attempts:
+    """What one connection has tried."""
+
+    __slots__ = ("_failed", "_penalties", "_tried", "count")
+
+    def __init__(self, penalties: Penalties) -> None:
+        self._penalties = penalties
+        self._failed: set[str] = set()
+        self._tried: set[tuple[str, SocketAddress]] = set()
+        self.count = 0
+
+    @property
+    def avoid(self) -> Collection[str]:
+        """The uids that the next plan is to leave out if it can."""
+        current = self._penalties.current()
+        return self._failed.union(current) if self._failed else current
+
+    def has_tried(self, next_hop: SocketAddress) -> bool:
+        """Whether an address has failed, for whichever workload."""
+        return any(address == next_hop for _, address in self._tried)
+
+    def failed(self, plan: OutboundPlan, progress: Progress, failure: ConnectionFailure) -> bool:
+        """Remember who failed. Returns whether it is worth planning again."""
+        self.count += 1
+        workload = plan.destination_workload
+        if progress is Progress.ESTABLISHED or not failure.elsewhere or workload is None:
+            return False
+        if progress is Progress.DIALLING:
+            self._tried.add((workload.uid, plan.next_hop))
+            self._failed.add(workload.uid)
+            self._penalties.punish(workload.uid)
+        if plan.endpoint_uid:
+            self._failed.add(plan.endpoint_uid)
+        return self.count < ATTEMPTS
+
+    def is_new(self, plan: OutboundPlan) -> bool:
+        """Whether a plan leads elsewhere than those that failed, or to a gateway that may choose anew."""
+        workload = plan.destination_workload
+        if workload is None:
+            return True
+        return (workload.uid, plan.next_hop) not in self._tried
+
+    def succeeded(self, plan: OutboundPlan) -> None:
+        """The connection stands."""
+        if plan.destination_workload is not None:
+            self._penalties.forgive(plan.destination_workload.uid)

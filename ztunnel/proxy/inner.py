@@ -1,0 +1,104 @@
+"""The inner tunnel of double HBONE: TLS and HTTP/2 with the destination, inside a stream to its gateway.
+
+It belongs to one connection and is never shared. That makes its end delicate: a pooled tunnel outlives its
+streams and so has all the time it needs to write what was entrusted to it. Here the last bytes may still wait
+for the outer stream's window when both directions are over, and a reset of the outer stream would throw them
+away, also at the gateway. So the end is an orderly one: everything is written, then close_notify inside,
+END_STREAM outside, and then we wait for the peer to end its side, for as long as `LINGER`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import trio
+
+from ztunnel.decide.plans import OutboundPlan
+from ztunnel.hbone import HboneClient
+from ztunnel.net.tls import StreamTls, TlsConnection, TlsError
+from ztunnel.proxy.answer import accepted
+from ztunnel.proxy.connections import Outbound
+from ztunnel.proxy.errors import ConnectionFailure, DialError
+from ztunnel.proxy.podcontext import Shared
+from ztunnel.proxy.relay import RelayEnd, relay_stream
+from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.stream import TunnelStream
+from ztunnel.proxy.stream_transport import StreamTransport
+from ztunnel.proxy.tunnel import Tunnel
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for the TLS handshake inside the outer stream."""
+
+LINGER = 30.0
+"""Seconds that the last bytes, and then the peer's own end, may take once both directions are over."""
+
+
+async def relay_inside(
+    sock: socket.socket,
+    outer: TunnelStream,
+    plan: OutboundPlan,
+    fields: list[tuple[str, str]],
+    shared: Shared,
+    report: ConnectionReport,
+    entry: Outbound,
+    established: Callable[[], None],
+) -> RelayEnd:
+    """Open a tunnel inside ``outer``, a CONNECT in it, and relay ``sock`` through that.
+
+    Calls ``established`` when the destination has taken the connection. Raises ConnectionFailure when it has
+    not. ``sock`` and ``outer`` stay the caller's to close.
+    """
+    tls = await _handshake(outer, plan, shared)
+    tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
+    entry.tunnels = (outer.tunnel, tunnel)
+    failure: ConnectionFailure | None = None
+    end = RelayEnd(None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tunnel.run, name=f"inner tunnel → {plan.authority}")
+        try:
+            assert plan.authority is not None
+            forwarded = ("x-forwarded-network", shared.config.network)
+            stream = await accepted(tunnel.open(plan.authority, [*fields, forwarded]))
+            assert stream.response is not None
+            report.inner_peer(tls.peer_identity, stream.response.headers)
+            established()
+            end = await relay_stream(
+                sock,
+                stream,
+                sent_to_stream=report.received,
+                received_from_stream=report.sent,
+                outbound=True,
+            )
+        except ConnectionFailure as error:
+            # Raised after the nursery, which would wrap it in a group.
+            failure = error
+        await _end(tunnel, outer)
+    if failure is not None:
+        raise failure
+    return end
+
+
+async def _handshake(outer: TunnelStream, plan: OutboundPlan, shared: Shared) -> TlsConnection:
+    certificate = await shared.certificates.get(plan.source.identity)
+    context = shared.certificates.client(certificate)
+    tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
+    try:
+        await tls.handshake(HANDSHAKE_TIMEOUT)
+    except (TlsError, OSError) as error:
+        tls.close()
+        # Where the service names nobody, nobody is accepted: asking again changes nothing.
+        raise DialError(str(error), elsewhere=bool(plan.inner_expected)) from error
+    except BaseException:
+        tls.close()
+        raise
+    return tls
+
+
+async def _end(tunnel: Tunnel, outer: TunnelStream) -> None:
+    """Let the tunnel end in order if the peer plays along; it has ended when this returns."""
+    with trio.move_on_after(LINGER):
+        if await tunnel.finish():
+            outer.send_end()
+            await tunnel.ended.wait()
+    tunnel.stop()
