@@ -63,6 +63,8 @@ class OutboundPlan:
     inner_expected: the same for the inner tunnel of double HBONE.
     destination_workload: the next hop's workload, None for a destination outside the mesh.
     destination_service: the service that was addressed, None when it was none.
+    endpoint_uid: uid of the workload behind the network gateway, for which the gateway was chosen (double
+        HBONE); empty otherwise.
     waypoint: a waypoint is on the way: it is the next hop, or (double HBONE) what the inner tunnel ends at.
     why: full sentences, first cause first.
     steps: the boxes of the chart in docs/routing.md that the decision went through.
@@ -81,6 +83,7 @@ class OutboundPlan:
     waypoint: bool = False
     why: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    endpoint_uid: str = ""
 
 
 class RefusalKind(Enum):

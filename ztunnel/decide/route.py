@@ -284,6 +284,7 @@ class _Router:
             protocol=OutboundProtocol.DOUBLE_HBONE,
             inner_expected=inner_expected,
             waypoint=waypoint,
+            endpoint_uid=hop.workload.uid,
         )
 
     def _direct(self, hop: Hop) -> OutboundPlan | Refusal:
