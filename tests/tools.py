@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "tools"
 
 
 def find_tool(name: str) -> str:
-    """The path of a program of scripts/tools. Where it is missing the test is skipped, with CI=true failed."""
+    """The path of a program of scripts/tools. A test skips without it, with CI=true it fails."""
     found = subprocess.run([SCRIPT, "--find", name], capture_output=True, text=True, check=False)
     if found.returncode == 0:
         return found.stdout.strip()

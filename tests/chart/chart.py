@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,12 +92,6 @@ def render(
 ) -> Rendering:
     """Render with these values, given in a file as users do. Raises RenderingError."""
     return _render(json.dumps(values or {}), arguments, release, namespace, chart)
-
-
-def copy_chart(source: Path, target: Path) -> Path:
-    """A copy of a chart, to change in a test; gives ``target``."""
-    shutil.copytree(source, target)
-    return target
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, copy_chart, render
+from tests.chart.chart import CHART, render
 from tests.tools import find_tool
 
 # The oldest here is the first that has ClusterTrustBundle volumes.
@@ -92,7 +93,7 @@ def test_the_schemas_would_notice_a_misspelt_field(tmp_path):
 )
 def test_the_notes_after_an_installation(values, there, absent, tmp_path):
     # Helm shows notes to those only who have a cluster; an object of a copy of the chart can be seen without.
-    chart = copy_chart(CHART, tmp_path / "ztunnel")
+    chart = shutil.copytree(CHART, tmp_path / "ztunnel")
     (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
     (chart / "templates" / "notes.yaml").write_text(
         'kind: Notes\ntext: {{ tpl (.Files.Get "notes.txt") . | quote }}\n'

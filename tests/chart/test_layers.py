@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, Rendering, RenderingError, copy_chart, render
+from tests.chart.chart import CHART, Rendering, RenderingError, render
 
 PRESETS = yaml.safe_load((CHART / "files" / "presets.yaml").read_text())
 
@@ -103,7 +105,7 @@ def test_a_switch_can_be_turned_off_again():
 
 def test_a_platform_wins_over_a_profile_and_the_user_over_both(tmp_path):
     # No preset of ours sets what another sets, so the order is shown with a copy of the chart.
-    chart = copy_chart(CHART, tmp_path / "ztunnel")
+    chart = shutil.copytree(CHART, tmp_path / "ztunnel")
     (chart / "files" / "presets.yaml").write_text(
         yaml.safe_dump(
             {
@@ -125,7 +127,7 @@ def test_a_platform_wins_over_a_profile_and_the_user_over_both(tmp_path):
 
 def test_the_chart_works_as_part_of_another(tmp_path):
     umbrella = tmp_path / "mesh"
-    copy_chart(CHART, umbrella / "charts" / "ztunnel")
+    shutil.copytree(CHART, umbrella / "charts" / "ztunnel")
     (umbrella / "Chart.yaml").write_text(
         yaml.safe_dump({"apiVersion": "v2", "name": "mesh", "version": "1.0.0"})
     )
