@@ -77,6 +77,13 @@ class Stream:
     wildcard: dict[str, bool] = field(default_factory=dict)
     subscribed: dict[str, set[str]] = field(default_factory=dict)
     is_open: bool = True
+    sent: dict[str, str] = field(default_factory=dict)
+    """The nonce of the last response of each type."""
+
+    def settled(self, type_url: str) -> bool:
+        """Whether the last response of a type, if there was one, has been answered."""
+        nonce = self.sent.get(type_url)
+        return nonce is None or any(request.response_nonce == nonce for request in self.requests[-8:])
 
     def first(self, type_url: str) -> DeltaDiscoveryRequest | None:
         """The first request of a type."""
@@ -222,7 +229,7 @@ class FakeIstiod:
         """Push any response to every open stream, without storing anything. ``resources``: encoded fields."""
         with self._changed:
             for stream in self._open_streams():
-                stream.outgoing.put(resources + self._tail(type_url, removed))
+                stream.outgoing.put(resources + self._tail(stream, type_url, removed))
 
     def end_streams(self, code: grpc.StatusCode, message: str = "") -> None:
         """End the open streams with a status; OK is a clean end."""
@@ -239,6 +246,10 @@ class FakeIstiod:
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self), timeout):
                 raise TimeoutError("the fake istiod did not see what the test waits for")
+
+    def wait_settled(self, type_url: str, timeout: float = 20.0) -> None:
+        """Block until every open stream has answered the last response of a type. See `wait_until`."""
+        self.wait_until(lambda _: all(s.settled(type_url) for s in self._open_streams()), timeout)
 
     # What the handlers call, from grpcio's threads.
 
@@ -327,7 +338,7 @@ class FakeIstiod:
             names = [n for n in dict.fromkeys(found) if known.get(n, "-") != stored[n].version]
             removed = [key for key, holder in holders.items() if not holder]
             subscribed.update(found)
-        stream.outgoing.put(self._resources(type_url, names) + self._tail(type_url, removed))
+        stream.outgoing.put(self._resources(type_url, names) + self._tail(stream, type_url, removed))
         if self.misbehaviour.end_streams is not None:
             stream.outgoing.put(_End(self.misbehaviour.end_streams, self.misbehaviour.end_message))
 
@@ -343,7 +354,8 @@ class FakeIstiod:
                 gone = [name for name in removed if name in stream.subscribed[type_url]]
                 if not wanted and not gone:
                     continue
-            stream.outgoing.put(self._resources(type_url, wanted) + self._tail(type_url, gone))
+            response = self._resources(type_url, wanted) + self._tail(stream, type_url, gone)
+            stream.outgoing.put(response)
 
     def _open_streams(self) -> list[Stream]:
         return [stream for stream in self.streams if stream.is_open]
@@ -352,8 +364,9 @@ class FakeIstiod:
         stored = self._stored[type_url]
         return b"".join(encode_resource(type_url, name, stored[name]) for name in names)
 
-    def _tail(self, type_url: str, removed: Sequence[str]) -> bytes:
+    def _tail(self, stream: Stream, type_url: str, removed: Sequence[str]) -> bytes:
         self._nonce += 1
+        stream.sent[type_url] = str(self._nonce)
         gone = b"".join(wire_field(0x32, name.encode()) for name in removed)
         return wire_field(0x22, type_url.encode()) + wire_field(0x2A, str(self._nonce).encode()) + gone
 
