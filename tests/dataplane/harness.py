@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -54,7 +55,7 @@ UID = "cluster1//Pod/default/local"
 
 
 def workload(**fields) -> Resource:
-    base = {
+    base: dict[str, Any] = {
         "uid": UID,
         "name": "local",
         "namespace": "default",
@@ -83,7 +84,7 @@ def deny_port(port: int, name: str = "deny") -> Resource:
 class Control:
     """The control side of a test: sends messages, answers wishes for certificates, keeps what else comes."""
 
-    def __init__(self, to_plane: trio.abc.SendChannel[ToDataPlane]) -> None:
+    def __init__(self, to_plane: Any) -> None:
         self.to_plane = to_plane
         self.ca = FakeCa(time.time)
         self.came: list[FromDataPlane] = []
@@ -106,12 +107,12 @@ class Control:
                         return message
                 await self._more.park()
 
-    async def apply(self, *resources: Resource, removed=(), kind=ResourceKind.ADDRESS) -> DeltaApplied:
+    async def apply(self, *resources: Resource, removed=(), kind=ResourceKind.ADDRESS):
         self._number += 1
         await self.to_plane.send(MeshDelta(self._number, kind, tuple(resources), tuple(removed)))
         return await self.wait_for(DeltaApplied, number=self._number)
 
-    async def policies(self, *resources: Resource, removed=()) -> DeltaApplied:
+    async def policies(self, *resources: Resource, removed=()):
         return await self.apply(*resources, removed=removed, kind=ResourceKind.AUTHORIZATION)
 
     async def start_pod(self, uid: str = UID, info: PodInfo = INFO) -> None:
@@ -126,7 +127,7 @@ class Control:
                         return
                 await self._more.park()
 
-    async def report(self) -> Report:
+    async def report(self):
         self._number += 1
         await self.to_plane.send(ReportWanted(self._number))
         return await self.wait_for(Report, number=self._number)

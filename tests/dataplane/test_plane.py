@@ -20,7 +20,7 @@ from ztunnel.messages import Drain
 from ztunnel.observe.logging import capture_logs
 
 
-def totals(report, family: str) -> float:
+def totals(report, family: str):
     return sum(sample.value for sample in report.samples if sample.family == family)
 
 

@@ -22,7 +22,7 @@ def page(*samples: Sample) -> str:
 
 
 def parsed(text: str) -> list[Metric]:
-    return list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # has no annotations
+    return list(text_string_to_metric_families(text))
 
 
 def test_reports_of_several_data_planes_are_added_up():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +22,7 @@ class FakeTunnel:
         self.streams: dict[int, object] = {}
         self.can_open = True
         self.idle_since = trio.current_time()
-        self.on_idle = None
+        self.on_idle: Callable[[], None] | None = None
         self.stopped = trio.Event()
 
     async def run(self) -> None:
@@ -75,7 +77,7 @@ class Dialer:
         return tunnel
 
 
-def make(nursery, dialer, *, max_streams=100, idle_timeout=300.0) -> Pool:
+def make(nursery, dialer, *, max_streams=100, idle_timeout=300.0) -> Any:
     return Pool(nursery, dialer, max_streams=max_streams, idle_timeout=idle_timeout)
 
 
