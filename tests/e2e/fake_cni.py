@@ -227,15 +227,23 @@ class FakeCni:
         The pod stays cached even so. Raises `NoZtunnelError` when no ztunnel answers.
         """
         with self._changed:
-            old = self._pods.get(uid)
-            if old is not None and old.descriptor is not None:
-                os.close(old.descriptor)
-            self._pods[uid] = _Pod(info, os.dup(netns))
+            self._cache(uid, info, netns)
             newest = next((one for one in reversed(self.connections) if not one.closed), None)
             if newest is None:
                 raise NoZtunnelError("no ztunnel is connected")
             answer = newest.ask(self._add_request(uid, info, os.dup(netns)))
         return answer.result(ACK_SECONDS + 1)
+
+    def cache_pod(self, uid: str, info: PodInfo, netns: int) -> None:
+        """Know a pod without telling of it: it comes with the next snapshot. ``netns`` is duplicated."""
+        with self._changed:
+            self._cache(uid, info, netns)
+
+    def _cache(self, uid: str, info: PodInfo, netns: int) -> None:
+        old = self._pods.get(uid)
+        if old is not None and old.descriptor is not None:
+            os.close(old.descriptor)
+        self._pods[uid] = _Pod(info, os.dup(netns))
 
     def delete_pod(self, uid: str) -> list[Ack]:
         """Take a pod out of the mesh, on all connections; gives their acks."""

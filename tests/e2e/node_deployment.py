@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tests.e2e.fake_cni import FakeCni
@@ -42,7 +42,7 @@ class NodeZtunnel:
 
     def start(self, **environment: str | None) -> Ztunnel:
         """Start one more ztunnel, beside those that run; ready when this returns."""
-        ztunnel = self.launch(**environment)
+        ztunnel = self.launch(environment)
         ztunnel.wait_ready()
         return ztunnel
 
@@ -52,19 +52,23 @@ class NodeZtunnel:
         Does not hold up the test's other tasks. Gives the old one, which is draining, and the new one.
         """
         old = self.current
-        new = self.launch(**environment)
+        new = self.launch(environment)
         await eventually(lambda: new.ready() or new.process.returncode is not None, "ready", 20)
         assert new.process.returncode is None, new.process.output()[-4000:]
         old.process.signal(signal.SIGTERM)
         return old, new
 
     def launch(
-        self, *, home: Pod | None = None, prefix: Sequence[str] = (), **environment: str | None
+        self,
+        environment: Mapping[str, str | None] | None = None,
+        *,
+        home: Pod | None = None,
+        prefix: Sequence[str] = (),
     ) -> Ztunnel:
         """Start one more ztunnel and do not wait for it.
 
-        home: the pod it lives in; a new one by default. prefix: a command that starts its command, with
-        limits for instance. environment: further variables, None for one that is not to be set.
+        environment: further variables, None for one that is not to be set. home: the pod it lives in; a new
+        one by default. prefix: a command that starts its command, with limits for instance.
         """
         number = len(self.homes) + 1
         home = home or self.node.pod(f"zt{number}-{self.node.name}")
@@ -82,14 +86,11 @@ class NodeZtunnel:
             "RUST_LOG": "info,access=debug",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        all_variables: dict[str, str | None] = {**variables, **self.mesh.environment, **(environment or {})}
         process = self.mesh.machine.spawn(
             f"ztunnel-{self.node.name}-{number}",
             [*prefix, *ztunnel_command("proxy", "ztunnel")],
-            env={
-                name: value
-                for name, value in (variables | self.mesh.environment | environment).items()
-                if value is not None
-            },
+            env={name: value for name, value in all_variables.items() if value is not None},
             namespace=home.namespace,
         )
         self.ztunnels.append(Ztunnel(process, home.namespace))

@@ -192,7 +192,7 @@ async def test_our_client_tries_a_refused_stream_on_another_tunnel(nodes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_before_the_first_sync_ends_it(nodes, number):
     node = nodes.node(nodes.server)
-    waiting = node.launch(XDS_ADDRESS="https://127.0.0.1:1", XDS_ROOT_CA=os.devnull)
+    waiting = node.launch({"XDS_ADDRESS": "https://127.0.0.1:1", "XDS_ROOT_CA": os.devnull})
     node.ztunnels.remove(waiting)
 
     def pending() -> bool:

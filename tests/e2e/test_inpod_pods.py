@@ -1,0 +1,314 @@
+"""Many pods on a node: they come at once, come and go under traffic, fail, vanish, and leave nothing behind.
+
+Most pods here are bare network namespaces: that is all that ztunnel needs of a pod that nobody talks to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import pytest
+import trio
+
+from tests.e2e.census import open_descriptors
+from tests.e2e.fake_cni import Ack
+from tests.e2e.node_deployment import NodeZtunnel
+from tests.e2e.pod import eventually
+from tests.e2e.traffic import read_exactly, serve
+from tests.e2e.two_nodes import TwoNodes
+from ztunnel.demo.dedicated import Ztunnel
+from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.network import netlink
+from ztunnel.messages import PodInfo
+
+PODS = 100
+PORTS = {15001, 15006, 15008}
+IN_USE = "failure to start proxy : Bind([::]:15008, Address already in use (os error 98))"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[TwoNodes]:
+    with TwoNodes.open() as opened:
+        yield opened
+
+
+class BarePods:
+    """Network namespaces with nothing in them, each a pod ``bare-<n>``. Closed by whoever makes them."""
+
+    def __init__(self, count: int) -> None:
+        self._stack = ExitStack()
+        self.namespaces: dict[str, Namespace] = {}
+        for number in range(count):
+            self.namespaces[f"bare-{number}"] = self.make()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def make(self) -> Namespace:
+        """One more namespace."""
+        namespace = Namespace.make("bare")
+        self._stack.callback(namespace.close)
+        return namespace
+
+
+def info(uid: str) -> PodInfo:
+    return PodInfo(uid, "bare", "bare")
+
+
+def add(node: NodeZtunnel, uid: str, namespace: Namespace) -> Ack:
+    return node.cni.add_pod(uid, info(uid), namespace.descriptor)
+
+
+def listening(namespace: Namespace) -> set[int]:
+    """The ports of a namespace that somebody listens on, on the wildcard of IPv6."""
+    with namespace.entered():
+        lines = Path("/proc/thread-self/net/tcp6").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return {int(field[1].rpartition(":")[2], 16) for field in fields if field[3] == "0A"}
+
+
+def memory(ztunnel: Ztunnel) -> int:
+    """Proportional set size in KiB."""
+    text = Path(f"/proc/{ztunnel.process.pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def descriptor_count(pid: int) -> int:
+    return len(open_descriptors(pid))
+
+
+def tasks(ztunnel: Ztunnel) -> list[str]:
+    """The names of its tasks, without ages and places."""
+    lines = ztunnel.http("GET", 15000, "/debug/tasks")[1].splitlines()
+    return [line for line in lines if "pod " in line or "bare" in line]
+
+
+def states(ztunnel: Ztunnel) -> dict[str, str]:
+    """What the config dump says of each pod, by name."""
+    dump = json.loads(ztunnel.http("GET", 15000, "/config_dump")[1])
+    return {pod["info"]["name"]: pod["state"] for pod in dump["workloadState"].values()}
+
+
+def counts(ztunnel: Ztunnel) -> dict[str, int]:
+    """The ``workload_manager`` metrics by the rest of their names."""
+    prefix = "workload_manager_"
+    return {
+        sample.name.removeprefix(prefix): int(sample.value)
+        for sample in ztunnel.metrics()
+        if sample.name.startswith(prefix)
+    }
+
+
+async def echoes(stream: trio.SocketStream, data: bytes = b"hello") -> None:
+    await stream.send_all(data)
+    assert await read_exactly(stream, len(data)) == data
+
+
+async def test_a_hundred_pods_come_at_once_and_go_and_leave_nothing(nodes):
+    node = nodes.node(nodes.client)
+    pid = node.current.process.pid
+    with BarePods(PODS) as pods:
+        one = pods.make()
+        # What is made once and kept: helper thread, allocator arenas.
+        assert add(node, "first", one).error == ""
+        node.cni.delete_pod("first")
+        await eventually(lambda: not [task for task in tasks(node.current) if "bare" in task], "gone")
+        descriptors = descriptor_count(pid)
+        before, known = memory(node.current), counts(node.current)
+        for uid, namespace in pods.namespaces.items():
+            node.cni.cache_pod(uid, info(uid), namespace.descriptor)
+        for connection in node.cni.connections:
+            connection.drop()
+        node.cni.wait_ready()
+        acks = [ack for ack in node.cni.acks if ack.request.startswith("add bare-")]
+        assert len(acks) == PODS
+        assert {ack.error for ack in acks} == {""}
+        assert all(listening(namespace) >= PORTS for namespace in pods.namespaces.values())
+        assert states(node.current) == dict.fromkeys([*pods.namespaces, "client", "neighbour"], "Up")
+        assert counts(node.current)["active_proxy_count"] == PODS + 2
+        each = (memory(node.current) - before) / PODS
+        seconds = [ack.seconds for ack in acks]
+        print(
+            f"{PODS} pods in {sum(seconds):.2f} s; an ack takes {statistics.median(seconds) * 1000:.1f} ms, "
+            f"the slowest {max(seconds) * 1000:.1f} ms; a pod takes {each:.0f} KiB"
+        )
+        assert each < 300
+        for uid in pods.namespaces:
+            assert [ack.error for ack in node.cni.delete_pod(uid)] == [""]
+        await eventually(lambda: not [task for task in tasks(node.current) if "bare" in task], "gone")
+        assert not any(listening(namespace) for namespace in pods.namespaces.values())
+        await eventually(lambda: descriptor_count(pid) <= descriptors, "without descriptors of theirs")
+        assert set(states(node.current)) == {"client", "neighbour"}
+        assert counts(node.current) == {
+            "active_proxy_count": 2,
+            "pending_proxy_count": 0,
+            "proxies_started_total": known["proxies_started_total"] + PODS,
+            "proxies_stopped_total": known["proxies_stopped_total"] + PODS,
+        }
+
+
+async def test_pods_come_and_go_under_traffic_and_disturb_nobody(nodes):
+    node, client, neighbour = nodes.node(nodes.client), nodes.client, nodes.neighbour
+    done = trio.Event()
+    carried = 0
+
+    async def traffic() -> None:
+        nonlocal carried
+        while not done.is_set():
+            async with await client.connect(neighbour.ipv4, 8080) as stream:
+                await echoes(stream)
+            carried += 1
+
+    acks: list[Ack] = []
+
+    async def come_and_go(uid: str, namespace: Namespace) -> None:
+        acks.append(await trio.to_thread.run_sync(add, node, uid, namespace))
+        assert listening(namespace) >= PORTS
+        await trio.sleep(0.5)
+        acks.extend(await trio.to_thread.run_sync(node.cni.delete_pod, uid))
+
+    with BarePods(30) as pods:
+        async with (
+            serve(neighbour, 8080) as application,
+            await client.connect(neighbour.ipv4, 8080) as lasting,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(traffic)
+            async with trio.open_nursery() as changes:
+                for uid, namespace in pods.namespaces.items():
+                    changes.start_soon(come_and_go, uid, namespace)
+                    await trio.sleep(0.1)
+                    await echoes(lasting)
+            done.set()
+    assert {ack.error for ack in acks} == {""}
+    assert application.failures == []
+    slowest = max(ack.seconds for ack in acks if ack.request.startswith("add"))
+    print(f"{carried} connections while 10 pods a second came and went; slowest ack {slowest * 1000:.0f} ms")
+    assert carried
+
+
+async def test_a_pod_that_restarts_is_served_in_its_new_namespace_at_once(nodes):
+    node = nodes.node(nodes.client)
+    with BarePods(0) as pods:
+        old, new = pods.make(), pods.make()
+        with netlink(old) as routes:
+            routes.link("set", index=1, state="up")
+        assert add(node, "same", old).error == ""
+        with old.entered():
+            sock = socket.socket()
+        sock.settimeout(5)
+        sock.connect(("127.0.0.1", 15008))
+        started = counts(node.current)["proxies_started_total"]
+        # The same namespace changes nothing.
+        assert add(node, "same", old).error == ""
+        assert counts(node.current)["proxies_started_total"] == started
+        assert add(node, "same", new).error == ""
+        assert listening(new) >= PORTS
+        assert counts(node.current)["proxies_started_total"] == started + 1
+        with sock, contextlib.suppress(ConnectionResetError):
+            assert await trio.to_thread.run_sync(sock.recv, 1) == b""
+        await eventually(lambda: not listening(old), "closed in the old namespace")
+        assert states(node.current)["same"] == "Up"
+        node.cni.delete_pod("same")
+        await eventually(lambda: not listening(new), "closed")
+
+
+async def test_a_pod_that_vanishes_takes_its_connections_and_no_others(nodes):
+    mesh, node, client, neighbour = nodes.mesh, nodes.node(nodes.client), nodes.client, nodes.neighbour
+    fleeting = mesh.node("a").pod("fleeting")
+    mesh.start()
+    await mesh.update()
+    async with (
+        serve(neighbour, 8080),
+        await client.connect(neighbour.ipv4, 8080) as lasting,
+        await fleeting.connect(neighbour.ipv4, 8080) as doomed,
+    ):
+        await echoes(lasting)
+        await echoes(doomed)
+        with netlink(fleeting.pod.namespace) as routes:
+            routes.link("del", index=routes.link_lookup(ifname="eth0")[0])
+        node.remove(fleeting)
+        await eventually(lambda: "fleeting" not in states(node.current), "gone")
+        await eventually(lambda: not [task for task in tasks(node.current) if "fleeting" in task], "gone")
+        await echoes(lasting)
+    ends = await client.logged(src__workload="fleeting", direction="outbound")
+    assert [line["error"] for line in ends] == ["connection closed due to connection drain"]
+    mesh.pods.remove(fleeting)
+    await mesh.update()
+
+
+async def test_a_pod_whose_port_is_taken_waits_for_it_and_harms_no_other(nodes):
+    node, ztunnel = nodes.node(nodes.client), nodes.node(nodes.client).current
+    with BarePods(0) as pods:
+        taken, free = pods.make(), pods.make()
+        with taken.entered():
+            occupant = socket.socket(socket.AF_INET6)
+        with occupant:
+            occupant.bind(("::", 15008))
+            occupant.listen()
+            assert add(node, "blocked", taken).error == IN_USE
+            # What it had bound before is closed again.
+            assert listening(taken) == {15008}
+            assert states(ztunnel)["blocked"] == "Pending"
+            assert counts(ztunnel)["pending_proxy_count"] == 1
+            # A failed add does not change readiness by itself; the next message does.
+            assert ztunnel.ready()
+            assert add(node, "unblocked", free).error == ""
+            assert states(ztunnel)["unblocked"] == "Up"
+            assert ztunnel.http("GET", 15021, "/healthz/ready") == (
+                500,
+                "not ready, pending: workload proxy manager\n",
+            )
+        # It is tried again every five seconds.
+        await eventually(lambda: states(ztunnel)["blocked"] == "Up", "started", 8)
+        assert listening(taken) >= PORTS
+        assert counts(ztunnel)["pending_proxy_count"] == 0
+        await eventually(ztunnel.ready, "ready again")
+        for uid in ("blocked", "unblocked"):
+            node.cni.delete_pod(uid)
+
+
+async def test_pods_are_served_while_the_agent_is_away(nodes):
+    node, ztunnel = nodes.node(nodes.client), nodes.node(nodes.client).current
+    assert ztunnel.ready()
+    with BarePods(2) as pods:
+        for uid, namespace in pods.namespaces.items():
+            assert add(node, uid, namespace).error == ""
+        node.cni.close()
+        await eventually(lambda: not ztunnel.ready(), "not ready")
+        text = ztunnel.http("GET", 15021, "/healthz/ready?verbose")[1]
+        assert text.startswith(
+            "not ready, pending: workload proxy manager\nworkload proxy manager: pending for "
+        )
+        assert ztunnel.log_lines("failed to connect to the Istio CNI node agent over")
+        assert states(ztunnel)["bare-0"] == "Up"
+        assert all(listening(namespace) >= PORTS for namespace in pods.namespaces.values())
+        async with (
+            serve(nodes.neighbour, 8080),
+            await nodes.client.connect(nodes.neighbour.ipv4, 8080) as stream,
+        ):
+            await echoes(stream)
+            # The agent cannot find one namespace when it is back, and has lost the other pod.
+            node.cni.forget_namespace("bare-0")
+            with contextlib.suppress(Exception):
+                node.cni.delete_pod("bare-1")
+            node.cni.listen()
+            await eventually(ztunnel.ready, "ready again", 20)
+            await echoes(stream)
+        await eventually(lambda: not listening(pods.namespaces["bare-1"]), "stopped")
+        assert listening(pods.namespaces["bare-0"]) >= PORTS
+        assert "bare-1" not in states(ztunnel)
+        node.cni.delete_pod("bare-0")
