@@ -51,7 +51,7 @@ class Pods:
             await self._policy_changed.wait()
             self._policy_changed = trio.Event()
             for pod in list(self._pods.values()):
-                recheck(pod.context)
+                await recheck(pod.context)
                 await trio.lowlevel.checkpoint()
 
     def add(self, message: PodAdded) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.workload import Workload
@@ -11,6 +13,9 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.report import ConnectionReport
 
 log = get_logger("state")
+
+SLICE = 64
+"""Connections asked about between two checkpoints: less than a millisecond."""
 
 
 def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report: ConnectionReport) -> None:
@@ -37,8 +42,10 @@ def _log_decision(pod: PodContext, verdict: Verdict) -> None:
             say(message, policy=policy)
 
 
-def recheck(pod: PodContext) -> int:
+async def recheck(pod: PodContext) -> int:
     """Close the connections of a pod that would be refused by now; gives how many there were.
+
+    In slices, so that a pod with thousands of connections holds up nobody.
 
     Policies, the pod's own workload (its list of policies, its trust domain) and hence the meaning of the
     peer's identity may have changed. A pod whose workload is not known for the moment keeps its connections:
@@ -52,7 +59,9 @@ def recheck(pod: PodContext) -> int:
     if workload is None:
         return 0
     closed = 0
-    for entry in list(entries):
+    for number, entry in enumerate(list(entries), 1):
+        if number % SLICE == 0:
+            await trio.lowlevel.checkpoint()
         facts = entry.facts
         if facts is None or entry.closed_because is not None:
             continue
