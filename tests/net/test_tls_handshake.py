@@ -237,6 +237,15 @@ async def test_a_server_refuses_a_client_and_says_why(case):
             _ = pair.server.peer
 
 
+async def test_a_chain_without_end_is_refused():
+    issuer = CA
+    for number in range(8):
+        issuer = issuer.intermediate(NOW, f"level {number}")
+    with Pair(client(certificate(CLIENT, issuer))) as pair:
+        _, theirs = await pair.handshake()
+        assert isinstance(theirs, errors.PeerCertificateError)
+
+
 REFUSED_SERVERS: dict[str, tuple[Callable[[], Certificate], type[errors.TlsHandshakeError], str, str]] = {
     "another CA": (
         lambda: certificate(SERVER, OTHER_CA, roots=(CA.pem,)),

@@ -1,8 +1,8 @@
 """Mesh TLS: what the rest of the program uses of it. The parts are in the ``tls_*`` modules beside this one.
 
 `client_context` and `server_context` make a `TlsContext` from a workload's certificate; keep it, making one
-costs as much as a handshake. `SocketTls` and `StreamTls` are connections with non-blocking calls, `TlsStream`
-a trio stream over either. Errors are in `ztunnel.net.tls_errors`.
+costs half as much as a handshake. `SocketTls` and `StreamTls` are connections with non-blocking calls,
+`TlsStream` a trio stream over either. Errors are in `ztunnel.net.tls_errors`.
 """
 
 from __future__ import annotations
