@@ -132,6 +132,7 @@ async def test_a_hundred_pods_come_at_once_and_go_and_leave_nothing(nodes):
             node.cni.cache_pod(uid, info(uid), namespace.descriptor)
         for connection in node.cni.connections:
             connection.drop()
+            connection.join()
         node.cni.wait_ready()
         acks = [ack for ack in node.cni.acks if ack.request.startswith("add bare-")]
         assert len(acks) == PODS
