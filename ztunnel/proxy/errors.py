@@ -6,19 +6,12 @@ depend on them; the code is ours and stands in docs/errors.md.
 
 from __future__ import annotations
 
-import os
 from http import HTTPStatus
 from typing import ClassVar
 
 from ztunnel.decide.plans import Refusal
 from ztunnel.errors import ZtunnelError
-
-
-def os_error_text(error: OSError) -> str:
-    """``Connection refused (os error 111)``; for an error without a number, its own text."""
-    if error.errno is None:
-        return str(error)
-    return f"{error.strerror or os.strerror(error.errno)} (os error {error.errno})"
+from ztunnel.net.addresses import os_error_text
 
 
 class ConnectionFailure(ZtunnelError):

@@ -19,7 +19,7 @@ from ztunnel.hbone import ConnectReceived, HboneServer
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
-from ztunnel.net.sockets import connect, local_address
+from ztunnel.net.sockets import connect, local_address, os_error_text
 from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
@@ -32,7 +32,6 @@ from ztunnel.proxy.errors import (
     PolicyRejectedError,
     RelayError,
     RouteRefusedError,
-    os_error_text,
 )
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy

@@ -19,7 +19,7 @@ from ztunnel.decide.route import route, unresolved, with_ip
 from ztunnel.dns.on_demand import NameResolutionError
 from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.sockets import ConnectTimedOut, connect
+from ztunnel.net.sockets import ConnectTimedOut, connect, os_error_text
 from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.answer import accepted
@@ -35,7 +35,6 @@ from ztunnel.proxy.errors import (
     RouteRefusedError,
     StreamRefusedError,
     TunnelLostError,
-    os_error_text,
 )
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext

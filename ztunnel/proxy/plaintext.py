@@ -9,10 +9,10 @@ import trio
 from ztunnel.decide.admit import admit_plaintext
 from ztunnel.decide.plans import PolicyFacts, Refusal
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.sockets import connect
+from ztunnel.net.sockets import connect, os_error_text
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import Inbound
-from ztunnel.proxy.errors import ApplicationDialError, RelayError, RouteRefusedError, os_error_text
+from ztunnel.proxy.errors import ApplicationDialError, RelayError, RouteRefusedError
 from ztunnel.proxy.inbound import DIAL_TIMEOUT
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
