@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.e2e.census import take_census
 from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
+from tests.e2e.pod import MeshPod, eventually
 from ztunnel.demo.namespaces import may_make_namespaces
 
 
@@ -80,23 +78,28 @@ async def standard(_standard_mesh: StandardMesh) -> AsyncIterator[StandardMesh]:
 
 
 async def settle(pods: list[MeshPod], timeout: float = 10) -> None:
-    """Wait until no ztunnel holds an application's connection any more; tunnels may stay pooled."""
-    deadline = time.monotonic() + timeout
-    while any(applications_connected(pod) for pod in pods) and time.monotonic() < deadline:  # noqa: ASYNC110 - in another process
-        await trio.sleep(0.05)
+    """Wait until no ztunnel holds an application's connection any more, and all are logged.
+
+    Tunnels may stay pooled.
+    """
     for pod in pods:
-        assert pod.ztunnel.process.returncode is None, pod.ztunnel.process.output()[-4000:]
-        left = applications_connected(pod)
-        assert not left, f"{pod.name}'s ztunnel still holds {left} application connections"
-        assert not pod.ztunnel.log_lines("Traceback"), pod.ztunnel.process.output()[-8000:]
+        await _settle(pod, timeout)
 
 
-def applications_connected(pod: MeshPod) -> int:
-    """How many connections with applications a pod's ztunnel has: opened and not yet closed."""
+async def _settle(pod: MeshPod, timeout: float) -> None:
+    process = pod.ztunnel.process
+    assert process.returncode is None, process.output()[-4000:]
+    await eventually(lambda: connections(pod)[1:] == (0, 0), f"rid of {pod.name}'s connections", timeout)
+    assert not pod.ztunnel.log_lines("Traceback"), process.output()[-8000:]
+
+
+def connections(pod: MeshPod) -> tuple[int, int, int]:
+    """Of a pod's ztunnel: connections opened so far, those not closed, those closed and not logged yet."""
     samples = pod.ztunnel.metrics()
     opened = sum(sample.value for sample in samples if sample.name == "istio_tcp_connections_opened_total")
     closed = sum(sample.value for sample in samples if sample.name == "istio_tcp_connections_closed_total")
-    return int(opened - closed)
+    logged = len(pod.ztunnel.log_lines('"message":"connection complete"'))
+    return int(opened), int(opened - closed), int(closed) - logged
 
 
 @pytest.fixture

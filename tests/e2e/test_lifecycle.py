@@ -187,7 +187,7 @@ async def test_a_crash_of_one_connection_is_logged_and_ends_that_one_alone(buggy
         for _ in range(3):
             async with await client.connect(server.ipv4, 6666) as crashing:
                 await crashing.send_all(b"x")
-                assert await ended_by(crashing) == "reset"
+                assert await ended_by(crashing) in {"end", "reset"}
         await neighbour.send_all(b"still here")
         assert await read_exactly(neighbour, 10) == b"still here"
         assert server.ztunnel.process.returncode is None
