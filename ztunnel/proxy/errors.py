@@ -108,7 +108,7 @@ class ConnectTimeoutError(ConnectionFailure):
 class HandshakeRefusedError(ConnectionFailure):
     """A client's TLS handshake on 15008 failed."""
 
-    code = "ZT-TLS-021"
+    code = "ZT-TLS-041"
 
     def __init__(self, error: Exception) -> None:
         super().__init__(
@@ -149,7 +149,7 @@ class PolicyChangedError(ConnectionFailure):
 class RevokedError(ConnectionFailure):
     """The peer's certificate has been revoked while the connection was open."""
 
-    code = "ZT-TLS-020"
+    code = "ZT-TLS-040"
     flag = "CERT_REVOKED"
 
     def __init__(self) -> None:
