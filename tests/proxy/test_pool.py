@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.proxy.errors import DialError
+from ztunnel.proxy.errors import DialError, TunnelLostError
 from ztunnel.proxy.pool import Pool, PoolDrainingError, PoolKey
 
 
@@ -21,6 +22,7 @@ class FakeTunnel:
     def __init__(self) -> None:
         self.streams: dict[int, object] = {}
         self.can_open = True
+        self.failure = None
         self.idle_since = trio.current_time()
         self.on_idle: Callable[[], None] | None = None
         self.stopped = trio.Event()
@@ -258,3 +260,45 @@ async def test_cancelling_the_pool_wakes_those_who_wait():
         pool.close()
         tunnels.cancel_scope.cancel()
     assert failures == ["pool draining"]
+
+
+async def test_a_retired_tunnel_gets_no_new_stream_and_ends_with_its_last(autojump_clock, nursery):
+    pool = make(nursery, Dialer())
+    first = await pool.tunnel(key())
+    number = first.open()
+    pool.retire(key(), first)
+    assert not first.stopped.is_set()
+    assert await pool.tunnel(key()) is not first
+    first.close(number)
+    await trio.testing.wait_all_tasks_blocked()
+    assert first.stopped.is_set()
+
+
+async def test_a_retired_tunnel_without_streams_ends_at_once(autojump_clock, nursery):
+    pool = make(nursery, Dialer())
+    first = await pool.tunnel(key())
+    pool.retire(key(), first)
+    assert first.stopped.is_set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert pool.tunnels() == []
+    assert list(pool.workloads()) == []
+
+
+async def test_tunnels_that_end_before_anybody_uses_them_are_not_dialled_for_ever(autojump_clock, nursery):
+    class Stillborn(FakeTunnel):
+        async def run(self) -> None:
+            self.can_open = False
+            self.failure = "rejected"
+
+    dials = 0
+
+    async def dial(wanted):
+        nonlocal dials
+        dials += 1
+        await trio.sleep(0.1)
+        return Stillborn()
+
+    pool = make(nursery, dial)
+    with pytest.raises(TunnelLostError, match="rejected"):
+        await pool.tunnel(key())
+    assert dials == 3

@@ -1,0 +1,467 @@
+"""Connections that cannot be established at once: who is asked next, who is left alone, what is counted.
+
+A data plane in this process, with SOCKS5 as the way in; its endpoints are played by the tests on addresses
+127.0.1.x, at the HBONE port, in a network namespace of the tests' own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import trio
+
+from tests.dataplane.conftest import _own_network_namespace  # noqa: F401 - used by pytest
+from tests.dataplane.harness import (
+    CONFIG,
+    Control,
+    echo,
+    read_all,
+    running_plane,
+    server,
+    via_socks,
+    workload,
+)
+from tests.e2e.raw_hbone import RawHbone, answer_all
+from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
+from ztunnel.messages import Resource
+from ztunnel.model.address import SocketAddress
+from ztunnel.observe.logging import capture_logs
+from ztunnel.pb.istio import workload as pbw
+from ztunnel.proxy import answer, attempts
+
+# The pod's own HBONE port must leave 127.0.1.x to the endpoints.
+HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))
+VIP, PORT = "10.96.0.1", 80
+HOSTNAME = "web.default.svc.cluster.local"
+REFUSED_STREAM = 7
+
+
+def endpoint(number: int, uid: str = "", **fields) -> Resource:
+    """An endpoint of the service at 127.0.1.<number>."""
+    name = f"e{number}"
+    base = {
+        "uid": uid or f"cluster1//Pod/default/{name}",
+        "name": name,
+        "service_account": "web",
+        "addresses": [ip_address(f"127.0.1.{number}").packed],
+        "workload_name": name,
+        "services": {f"default/{HOSTNAME}": pbw.PortList(ports=[pbw.Port(service_port=80, target_port=80)])},
+    }
+    return workload(**(base | fields))
+
+
+def service(**fields) -> Resource:
+    made = pbw.Service(
+        name="web",
+        namespace="default",
+        hostname=HOSTNAME,
+        addresses=[pbw.NetworkAddress(address=ip_address(VIP).packed)],
+        ports=[pbw.Port(service_port=PORT, target_port=80)],
+        **fields,
+    )
+    return Resource(f"default/{HOSTNAME}", bytes(pbw.Address(service=made)))
+
+
+class Played:
+    """An endpoint played by the test: its connections, and how many streams were asked of it."""
+
+    def __init__(self) -> None:
+        self.connections: list[RawHbone] = []
+        self.accepted = 0
+        self.ended: list[trio.Event] = []
+
+    @property
+    def requests(self) -> int:
+        return sum(1 for one in self.connections for stream in one.streams.values() if stream.headers)
+
+
+Serve = Callable[[RawHbone], Awaitable[None]]
+
+
+@asynccontextmanager
+async def play(
+    control: Control, number: int, serve: Serve = answer_all, account: str = "web"
+) -> AsyncIterator[Played]:
+    root = KeyPair(control.ca.root._key, control.ca.root.certificate)
+    choices = TlsChoices(root.issue(f"spiffe://cluster.local/ns/default/sa/{account}"))
+    played = Played()
+
+    async def one(stream: trio.SocketStream) -> None:
+        played.accepted += 1
+        ended = trio.Event()
+        played.ended.append(ended)
+        async with stream:
+            try:
+                tls = RawTls(stream, choices, server=True)
+                await tls.handshake()
+                connection = RawHbone(tls, server=True)
+                played.connections.append(connection)
+                await connection.start()
+                await serve(connection)
+            except (TlsAlertError, TlsEndError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                ended.set()
+
+    listeners = await trio.open_tcp_listeners(15008, host=f"127.0.1.{number}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, one, listeners)
+        yield played
+        nursery.cancel_scope.cancel()
+
+
+async def ask(ip: str = VIP, port: int = PORT, data: bytes = b"hello") -> bool:
+    """Whether one request through the pod is answered."""
+    async with await via_socks(port, ip) as stream:
+        try:
+            with trio.fail_after(10):
+                await stream.send_all(data)
+                await stream.send_eof()
+                return await read_all(stream) == data
+        except trio.BrokenResourceError:
+            return False
+
+
+def answering(status: int) -> Serve:
+    async def serve(connection: RawHbone) -> None:
+        await answer_all(connection, status)
+
+    return serve
+
+
+async def close_at_the_first_request(connection: RawHbone) -> None:
+    await connection.until(lambda: any(stream.headers for stream in connection.streams.values()))
+
+
+async def counters(control: Control) -> dict[str, int]:
+    """What was counted once every connection has ended."""
+    with trio.fail_after(10):
+        while True:
+            report = await control.report()
+            total: Counter[str] = Counter()
+            for sample in report.samples:
+                total[sample.family] += int(sample.value)
+            found = {
+                name: total[f"istio_tcp_connections_{name}_total"] for name in ("opened", "closed", "failed")
+            }
+            if found["opened"] == found["closed"]:
+                return found
+            await trio.sleep(0.01)
+
+
+def complete(lines) -> list[str | None]:
+    """The errors of the access log lines of outgoing connections."""
+    return [
+        line.fields.get("error")
+        for line in lines
+        if line.message == "connection complete" and line.fields["direction"] == "outbound"
+    ]
+
+
+async def logged(lines, count: int) -> None:
+    """Wait for the access log lines of so many outgoing connections."""
+    with trio.fail_after(10):
+        while len(complete(lines)) < count:  # noqa: ASYNC110 - nothing tells when a line was logged
+            await trio.sleep(0.01)
+
+
+def tried(lines) -> list[str]:
+    return [str(line.fields["error"]) for line in lines if line.message == "trying another endpoint"]
+
+
+FAILING: dict[str, tuple[Serve | None, str]] = {
+    "refuses the connection": (None, "io error: Connection refused (os error 111)"),
+    "has an application that refuses": (answering(503), "http status: 503 Service Unavailable"),
+    "closes the tunnel": (close_at_the_first_request, "h2 failed: "),
+    "is a stranger": (answer_all, "io error: "),
+}
+
+
+@pytest.mark.parametrize("how", FAILING)
+async def test_another_endpoint_takes_what_one_could_not(how):
+    serve, error = FAILING[how]
+    account = "stranger" if how == "is a stranger" else "web"
+    async with running_plane(HERE) as control, AsyncExitStack() as stack:
+        # Everything goes to the first endpoint while it is not avoided.
+        await control.apply(service(), endpoint(1, capacity=1), endpoint(2, capacity=0))
+        bad = None
+        if serve is not None:
+            bad = await stack.enter_async_context(play(control, 1, serve, account))
+        good = await stack.enter_async_context(play(control, 2))
+        await control.apply(endpoint(2, capacity=1), endpoint(1, capacity=4_000_000))
+        with capture_logs("info") as lines:
+            assert await ask()
+            await logged(lines, 1)
+        assert [text.startswith(error) for text in tried(lines)] == [True]
+        assert complete(lines) == [None]
+        assert good.requests == 1
+        if bad is not None:
+            assert bad.accepted == 1
+        assert await counters(control) == {"opened": 2, "closed": 2, "failed": 1}
+
+
+async def test_a_large_request_sent_before_anybody_took_it_arrives_whole():
+    async with running_plane(HERE) as control, play(control, 1, answering(503)), play(control, 2) as good:
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        assert await ask(data=bytes(range(256)) * 4096)
+        assert good.requests == 1
+
+
+async def test_a_plain_endpoint_that_refuses_is_passed_over_too():
+    async with running_plane(HERE) as control, server(echo, "127.0.1.2") as port:
+        plain: dict[str, Any] = {"tunnel_protocol": pbw.TunnelProtocol.NONE}
+        ports: dict[str, Any] = {
+            "services": {
+                f"default/{HOSTNAME}": pbw.PortList(ports=[pbw.Port(service_port=80, target_port=port)])
+            }
+        }
+        await control.apply(
+            service(), endpoint(1, capacity=4_000_000, **plain, **ports), endpoint(2, **plain, **ports)
+        )
+        assert await ask()
+        assert await counters(control) == {"opened": 2, "closed": 2, "failed": 1}
+
+
+@pytest.mark.parametrize("status", [401, 400])
+async def test_an_answer_about_the_request_itself_is_final(status):
+    async with (
+        running_plane(HERE) as control,
+        play(control, 1, answering(status)) as first,
+        play(control, 2, answering(status)) as second,
+    ):
+        await control.apply(service(), endpoint(1), endpoint(2))
+        with capture_logs("info") as lines:
+            assert not await ask()
+            await logged(lines, 1)
+        assert first.requests + second.requests == 1
+        assert [str(text)[:16] for text in complete(lines)] == [f"http status: {status}"]
+        assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
+
+
+async def test_each_endpoint_is_asked_once_and_the_last_failure_is_told():
+    async with running_plane(HERE) as control, play(control, 1, answering(503)) as one:
+        await control.apply(service(), endpoint(1), endpoint(2))
+        with capture_logs("info") as lines:
+            assert not await ask()
+            await logged(lines, 1)
+        assert one.requests == 1
+        assert len(tried(lines)) == 1
+        assert len(complete(lines)) == 1
+        assert await counters(control) == {"opened": 2, "closed": 2, "failed": 2}
+
+
+async def test_no_more_than_three_are_asked():
+    async with running_plane(HERE) as control, AsyncExitStack() as stack:
+        played = [
+            await stack.enter_async_context(play(control, number, answering(503))) for number in range(1, 7)
+        ]
+        await control.apply(service(), *(endpoint(number) for number in range(1, 7)))
+        assert not await ask()
+        assert sorted(one.requests for one in played) == [0, 0, 0, 1, 1, 1]
+
+
+async def test_a_single_endpoint_is_asked_once():
+    async with running_plane(HERE) as control, play(control, 1, answering(503)) as only:
+        await control.apply(service(), endpoint(1))
+        assert not await ask()
+        assert only.requests == 1
+        assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
+
+
+async def test_an_endpoint_that_failed_is_avoided_for_a_while(monkeypatch):
+    monkeypatch.setattr(attempts, "PENALTY", 1.0)
+    async with (
+        running_plane(HERE) as control,
+        play(control, 1, answering(503)) as bad,
+        play(control, 2) as good,
+    ):
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        for _ in range(5):
+            assert await ask()
+        assert (bad.requests, good.requests) == (1, 5)
+        await trio.sleep(1.1)
+        assert await ask()
+        assert bad.requests == 2
+
+
+async def test_an_endpoint_that_failed_is_used_when_there_is_no_other():
+    async with running_plane(HERE) as control:
+        await control.apply(service(), endpoint(1))
+        assert not await ask()
+        async with play(control, 1):
+            assert await ask()
+
+
+async def test_strict_locality_is_kept_when_its_only_endpoint_fails():
+    strict = pbw.LoadBalancing(
+        routing_preference=[pbw.LoadBalancingScope.ZONE], mode=pbw.LoadBalancingMode.STRICT
+    )
+    async with running_plane(HERE) as control, play(control, 1, answering(503)), play(control, 2) as far:
+        await control.apply(
+            service(load_balancing=strict), endpoint(1), endpoint(2, locality=pbw.Locality(zone="far"))
+        )
+        assert not await ask()
+        assert far.accepted == 0
+
+
+async def test_a_stream_refused_unseen_goes_to_the_same_endpoint_in_a_new_tunnel():
+    async def refuse_on_the_first_tunnel(connection: RawHbone) -> None:
+        if played.accepted > 1:
+            await answer_all(connection)
+            return
+        await connection.until(lambda: connection.streams and next(iter(connection.streams.values())).headers)
+        (number,) = connection.streams
+        connection.h2.reset_stream(number, REFUSED_STREAM)
+        await connection.flush()
+        await connection.until(lambda: connection.goaway)
+
+    async with running_plane(HERE) as control, play(control, 1, refuse_on_the_first_tunnel) as played:
+        await control.apply(service(), endpoint(1))
+        with capture_logs("info") as lines:
+            assert await ask()
+            assert await ask()
+            await logged(lines, 2)
+        assert played.accepted == 2
+        assert tried(lines) == []
+        assert await counters(control) == {"opened": 2, "closed": 2, "failed": 0}
+
+
+async def test_a_peer_that_refuses_every_stream_is_asked_three_times():
+    async def refuse(connection: RawHbone) -> None:
+        done: set[int] = set()
+        while True:
+            await connection.step()
+            for number, stream in connection.streams.items():
+                if stream.headers and number not in done:
+                    done.add(number)
+                    connection.h2.reset_stream(number, REFUSED_STREAM)
+            await connection.flush()
+
+    async with running_plane(HERE) as control, play(control, 1, refuse) as played:
+        await control.apply(service(), endpoint(1))
+        with capture_logs("info") as lines:
+            assert not await ask()
+            await logged(lines, 1)
+        assert played.requests == 3
+        assert complete(lines) == [
+            "h2 failed: stream error received: refused stream before processing any application logic"
+        ]
+
+
+@pytest.mark.parametrize("addressed", ["service", "pod"])
+async def test_a_tunnel_that_had_worked_and_dies_is_replaced(addressed):
+    async def serve_one(connection: RawHbone) -> None:
+        if played.accepted > 1:
+            await answer_all(connection)
+        await connection.until(lambda: 1 in connection.streams)
+        connection.h2.send_headers(1, [(":status", "200")])
+        await connection.flush()
+        await connection.until(lambda: connection.streams[1].ended)
+        await connection.send(connection.streams[1], bytes(connection.streams[1].data), end=True)
+        await connection.until(lambda: 3 in connection.streams)
+
+    async with running_plane(HERE) as control, play(control, 1, serve_one) as played:
+        await control.apply(service(), endpoint(1))
+        ip = VIP if addressed == "service" else "127.0.1.1"
+        with capture_logs("info") as lines:
+            assert await ask(ip)
+            assert await ask(ip)
+            await logged(lines, 2)
+        assert played.accepted == 2
+        assert complete(lines) == [None, None]
+        assert await counters(control) == {"opened": 2, "closed": 2, "failed": 0}
+
+
+async def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(answer, "ANSWER_TIMEOUT", 0.2)
+
+    async def say_nothing(connection: RawHbone) -> None:
+        while True:
+            await connection.step()
+
+    async with running_plane(HERE) as control, play(control, 1, say_nothing) as silent, play(control, 2):
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        with capture_logs("info") as lines:
+            assert await ask()
+        assert tried(lines) == ["io error: no answer to CONNECT within 0.2 s"]
+        assert silent.requests == 1
+
+
+async def test_another_endpoint_of_the_waypoint_is_asked():
+    reference = pbw.GatewayAddress(
+        address=pbw.NetworkAddress(address=ip_address(VIP).packed), hbone_mtls_port=PORT
+    )
+    port = pbw.PortList(ports=[pbw.Port(service_port=80, target_port=15008)])
+    behind: dict[str, Any] = {"services": {f"default/{HOSTNAME}": port}}
+    async with running_plane(HERE) as control, play(control, 2) as good:
+        await control.apply(
+            service(),
+            endpoint(1, capacity=4_000_000, **behind),
+            endpoint(2, **behind),
+            endpoint(3, services={}, waypoint=reference),
+        )
+        assert await ask("127.0.1.3", 80)
+        assert good.requests == 1
+
+
+async def test_the_addresses_of_a_name_are_tried_one_after_another(monkeypatch):
+    async def resolve(self, hostname):
+        return [ip_address("127.0.1.1"), ip_address("127.0.1.2")]
+
+    monkeypatch.setattr("ztunnel.dataplane.plane.OnDemandResolver.resolve", resolve)
+    async with running_plane(HERE) as control, play(control, 2) as good:
+        await control.apply(service(), endpoint(1, addresses=[], hostname="web.example.com"))
+        for _ in range(5):
+            assert await ask()
+        assert good.requests == 5
+
+
+async def test_the_first_failure_is_told_when_the_service_vanishes_meanwhile():
+    async def refuse_after_vanishing(connection: RawHbone) -> None:
+        await connection.until(lambda: any(stream.headers for stream in connection.streams.values()))
+        await control.apply(removed=[endpoint(1).name, endpoint(2).name])
+        (number,) = connection.streams
+        connection.h2.send_headers(number, [(":status", "503")], end_stream=True)
+        await connection.flush()
+        await connection.until(lambda: False, timeout=60)
+
+    async with running_plane(HERE) as control, play(control, 1, refuse_after_vanishing):
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        with capture_logs("info") as lines:
+            assert not await ask()
+            await logged(lines, 1)
+        assert complete(lines) == ["http status: 503 Service Unavailable"]
+        assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
+
+
+async def test_a_new_pod_at_an_old_address_gets_a_tunnel_of_its_own():
+    async with running_plane(HERE) as control, play(control, 1) as played:
+        await control.apply(service(), endpoint(1))
+        assert await ask()
+        assert await ask()
+        assert played.accepted == 1
+        await control.apply(endpoint(1, uid="cluster1//Pod/default/new"), removed=[endpoint(1).name])
+        assert await ask()
+        assert played.accepted == 2
+        with trio.fail_after(10):
+            await played.ended[0].wait()
+        assert played.connections[0].goaway == [0]
+
+
+async def test_a_tunnel_is_given_up_when_its_workload_moves_or_becomes_another():
+    async with running_plane(HERE) as control, play(control, 1) as played, play(control, 2, account="other"):
+        await control.apply(service(), endpoint(1))
+        assert await ask()
+        moved = {"uid": endpoint(1).name, "service_account": "other"}
+        await control.apply(endpoint(2, **moved))
+        assert await ask()
+        assert played.requests == 1
+        with trio.fail_after(10):
+            await played.ended[0].wait()
+        assert played.connections[0].goaway == [0]
