@@ -122,7 +122,8 @@ class MeshPod:
         """The JSON log lines of its ztunnel that have these fields; ``__`` in a name stands for a dot."""
         wanted = {key.replace("__", "."): value for key, value in fields.items()}
         found = []
-        for line in self.ztunnel.process.output().splitlines():
+        # The last line may be just being written.
+        for line in self.ztunnel.process.output().rpartition("\n")[0].splitlines():
             if not line.startswith("{"):
                 continue
             entry = json.loads(line)

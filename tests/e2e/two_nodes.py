@@ -11,6 +11,9 @@ from tests.e2e.mesh import Mesh
 from tests.e2e.node_deployment import NodeDeployment, NodeZtunnel
 from tests.e2e.pod import MeshPod, eventually
 from ztunnel.demo.dedicated import Ztunnel
+from ztunnel.demo.redirection import RedirectionOptions
+
+_REDIRECTION = RedirectionOptions()
 
 
 @dataclass
@@ -32,7 +35,11 @@ class TwoNodes:
     @classmethod
     @contextmanager
     def open(
-        cls, environment: Mapping[str, str] | None = None, *, backend: str | None = None
+        cls,
+        environment: Mapping[str, str] | None = None,
+        *,
+        backend: str | None = None,
+        redirection: RedirectionOptions = _REDIRECTION,
     ) -> Iterator[TwoNodes]:
         """A mesh with a ztunnel on each node; nothing of it may be left afterwards.
 
@@ -41,9 +48,9 @@ class TwoNodes:
         deployment = NodeDeployment()
         with Mesh.open(deployment=deployment, environment=environment) as mesh:
             mesh.redirection_backend = backend
-            client = mesh.node("a").pod("client")
-            neighbour = mesh.node("a").pod("neighbour")
-            server = mesh.node("b").pod("server")
+            client = mesh.node("a").pod("client", redirection=redirection)
+            neighbour = mesh.node("a").pod("neighbour", redirection=redirection)
+            server = mesh.node("b").pod("server", redirection=redirection)
             outside = mesh.node("b").pod("outside", captured=False, registered=False)
             vip = mesh.service("web", ports={80: 8080}, endpoints=[server])
             mesh.start()
