@@ -15,7 +15,6 @@ gets nothing from anybody else, and still sends to whom we want.
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -46,6 +45,8 @@ IDLE_SECONDS = 5.0
 """How long a TCP client may take for its next query, or for taking an answer."""
 _READS_PER_WAKEUP = 16
 _PAUSE_SECONDS = 0.1
+_RECEIVE_BUFFER = 2 * 1024 * 1024
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; the socket module lacks it
 
 
 class DnsProxy:
@@ -85,11 +86,11 @@ class DnsProxy:
         """Open all sockets, or none. Raises BindError."""
         try:
             for address in await self._addresses():
-                self._datagrams.append(
-                    await bind_datagram(
-                        address, factory=self._sockets, mark=self._mark, reuse_port=self._reuse_port
-                    )
+                sock = await bind_datagram(
+                    address, factory=self._sockets, mark=self._mark, reuse_port=self._reuse_port
                 )
+                self._datagrams.append(sock)
+                _enlarge(sock)
                 self._listeners.append(
                     await listen(
                         address,
@@ -275,7 +276,7 @@ class DnsProxy:
 
     async def _next_query(self, stream: MessageStream) -> bytes | None:
         # Once shut, only what has arrived is read.
-        with trio.move_on_after(-math.inf if self._shut else IDLE_SECONDS) as scope:
+        with trio.move_on_after(0 if self._shut else IDLE_SECONDS) as scope:
             self._idle.add(scope)
             try:
                 return await stream.receive()
@@ -297,6 +298,15 @@ class DnsProxy:
                 raise ConnectionResetError("the client takes nothing more")
 
         await self._resolver.transfer(query, pass_on)
+
+
+def _enlarge(sock: socket.socket) -> None:
+    """Let a thousand queries that come at once wait in the socket; by default it holds about 270."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    except OSError:
+        # Without CAP_NET_ADMIN, within net.core.rmem_max.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
 
 def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:
