@@ -15,7 +15,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv from requirements.lock
 
-$(STAMP): requirements.lock pyproject.toml scripts/setup
+$(STAMP): requirements.lock scripts/setup
 	@scripts/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
