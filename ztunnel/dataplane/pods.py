@@ -68,6 +68,7 @@ class Pods:
         namespace = None
         in_namespace = None
         factory: SocketFactory = HostSockets(self._shared.budget)
+        listening: SocketFactory = HostSockets()
         if message.netns is not None:
             try:
                 namespace = Namespace(message.netns)
@@ -77,8 +78,16 @@ class Pods:
                 return
             in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
             factory = in_namespace
+            listening = NamespaceSockets(namespace)
         pod = PodProxy(
-            PodContext(self._shared, message.uid, message.info, factory, inbound_only=message.inbound_only)
+            PodContext(
+                self._shared,
+                message.uid,
+                message.info,
+                factory,
+                inbound_only=message.inbound_only,
+                listening=listening,
+            )
         )
         self._pods[message.uid] = pod
         self._alive.add(pod)

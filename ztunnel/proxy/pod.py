@@ -175,7 +175,7 @@ class PodProxy:
         )
         return await listen(
             address,
-            factory=self.context.sockets,
+            factory=self.context.listening or self.context.sockets,
             options=options,
             reuse_port=in_pod and config.inpod_port_reuse,
             transparent=False if self.context.inbound_only else config.enable_orig_src,

@@ -66,7 +66,7 @@ def make_dns_proxy(pod: PodContext, resolver: Resolver) -> DnsProxy:
         resolver,
         config.dns_proxy_addr,
         name=pod.name,
-        sockets=pod.sockets,
+        sockets=pod.listening or pod.sockets,
         mark=config.packet_mark if shared_mode else None,
         reuse_port=shared_mode and config.inpod_port_reuse,
         budget=pod.shared.budget,

@@ -91,6 +91,8 @@ class Shared:
 class PodContext:
     """One pod: its names, where its sockets are made, and what it has open.
 
+    listening: makes the sockets that listen, which may use the reserve of descriptors: other pods' traffic
+        must not keep a pod from starting. None is the same as ``sockets``.
     cut_because: set before its connections are cancelled, so that each can say why it ended.
     inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source
         of a connection is never shown to the application, which is ourselves.
@@ -103,6 +105,7 @@ class PodContext:
     inbound_only: bool = False
     connections: ConnectionTable = field(default_factory=ConnectionTable)
     cut_because: ConnectionFailure | None = None
+    listening: SocketFactory | None = None
     names: Names | None = None
     name: str = field(init=False)
     access_log: AccessLog = field(init=False)
