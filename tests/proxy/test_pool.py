@@ -22,7 +22,7 @@ class FakeTunnel:
     def __init__(self) -> None:
         self.streams: dict[int, object] = {}
         self.can_open = True
-        self.failure = None
+        self.failure: str | None = None
         self.idle_since = trio.current_time()
         self.on_idle: Callable[[], None] | None = None
         self.stopped = trio.Event()

@@ -148,7 +148,11 @@ class OutboundProxy:
                 plan = unresolved(plan, str(error))
             else:
                 fresh = [ip for ip in addresses if not attempts.has_tried(SocketAddress(ip, port))]
-                plan = with_ip(plan, fresh or addresses, shared.random)
+                # Nobody at all is, to the existing implementation, a lookup that failed.
+                found = fresh or addresses
+                plan = (
+                    with_ip(plan, found, shared.random) if found else unresolved(plan, "it has no addresses")
+                )
         if isinstance(plan, Refusal):
             raise RouteRefusedError(plan)
         return plan
