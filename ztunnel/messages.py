@@ -7,6 +7,7 @@ messages needs nothing else of the control side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TypeAlias
 
@@ -44,12 +45,13 @@ class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class MeshDelta(Message, frozen=True):
     """A change of the mesh, to be applied in order: resources first, then removals by name.
 
-    ``number`` comes back in `DeltaApplied`.
+    ``number`` comes back in `DeltaApplied`. ``resources`` may be made only as they are taken; who applies
+    them takes them one by one, and lets go of the delta afterwards.
     """
 
     number: int
     kind: ResourceKind
-    resources: tuple[Resource, ...] = ()
+    resources: Sequence[Resource] = ()
     removed: tuple[str, ...] = ()
     origin: Origin = Origin.XDS
 

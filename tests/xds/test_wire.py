@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ztunnel import messages
 from ztunnel.pb.envoy.service.discovery.v3 import (
     DeltaDiscoveryRequest,
     DeltaDiscoveryResponse,
@@ -51,13 +52,15 @@ def test_the_scanner_finds_what_betterproto2_finds(response, slice_size):
     assert scanner.type_url == response.type_url
     assert scanner.nonce == response.nonce
     assert scanner.removed == response.removed_resources
-    assert scanner.names == [resource.name for resource in response.resources]
-    assert scanner.versions == [resource.version for resource in response.resources]
+    found = scanner.resources
+    names = list(found.names())
+    assert names == [resource.name for resource in response.resources]
+    versions = [found.version(number) for number in range(found.count)]
+    assert versions == [resource.version for resource in response.resources]
     assert scanner.aliases == [alias for resource in response.resources for alias in resource.aliases]
-    found = [resource for part in scanner.slices for resource in part]
-    assert [(r.name, r.body) for r in found] == list(zip(scanner.names, bodies, strict=True))
+    assert [(r.name, r.body) for r in found] == list(zip(names, bodies, strict=True))
+    assert list(found[1::2]) == list(found)[1::2]
     assert scanner.value_bytes == sum(map(len, bodies))
-    assert all(len(part) <= slice_size for part in scanner.slices)
 
 
 @given(parts=st.lists(resources, min_size=1, max_size=6), cut=st.integers(0, 5000))
@@ -68,7 +71,7 @@ def test_a_message_that_is_cut_off_is_malformed_unless_it_ends_between_two_resou
     whole = b"".join(encoded)
     cut %= len(whole) + 1
     if cut in ends:
-        assert scan(whole[:cut]).names == [part.name for part in parts[: ends[cut]]]
+        assert list(scan(whole[:cut]).resources.names()) == [part.name for part in parts[: ends[cut]]]
     else:
         with pytest.raises(MalformedResponseError, match=r"^failed to decode Protobuf message: "):
             scan(whole[:cut])
@@ -84,7 +87,7 @@ def test_no_bytes_make_the_scanner_do_anything_but_finish_or_raise_its_own_error
         scanner = scan(message, 3)
     except MalformedResponseError:
         return
-    assert sum(map(len, scanner.slices)) == len(scanner.names) == len(scanner.versions)
+    assert len(list(scanner.resources)) == scanner.resources.count == len(list(scanner.resources.names()))
 
 
 @given(message=responses.map(bytes), position=st.integers(0, 10_000), byte=st.integers(0, 255))
@@ -97,7 +100,7 @@ def test_a_changed_byte_never_does_more_than_that(message, position, byte):
         scanner = scan(bytes(changed))
     except MalformedResponseError:
         return
-    assert sum(map(len, scanner.slices)) == len(scanner.names) == len(scanner.versions)
+    assert len(list(scanner.resources)) == scanner.resources.count == len(list(scanner.resources.names()))
 
 
 def test_unknown_fields_of_every_wire_type_are_skipped_at_every_level():
@@ -113,8 +116,7 @@ def test_unknown_fields_of_every_wire_type_are_skipped_at_every_level():
     any_ = unknown + field(0x12, b"body") + unknown
     resource = unknown + field(0x1A, b"name") + field(0x12, any_) + unknown
     scanner = scan(unknown + field(0x12, resource) + unknown + field(0x2A, b"n") + unknown)
-    assert scanner.names == ["name"]
-    assert scanner.slices[0][0].body == b"body"
+    assert list(scanner.resources) == [messages.Resource("name", b"body")]
     assert scanner.nonce == "n"
 
 
@@ -144,7 +146,7 @@ def test_a_field_repeated_is_merged_as_protobuf_does():
         + field(0x1A, b"b")
     )
     scanner = scan(field(0x12, resource))
-    assert (scanner.names, scanner.slices[0][0].body) == (["b"], b"1")
+    assert list(scanner.resources) == [messages.Resource("b", b"1")]
 
 
 @given(

@@ -133,6 +133,7 @@ class DataPlane:
                     self._handle(message, pods, nursery)
                     if isinstance(message, Drain):
                         ending.set()
+                del message  # the whole mesh, perhaps, and the next may be long in coming
         # The control side is gone, and with it everything that could let pods go on for long.
         pods.stop()
         ending.set()
@@ -170,15 +171,23 @@ class DataPlane:
 
     async def _apply_deltas(self, inbox: trio.abc.ReceiveChannel[MeshDelta], pods: Pods) -> None:
         async with inbox:
-            async for delta in inbox:
-                application = self.store.begin(delta)
-                while not application.step(SLICE):
-                    await trio.lowlevel.checkpoint()
-                for warning in application.warnings:
-                    log.warning(warning)
-                self._changed(application, pods)
-                rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
-                self._send(DeltaApplied(delta.number, rejected))
+            try:
+                while True:
+                    # Nothing of a delta, which may be the whole mesh, is held while the next is waited for.
+                    self._send(await self._apply(await inbox.receive(), pods))
+            except trio.EndOfChannel:
+                return
+
+    async def _apply(self, delta: MeshDelta, pods: Pods) -> DeltaApplied:
+        """Put a delta into force; gives what to answer."""
+        application = self.store.begin(delta)
+        while not application.step(SLICE):
+            await trio.lowlevel.checkpoint()
+        for warning in application.warnings:
+            log.warning(warning)
+        self._changed(application, pods)
+        rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
+        return DeltaApplied(delta.number, rejected)
 
     def _changed(self, application: Application, pods: Pods) -> None:
         """Wake who waits for the mesh, close what would be refused by now, and look after certificates."""
@@ -193,7 +202,8 @@ class DataPlane:
                 pods.policy_changed()
         else:
             gone = {removed.uid for removed in application.removed_workloads}
-            pods.workloads_changed(application.changed_workloads | gone)
+            changed = application.changed_workloads
+            pods.workloads_changed(changed | gone if gone else changed)
 
     async def _report(self, number: int, pods: Pods) -> None:
         """Collect the counters in pieces, so that a scrape of many series holds up no connection."""

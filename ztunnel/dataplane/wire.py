@@ -43,7 +43,8 @@ class MessageSocket(Generic[_Message]):
         sock.setblocking(False)  # noqa: FBT003  # the standard library has no other way
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._decoder = decoder
-        self._encoder = msgspec.msgpack.Encoder()
+        # Resources are made only as they are taken, in a sequence that msgspec does not know.
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=list)
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
         self._sending = trio.Lock()

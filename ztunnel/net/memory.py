@@ -1,12 +1,19 @@
-"""Giving memory back to the kernel after something big has passed through.
+"""Giving memory back to the kernel after something big has passed through, and sparing the collector.
 
 A first sync of a big mesh is one message of tens of megabytes, which grpcio assembles from thousands of small
 buffers. The C library keeps what they took, in case: 40 MB measured with 100,000 workloads.
+
+Python's collector of reference cycles goes through all containers that are alive, now and then, and nothing
+else is done meanwhile: 17 ms for the modules of the program alone, 45 to 65 ms with 100,000 workloads.
+Neither is ever garbage, so both are taken out of its sight (`gc.freeze`); what is left takes a few ms. What
+is frozen is still freed when its last reference goes. Only cycles that are garbage already would be frozen
+for good, which is why it is not done again and again but only when the mesh has grown by half (`GrowthWatch`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 
 def release_unused_memory() -> None:
@@ -19,3 +26,23 @@ def release_unused_memory() -> None:
 
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def spare_collector() -> None:
+    """Take everything that is alive now out of the collector's sight, but collect what is garbage before."""
+    gc.collect()
+    gc.freeze()
+
+
+class GrowthWatch:
+    """Spares the collector what a mesh holds, whenever that has grown by half. ``least``: from where on."""
+
+    def __init__(self, least: int) -> None:
+        self._frozen_at = least
+
+    def grown(self, size: int) -> None:
+        """The mesh has this many objects now: a millisecond or two when they are frozen."""
+        if size * 2 > self._frozen_at * 3:
+            self._frozen_at = size
+            gc.collect(1)  # the young ones only, of which most of the garbage is
+            gc.freeze()

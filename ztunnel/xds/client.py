@@ -28,7 +28,7 @@ import trio
 
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
-from ztunnel.net.memory import release_unused_memory
+from ztunnel.net.memory import GrowthWatch, release_unused_memory
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused, after, status_text
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
@@ -42,6 +42,9 @@ SILENCE_LIMIT = 120.0
 
 BIG = 2 * 1024 * 1024
 """Bytes of payload from which on a response's memory is worth giving back."""
+
+SMALL_MESH = 5_000
+"""Objects that the garbage collector may go through: 2 ms."""
 
 DEMAND_TIMEOUT = 5.0
 """Seconds that a lookup waits for an on-demand answer, unless its caller says otherwise."""
@@ -135,6 +138,7 @@ class XdsClient:
         self._metrics = metrics
         self._outbox: trio.MemorySendChannel[bytes] | None = None
         self._waiting: dict[str, list[trio.Event]] = {}
+        self._growth = GrowthWatch(SMALL_MESH)
         self.ready = trio.Event()
         self.connected = False
         self.last_error: str | None = None
@@ -291,7 +295,7 @@ class XdsClient:
             message = await stream.receive()
             heard.set()
             reading = self._session.receive(message)
-            del message  # tens of megabytes; the reading lets go of them before anything is applied
+            del message  # tens of megabytes; the reading lets go of them when it is completed
             while not reading.scan():
                 await trio.lowlevel.checkpoint()
             self._metrics.message(reading.type_url, reading.value_bytes)
@@ -303,6 +307,7 @@ class XdsClient:
             del reading
             if is_big:
                 release_unused_memory()
+                self._growth.grown(self._session.size)
             self._tell(outcome, stream_log)
 
     async def _take(self, reading: Reading, stream_log: Logger) -> Outcome:
@@ -310,14 +315,17 @@ class XdsClient:
         stream_log.info(
             "received response",
             type_url=reading.type_url,
-            size=len(reading.envelope.names),
+            size=reading.envelope.resources.count,
             removes=len(reading.envelope.removed),
         )
         delta = reading.delta()
         if delta is None:
             stream_log.error("unknown type", type_url=reading.type_url)
             return self._session.complete(reading)
-        return self._session.complete(reading, await self._apply(delta))
+        rejected = await self._apply(delta)
+        while not reading.record(rejected):
+            await trio.lowlevel.checkpoint()
+        return self._session.complete(reading, rejected)
 
     def _tell(self, outcome: Outcome, stream_log: Logger) -> None:
         """Log the answer, and wake whoever waits for what has become true."""

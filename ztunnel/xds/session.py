@@ -8,6 +8,7 @@ the keys somebody waits for, and whether the first sync has happened.
     reading = session.receive(message)            one message came in
     while not reading.scan(): ...                 read it, a slice at a time; the caller yields in between
     delta = reading.delta()                       what changes; the store puts it into force
+    while not reading.record(rejected): ...       note names and versions, a slice at a time
     outcome = session.complete(reading, rejected) the ACK or NACK to send, and what became true by it
     session.close()                               the stream is gone
 
@@ -38,11 +39,12 @@ Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count, islice
 
-from ztunnel.messages import MeshDelta, Rejected, Resource, ResourceKind
+from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.xds.wire import ResponseScanner, encode_request, encode_version
 
 ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
@@ -85,13 +87,13 @@ class Outcome:
 class Reading:
     """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
 
-    __slots__ = ("_reconciling", "_resources", "_scanner", "_session")
+    __slots__ = ("_reconciling", "_recording", "_scanner", "_session")
 
     def __init__(self, session: XdsSession, message: bytes) -> None:
         self._session = session
         self._scanner = ResponseScanner(message)
         self._reconciling: Iterator[None] | None = None
-        self._resources: tuple[Resource, ...] = ()
+        self._recording: Iterator[None] | None = None
 
     @property
     def type_url(self) -> str:
@@ -120,21 +122,31 @@ class Reading:
             self._reconciling = self._session.reconcile(scanner)
         for _ in self._reconciling:
             return False
-        self._resources = tuple(chain.from_iterable(scanner.slices))
-        scanner.slices.clear()
+        scanner.resources.known = self._session.known(scanner.type_url)
         return True
 
     def delta(self) -> MeshDelta | None:
-        """What to apply; None for a type that we never asked for. Call once: the resources are let go of.
+        """What to apply; None for a type that we never asked for.
 
         It is the whole response, empty or not, since the store gives it a meaning as a whole (a service finds
         all its endpoints, an ALLOW comes with the DENY beside it). Applying it in slices is the store's part.
         """
-        resources, self._resources = self._resources, ()
-        kind = KINDS.get(self._scanner.type_url)
+        scanner = self._scanner
+        kind = KINDS.get(scanner.type_url)
         if kind is None:
             return None
-        return MeshDelta(self._session.next_number(), kind, resources, tuple(self._scanner.removed))
+        return MeshDelta(self._session.next_number(), kind, scanner.resources, tuple(scanner.removed))
+
+    def record(self, rejected: Sequence[Rejected] = ()) -> bool:
+        """All of it is applied, or ``rejected``: note the next slice of names and versions; True when done.
+
+        `XdsSession.complete` does what is left of this.
+        """
+        if self._recording is None:
+            self._recording = self._session.recording(self._scanner, rejected)
+        for _ in self._recording:
+            return False
+        return True
 
 
 class XdsSession:
@@ -187,6 +199,15 @@ class XdsSession:
         """The known names of a type with their versions: a copy, for the dump and for tests."""
         return dict(self._versions[type_url])
 
+    @property
+    def size(self) -> int:
+        """How many names are known."""
+        return sum(map(len, self._versions.values()))
+
+    def known(self, type_url: str) -> Container[str]:
+        """The known names of a type."""
+        return self._versions.get(type_url, ())
+
     def open(self) -> list[bytes]:
         """A stream opens: the first requests, to be sent in this order without waiting for anything."""
         self._is_open = True
@@ -217,27 +238,46 @@ class XdsSession:
     def reconcile(self, response: ResponseScanner) -> Iterator[None]:
         """Where the names stayed home (see above): turn the whole mesh that came into the difference.
 
-        Changes the response's slices and removals; does nothing to any other response. Called by
-        `Reading.scan`, which goes on a slice at a time.
+        Changes what is chosen of the response, and its removals; does nothing to any other response. Called
+        by `Reading.scan`, which goes on a slice at a time.
         """
         if response.type_url not in self._resync:
             return
         self._resync.discard(response.type_url)
         known = self._versions[response.type_url]
         kept = set(response.removed)
-        versions = iter(response.versions)
-        for index, part in enumerate(response.slices):
-            kept.update([resource.name for resource in part])
-            # The versions come second, or zip would take one too many at the end of each slice.
-            response.slices[index] = tuple(
-                [
-                    resource
-                    for resource, version in zip(part, versions, strict=False)
-                    if not version or known.get(resource.name) != version
-                ]
-            )
+        resources = response.resources
+        resources.chosen = chosen = array("I")
+        for start in range(0, resources.count, SLICE):
+            for number in range(start, min(start + SLICE, resources.count)):
+                name, version = resources.name(number), resources.version(number)
+                kept.add(name)
+                if not version or known.get(name) != version:
+                    chosen.append(number)
             yield
-        response.removed.extend([name for name in known if name not in kept])
+        names = iter(known)
+        while part := list(islice(names, SLICE)):
+            response.removed.extend([name for name in part if name not in kept])
+            yield
+
+    def recording(self, response: ResponseScanner, rejected: Sequence[Rejected]) -> Iterator[None]:
+        """Note what is known after a response, a slice at a time. Called by `Reading.record`."""
+        if response.type_url not in KINDS:
+            return
+        known = self._versions[response.type_url]
+        refused = {bad.name for bad in rejected}
+        for start in range(0, len(response.removed), SLICE):
+            for name in response.removed[start : start + SLICE]:
+                known.pop(name, None)
+            yield
+        resources = response.resources
+        for start in range(0, resources.count, SLICE):
+            for number in range(start, min(start + SLICE, resources.count)):
+                name, version = resources.name(number), resources.version(number)
+                # A text that is there already is kept: it need not be stored anew.
+                if known.get(name) != version and name not in refused:
+                    known[name] = version
+            yield
 
     def complete(self, reading: Reading, rejected: Sequence[Rejected] = ()) -> Outcome:
         """All of a response is applied, or rejected in this order: do the books, and say what to send."""
@@ -247,13 +287,15 @@ class XdsSession:
         became_ready = False
         answered: frozenset[str] = frozenset()
         nack = "; ".join(f"{bad.name}: {bad.reason}" for bad in rejected) or None
+        while not reading.record(rejected):
+            pass
         if known_type:
-            self._record(scanner, {bad.name for bad in rejected})
             if type_url == ADDRESS_TYPE and self._pending:
                 answered = self._answer(scanner)
             if nack is None and type_url in self._awaited:
                 self._awaited.discard(type_url)
                 became_ready = not self._awaited
+        scanner.release()
         request = encode_request(type_url, nonce=scanner.nonce, error=nack)
         return Outcome(type_url, scanner.nonce, request, nack, answered, became_ready, known_type)
 
@@ -284,7 +326,7 @@ class XdsSession:
         entries: list[bytes] = []
         size = 0
         # At least so many bytes; known without encoding tens of thousands of entries in vain.
-        if sum(map(len, known)) + sum(map(len, known.values())) > self._budget:
+        if self._exceeds_budget(known):
             self._resync.add(type_url)
             return encode_request(type_url, node=self._node)
         for name, version in known.items():
@@ -295,6 +337,16 @@ class XdsSession:
                 return encode_request(type_url, node=self._node)
             entries.append(entry)
         return encode_request(type_url, node=self._node) + b"".join(entries)
+
+    def _exceeds_budget(self, known: Mapping[str, str]) -> bool:
+        left = self._budget
+        names, versions = iter(known), iter(known.values())
+        while left >= 0:
+            part = sum(map(len, islice(names, SLICE))) + sum(map(len, islice(versions, SLICE)))
+            if part == 0:
+                return False
+            left -= part
+        return True
 
     def _open_on_demand(self, type_url: str) -> Iterator[bytes]:
         # Subscribing to "*" and unsubscribing from it is how istiod is told "nothing yet".
@@ -313,16 +365,9 @@ class XdsSession:
             size += len(entry)
         yield request + b"".join(entries)
 
-    def _record(self, response: ResponseScanner, rejected: set[str]) -> None:
-        known = self._versions[response.type_url]
-        for name in response.removed:
-            known.pop(name, None)
-        came = zip(response.names, response.versions, strict=True)
-        known.update((pair for pair in came if pair[0] not in rejected) if rejected else came)
-
     def _answer(self, response: ResponseScanner) -> frozenset[str]:
         pending = self._pending
-        answered = pending.intersection(response.names)
+        answered = pending.intersection(response.resources.names())
         answered |= pending.intersection(response.aliases)
         answered |= pending.intersection(response.removed)
         pending -= answered

@@ -2,7 +2,8 @@
 
 A first sync of 100,000 pods is one message of tens of megabytes. A general decoder spends 40 µs on each of
 its resources, and would hold up every connection while it does; `ResponseScanner` needs about 2 µs and
-stops after each slice. It decodes only the envelope: the bytes of a resource stay the bytes that came.
+stops after each slice. It decodes only the envelope: the bytes of a resource stay the bytes that came, and
+are not even copied out of the message before somebody takes the resource (`ztunnel.xds.scanned`).
 
 How the scanner works: a protobuf message is a run of fields, each a tag (field number and wire type) and a
 value. All fields of interest are length-delimited, have tags of one byte, and lengths of one or two bytes;
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ztunnel.errors import ZtunnelError
-from ztunnel.messages import Resource
+from ztunnel.xds.scanned import ScannedResources, Span
 
 # Tags: field number << 3 | wire type 2 (length-delimited).
 _REQUEST_NODE = 0x0A
@@ -108,23 +109,21 @@ def encode_version(name: str, version: str) -> bytes:
 class ResponseScanner:
     """Splits the bytes of a DeltaDiscoveryResponse into its resources, a slice at a time.
 
-    Call `scan` until it returns True; then the attributes are complete. ``slices`` holds the resources in
-    order, at most ``slice_size`` together; ``names`` and ``versions`` run parallel to all resources;
-    ``aliases`` are the other names of resources, all in one list; ``value_bytes`` is the sum of the lengths
-    of the resources' payloads. Field `Any.type_url`, the ttl and the cache control are not looked at.
+    Call `scan` until it returns True; then the attributes are complete. ``resources`` are the resources in
+    order, as long as `release` has not been called; ``aliases`` are the other names of resources, all in one
+    list; ``value_bytes`` is the sum of the lengths of the resources' payloads. Field `Any.type_url`, the ttl
+    and the cache control are not looked at.
     """
 
     __slots__ = (
         "_message",
         "_position",
         "aliases",
-        "names",
         "nonce",
         "removed",
-        "slices",
+        "resources",
         "type_url",
         "value_bytes",
-        "versions",
     )
 
     def __init__(self, message: bytes) -> None:
@@ -133,9 +132,7 @@ class ResponseScanner:
         self.type_url = ""
         self.nonce = ""
         self.removed: list[str] = []
-        self.slices: list[tuple[Resource, ...]] = []
-        self.names: list[str] = []
-        self.versions: list[str] = []
+        self.resources = ScannedResources(message)
         self.aliases: list[str] = []
         self.value_bytes = 0
 
@@ -145,25 +142,22 @@ class ResponseScanner:
         Raises `MalformedResponseError` if the bytes are not such a message.
         """
         try:
-            resources = self._scan(slice_size)
+            self._scan(slice_size)
         except (IndexError, UnicodeDecodeError, _BrokenError) as error:
-            self._message = b""
-            self.slices.clear()
+            self.release()
             where = f"DeltaDiscoveryResponse, near byte {self._position}"
             raise MalformedResponseError(f"failed to decode Protobuf message: {where}: {error}") from None
-        if resources:
-            self.slices.append(tuple(resources))
-        if self._position < len(self._message):
-            return False
-        self._message = b""
-        self._position = 0
-        return True
+        return self._position >= len(self._message)
 
-    def _scan(self, limit: int) -> list[Resource]:
+    def release(self) -> None:
+        """Let go of the message and of the resources in it."""
+        self._message = b""
+        self.resources = ScannedResources(b"")
+
+    def _scan(self, limit: int) -> None:
         message = self._message
         end = len(message)
         position = self._position
-        resources: list[Resource] = []
         try:
             while position < end and limit:
                 limit -= 1
@@ -179,7 +173,7 @@ class ResponseScanner:
                 if stop > end:
                     raise _BrokenError("a field is longer than the message")
                 if tag == _RESPONSE_RESOURCE:
-                    resources.append(self._resource(message, position, stop))
+                    self._resource(message, position, stop)
                 elif tag == _RESPONSE_REMOVED:
                     self.removed.append(message[position:stop].decode())
                 elif tag == _RESPONSE_TYPE_URL:
@@ -189,11 +183,9 @@ class ResponseScanner:
                 position = stop
         finally:
             self._position = position
-        return resources
 
-    def _resource(self, message: bytes, position: int, end: int) -> Resource:
-        name = version = ""
-        body = b""
+    def _resource(self, message: bytes, position: int, end: int) -> None:
+        name = version = body = (0, 0)
         while position < end:
             tag = message[position]
             if tag & 7 != 2 or tag >= 0x80:
@@ -214,22 +206,25 @@ class ResponseScanner:
             if tag == _RESOURCE_ANY:
                 body = _any_value(message, position, stop, body)
             elif tag == _RESOURCE_NAME:
-                name = message[position:stop].decode()
+                name = (position, stop)
+                message[position:stop].decode()  # must be possible later
             elif tag == _RESOURCE_VERSION:
-                version = message[position:stop].decode()
+                version = (position, stop)
+                message[position:stop].decode()
             elif tag == _RESOURCE_ALIAS:
                 self.aliases.append(message[position:stop].decode())
             position = stop
         if position != end:
             raise _BrokenError("a resource ends inside a field")
-        self.names.append(name)
-        self.versions.append(version)
-        self.value_bytes += len(body)
-        return Resource(name, body)
+        self.value_bytes += body[1] - body[0]
+        self.resources.add(name, version, body)
 
 
-def _any_value(message: bytes, position: int, end: int, value: bytes) -> bytes:
-    """The payload of an Any between two positions; ``value`` if it has none (repeated sub-messages merge)."""
+def _any_value(message: bytes, position: int, end: int, value: Span) -> Span:
+    """Where the payload of an Any between two positions is; ``value`` if it has none.
+
+    That is so because repeated sub-messages merge.
+    """
     while position < end:
         tag = message[position]
         if tag & 7 != 2 or tag >= 0x80:
@@ -243,7 +238,7 @@ def _any_value(message: bytes, position: int, end: int, value: bytes) -> bytes:
         if stop > end:
             raise _BrokenError("a field is longer than its Any")
         if tag == _ANY_VALUE:
-            value = message[position:stop]
+            value = (position, stop)
         position = stop
     if position != end:
         raise _BrokenError("an Any ends inside a field")

@@ -1,0 +1,91 @@
+"""The resources of a response, left in the bytes of the message until somebody takes them.
+
+A full push of 100,000 pods would otherwise be there three times: as the message, as objects made of it, and
+as what the store still has. Here a resource is made when it is asked for and replaces its predecessor in the
+store at once, mostly in the memory that this one gives back; so memory stays where it was. What was measured
+is in docs/measurements/scale.md.
+
+The store and the session both keep the name of each object. Names that are new are therefore kept here from
+the first time they are asked for, so that both keep the same text; names that are known are theirs already.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Container, Iterator, Sequence
+from typing import TypeAlias, overload
+
+from ztunnel.messages import Resource
+
+Span: TypeAlias = tuple[int, int]
+"""Where something begins in the message, and where it has ended."""
+
+_SPANS = 6
+
+
+class ScannedResources(Sequence[Resource]):
+    """See the module. A sequence of the resources that count: of all, or of what ``chosen`` numbers.
+
+    ``known`` holds the names that somebody keeps already. ``count`` is the number of all resources, chosen or
+    not; `name` and `version` go by that numbering.
+    """
+
+    __slots__ = ("_message", "_new_names", "_spans", "chosen", "known")
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        # For each resource where its name, version and payload begin and end. The bridge takes no message
+        # of more than 200 MiB.
+        self._spans: array[int] = array("I")
+        self._new_names: dict[int, str] = {}
+        self.known: Container[str] = ()
+        self.chosen: array[int] | None = None
+
+    def add(self, name: Span, version: Span, body: Span) -> None:
+        """Another resource has been found."""
+        self._spans.extend((*name, *version, *body))
+
+    @property
+    def count(self) -> int:
+        """How many resources the message has."""
+        return len(self._spans) // _SPANS
+
+    def name(self, number: int) -> str:
+        """The name of a resource."""
+        name = self._new_names.get(number)
+        if name is None:
+            at = number * _SPANS
+            name = self._message[self._spans[at] : self._spans[at + 1]].decode()
+        return name
+
+    def version(self, number: int) -> str:
+        """The version of a resource."""
+        at = number * _SPANS
+        return self._message[self._spans[at + 2] : self._spans[at + 3]].decode()
+
+    def names(self) -> Iterator[str]:
+        """The names of all resources, in order."""
+        return map(self.name, range(self.count))
+
+    def __len__(self) -> int:
+        return self.count if self.chosen is None else len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Resource: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Resource]: ...
+    def __getitem__(self, index: int | slice) -> Resource | Sequence[Resource]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            if not 0 <= index + len(self) < len(self):
+                raise IndexError(index)
+            index += len(self)
+        number = index if self.chosen is None else self.chosen[index]
+        name = self._new_names.get(number)
+        spans, at = self._spans, number * _SPANS
+        if name is None:
+            name = self._message[spans[at] : spans[at + 1]].decode()
+            if name not in self.known:
+                self._new_names[number] = name
+        return Resource(name, self._message[spans[at + 4] : spans[at + 5]])
