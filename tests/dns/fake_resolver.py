@@ -31,7 +31,9 @@ def reply_to(
     query: bytes, *records: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, truncated: bool = False
 ) -> bytes:
     """A reply as a real resolver would make it."""
-    message = dns.message.make_response(dns.message.from_wire(query), recursion_available=True)
+    message = dns.message.make_response(
+        dns.message.from_wire(query, ignore_trailing=True), recursion_available=True
+    )
     message.set_rcode(rcode)
     if truncated:
         message.flags |= dns.flags.TC
@@ -48,12 +50,13 @@ def silent(query: bytes, tcp: bool) -> list[bytes]:
 
 @dataclass
 class FakeResolver:
-    """``asked``: each query as it came, and whether over TCP. ``ports``: whence the UDP ones came."""
+    """``asked``: each query as it came, and whether over TCP. ``ports``, ``clients``: whence those of UDP."""
 
     port: int
     behave: Behaviour
     asked: list[tuple[bytes, bool]] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
+    clients: set[str] = field(default_factory=set)
 
     def asked_for(self, name: str) -> int:
         """How often a name was asked for."""
@@ -65,6 +68,7 @@ async def _serve_udp(resolver: FakeResolver, sock: trio.socket.SocketType) -> No
         query, peer = await sock.recvfrom(65535)
         resolver.asked.append((query, False))
         resolver.ports.append(peer[1])
+        resolver.clients.add(peer[0])
         for reply in resolver.behave(query, False):
             with contextlib.suppress(OSError):
                 await sock.sendto(reply, peer)
@@ -86,13 +90,19 @@ async def _serve_tcp(resolver: FakeResolver, stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def fake_resolver(
-    behave: Behaviour, address: str = "127.0.0.1", port: int = 0
+    behave: Behaviour,
+    address: str = "127.0.0.1",
+    port: int = 0,
+    make: Callable[[int, int], socket.socket] = socket.socket,
 ) -> AsyncIterator[FakeResolver]:
-    """Serve while the block runs, on a port that the kernel chooses, or on this one."""
+    """Serve while the block runs, on a port that the kernel chooses, or on this one.
+
+    make: makes sockets of a family and a kind, in some network namespace.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
-        udp = trio.socket.socket(family, socket.SOCK_DGRAM)
-        tcp = trio.socket.socket(family, socket.SOCK_STREAM)
+        udp = trio.socket.from_stdlib_socket(make(family, socket.SOCK_DGRAM))
+        tcp = trio.socket.from_stdlib_socket(make(family, socket.SOCK_STREAM))
         try:
             await udp.bind((address, port))
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -42,10 +42,11 @@ def addresses_in(reply: bytes) -> Found:
         chain = message.resolve_chaining()
     except dns.exception.DNSException:
         return _NOTHING
-    known = chain.minimum_ttl <= _LONGEST_TTL or chain.answer is not None
-    ttl = min(chain.minimum_ttl, _LONGEST_TTL) if known else 0
+    ttl = min(chain.minimum_ttl, _LONGEST_TTL)
     if chain.answer is None:
-        return Found((), ttl)
+        # Only an SOA record says how long nothing stays nothing (RFC 2308, section 5).
+        soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
+        return Found((), ttl if soa else 0)
     return Found(tuple(parse_ip(record.to_text()) for record in chain.answer), ttl)
 
 
