@@ -49,6 +49,9 @@ class Deployment(Protocol):
     def restart(self, mesh: Mesh, pod: MeshPod) -> None:
         """Start the ztunnel of a pod anew after its end; return when it serves."""
 
+    def remove(self, mesh: Mesh, pod: MeshPod) -> None:
+        """Serve a pod no more."""
+
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
         """The process that serves a pod."""
 
@@ -86,6 +89,9 @@ class DedicatedDeployment:
 
     def update(self, mesh: Mesh) -> None:
         mesh.write_file()
+
+    def remove(self, mesh: Mesh, pod: MeshPod) -> None:
+        pod.ztunnel.process.stop(grace=10)
 
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
         return self._ztunnels[pod.name]
@@ -263,11 +269,11 @@ class Mesh:
                     await trio.sleep(0.02)
 
     def remove_pod(self, pod: MeshPod) -> None:
-        """End a pod's ztunnel and take it out of the mesh; its namespace stays until the end."""
+        """Serve a pod no more and take it out of the mesh; its namespace stays until the end."""
         self.pods.remove(pod)
         if pod.name in self._started:
             self._started.discard(pod.name)
-            pod.ztunnel.process.stop(grace=10)
+            self.deployment.remove(self, pod)
 
     def capture(self, node: MeshNode) -> Capture:
         """Capture what a node exchanges with other nodes. The caller closes it."""

@@ -137,6 +137,10 @@ class NodeDeployment:
         """Start a further ztunnel on the pod's node."""
         self.node(mesh, pod.pod.node).start()
 
+    def remove(self, mesh: Mesh, pod: MeshPod) -> None:
+        """Tell the ztunnels of the pod's node that it has gone."""
+        self.node(mesh, pod.pod.node).remove(pod)
+
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
         """The process that serves a pod now."""
         return self.nodes[pod.pod.node.name].current

@@ -30,18 +30,18 @@ from ztunnel.demo.network import netlink
 from ztunnel.messages import PodInfo
 
 PODS = 100
-PORTS = {15001, 15006, 15008}
+PORTS = {15001, 15006, 15008, 15053}
 IN_USE = "failure to start proxy : Bind([::]:15008, Address already in use (os error 98))"
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[TwoNodes]:
-    with TwoNodes.open() as opened:
+    with TwoNodes.open({"ISTIO_META_DNS_CAPTURE": "true"}) as opened:
         yield opened
 
 
 class BarePods:
-    """Network namespaces with nothing in them, each a pod ``bare-<n>``. Closed by whoever makes them."""
+    """Network namespaces with nothing in them but loopback, each a pod ``bare-<n>``. Closed by whoever makes them."""
 
     def __init__(self, count: int) -> None:
         self._stack = ExitStack()
@@ -59,6 +59,8 @@ class BarePods:
         """One more namespace."""
         namespace = Namespace.make("bare")
         self._stack.callback(namespace.close)
+        with netlink(namespace) as routes:
+            routes.link("set", index=1, state="up")
         return namespace
 
 
@@ -71,11 +73,15 @@ def add(node: NodeZtunnel, uid: str, namespace: Namespace) -> Ack:
 
 
 def listening(namespace: Namespace) -> set[int]:
-    """The ports of a namespace that somebody listens on, on the wildcard of IPv6."""
+    """The ports of a namespace that TCP listens on, or UDP is bound to."""
+    ports = set()
     with namespace.entered():
-        lines = Path("/proc/thread-self/net/tcp6").read_text().splitlines()[1:]
-    fields = [line.split() for line in lines]
-    return {int(field[1].rpartition(":")[2], 16) for field in fields if field[3] == "0A"}
+        for table, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+            for line in Path("/proc/thread-self/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == state:
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
 
 
 def memory(ztunnel: Ztunnel) -> int:
@@ -205,8 +211,6 @@ async def test_a_pod_that_restarts_is_served_in_its_new_namespace_at_once(nodes)
     node = nodes.node(nodes.client)
     with BarePods(0) as pods:
         old, new = pods.make(), pods.make()
-        with netlink(old) as routes:
-            routes.link("set", index=1, state="up")
         assert add(node, "same", old).error == ""
         with old.entered():
             sock = socket.socket()
@@ -241,13 +245,12 @@ async def test_a_pod_that_vanishes_takes_its_connections_and_no_others(nodes):
         await echoes(doomed)
         with netlink(fleeting.pod.namespace) as routes:
             routes.link("del", index=routes.link_lookup(ifname="eth0")[0])
-        node.remove(fleeting)
+        mesh.remove_pod(fleeting)
         await eventually(lambda: "fleeting" not in states(node.current), "gone")
         await eventually(lambda: not [task for task in tasks(node.current) if "fleeting" in task], "gone")
         await echoes(lasting)
     ends = await client.logged(src__workload="fleeting", direction="outbound")
     assert [line["error"] for line in ends] == ["connection closed due to connection drain"]
-    mesh.pods.remove(fleeting)
     await mesh.update()
 
 
