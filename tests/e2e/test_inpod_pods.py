@@ -41,7 +41,7 @@ def nodes() -> Iterator[TwoNodes]:
 
 
 class BarePods:
-    """Network namespaces with nothing in them but loopback, each a pod ``bare-<n>``. Closed by whoever makes them."""
+    """Network namespaces with nothing in them but loopback, each a pod ``bare-<n>``."""
 
     def __init__(self, count: int) -> None:
         self._stack = ExitStack()

@@ -1,4 +1,4 @@
-"""The themes of dedicated mode once more, with one ztunnel a node: what they hold does not depend on the mode.
+"""The themes of dedicated mode once more, with one ztunnel a node: what they say holds in both modes.
 
 The tests are those of the other files, under this file's mesh. What is left out says why.
 """
