@@ -43,7 +43,11 @@ def impostor() -> Iterator[ImpostorMesh]:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("another identity", "peer did not present the expected SAN"),
+        (
+            "another identity",
+            "io error: invalid peer certificate: Other(OtherError(identity verification error: peer did not "
+            "present the expected SAN (",
+        ),
         ("another trust domain", "peer did not present the expected SAN"),
         ("another CA", "io error: "),
         ("no name", "io error: "),
@@ -89,6 +93,7 @@ async def test_a_wrong_server_gets_nothing(impostor: ImpostorMesh, name: str, er
     (entry,) = (await impostor.client.logged(count=before + 1))[before:]
     assert (entry["level"], entry["message"]) == ("error", "connection complete")
     assert error in entry["error"]
+    assert entry["error"].count("io error: ") == 1
 
 
 async def test_the_request_is_the_references(impostor: ImpostorMesh) -> None:

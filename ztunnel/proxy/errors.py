@@ -14,6 +14,11 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.net.addresses import os_error_text
 
 
+def _begins_with(prefix: str, text: str) -> str:
+    """The text with the prefix, once: errors of a TLS handshake bring it themselves."""
+    return text if text.startswith(prefix) else prefix + text
+
+
 class ConnectionFailure(ZtunnelError):
     """The base: why a connection was not made, or did not end well. ``flag`` is its response flag."""
 
@@ -28,7 +33,7 @@ class DialError(ConnectionFailure):
     code = "ZT-NET-010"
 
     def __init__(self, text: str, *, elsewhere: bool = False, timed_out: bool = False) -> None:
-        super().__init__(f"io error: {text}")
+        super().__init__(_begins_with("io error: ", text))
         self.elsewhere = elsewhere
         self.timed_out = timed_out
 
@@ -111,9 +116,8 @@ class HandshakeRefusedError(ConnectionFailure):
     code = "ZT-TLS-041"
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(
-            f"tls handshake error: {os_error_text(error) if isinstance(error, OSError) else error}"
-        )
+        text = os_error_text(error) if isinstance(error, OSError) else str(error)
+        super().__init__(_begins_with("tls handshake error: ", text))
 
 
 class IdentityUnavailableError(ConnectionFailure):
