@@ -440,7 +440,7 @@ def test_the_view_has_the_names_and_shapes_of_the_dump():
         )
     )
     assert view["adminAddr"] == {"Localhost": [True, 15000]}
-    assert view["statsAddr"] == {"SocketAddress": "[::]:15020"}
+    assert view["statsAddr"] == {"SocketAddr": "[::]:15020"}
     assert view["caRootCert"] == {"File": DEFAULT_ROOT_CERT}
     assert view["secretTtl"] == {"secs": 86400, "nanos": 0}
     assert view["proxyMode"] == "Shared"

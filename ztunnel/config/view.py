@@ -81,7 +81,7 @@ def _shown(field: str, value: Any) -> Any:
     if field in _SECONDS:
         return duration_view(value)
     if field in _LISTENERS:
-        return {type(value).__name__: list(value) if isinstance(value, Localhost) else str(value)}
+        return {"Localhost": list(value)} if isinstance(value, Localhost) else {"SocketAddr": str(value)}
     return _plain(value)
 
 
