@@ -123,9 +123,9 @@ async def serve(
     server = Server()
 
     async def one(stream: trio.SocketStream) -> None:
-        server.peers.append(stream.socket.getpeername()[:2])
         async with stream:
             try:
+                server.peers.append(stream.socket.getpeername()[:2])
                 await handler(stream)
             except (trio.BrokenResourceError, trio.ClosedResourceError, AssertionError, OSError) as error:
                 server.failures.append(error)
