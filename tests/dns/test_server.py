@@ -225,6 +225,24 @@ async def test_a_pod_not_yet_known_is_waited_for(autojump_clock):
         assert texts(answers[0])
 
 
+async def test_large_queries_that_wait_are_bounded_in_bytes(autojump_clock, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_BYTES", 100_000)
+    async with fake_resolver(silent) as resolver, running_pod(resolver.port, known=False) as pod:
+        replies: list[float] = []
+
+        async def client() -> None:
+            message = dns.message.make_query(ELSEWHERE, "A").to_wire() + bytes(40_000)
+            assert await pod.udp(message)
+            replies.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            for _ in range(4):
+                nursery.start_soon(client)
+        assert [round(time) for time in sorted(replies)] == [0, 0, 5, 5]
+        assert pod.proxy._waiting_bytes == 0
+
+
 @pytest.mark.parametrize("name", [FQDN, ELSEWHERE])
 async def test_an_unknown_pod_gets_a_failure(autojump_clock, name):
     async with fake_resolver(silent) as resolver, running_pod(resolver.port, known=False) as pod:

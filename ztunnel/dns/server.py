@@ -28,6 +28,7 @@ from ztunnel.dns.framing import MessageStream
 from ztunnel.dns.message import LONGEST_TCP, TYPE_AXFR, TYPE_IXFR, Query, Rcode, Refused, parse_query
 from ztunnel.dns.reply import error_reply
 from ztunnel.dns.resolver import Resolver
+from ztunnel.dns.upstream import MOST_BYTES
 from ztunnel.model.address import SocketAddress
 from ztunnel.net.accept import accept_forever, accept_waiting
 from ztunnel.net.addresses import from_sockaddr
@@ -76,6 +77,7 @@ class DnsProxy:
         self._datagrams: list[socket.socket] = []
         self._listeners: list[Listener] = []
         self._waiting: set[tuple[Any, bytes]] = set()
+        self._waiting_bytes = 0
         self._connections = 0
         self._idle: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
@@ -197,10 +199,11 @@ class DnsProxy:
         key = (peer, message)
         if key in self._waiting:
             return None
-        if len(self._waiting) >= MOST_DATAGRAMS:
+        if len(self._waiting) >= MOST_DATAGRAMS or self._waiting_bytes + len(message) > MOST_BYTES:
             return self._overload(query, tcp=False)
         assert self._nursery is not None
         self._waiting.add(key)
+        self._waiting_bytes += len(message)
         name = f"dns {query.type_name} {query.name}"
         self._nursery.start_soon(self._answer_datagram, sock, query, key, name=name)
         return None
@@ -221,6 +224,7 @@ class DnsProxy:
             reply = error_reply(query, Rcode.SERVFAIL)
         finally:
             self._waiting.discard(key)
+            self._waiting_bytes -= len(key[1])
             if len(self._waiting) < MOST_DATAGRAMS // 2:
                 self._overloaded = False
         _send(sock, reply, key[0])

@@ -106,10 +106,6 @@ class Upstream:
         """Whether a query that came from ``client`` is one that we sent there ourselves."""
         return client in self._own
 
-    def is_asking(self, query: Query, *, tcp: bool) -> bool:
-        """Whether the same is being asked already, so that asking costs nothing."""
-        return (tcp, query.without_id) in self._exchanges
-
     async def ask(self, query: Query, *, tcp: bool) -> bytes:
         """The answer of a nameserver, under the query's own id. Raises UpstreamError."""
         key = (tcp, query.without_id)
