@@ -72,15 +72,18 @@ class RawHbone:
         self.goaway: list[int] = []
         self.pings = 0
         self.acknowledge_data = True
+        self._flushing = trio.Lock()
 
     async def start(self) -> None:
         self.h2.initiate_connection()
         await self.flush()
 
     async def flush(self) -> None:
-        data = self.h2.data_to_send()
-        if data:
-            await self.tls.send(data)
+        # Frames of two tasks must not get mixed up.
+        async with self._flushing:
+            data = self.h2.data_to_send()
+            if data:
+                await self.tls.send(data)
 
     async def step(self) -> None:
         """Wait for something from the peer. Raises TlsAlertError or TlsEndError when there is no more."""
