@@ -106,6 +106,18 @@ async def test_a_reset_arrives_as_a_reset_after_what_came_before_it(first):
     assert relay.results == {"client": None, "server": None}
 
 
+async def test_a_reset_does_not_overtake_what_was_sent_before_it():
+    async with through_a_tunnel() as (client, server, pair, _):
+        [stream] = pair.server.streams.values()
+        total = 3_000_000
+        stream.send(bytes(total))
+        stream.reset(ErrorCode.CANCEL)
+        await trio.sleep(0.2)
+        data, how = await outcome(client)
+        assert (len(data), how) == (total, "reset")
+        reset(server)
+
+
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_who_closed_and_still_gets_data_ends_the_stream_without_an_error(first):
     async with through_a_tunnel() as (client, server, _, relay):

@@ -28,6 +28,9 @@ in large ones.
 TURN = 4
 """Reads in a row before another task gets its turn: at most 1 MiB."""
 
+RESET_GRACE = 1.0
+"""Seconds that an application has to read what came before a reset of its peer."""
+
 RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 """What a socket says when its application is gone; not an error of ours."""
 
@@ -61,11 +64,25 @@ async def relay_stream(
                 await _upload(sock, stream, sent_to_stream)
             await stream.download_done.wait()
         if stream.lost or stream.reset_code is not None:
-            # What the peer sent before is in the socket's buffer by now; the reset follows it.
-            set_reset_on_close(sock)
+            await _reset_after_sending(sock)
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:
         stream.close()
+
+
+async def _reset_after_sending(sock: socket.socket) -> None:
+    """Have the application see a reset, after what the peer had sent before it.
+
+    A reset throws away what the kernel has not sent yet, so that is waited for, as long as the application
+    reads: with TCP_NOTSENT_LOWAT at 1 a socket is writable when nothing is left to send (tcp(7)).
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+        with trio.move_on_after(RESET_GRACE):
+            await trio.lowlevel.wait_writable(sock)
+    except OSError:
+        return
+    set_reset_on_close(sock)
 
 
 async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int], None]) -> None:
