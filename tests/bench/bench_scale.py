@@ -3,8 +3,8 @@
 usage: python -m tests.bench.bench_scale [--workloads N ...] [--pushes N] [--lookups]
 
 For each size, with a tenth as many services: the fake istiod streams the mesh over TLS gRPC to one ztunnel in
-shared mode, which serves a client and a server pod (so that each connection passes it twice, over HBONE) and
-has the certificates of a thousandth of all workloads to fetch. First a ztunnel that starts with hardly
+shared mode, which serves a client and a server pod (so that each connection passes it twice, over HBONE).
+First a ztunnel that starts with hardly
 anything and serves traffic, to which the whole mesh comes at once, then full pushes with every workload
 changed, then single changes. After that a second ztunnel, without traffic, that starts with the whole mesh:
 its figures are those of CPU and memory.
@@ -144,7 +144,7 @@ class ScaleBench:
     def push_all(self) -> tuple[float, float]:
         """Push the whole mesh, all workloads changed."""
         changed = self.changed()
-        return self.acknowledged(lambda: self.istiod.put_all(changed))  # type: ignore[arg-type]  # a list of pairs
+        return self.acknowledged(lambda: self.istiod.put_all(changed))
 
     # -- with traffic ------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class ScaleBench:
 
     def _push_the_same(self) -> tuple[float, float]:
         stored = [(one.name, one.body.replace(b"latest", self.revision)) for one in self.resources]
-        return self.acknowledged(lambda: self.istiod.put_all(stored))  # type: ignore[arg-type]  # a list of pairs
+        return self.acknowledged(lambda: self.istiod.put_all(stored))
 
     def _reconnect(self) -> None:
         """End the stream, and return when the next one has asked for the mesh."""

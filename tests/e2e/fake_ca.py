@@ -66,6 +66,21 @@ class FakeCertificateAuthority:
             raise TypeError("the key of the CSR is not on an elliptic curve")
         return pem(self._sign(key, [x509.UniformResourceIdentifier(identity)], lifetime))
 
+    def revocations(self, *certificates: bytes) -> bytes:
+        """A revocation list of this CA, as PEM, with these certificates (PEM, the first of each)."""
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - _ACCEPTED)
+            .next_update(now + dt.timedelta(days=1))
+        )
+        for encoded in certificates:
+            serial = x509.load_pem_x509_certificates(encoded)[0].serial_number
+            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(revoked)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def _sign(
         self, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName], lifetime: dt.timedelta
     ) -> x509.Certificate:

@@ -6,7 +6,8 @@
 
 It answers as istiod does (reference 1.9): every first request gets an answer, if need be an empty one;
 what a client knows by version is not sent again, what it knows and is gone is listed as removed; on-demand
-keys are answered by the object's own name with the key among the aliases. grpcio's threads serve it, so
+keys are answered by the object's own name with the key among the aliases, and the workloads of the client's
+node come unasked. grpcio's threads serve it, so
 that it works beside any event loop; every method may be called from any thread, and none blocks for long.
 
 Misbehaviour is asked for by attributes, read at each call: see `Misbehaviour`. `kill` cuts everything,
@@ -113,6 +114,7 @@ class Issued:
     identity: str
     metadata: dict[str, str]
     validity: int
+    certificate: bytes
 
 
 class FakeIstiod:
@@ -305,7 +307,7 @@ class FakeIstiod:
         lifetime = self.lifetime or dt.timedelta(seconds=request.validity_duration or 86_400)
         chain = [self.ca.sign(csr, identity, lifetime), self.root_bundle or self.ca.root]
         with self._changed:
-            self.issued.append(Issued(identity, metadata, request.validity_duration))
+            self.issued.append(Issued(identity, metadata, request.validity_duration, chain[0]))
             self._changed.notify_all()
         return bytes(IstioCertificateResponse(cert_chain=[part.decode() for part in chain]))
 
@@ -333,6 +335,9 @@ class FakeIstiod:
             names = [n for n, s in stored.items() if not (s.version and known.get(n) == s.version)]
             removed = [name for name in known if name not in stored]
         else:
+            if first:
+                subscribed.update(own := self._of_node(request))
+                asked |= own  # a node's own workloads come unasked
             holders = {key: [n for n, s in stored.items() if key == n or key in s.aliases] for key in asked}
             found = [name for holder in holders.values() for name in holder]
             names = [n for n in dict.fromkeys(found) if known.get(n, "-") != stored[n].version]
@@ -341,6 +346,16 @@ class FakeIstiod:
         stream.outgoing.put(self._resources(type_url, names) + self._tail(stream, type_url, removed))
         if self.misbehaviour.end_streams is not None:
             stream.outgoing.put(_End(self.misbehaviour.end_streams, self.misbehaviour.end_message))
+
+    def _of_node(self, request: DeltaDiscoveryRequest) -> set[str]:
+        """The names of the workloads on the node that a first request comes from."""
+        if request.node is None or request.node.metadata is None or request.type_url != ADDRESS_TYPE:
+            return set()
+        node = request.node.metadata.fields["NODE_NAME"].string_value
+        parsed = {name: Address.parse(stored.body) for name, stored in self._stored[ADDRESS_TYPE].items()}
+        return {
+            name for name, one in parsed.items() if one.workload is not None and one.workload.node == node
+        }
 
     def _push(self, type_url: str, names: Sequence[str], removed: Sequence[str]) -> None:
         if self.misbehaviour.hang:

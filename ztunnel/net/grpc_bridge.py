@@ -139,6 +139,7 @@ class GrpcChannel:
             self._names.append(alternative_hostname)
         self._channel: Any = self._make(None)
         self._closed = False
+        self._settling = trio.Lock()
 
     def _make(self, verified_name: str | None) -> Any:
         grpc = _grpc()
@@ -220,21 +221,30 @@ class GrpcChannel:
     async def _settle_name(self) -> None:
         """With an alternative name: find out once which of the two the server's certificate has."""
         await trio.lowlevel.checkpoint()
+        if len(self._names) > 1:
+            # Calls that begin at the same time wait for one of them: only it may exchange the channel.
+            async with self._settling:
+                await self._choose_name()
         if self._closed:
             raise GrpcChannelError(f"the channel to {self.target} was closed")
-        while len(self._names) > 1:
+
+    async def _choose_name(self) -> None:
+        if len(self._names) > 1 and not self._closed:
             if await self._connects(self._channel):
                 del self._names[1:]
                 return
             other = self._make(self._names[1])
-            if await self._connects(other):
+            settled = False
+            try:
+                # If not, the server cannot be reached, or is nobody we know: the call will say so.
+                settled = await self._connects(other)
+            finally:
+                if not settled or self._closed:
+                    other.close()
+            if settled and not self._closed:
                 self._channel.close()
                 self._channel = other
                 self._names = [self._names[1]]
-            else:
-                # The server cannot be reached, or is nobody we know: the call will say so.
-                other.close()
-                return
 
     async def _connects(self, channel: Any) -> bool:
         """Whether a channel gets ready, that is, reaches the server and trusts it."""
