@@ -1,7 +1,8 @@
-"""A mesh as the chart installs it: on each node the rendered container from the built image, under a fake istiod.
+"""A mesh as the chart installs it: on each node the rendered container, from the built image.
 
-Nothing reaches ztunnel but through what the manifest says: istiod's root from the ConfigMap, the token from the
-projected volume, istiod's address from the cluster's DNS, the CNI agent's socket from the node's directory.
+Nothing reaches ztunnel but through what the manifest says: istiod's root from the ConfigMap, the token from
+the projected volume, the CNI agent's socket from the node's directory, istiod's address from the
+cluster's DNS.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from tests.chart.chart import Rendering, render
-from tests.e2e.container import Container
 from tests.e2e.cluster_dns import ClusterDns
+from tests.e2e.container import Container
 from tests.e2e.control_plane import ISTIOD_NAME, workload
 from tests.e2e.fake_ca import FakeCertificateAuthority
 from tests.e2e.fake_cni import FakeCni
@@ -130,7 +131,7 @@ class ChartDeployment:
         return self._dns
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
-        """Let istiod know the pods; start the ztunnels of nodes that have none yet, and hand the pods over."""
+        """Let istiod know the pods, start the ztunnels of nodes without, hand the pods over."""
         if self._istiod is None:
             self._istiod = _start_istiod(mesh)
             addresses = {f"{ISTIOD_NAME}.cluster.local": [self._istiod.host]}
@@ -151,6 +152,10 @@ class ChartDeployment:
     def update(self, mesh: Mesh) -> None:
         """Let istiod tell of the pods' present state."""
         self.register(*(workload(pod, network=self.network) for pod in mesh.pods if pod.registered))
+
+    def remove(self, mesh: Mesh, pod: MeshPod) -> None:
+        """Tell the ztunnels of its node that a pod has gone; they stay."""
+        self.nodes[pod.pod.node.name].cni.delete_pod(pod.uid)
 
     def restart(self, mesh: Mesh, pod: MeshPod) -> None:
         """Start a further ztunnel on the pod's node."""

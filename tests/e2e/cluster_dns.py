@@ -1,4 +1,4 @@
-"""The cluster's DNS server, in a pod of its own and on a thread of its own: it answers whatever the test does."""
+"""The cluster's DNS server, in a pod and on a thread of its own: it answers whatever the test does."""
 
 from __future__ import annotations
 

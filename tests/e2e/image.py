@@ -177,9 +177,18 @@ def context(source: str) -> Iterator[Path]:
         line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
     ]
     start = REPOSITORY / source
-    for path in [start] if start.is_file() else sorted(start.rglob("*")):
-        if path.is_file() and not _ignored(path.relative_to(REPOSITORY), patterns):
-            yield path
+    if start.is_file():
+        yield from [start] if not _ignored(start.relative_to(REPOSITORY), patterns) else []
+        return
+    for directory, inner, names in os.walk(start):
+        here = Path(directory)
+        # As container engines do: what is in an ignored directory is not looked at.
+        inner[:] = [
+            name for name in sorted(inner) if not _ignored((here / name).relative_to(REPOSITORY), patterns)
+        ]
+        for name in sorted(names):
+            if not _ignored((here / name).relative_to(REPOSITORY), patterns):
+                yield here / name
 
 
 def _ignored(path: Path, patterns: list[str]) -> bool:

@@ -18,7 +18,7 @@ from tests.e2e.image import Image
 from tests.e2e.mesh import Mesh
 from tests.e2e.pod import MeshPod
 from tests.e2e.traffic import echo, serve
-from tests.tools import find_tool
+from tests.tools import build_image, find_tool
 
 VALUES = {
     "profile": "ambient",
@@ -33,7 +33,7 @@ VALUES = {
 def image() -> Image:
     """The image of the Dockerfile."""
     find_tool("helm")
-    return images.build(ISTIO_VERSION="1.31.0")
+    return build_image(ISTIO_VERSION="1.31.0")
 
 
 @dataclass
