@@ -337,7 +337,9 @@ def table(columns: Sequence[Column]) -> str:
 def broken_limits(column: Column) -> list[str]:
     """What does not hold with 100,000 workloads."""
     values = column.values
-    broken = [f"{name}: {values[name]:.3g} > {limit}" for name, limit in LIMITS.items() if values[name] > limit]
+    broken = [
+        f"{name}: {values[name]:.3g} > {limit}" for name, limit in LIMITS.items() if values[name] > limit
+    ]
     quiet = values["connection set up, quiet, whole mesh, ms (longest)"]
     for name in ("first sync", "full pushes"):
         longest = values[f"connection set up, {name}, ms (longest)"]
@@ -348,7 +350,9 @@ def broken_limits(column: Column) -> list[str]:
 
 def main() -> int:
     """Measure all sizes, print the table; the status says whether the limits hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workloads", type=int, nargs="*", default=list(SIZES))
     parser.add_argument("--pushes", type=int, default=3, help="full pushes under traffic")
     parser.add_argument("--no-lookups", action="store_true", help="leave out the times of lookups")

@@ -73,9 +73,9 @@ def membership(name: str, ports: Mapping[int, int], *, namespace: str = "default
     return {f"{namespace}/{name}.{namespace}.svc.cluster.local": pb.PortList(ports=listed)}
 
 
-def deny(name: str, *, principal: str | None = None, port: int | None = None, selector: bool = False) -> (
-    Authorization
-):
+def deny(
+    name: str, *, principal: str | None = None, port: int | None = None, selector: bool = False
+) -> Authorization:
     """A DENY policy of the namespace ``default`` for one principal, one destination port, or everybody.
 
     ``selector``: only for the workloads that refer to it.

@@ -28,6 +28,7 @@ class Readiness:
         self._now = now
         self._started = now()
         self._pending: dict[str, _Task] = {}
+        self._remarks: dict[str, str] = {}
 
     @property
     def pending(self) -> list[str]:
@@ -68,14 +69,22 @@ class Readiness:
         if task is not None and error is not None:
             task.error = error
 
+    def remark(self, name: str, text: str | None) -> None:
+        """What is to be told of something that does not keep us from being ready; None: nothing any more."""
+        if text is None:
+            self._remarks.pop(name, None)
+        else:
+            self._remarks[name] = text
+
     def report(self) -> str:
-        """A line a pending task: name, for how long, last error."""
+        """A line a pending task: name, for how long, last error. Then one a remark."""
         now = self._now()
         lines = []
         for name in self.pending:
             task = self._pending[name]
             error = f", last error: {task.error}" if task.error else ""
             lines.append(f"{name}: pending for {_duration(now - task.since)}{error}\n")
+        lines += [f"{name}: {text}\n" for name, text in sorted(self._remarks.items())]
         return "".join(lines)
 
     async def handle(self, request: Request) -> Response:
@@ -86,7 +95,7 @@ class Readiness:
             return Response(405)
         detail = self.report() if "verbose" in request.query else ""
         if self.ready:
-            return Response(200, b"ready\n", "text/plain")
+            return Response(200, f"ready\n{detail}".encode(), "text/plain")
         text = f"not ready, pending: {', '.join(self.pending)}\n{detail}"
         return Response(500, text.encode(), "text/plain")
 

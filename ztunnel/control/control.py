@@ -128,9 +128,13 @@ class Control:
             self._readiness.complete(DNS_PROXY)
 
     async def ready(self, request: Request) -> Response:
-        """The readiness page; says what the first sync waits for."""
+        """The readiness page; says what the first sync waits for, and what is wrong later on."""
         if self.mesh.waiting_for is not None:
             self._readiness.failed(STATE_MANAGER, self.mesh.waiting_for)
+        self._readiness.remark("control plane", self.mesh.trouble)
+        failing = [one for one in self.certificates.expiries() if one.renewal_failing is not None]
+        trouble = f"{len(failing)} cannot be renewed, {failing[0].renewal_failing}" if failing else None
+        self._readiness.remark("certificates", trouble)
         return await self._readiness.handle(request)
 
     async def drain(self) -> None:

@@ -41,6 +41,14 @@ class MeshSource:
         """Why the first sync is not over, None when it is."""
         return self.xds.waiting_for if self.xds is not None else None
 
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no stream to the control plane although there was one, None when all is well."""
+        xds = self.xds
+        if xds is None or xds.connected or xds.waiting_for is not None:
+            return None
+        return f"not connected to {xds.address}, {xds.last_error or 'connecting'}"
+
 
 class _Counted:
     """The counters of the xDS client among the control side's metrics."""

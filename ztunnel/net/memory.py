@@ -7,7 +7,8 @@ Python's collector of reference cycles goes through all containers that are aliv
 else is done meanwhile: 17 ms for the modules of the program alone, 45 to 65 ms with 100,000 workloads.
 Neither is ever garbage, so both are taken out of its sight (`gc.freeze`); what is left takes a few ms. What
 is frozen is still freed when its last reference goes. Only cycles that are garbage already would be frozen
-for good, which is why it is not done again and again but only when the mesh has grown by half (`GrowthWatch`).
+for good, which is why it is not done again and again but only when the mesh has grown by half
+(`GrowthWatch`).
 """
 
 from __future__ import annotations

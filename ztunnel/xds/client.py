@@ -144,6 +144,11 @@ class XdsClient:
         self.last_error: str | None = None
 
     @property
+    def address(self) -> str:
+        """Of the control plane, for log lines."""
+        return self._address
+
+    @property
     def waiting_for(self) -> str | None:
         """Why the first sync is not over, for the readiness page; None when it is."""
         if self._session.ready:

@@ -128,6 +128,8 @@ def status_text(code: str, message: str, *, details: str = "", source: str = "")
         text += f", source: {source}"
     if "Temporary failure in name resolution" in source or "DNS resolution failed" in message:
         text += " (hint: is the DNS server reachable?)"
+    if "CERTIFICATE_VERIFY_FAILED" in message or "verify failed" in message.lower():
+        text += " (hint: is its certificate from a root in XDS_ROOT_CA, and for its name?)"
     return text
 
 
