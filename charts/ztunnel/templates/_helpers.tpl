@@ -18,9 +18,7 @@ istio.io/rev: {{ .Values.revision | default "default" | quote }}
 {{- define "ztunnel.labels" -}}
 {{- $root := index . 0 }}
 {{- $labels := include "ztunnel.standard-labels" $root | fromYaml }}
-{{- include "ztunnel.overlay" (list $labels (index . 1)) }}
-{{- include "ztunnel.overlay" (list $labels ($root.Values.labels | default dict)) }}
-{{- include "ztunnel.strings" $labels }}
+{{- include "ztunnel.strings" (mustMergeOverwrite $labels (index . 1) ($root.Values.labels | default dict)) }}
 {{- end }}
 
 {{/* The labels that objects have besides for istioctl and operators, who look for their own by them. */}}

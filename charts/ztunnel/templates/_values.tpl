@@ -7,8 +7,7 @@ put together here, later ones winning:
 
   defaults < profile < compatibilityVersion < platform < global.* as if at the top level < the user's own
 
-Maps are merged key by key; everything else replaces what was there, be it empty, false or zero. That last is why this is
-not done by Helm's mergeOverwrite, with which such values count as absent.
+Maps are merged key by key; everything else replaces what was there, be it empty, false, zero or null.
 
 Every template begins with `include "ztunnel.values" .`, which replaces .Values by the outcome; again is harmless.
 */}}
@@ -19,8 +18,8 @@ Every template begins with `include "ztunnel.values" .`, which replaces .Values 
     {{- fail (printf "values below `defaults` have no effect; set them without it (hub instead of defaults.hub):\n%s" (toYaml .Values.defaults)) }}
   {{- end }}
   {{- $values := deepCopy (index .Values $key) }}
-  {{- $user := omit .Values $key }}
-  {{- $user_global := $user.global | default dict }}
+  {{- $user := omit .Values $key | deepCopy }}
+  {{- $user_global := $user.global | default dict | deepCopy }}
   {{- $presets := .Files.Get "files/presets.yaml" | fromYaml }}
   {{- $global := dict }}
   {{- range list "profile" "compatibilityVersion" "platform" }}
@@ -31,28 +30,11 @@ Every template begins with `include "ztunnel.values" .`, which replaces .Values 
         {{- fail (printf "unknown %s %q; known are: %s" . $name (keys $known | sortAlpha | join ", ")) }}
       {{- end }}
       {{- $preset := get $known $name }}
-      {{- include "ztunnel.overlay" (list $values $preset) }}
-      {{- include "ztunnel.overlay" (list $global (get $preset "global" | default dict)) }}
+      {{- $_ := mustMergeOverwrite $values $preset }}
+      {{- $_ := mustMergeOverwrite $global (get $preset "global" | default dict) }}
     {{- end }}
   {{- end }}
-  {{- include "ztunnel.overlay" (list $values $global) }}
-  {{- include "ztunnel.overlay" (list $values $user_global) }}
-  {{- include "ztunnel.overlay" (list $values $user) }}
+  {{- $_ := mustMergeOverwrite $values $global $user_global $user }}
   {{- $_ := set . "Values" $values }}
-{{- end }}
-{{- end }}
-
-{{/* Lay the map `index . 1` over the map `index . 0`, which is changed. */}}
-{{- define "ztunnel.overlay" -}}
-{{- $below := index . 0 }}
-{{- range $key, $value := index . 1 }}
-  {{- $there := get $below $key }}
-  {{- if and (kindIs "map" $value) (kindIs "map" $there) }}
-    {{- include "ztunnel.overlay" (list $there $value) }}
-  {{- else if kindIs "map" $value }}
-    {{- $_ := set $below $key (deepCopy $value) }}
-  {{- else }}
-    {{- $_ := set $below $key $value }}
-  {{- end }}
 {{- end }}
 {{- end }}
