@@ -106,8 +106,15 @@ def make_mesh() -> FakeMesh:
 
 
 @asynccontextmanager
-async def running_pod(upstream_port: int, *, known: bool = True, timeout: float = 5.0) -> AsyncIterator[Pod]:
-    """Serve on a free port of 127.0.0.1, and forward to that port there."""
+async def running_pod(
+    upstream_port: int,
+    *,
+    known: bool = True,
+    timeout: float = 5.0,
+    address: SocketAddress | None = None,
+    reuse_port: bool = False,
+) -> AsyncIterator[Pod]:
+    """Serve on a free port of 127.0.0.1 (or at ``address``), and forward to that port there."""
     mesh = make_mesh()
     workload = mesh.add_workload("client", "10.0.0.1", namespace="ns1")
     client = FakeClient(replace(workload, canonical_name="app") if known else None)
@@ -115,7 +122,7 @@ async def running_pod(upstream_port: int, *, known: bool = True, timeout: float 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
-        address = SocketAddress(ip_address("127.0.0.1"), sock.getsockname()[1])
+        address = address or SocketAddress(ip_address("127.0.0.1"), sock.getsockname()[1])
     resolver = Resolver(
         pod="client",
         namespace="ns1",
@@ -133,7 +140,9 @@ async def running_pod(upstream_port: int, *, known: bool = True, timeout: float 
         traffic=traffic,
         random=Random(2),
     )
-    proxy = DnsProxy(resolver, address, name="ns1/client", sockets=HostSockets(), mark=None, reuse_port=False)
+    proxy = DnsProxy(
+        resolver, address, name="ns1/client", sockets=HostSockets(), mark=None, reuse_port=reuse_port
+    )
     await proxy.bind()
     try:
         async with trio.open_nursery() as nursery:

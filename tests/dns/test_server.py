@@ -12,6 +12,7 @@ import dns.opcode
 import dns.rcode
 import pytest
 import trio
+import trio.testing
 
 from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.dns.pod import frame, read_frames, running_pod
@@ -527,6 +528,28 @@ async def test_a_drain_lets_queries_end_and_takes_no_new_ones(autojump_clock):
         assert answers == [[RECORD]] * 2
         lines = [record.message for record in records if record.scope == "ztunnel::dns::server"]
         assert lines == ["shutting down the DNS server", "dns server drained"]
+
+
+@pytest.mark.parametrize("leaver", ["the older", "the newer"])
+@pytest.mark.parametrize("busy", [False, True])
+async def test_who_stays_on_the_address_gets_all_queries_once_the_other_is_shut(leaver, busy):
+    async with (
+        fake_resolver(silent) as resolver,
+        running_pod(resolver.port, reuse_port=True) as older,
+        running_pod(resolver.port, reuse_port=True, address=older.address) as newer,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        leaving, staying = (older, newer) if leaver == "the older" else (newer, older)
+        if busy:
+            # What keeps its socket open.
+            leaving.proxy._waiting.add((("127.0.0.1", 1), b""))
+        leaving.serving.cancel()
+        await trio.lowlevel.checkpoint()
+        leaving.proxy.shut()
+        assert bool(leaving.proxy._datagrams) is busy
+        for _ in range(100):
+            assert texts(await staying.ask(FQDN))
+        assert staying.counted("istio_dns_requests_total") == 100
 
 
 # -- for SOCKS5 ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ sends ahead waits in its socket.
 The end of a graceful drain is delicate with UDP. The socket must stay, since replies have to come from it.
 But with SO_REUSEPORT the kernel shares arriving queries out among all sockets of the address, and those that
 it gives to us would be lost to the ztunnel that takes over. So the socket is connected, to itself: then it
-gets nothing from anybody else, and still sends to whom we want.
+gets nothing from anybody else, and still sends to whom we want. It is closed with the last reply.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class DnsProxy:
                 self._read_some(sock, MOST_DATAGRAMS)
             except OSError as error:
                 self._log.debug(f"could not close a DNS socket to queries: {error}")
+        if not self._waiting:
+            self._close_datagrams()
 
     def drained(self) -> None:
         """Say that nothing is under way any more, after `shut`."""
@@ -151,9 +153,12 @@ class DnsProxy:
         """Close all sockets."""
         for listener in self._listeners:
             listener.close()
+        self._listeners.clear()
+        self._close_datagrams()
+
+    def _close_datagrams(self) -> None:
         for sock in self._datagrams:
             sock.close()
-        self._listeners.clear()
         self._datagrams.clear()
 
     # -- UDP ---------------------------------------------------------------------------------------------
@@ -218,16 +223,17 @@ class DnsProxy:
 
     async def _answer_datagram(self, sock: socket.socket, query: Query, key: tuple[Any, bytes]) -> None:
         try:
-            reply = await self._resolver.resolve(query, tcp=False)
+            _send(sock, await self._resolver.resolve(query, tcp=False), key[0])
         except Exception as error:  # noqa: BLE001  # the boundary of one query
             self._log.error("a DNS query failed", exc_info=error)
-            reply = error_reply(query, Rcode.SERVFAIL)
+            _send(sock, error_reply(query, Rcode.SERVFAIL), key[0])
         finally:
             self._waiting.discard(key)
             self._waiting_bytes -= len(key[1])
             if len(self._waiting) < MOST_DATAGRAMS // 2:
                 self._overloaded = False
-        _send(sock, reply, key[0])
+            if self._shut and not self._waiting:
+                self._close_datagrams()
 
     def _overload(self, query: Query, *, tcp: bool) -> bytes:
         if not self._overloaded:
