@@ -185,9 +185,13 @@ def main(file: str) -> int:
     """Run a container to its end; gives the exit status, 128 and its number for a signal."""
     container = Container.read(Path(file))
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID), "unshare")
+    passed_on = (signal.SIGTERM, signal.SIGINT)
+    # A signal that comes while there is nobody yet to take it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     child = os.fork()
     if child == 0:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
             _become(container)
         except OSError as error:
             sys.stderr.write(f"container: {error}\n")
@@ -200,8 +204,9 @@ def main(file: str) -> int:
         except ProcessLookupError:
             pass
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in passed_on:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 

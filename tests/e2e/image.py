@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parents[2]
 CACHE = REPOSITORY / ".cache" / "image"
 BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
 STEP_SECONDS = 600
-KEPT_SECONDS = 24 * 3600
+KEPT_SECONDS = 3600
 
 
 class ImageError(Exception):
@@ -139,7 +139,14 @@ class _Build:
                 for below in stage.layers:
                     found = below / source.lstrip("/")
                     if found.exists():
-                        shutil.copytree(found, made / target.lstrip("/"), symlinks=True, dirs_exist_ok=True)
+                        # Layers never change, so that one file can be in several.
+                        shutil.copytree(
+                            found,
+                            made / target.lstrip("/"),
+                            symlinks=True,
+                            dirs_exist_ok=True,
+                            copy_function=_link,
+                        )
         else:
             files = {
                 target_of(path, source, target, many=len(sources) > 1 or rest.endswith("/")): path
@@ -161,6 +168,10 @@ class _Build:
 
     def _run(self, rest: str) -> None:
         _run(self.image, ["/bin/sh", "-c", rest])
+
+
+def _link(source: str, target: str) -> None:
+    os.link(source, target, follow_symlinks=False)
 
 
 def target_of(path: Path, source: str, target: str, *, many: bool) -> str:
