@@ -48,10 +48,15 @@ class TunnelPair:
 
 
 @asynccontextmanager
-async def tunnel_pair(settings: HboneSettings | None = None):
-    """Two tunnels that talk to each other; both end with the block."""
+async def tunnel_pair(
+    settings: HboneSettings | None = None, wire: tuple[socket.socket, socket.socket] | None = None
+):
+    """Two tunnels that talk to each other; both end with the block.
+
+    wire: the two ends of what lies between, a socket pair unless given.
+    """
     ca = FakeCa(time.time)
-    left, right = socket.socketpair()
+    left, right = wire or socket.socketpair()
     left.setblocking(False)
     right.setblocking(False)
     options = TlsOptions()

@@ -408,6 +408,11 @@ class TlsConnection(ABC):
                 lib.SSL_set_bio(self._ssl, self._incoming, bio)
                 self._outgoing = bio
 
+    @property
+    def unacknowledged(self) -> int:
+        """How many bytes that were sent are not known to have arrived at the peer, as far as can be told."""
+        return 0
+
     @abstractmethod
     def _transport_receive(self, limit: int) -> int | None:
         """Read up to ``limit`` bytes into the ciphertext buffer: how many, 0 at the end, None for not now."""

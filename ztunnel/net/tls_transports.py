@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,6 +31,16 @@ class SocketTls(TlsConnection):
     def socket(self) -> socket.socket:
         """The socket, for its addresses and options; its bytes belong to the connection."""
         return self._socket
+
+    @property
+    def unacknowledged(self) -> int:
+        """What of it the peer's kernel has not acknowledged."""
+        if self._closed:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     def _transport_receive(self, limit: int) -> int | None:
         # A read that brought less than it could have emptied the socket: the next one would most likely only

@@ -59,10 +59,13 @@ async def relay_stream(
     """
     try:
         async with trio.open_nursery() as nursery:
-            stream.attach(sock, nursery, received_from_stream)
-            with stream.upload_scope:
-                await _upload(sock, stream, sent_to_stream)
-            await stream.download_done.wait()
+            try:
+                stream.attach(sock, nursery, received_from_stream)
+                with stream.upload_scope:
+                    await _upload(sock, stream, sent_to_stream)
+                await stream.download_done.wait()
+            finally:
+                stream.detach()
         if stream.lost or stream.reset_code is not None:
             await _reset_after_sending(sock)
         return RelayEnd(_stream_error(stream, outbound=outbound))

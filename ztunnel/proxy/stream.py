@@ -113,6 +113,10 @@ class TunnelStream:
         self.deliver()
         self.tunnel.flush()
 
+    def detach(self) -> None:
+        """No task may be started any more: the nursery is about to close."""
+        self._nursery = None
+
     async def wait_room(self) -> int:
         """Wait until something may be sent; gives how many bytes.
 
@@ -224,17 +228,16 @@ class TunnelStream:
         """Hand the inbox to its consumer."""
         if self._sock is None:
             self._wake_reader.unpark_all()
-        elif self._drain_scope is None and not self.download_done.is_set():
-            self._push()
+        elif self._nursery is not None and self._drain_scope is None and not self.download_done.is_set():
+            self._push(self._nursery)
 
     # -- writing to the application's socket -------------------------------------------------------------
 
-    def _push(self) -> None:
+    def _push(self, nursery: trio.Nursery) -> None:
         """Write the inbox now, or leave the rest of it to a drain task."""
         if not self._write_inbox():
-            assert self._nursery is not None
             self._drain_scope = trio.CancelScope()
-            self._nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
+            nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
 
     async def _drain(self, scope: trio.CancelScope) -> None:
         """Wait for the one socket that is full, until the inbox is empty again."""

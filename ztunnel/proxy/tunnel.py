@@ -16,6 +16,9 @@ wire, and `blocked` tells the streams not to read more from their applications. 
 more than what was framed before somebody noticed.
 
 There is no await between looking at the state of the HTTP/2 connection and changing it, hence no lock.
+
+An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
+`ztunnel.proxy.goodbye`. A wire that takes nothing any more is still read to its end.
 """
 
 from __future__ import annotations
@@ -43,7 +46,11 @@ from ztunnel.hbone import (
     error_text,
 )
 from ztunnel.net.tls import CHUNK, TlsConnection, TlsError
+from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.goodbye import GOODBYE, wait_received
 from ztunnel.proxy.stream import TunnelStream
+
+log = get_logger("proxy::h2::client")
 
 SMALL = 16 * 1024
 """Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header
@@ -60,6 +67,7 @@ PING_TIMEOUT = 20.0
 """Seconds to wait for an answer before the tunnel counts as dead."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
+PROBE_OPAQUE = b"ztprobe1"
 
 
 class Tunnel:
@@ -69,7 +77,8 @@ class Tunnel:
     hbone: the sans-IO client or server.
     on_connect: called by the reader for each CONNECT that arrives (servers only); it may start tasks.
 
-    ``answered``: a CONNECT of ours has been answered, so the tunnel has worked. ``ended``: `run` is over.
+    ``answered``: a CONNECT of ours has been answered, so the tunnel has worked. ``heard``: when the last byte
+    came. ``ended``: `run` is over.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class Tunnel:
         self.closed = False
         self.failure: str | None = None
         self.answered = False
+        self.heard: float = trio.current_time()
         self.ended = trio.Event()
         self.idle_since: float = trio.current_time()
         self.on_idle: Callable[[], None] | None = None
@@ -96,6 +106,10 @@ class Tunnel:
         self._dirty: list[TunnelStream] = []
         self._pong = trio.Event()
         self._scope = trio.CancelScope()
+        self._reading = trio.CancelScope()
+        self._mute = False
+        self._end_received = False
+        self._finishing = trio.Lock()
 
     # -- what streams and the pool call; nothing here waits --------------------------------------------
 
@@ -112,7 +126,7 @@ class Tunnel:
     def can_open(self) -> bool:
         """Whether a new stream may be opened (clients only)."""
         hbone = self.hbone
-        return not self.closed and isinstance(hbone, HboneClient) and hbone.can_open
+        return not (self.closed or self._mute) and isinstance(hbone, HboneClient) and hbone.can_open
 
     def forget(self, stream: TunnelStream) -> None:
         """A connection is done with its stream. What is still open of it is reset by the stream itself."""
@@ -130,7 +144,7 @@ class Tunnel:
         While the wire is full nothing is taken over: the HTTP/2 connection bounds what it owes to a peer that
         asks and does not read.
         """
-        if self.blocked or self.closed:
+        if self.blocked or self.closed or self._mute:
             return
         output = self.hbone.take_output()
         if not output:
@@ -139,7 +153,7 @@ class Tunnel:
         try:
             self._write()
         except (OSError, TlsError) as error:
-            self._lost(f"io error: {error}")
+            self._fall_silent(f"io error: {error}")
         if self._backlog:
             self.blocked = True
             self._writer.unpark_all()
@@ -151,11 +165,17 @@ class Tunnel:
             self.flush()
 
     def stop(self) -> None:
-        """End the tunnel now: say goodbye where the wire takes it, close, reset the streams that are left."""
+        """End the tunnel: streams that are left are lost now, the goodbye takes as long as it has to."""
         if not self.closed:
             self.hbone.close(ErrorCode.NO_ERROR)
             self.flush()
-        self._scope.cancel()
+        self._reading.cancel()
+
+    def probe(self) -> None:
+        """Ask the peer for a sign of life; see ``heard``."""
+        if not self.closed:
+            self.hbone.ping(PROBE_OPAQUE)
+            self.flush()
 
     async def finish(self) -> bool:
         """Write all that waits, then close_notify: we send no more, and go on reading what the peer sends.
@@ -164,12 +184,15 @@ class Tunnel:
         """
         while self._backlog and not self.closed:
             await self._written.park()
-        try:
-            while not self.closed and not self.tls.close_notify():
-                await self.tls.wait_sendable()
-        except (OSError, trio.ClosedResourceError):
-            return False
-        return not self.closed
+        silenced = self._mute
+        self._mute = True
+        async with self._finishing:
+            try:
+                while not self.closed and not self.tls.close_notify():
+                    await self.tls.wait_sendable()
+            except (OSError, trio.ClosedResourceError):
+                return False
+        return not (self.closed or silenced)
 
     # -- the tasks ------------------------------------------------------------------------------------
 
@@ -184,17 +207,25 @@ class Tunnel:
                     self.flush()
                     nursery.start_soon(self._write_blocked, name="tunnel writer")
                     nursery.start_soon(self._ping, name="tunnel pings")
-                    await self._read()
+                    with self._reading:
+                        await self._read()
+                    self._lose_streams()
+                    with trio.move_on_after(GOODBYE):
+                        if not self._end_received and await self.finish():
+                            await wait_received(self.tls)
                     nursery.cancel_scope.cancel()
         finally:
             self.closed = True
             self.ended.set()
             self._backlog.clear()
             self._written.unpark_all()
-            for stream in list(self.streams.values()):
-                stream.tunnel_lost()
+            self._lose_streams()
             self.tls.close_notify()
             self.tls.close()
+
+    def _lose_streams(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.tunnel_lost()
 
     async def _read(self) -> None:
         tls = self.tls
@@ -216,6 +247,9 @@ class Tunnel:
             except (OSError, TlsError) as error:
                 end = True
                 self._lost(f"io error: {error}")
+            self._end_received = end
+            if reads:
+                self.heard = trio.current_time()
             self._deliver()
             self.flush()
             if end or self._finished():
@@ -243,7 +277,7 @@ class Tunnel:
             try:
                 self._write()
             except (OSError, TlsError) as error:
-                self._lost(f"io error: {error}")
+                self._fall_silent(f"io error: {error}")
                 return
             if not self._backlog:
                 self.blocked = False
@@ -296,7 +330,9 @@ class Tunnel:
             with trio.move_on_after(PING_TIMEOUT):
                 await self._pong.wait()
                 continue
-            self._lost("HBONE ping timeout")
+            self.failure = self.failure or "HBONE ping timeout"
+            if isinstance(self.hbone, HboneClient):
+                log.warn("HBONE ping timeout/error")
             self.stop()
             return
 
@@ -359,6 +395,14 @@ class Tunnel:
             self._dirty = []
             for stream in dirty:
                 stream.deliver()
+
+    def _fall_silent(self, why: str) -> None:
+        """Nothing can be written any more. What had arrived before that is still to be read."""
+        if self.failure is None:
+            self.failure = why
+        self._mute = self.blocked = True
+        self._backlog.clear()
+        self._written.unpark_all()
 
     def _lost(self, why: str) -> None:
         if self.failure is None:
