@@ -102,6 +102,33 @@ async def test_connections_to_one_destination_share_a_tunnel():
             await stream.aclose()
 
 
+async def test_a_bug_before_a_connection_is_known_spares_its_neighbours_in_the_tunnel(monkeypatch):
+    async def use() -> None:
+        async with await via_socks(port) as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive_some(1) == b"x"
+
+    def broken(value: bytes | None) -> str | None:
+        raise AssertionError("a bug on purpose")
+
+    async with running_plane() as control, server(echo) as port:
+        neighbour = await via_socks(port)
+        await neighbour.send_all(b"1")
+        assert await neighbour.receive_some(1) == b"1"
+        with capture_logs("error") as lines, monkeypatch.context() as patches:
+            patches.setattr("ztunnel.proxy.inbound.parse_forwarded_host", broken)
+            async with await via_socks(port) as stream:
+                await stream.send_all(b"x")
+                assert await is_closed(stream)
+        assert "a connection's task failed; the connection is closed" in [line.message for line in lines]
+        await neighbour.send_all(b"2")
+        assert await neighbour.receive_some(1) == b"2"
+        [pod] = (await control.report()).pods
+        assert len(pod.inbound) == 1
+        await use()
+        await neighbour.aclose()
+
+
 async def test_an_unknown_workload_is_refused_after_the_wait():
     async with running_plane() as control, server(echo) as port:
         await control.apply(removed=[workload().name])

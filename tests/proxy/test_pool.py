@@ -12,6 +12,7 @@ import trio.testing
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
+from ztunnel.observe.logging import capture_logs
 from ztunnel.proxy.errors import DialError, TunnelLostError
 from ztunnel.proxy.pool import Pool, PoolDrainingError, PoolKey
 
@@ -302,3 +303,21 @@ async def test_tunnels_that_end_before_anybody_uses_them_are_not_dialled_for_eve
     with pytest.raises(TunnelLostError, match="rejected"):
         await pool.tunnel(key())
     assert dials == 3
+
+
+async def test_a_bug_in_a_tunnels_task_ends_that_tunnel_alone(autojump_clock, nursery, monkeypatch):
+    pool = make(nursery, Dialer())
+    neighbour = await pool.tunnel(key(uid="uid-2"))
+
+    async def run() -> None:
+        raise AssertionError("a bug on purpose")
+
+    dialer = Dialer()
+    monkeypatch.setattr(FakeTunnel, "run", lambda _: run())
+    pool._dial = dialer
+    with capture_logs("error") as lines:
+        await pool.tunnel(key())
+        await trio.testing.wait_all_tasks_blocked()
+    assert [line.message for line in lines] == ["a tunnel's task failed; the tunnel is closed"]
+    assert [held for held, _ in pool.tunnels()] == [key(uid="uid-2")]
+    assert await pool.tunnel(key(uid="uid-2")) is neighbour

@@ -105,7 +105,7 @@ class InboundProxy:
 
             def on_connect(stream: TunnelStream, request: ConnectReceived) -> None:
                 streams.start_soon(
-                    self._serve_connect,
+                    self._serve_stream,
                     stream,
                     request,
                     peer,
@@ -126,6 +126,22 @@ class InboundProxy:
             log.debug("tunnel ended", peer=peer, error=tunnel.failure)
 
     # -- one CONNECT ----------------------------------------------------------------------------------------
+
+    async def _serve_stream(
+        self,
+        stream: TunnelStream,
+        request: ConnectReceived,
+        peer: SocketAddress,
+        local: SocketAddress,
+        identity: Identity | None,
+    ) -> None:
+        """A bug in what serves one connection ends that connection alone, and not its tunnel."""
+        try:
+            await self._serve_connect(stream, request, peer, local, identity)
+        except Exception as error:
+            log.error("a connection's task failed; the connection is closed", peer=peer, exc_info=error)
+        finally:
+            stream.close()
 
     async def _serve_connect(
         self,
@@ -153,7 +169,6 @@ class InboundProxy:
                         raise
         finally:
             pod.connections.inbound.discard(entry)
-            stream.close()
 
     async def _admit_and_carry(
         self,
@@ -170,6 +185,8 @@ class InboundProxy:
         shared = pod.shared
         if shared.demands is not None:
             await shared.demands.authority(request.authority, local, workload, shared.config.network)
+            # Policies may have been attached to it meanwhile, and the table knows nothing of us yet.
+            workload = await pod.local_workload()
         plan = self._admit(request, peer, local, identity, workload, entry)
         entry.facts = PolicyFacts(peer, plan.destination, identity)
         pod.connections.inbound.add(entry)

@@ -22,8 +22,11 @@ import trio
 
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
+from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.errors import TunnelLostError
 from ztunnel.proxy.tunnel import Tunnel
+
+log = get_logger("proxy::pool")
 
 STILLBORN = 3
 """Tunnels that end before their first stream which a caller waits for, before it gives up."""
@@ -210,6 +213,8 @@ class Pool:
                 nursery.start_soon(self._close_when_idle, key, entry, tunnel, name="idle watch")
                 await tunnel.run()
                 nursery.cancel_scope.cancel()
+        except Exception as error:  # a bug ends this tunnel, and not the pod
+            log.error("a tunnel's task failed; the tunnel is closed", next_hop=key.next_hop, exc_info=error)
         finally:
             if tunnel in entry.tunnels:
                 entry.tunnels.remove(tunnel)
