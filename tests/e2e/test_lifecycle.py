@@ -197,6 +197,32 @@ async def test_a_crash_of_one_connection_is_logged_and_ends_that_one_alone(buggy
             assert await read_exactly(fresh, 1) == b"x"
 
 
+FATAL_BUG = """
+import ztunnel.proxy.pod as pod
+
+
+async def accept_forever(*args, **kwargs):
+    import trio
+
+    await trio.sleep(1)
+    raise RuntimeError("a bug on purpose")
+
+
+pod.accept_forever = accept_forever
+"""
+
+
+async def test_a_ztunnel_whose_proxy_has_crashed_does_not_live_on_without_listeners(fresh_mesh: Mesh) -> None:
+    patches = fresh_mesh.machine.directory / "patches"
+    patches.mkdir()
+    (patches / "sitecustomize.py").write_text(FATAL_BUG)
+    pod = fresh_mesh.node("a").pod("crashing", environment={"PYTHONPATH": str(patches)})
+    fresh_mesh.start()
+    assert await ended(pod, 10) == 1
+    assert "a bug on purpose" in pod.ztunnel.process.output()
+    assert "Error: The proxy has ended by itself; the log says why." in pod.ztunnel.process.output()
+
+
 async def test_closed_connections_leave_no_descriptor(pair: Pair) -> None:
     async def use() -> None:
         async with await pair.client.connect(pair.server.ipv4, 8080) as stream:

@@ -26,6 +26,7 @@ from ztunnel.config import Config, ProxyMode
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.pods import PodStarter
+from ztunnel.errors import ZtunnelError
 from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.session import PodCounts
 from ztunnel.messages import (
@@ -57,6 +58,15 @@ WORKLOAD_MANAGER = "workload proxy manager"
 
 DATA_PLANES = 1
 """Processes that carry traffic: this one."""
+
+
+class ProxyEndedError(ZtunnelError):
+    """The one proxy of a dedicated ztunnel has ended by itself: a bug, whose traceback is in the log."""
+
+    code = "ZT-INT-005"
+
+    def __init__(self) -> None:
+        super().__init__("The proxy has ended by itself; the log says why.")
 
 
 class Control:
@@ -96,6 +106,8 @@ class Control:
         self._reported = ReportedMetrics()
         self.mesh = MeshSource(config, self.link.apply, self._metrics)
         self._counted = PodCounts(active=0, pending=0, started=0, stopped=0)
+        self._draining = False
+        self._proxy_ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. ``started`` once the local file is in force.
@@ -126,6 +138,8 @@ class Control:
                 nursery.start_soon(self._enrol, self.zds, name="cni agent")
             self._readiness.complete(PROXY)
             self._readiness.complete(DNS_PROXY)
+            await self._proxy_ended.wait()
+            raise ProxyEndedError
 
     async def ready(self, request: Request) -> Response:
         """The readiness page; says what the first sync waits for, and what is wrong later on."""
@@ -143,6 +157,7 @@ class Control:
         No pod is taken over any more: the agent is to hand them to our successor. The mesh, certificates and
         the servers' questions go on as before, since connections do.
         """
+        self._draining = True
         self._enrolling.cancel()
         await self.link.drain(self._config.self_termination_deadline)
 
@@ -164,6 +179,8 @@ class Control:
     def _pod_ended(self, uid: str) -> None:
         if self.zds is not None:
             self.zds.pod_ended(uid)
+        elif not self._draining:
+            self._proxy_ended.set()
 
     def _zds_ready(self, ready: bool) -> None:  # noqa: FBT001  # the callback's one value
         if ready:
