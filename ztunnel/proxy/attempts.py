@@ -6,6 +6,9 @@ balancing mode, health and capacity bound the choice as ever. It ends when the p
 after `ATTEMPTS`. What was said by somebody who knew what was asked (policy: 401; a request that is wrong:
 400) is the answer, and nobody else is asked.
 
+Silence is treated alike: when an endpoint has not been reached after `PATIENCE`, another is asked if there is
+one. Pods that are gone mostly do not refuse, they do not answer.
+
 An endpoint that failed is also avoided by the pod's other connections, for a few seconds: during a rollout
 the control plane tells of the end of a pod a moment after it has happened. With a network gateway two
 workloads may be at fault, the gateway and the endpoint behind it. Until the outer tunnel stands it is the
@@ -15,6 +18,7 @@ for, the same way may be tried again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from enum import Enum
 
@@ -29,6 +33,11 @@ ATTEMPTS = 3
 
 PENALTY = 5.0
 """Seconds for which an endpoint that failed is avoided, if there are others."""
+
+PATIENCE = 3.0
+"""Seconds to wait for an endpoint to be reached while there may be others; without others it is waited for as
+long as dialling may take.
+"""
 
 
 class Progress(Enum):
@@ -68,12 +77,13 @@ class Penalties:
 class Attempts:
     """What one connection has tried."""
 
-    __slots__ = ("_failed", "_penalties", "_tried", "count")
+    __slots__ = ("_failed", "_insisting", "_penalties", "_tried", "count")
 
     def __init__(self, penalties: Penalties) -> None:
         self._penalties = penalties
         self._failed: set[str] = set()
         self._tried: set[tuple[str, SocketAddress]] = set()
+        self._insisting = False
         self.count = 0
 
     @property
@@ -81,6 +91,16 @@ class Attempts:
         """The uids that the next plan is to leave out if it can."""
         current = self._penalties.current()
         return self._failed.union(current) if self._failed else current
+
+    def patience(self, plan: OutboundPlan) -> float:
+        """Seconds to wait for this plan's next hop before another is thought of."""
+        if self._insisting or plan.destination_service is None or self.count >= ATTEMPTS - 1:
+            return math.inf
+        return PATIENCE
+
+    def insist(self) -> None:
+        """There is nobody else: from now on wait for as long as it takes."""
+        self._insisting = True
 
     def has_tried(self, next_hop: SocketAddress) -> bool:
         """Whether an address has failed, for whichever workload."""

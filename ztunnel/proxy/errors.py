@@ -49,6 +49,17 @@ class HboneTimeoutError(ConnectionFailure):
         super().__init__(f"connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {text}")
 
 
+class EndpointSlowError(ConnectionFailure):
+    """An endpoint has not taken the connection yet, and there may be others that are quicker."""
+
+    code = "ZT-NET-014"
+    flag = "NETWORK_POLICY"
+    elsewhere = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"io error: not connected within {seconds:g} s")
+
+
 class ApplicationDialError(ConnectionFailure):
     """The application did not take the connection."""
 

@@ -8,6 +8,7 @@ then: nothing reads them before somebody has taken the connection.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ from ztunnel.proxy.errors import (
     ConnectionFailure,
     ConnectTimeoutError,
     DialError,
+    EndpointSlowError,
     HboneTimeoutError,
     PoolClosedError,
     RelayError,
@@ -108,10 +110,13 @@ class OutboundProxy:
                     another = None
                     if attempts.failed(plan, attempt.progress, failure):
                         another = await self._plan_another(request, attempts, report)
-                    if another is None:
+                    if another is not None:
+                        report.retried(failure)
+                        plan = another
+                    elif isinstance(failure, EndpointSlowError):
+                        attempts.insist()
+                    else:
                         raise
-                    report.retried(failure)
-                    plan = another
         finally:
             table.discard(entry)
 
@@ -158,14 +163,21 @@ class OutboundProxy:
         return plan
 
     async def open(
-        self, plan: OutboundPlan, client: SocketAddress, fields: Sequence[tuple[str, str]]
+        self,
+        plan: OutboundPlan,
+        client: SocketAddress,
+        fields: Sequence[tuple[str, str]],
+        patience: float,
     ) -> TunnelStream:
         """Open a stream to the plan's next hop on a pooled tunnel and wait until it is accepted.
 
-        Raises ConnectionFailure. A tunnel may be at its end when we come: the peer refuses the stream unseen
-        (it is draining, and its GOAWAY was still on the way; RFC 9113 section 8.7 permits another try of any
-        request), or a tunnel that had worked before turns out to be dead. Neither says anything about the
-        endpoint, so another tunnel to the same one is tried first.
+        Raises ConnectionFailure; EndpointSlowError when there is no tunnel after ``patience`` seconds (the
+        dial goes on, for others and for whoever comes back).
+
+        A tunnel may be at its end when we come: the peer refuses the stream unseen (it is draining, and its
+        GOAWAY was still on the way; RFC 9113 section 8.7 permits another try of any request), or a tunnel
+        that had worked before turns out to be dead. Neither says anything about the endpoint, so another
+        tunnel to the same one is tried first.
         """
         workload = plan.destination_workload
         key = PoolKey(
@@ -174,10 +186,14 @@ class OutboundProxy:
         assert plan.authority is not None
         tunnels = 0
         while True:
-            try:
-                tunnel = await self.pool.tunnel(key)
-            except PoolDrainingError:
-                raise PoolClosedError from None
+            tunnel = None
+            with trio.move_on_after(patience):
+                try:
+                    tunnel = await self.pool.tunnel(key)
+                except PoolDrainingError:
+                    raise PoolClosedError from None
+            if tunnel is None:
+                raise EndpointSlowError(patience)
             tunnels += 1
             had_worked = tunnel.answered
             try:
@@ -190,8 +206,8 @@ class OutboundProxy:
                 if not again or tunnels == TUNNELS:
                     raise
 
-    async def connect(self, destination: SocketAddress) -> socket.socket:
-        """A TCP connection from the pod. Raises DialError."""
+    async def connect(self, destination: SocketAddress, patience: float = math.inf) -> socket.socket:
+        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds."""
         pod = self._pod
         try:
             return await connect(
@@ -199,10 +215,14 @@ class OutboundProxy:
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
-                timeout=CONNECT_TIMEOUT,
+                timeout=min(CONNECT_TIMEOUT, patience),
             )
+        except ConnectTimedOut as error:
+            if patience < CONNECT_TIMEOUT:
+                raise EndpointSlowError(patience) from error
+            raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
-            raise _dial_error(error) from error
+            raise DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN) from error
 
     async def _dial_tunnel(self, key: PoolKey) -> Tunnel:
         """For the pool: connect, handshake, and see that the peer is one of those expected."""
@@ -260,14 +280,15 @@ class _Attempt:
             self.progress = Progress.ESTABLISHED
             attempts.succeeded(plan)
 
+        patience = attempts.patience(plan)
         if plan.protocol is OutboundProtocol.TCP:
-            with await self._proxy.connect(plan.next_hop) as upstream:
+            with await self._proxy.connect(plan.next_hop, patience) as upstream:
                 established()
                 return await relay_plain(
                     sock, upstream, pipes=shared.pipes, received=report.received, sent=report.sent
                 )
         fields = self._fields()
-        stream = await self._proxy.open(plan, self._client, fields)
+        stream = await self._proxy.open(plan, self._client, fields, patience)
         self._entry.tunnels = (stream.tunnel,)
         if plan.protocol is OutboundProtocol.HBONE:
             established()
@@ -292,9 +313,3 @@ class _Attempt:
             ("forwarded", print_forwarded(self._client, service.hostname if service else None)),
             ("traceparent", str(self._report.trace)),
         ]
-
-
-def _dial_error(error: OSError) -> DialError:
-    if isinstance(error, ConnectTimedOut):
-        return DialError(str(error), elsewhere=True, timed_out=True)
-    return DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN)
