@@ -62,7 +62,6 @@ log = get_logger("socket")
 # linux/in.h and linux/in6.h; the socket module lacks most of them.
 _IP_FREEBIND = 15
 _IP_TRANSPARENT = 19
-_IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
 _IPV6_FREEBIND = 78
 
@@ -180,9 +179,8 @@ async def _listen(
     try:
         if version_6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if reuse_port:
-            _set_reuse_port(sock)
-        else:
+        shared = reuse_port and _set_reuse_port(sock)
+        if not reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
@@ -193,7 +191,7 @@ async def _listen(
         sock.bind((str(address.ip), address.port))
         default = _REUSE_PORT_BACKLOG if reuse_port else _BACKLOG
         sock.listen(default if backlog is None else backlog)
-        if reuse_port:
+        if shared:
             steer_to_newest(sock)
         return Listener(sock, SocketAddress(address.ip, sock.getsockname()[1]), is_transparent)
     except BaseException:
@@ -212,12 +210,11 @@ async def bind_datagram(
     try:
         sock = await factory.datagram(socket.AF_INET6 if version_6 else socket.AF_INET)
         try:
-            if reuse_port:
-                _set_reuse_port(sock)
+            shared = reuse_port and _set_reuse_port(sock)
             if mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             sock.bind((str(address.ip), address.port))
-            if reuse_port:
+            if shared:
                 steer_to_newest(sock)
         except BaseException:
             sock.close()
@@ -227,11 +224,13 @@ async def bind_datagram(
     return sock
 
 
-def _set_reuse_port(sock: socket.socket) -> None:
+def _set_reuse_port(sock: socket.socket) -> bool:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError as error:
         log.warn(f"failed to set SO_REUSEPORT: {os_error_text(error)}")
+        return False
+    return True
 
 
 def _set_transparent(sock: socket.socket, *, required: bool) -> bool:
@@ -305,11 +304,9 @@ def _spoof(sock: socket.socket, destination: IPAddress, source: IPAddress) -> No
         log.warn(f"failed to set freebind: {os_error_text(error)}")
         return
     try:
-        # The port is then chosen at connect, where it only has to differ for this one destination.
-        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    except OSError:
-        pass
-    try:
+        # The client has a connection from that address to that destination itself, and this one must not get
+        # its port: to connection tracking the two would be the same. bind prefers odd ports where connect
+        # prefers even ones, so the port must be chosen here and not at connect (IP_BIND_ADDRESS_NO_PORT).
         sock.bind((str(source), 0))
     except OSError as error:
         log.warn(f"failed to bind local addr: {os_error_text(error)}")
