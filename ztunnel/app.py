@@ -35,7 +35,7 @@ from ztunnel.dataplane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.net.descriptors import raise_descriptor_limit
-from ztunnel.net.memory import spare_collector
+from ztunnel.net.memory import spare_collector, use_one_arena
 from ztunnel.net.privileges import verify_privileges
 from ztunnel.observe.logging import get_logger, run_log_writer
 from ztunnel.observe.nurseries import TaskAges
@@ -56,6 +56,7 @@ def run(config: Config) -> int:
 
     Raises ZtunnelError for what makes a start impossible, with the sentence that is to be printed.
     """
+    use_one_arena()
     spare_collector()
     try:
         trio.run(_main, config)

@@ -145,8 +145,10 @@ class ControlledMesh:
             self.istiod.start(ca)
 
     def register(self, *pods: MeshPod, **fields: object) -> None:
-        """Let istiod tell of pods, or of their present state."""
-        self.istiod.put_all([(pod.uid, pb.Address(workload=workload(pod, **fields))) for pod in pods])  # type: ignore[arg-type]
+        """Let istiod tell of pods, or of their present state; each can be asked for by its addresses too."""
+        for pod in pods:
+            message = pb.Address(workload=workload(pod, policies=(), **fields))
+            self.istiod.put(pod.uid, message, aliases=[f"/{address}" for address in pod.pod.addresses])
 
     def start(self) -> None:
         """Register all pods of the mesh that are not known yet, and start a ztunnel on each node with pods."""

@@ -21,26 +21,26 @@ def pem(certificate: x509.Certificate) -> bytes:
 
 
 class FakeCertificateAuthority:
-    """One self-signed root with its key. ``root`` is its PEM."""
+    """One self-signed root, ``certificate``, with its ``key``. ``root`` is its PEM."""
 
     def __init__(self, name: str = "fake root") -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
         now = dt.datetime.now(dt.UTC)
-        self._root = (
+        self.certificate = (
             x509.CertificateBuilder()
             .subject_name(self._name)
             .issuer_name(self._name)
-            .public_key(self._key.public_key())
+            .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _ACCEPTED)
             .not_valid_after(now + dt.timedelta(days=3650))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(certificate_sign=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
         )
-        self.root = pem(self._root)
+        self.root = pem(self.certificate)
 
     def server(self, *names: str) -> tuple[bytes, bytes]:
         """A server's key and chain, as PEM, for host names and IP addresses."""
@@ -79,7 +79,7 @@ class FakeCertificateAuthority:
             serial = x509.load_pem_x509_certificates(encoded)[0].serial_number
             revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(revoked)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _sign(
         self, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName], lifetime: dt.timedelta
@@ -100,9 +100,9 @@ class FakeCertificateAuthority:
                 critical=False,
             )
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
             )
-            .sign(self._key, hashes.SHA256())
+            .sign(self.key, hashes.SHA256())
         )
 
 

@@ -249,6 +249,15 @@ class FakeIstiod:
             if not self._changed.wait_for(lambda: condition(self), timeout):
                 raise TimeoutError("the fake istiod did not see what the test waits for")
 
+    def resume(self) -> None:
+        """Hang no longer, and answer on the open streams what was asked meanwhile."""
+        with self._changed:
+            self.misbehaviour.hang = False
+            for stream in self._open_streams():
+                for request in stream.requests:
+                    if request.type_url not in stream.wildcard:
+                        self._answer(stream, request)
+
     def wait_settled(self, type_url: str, timeout: float = 20.0) -> None:
         """Block until every open stream has answered the last response of a type. See `wait_until`."""
         self.wait_until(lambda _: all(s.settled(type_url) for s in self._open_streams()), timeout)
@@ -445,9 +454,9 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 @contextlib.contextmanager
-def server_that_never_answers(speech: bytes = b"", port: int = 0) -> Iterator[int]:
+def server_that_never_answers(speech: bytes = b"", port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
     """A TCP port that accepts, says ``speech`` and then nothing. Yields the port."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    with socket.create_server((host, port)) as listener:
         accepted: list[socket.socket] = []
 
         def accept() -> None:
