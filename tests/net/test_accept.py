@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.accept import accept_forever
+from ztunnel.net.accept import accept_forever, accept_waiting
 from ztunnel.net.descriptors import DescriptorBudget
 from ztunnel.net.sockets import HostSockets, Listener, SocketOptions, listen
 from ztunnel.observe.logging import capture_logs
@@ -183,3 +183,31 @@ async def test_options_of_the_listener_are_handed_down():
         with listener.sock.accept()[0] as sock:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+async def test_what_waits_in_the_queue_is_accepted_before_the_close():
+    listener = await listen(ANY_PORT, factory=HostSockets())
+    accepted = Accepted()
+    async with trio.open_nursery() as nursery:
+        with listener.sock:
+            clients = [client(listener) for _ in range(5)]
+            assert accept_waiting(listener, accepted, nursery, component="outbound") == 5
+            assert accept_waiting(listener, accepted, nursery, component="outbound") == 0
+        # Closed, it has nothing.
+        assert accept_waiting(listener, accepted, nursery, component="outbound") == 0
+        await accepted.wait(5)
+        for one in clients:
+            one.send(b"x")
+            one.close()
+        assert {sock.recv(1) for sock, _ in accepted.connections} == {b"x"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_waits_in_the_queue_is_reset_over_the_limit_of_descriptors():
+    listener = await listen(ANY_PORT, factory=HostSockets())
+    async with trio.open_nursery() as nursery:
+        with listener.sock, client(listener) as late:
+            none_left = DescriptorBudget(limit=0, reserve=0)
+            assert accept_waiting(listener, Accepted(), nursery, component="outbound", budget=none_left) == 0
+            with pytest.raises(ConnectionResetError):
+                late.recv(1)
