@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit e2e interop bench protos protos-check format lock clean
+.PHONY: help setup demo test lint types unit e2e interop bench protos protos-check format tools lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,9 +53,15 @@ protos-check: setup
 format: setup ## let ruff lay out the code
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
-lock: setup ## resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q --upgrade \
-	  --group dev pyproject.toml -o requirements.lock
+tools: setup ## build what some tests run: helm (needs Go; two or three minutes once), kubernetes-validate
+	@scripts/tools helm kubernetes-validate
+
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
+
+lock: setup ## resolve the locks anew from pyproject.toml: of development, of the image, of its build
+	$(BIN)/$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
+	$(BIN)/$(LOCK) -c requirements.lock pyproject.toml -o requirements-runtime.lock
+	echo hatchling | $(BIN)/$(LOCK) -c requirements.lock - -o requirements-build.lock
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
