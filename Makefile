@@ -22,7 +22,8 @@ $(STAMP): requirements.lock scripts/setup
 demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
 	@$(BIN)/ztunnel demo $(if $(KEEP),--keep)
 
-test: lint types unit e2e ## everything: lint, types, unit, property and e2e tests
+test: lint types unit ## everything: lint, types, unit, property, e2e and interop tests
+	$(BIN)/pytest -q tests/e2e tests/interop
 
 lint: setup protos-check ## ruff, formatting, and the layers
 	$(BIN)/ruff check .
@@ -39,7 +40,7 @@ e2e: setup ## real ztunnel processes in network namespaces (as root; skipped wit
 	$(BIN)/pytest -q tests/e2e
 
 interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
-	$(BIN)/pytest -q tests/interop
+	BUILD_ISTIOD=1 $(BIN)/pytest -q tests/interop
 
 bench: setup ## direct connection beside ztunnel: throughput, round trip, new connections, memory
 	$(BIN)/python -m tests.bench
