@@ -6,9 +6,10 @@ A data plane in this process, with SOCKS5 as the way in; its endpoints are playe
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -33,7 +34,7 @@ from ztunnel.messages import Resource
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio import workload as pbw
-from ztunnel.proxy import answer, attempts
+from ztunnel.proxy import answer, attempts, outbound
 
 # The pod's own HBONE port must leave 127.0.1.x to the endpoints.
 HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))
@@ -465,3 +466,99 @@ async def test_a_tunnel_is_given_up_when_its_workload_moves_or_becomes_another()
         with trio.fail_after(10):
             await played.ended[0].wait()
         assert played.connections[0].goaway == [0]
+
+
+@contextmanager
+def black_hole(number: int, port: int = 15008) -> Iterator[None]:
+    """An address whose port neither takes nor refuses connections: its queue is full."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((f"127.0.1.{number}", port))
+        listener.listen(0)
+        with socket.create_connection(listener.getsockname()):
+            yield
+
+
+async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another(monkeypatch):
+    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+    with black_hole(1):
+        async with running_plane(HERE) as control, play(control, 2) as good:
+            await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+            with capture_logs("info") as lines:
+                for _ in range(3):
+                    assert await ask()
+            assert tried(lines) == ["io error: not connected within 0.2 s"]
+            assert good.requests == 3
+
+
+@pytest.mark.parametrize("protocol", ["HBONE", "NONE"])
+async def test_without_another_endpoint_a_slow_one_is_waited_for(monkeypatch, protocol):
+    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+    monkeypatch.setattr(outbound, "CONNECT_TIMEOUT", 0.6)
+    port = pbw.PortList(ports=[pbw.Port(service_port=80, target_port=8080)])
+    fields: dict[str, Any] = {
+        "tunnel_protocol": pbw.TunnelProtocol[protocol],
+        "services": {f"default/{HOSTNAME}": port},
+    }
+    with black_hole(1, 15008 if protocol == "HBONE" else 8080):
+        async with running_plane(HERE) as control:
+            await control.apply(service(), endpoint(1, **fields))
+            with capture_logs("info") as lines:
+                assert not await ask()
+                await logged(lines, 1)
+            assert tried(lines) == []
+            (error,) = complete(lines)
+            assert error is not None
+            assert error.endswith("deadline has elapsed")
+            assert error.startswith(
+                "connection timed out, maybe a NetworkPolicy" if protocol == "HBONE" else "io error"
+            )
+            assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
+
+
+async def test_a_tunnel_that_fell_silent_is_left_alone(monkeypatch):
+    monkeypatch.setattr(answer, "PROBE_AFTER", 0.1)
+    monkeypatch.setattr(answer, "PROBE_TIMEOUT", 0.2)
+    silent = trio.Event()
+
+    async def fall_silent(connection: RawHbone) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer_all, connection)
+                await silent.wait()
+                scope.cancel()
+        await trio.sleep(60)
+
+    async with running_plane(HERE) as control, play(control, 1, fall_silent) as first, play(control, 2):
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        assert await ask()
+        silent.set()
+        with capture_logs("info") as lines:
+            assert await ask()
+            assert await ask()
+        assert tried(lines) == ["h2 failed: no sign of life within 0.2 s"]
+        assert first.accepted == 2, "a new tunnel to the same endpoint is tried first"
+
+
+async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(monkeypatch):
+    monkeypatch.setattr(answer, "PROBE_AFTER", 0.1)
+    monkeypatch.setattr(answer, "PROBE_TIMEOUT", 0.2)
+
+    async def answer_late(connection: RawHbone) -> None:
+        with trio.move_on_after(0.8):
+            while True:
+                await connection.step()
+        connection.h2.send_headers(1, [(":status", "200")])
+        await connection.flush()
+        await connection.until(lambda: connection.streams[1].ended)
+        await connection.send(connection.streams[1], bytes(connection.streams[1].data), end=True)
+        await connection.until(lambda: connection.goaway)
+
+    async with (
+        running_plane(HERE) as control,
+        play(control, 1, answer_late) as slow,
+        play(control, 2) as other,
+    ):
+        await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
+        assert await ask()
+        assert (slow.requests, other.requests) == (1, 0)
