@@ -31,12 +31,10 @@ import grpc
 from tests.bench import meshes, scale
 from tests.bench.setups import Setup, read
 from tests.e2e.control_plane import ControlledMesh, deny, workload
-from tests.e2e.pod import MeshPod
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.machine import interruptible
 from ztunnel.demo.namespaces import may_make_namespaces
 from ztunnel.demo.processes import Process
-from ztunnel.messages import Resource
 from ztunnel.pb.istio import workload as pb
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -201,9 +199,9 @@ class ScaleBench:
         self.acknowledged(lambda: self.istiod.put("default/selected", selected), AUTHORIZATION_TYPE)
         refers = pb.Address(workload=workload(self.server, policies=["default/selected"]))
         plain = pb.Address(workload=workload(self.server))
+        denied = deny("probe", port=PROBED_PORT)
         for _ in range(SINGLE_CHANGES):
             self.istiod.wait_settled(ADDRESS_TYPE)
-            denied = deny("probe", port=PROBED_PORT)
             policies.append(self._cut_after(lambda: self.istiod.put("default/probe", denied)))
             self.istiod.remove("default/probe", type_url=AUTHORIZATION_TYPE)
             self.istiod.wait_settled(AUTHORIZATION_TYPE)

@@ -1,4 +1,4 @@
-"""A mesh whose ztunnels get everything as in production: mesh and certificates from istiod, pods from the CNI.
+"""A mesh whose ztunnels get all as in production: mesh and certificates from istiod, pods from the CNI.
 
     with ControlledMesh.open() as controlled:
         client = controlled.mesh.node("a").pod("client")
@@ -151,6 +151,6 @@ class ControlledMesh:
             self.istiod.put(pod.uid, message, aliases=[f"/{address}" for address in pod.pod.addresses])
 
     def start(self) -> None:
-        """Register all pods of the mesh that are not known yet, and start a ztunnel on each node with pods."""
+        """Register all pods of the mesh, and start a ztunnel on each node with pods."""
         self.register(*[pod for pod in self.mesh.pods if pod.registered])
         self.mesh.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,14 +78,17 @@ class Pair:
                 done.append(1)
                 await trio.sleep(0.2)
 
-        async with serve(self.server, 8080), serve(self.server, 8081):
-            async with await self.client.connect(self.server.ipv4, 8081) as stream:
-                await exchanged(stream)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(come_and_go)
-                    yield done
-                    nursery.cancel_scope.cancel()
-                await exchanged(stream)
+        async with (
+            serve(self.server, 8080),
+            serve(self.server, 8081),
+            await self.client.connect(self.server.ipv4, 8081) as stream,
+        ):
+            await exchanged(stream)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(come_and_go)
+                yield done
+                nursery.cancel_scope.cancel()
+            await exchanged(stream)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +120,8 @@ async def test_the_last_good_certificate_is_used_while_renewal_fails(short_lived
         pair.istiod.misbehaviour.refuse_certificates = "request impersonation authentication failure"
         try:
             for pod in (pair.client, pair.server):
-                kept = "retaining existing valid certificate until"
-                await eventually(
-                    lambda pod=pod, kept=kept: pod.ztunnel.log_lines(kept), "told that it is kept"
-                )
+                kept = partial(pod.ztunnel.log_lines, "retaining existing valid certificate until")
+                await eventually(kept, "told that it is kept")
             before = len(done)
             await eventually(lambda: len(done) > before + 1, "used further on")
             _, text = pair.client.ztunnel.http("GET", 15021, "/healthz/ready?verbose")

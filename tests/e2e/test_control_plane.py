@@ -1,4 +1,4 @@
-"""One ztunnel a node under a control plane: mesh, policies and certificates from istiod, pods from the CNI."""
+"""One ztunnel a node under a control plane: the mesh and certificates from istiod, pods from the CNI."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ class Controlled:
         """The warnings and errors that the xDS client of a pod's ztunnel has logged."""
         lines = pod.log(scope="ztunnel::xds::client")
         return [line["message"] for line in lines if line["level"] in {"warn", "error"}]
+
+    def told(self, pod: MeshPod, count: int, text: str) -> bool:
+        """Whether a warning after the first ``count`` has a text."""
+        return any(text in line for line in self.warnings(pod)[count:])
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +262,8 @@ class TestBadInput:
         # A later version of it with an action that does not exist.
         istiod.put("default/strict", bytes(strict) + b"\x20\x63", type_url=AUTHORIZATION_TYPE)
         await controlled.settled(AUTHORIZATION_TYPE)
-        for stream in controlled.streams:
-            nack = stream.nacks(AUTHORIZATION_TYPE)[-1].error_detail
+        for seen in controlled.streams:
+            nack = seen.nacks(AUTHORIZATION_TYPE)[-1].error_detail
             assert nack is not None
             assert nack.message == "default/strict: decode error: unknown enumeration value 99"
         async with serve(server, 8080), await client.connect(server.ipv4, 8080) as stream:
@@ -337,13 +341,8 @@ async def test_the_loss_of_the_control_plane_stops_no_traffic_is_told_and_heals(
                 plane.serve(FakeCertificateAuthority("somebody else's"))
         try:
             for pod, count in zip(controlled.ztunnels, counts, strict=True):
-                await eventually(
-                    lambda pod=pod, count=count: any(
-                        FAULTS[fault] in line for line in controlled.warnings(pod)[count:]
-                    ),
-                    f"told by {pod.name}'s ztunnel",
-                    timeout=25,
-                )
+                told = partial(controlled.told, pod, count, FAULTS[fault])
+                await eventually(told, f"told by {pod.name}'s ztunnel", timeout=25)
             await exchanged(stream)
             await reaches(client, server)
             for pod in controlled.ztunnels:

@@ -55,7 +55,7 @@ def test_the_scanner_finds_what_betterproto2_finds(response, slice_size):
     found = scanner.resources
     names = list(found.names())
     assert names == [resource.name for resource in response.resources]
-    versions = [found.version(number) for number in range(found.count)]
+    versions = [found.version(number) for number in range(found.total)]
     assert versions == [resource.version for resource in response.resources]
     assert scanner.aliases == [alias for resource in response.resources for alias in resource.aliases]
     assert [(r.name, r.body) for r in found] == list(zip(names, bodies, strict=True))
@@ -87,7 +87,7 @@ def test_no_bytes_make_the_scanner_do_anything_but_finish_or_raise_its_own_error
         scanner = scan(message, 3)
     except MalformedResponseError:
         return
-    assert len(list(scanner.resources)) == scanner.resources.count == len(list(scanner.resources.names()))
+    assert len(list(scanner.resources)) == scanner.resources.total == len(list(scanner.resources.names()))
 
 
 @given(message=responses.map(bytes), position=st.integers(0, 10_000), byte=st.integers(0, 255))
@@ -100,7 +100,7 @@ def test_a_changed_byte_never_does_more_than_that(message, position, byte):
         scanner = scan(bytes(changed))
     except MalformedResponseError:
         return
-    assert len(list(scanner.resources)) == scanner.resources.count == len(list(scanner.resources.names()))
+    assert len(list(scanner.resources)) == scanner.resources.total == len(list(scanner.resources.names()))
 
 
 def test_unknown_fields_of_every_wire_type_are_skipped_at_every_level():

@@ -320,7 +320,7 @@ class XdsClient:
         stream_log.info(
             "received response",
             type_url=reading.type_url,
-            size=reading.envelope.resources.count,
+            size=reading.envelope.resources.total,
             removes=len(reading.envelope.removed),
         )
         delta = reading.delta()

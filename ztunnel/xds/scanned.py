@@ -26,7 +26,7 @@ _SPANS = 6
 class ScannedResources(Sequence[Resource]):
     """See the module. A sequence of the resources that count: of all, or of what ``chosen`` numbers.
 
-    ``known`` holds the names that somebody keeps already. ``count`` is the number of all resources, chosen or
+    ``known`` holds the names that somebody keeps already. ``total`` is the number of all resources, chosen or
     not; `name` and `version` go by that numbering.
     """
 
@@ -46,7 +46,7 @@ class ScannedResources(Sequence[Resource]):
         self._spans.extend((*name, *version, *body))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many resources the message has."""
         return len(self._spans) // _SPANS
 
@@ -65,10 +65,10 @@ class ScannedResources(Sequence[Resource]):
 
     def names(self) -> Iterator[str]:
         """The names of all resources, in order."""
-        return map(self.name, range(self.count))
+        return map(self.name, range(self.total))
 
     def __len__(self) -> int:
-        return self.count if self.chosen is None else len(self.chosen)
+        return self.total if self.chosen is None else len(self.chosen)
 
     @overload
     def __getitem__(self, index: int) -> Resource: ...

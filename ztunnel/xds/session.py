@@ -248,8 +248,8 @@ class XdsSession:
         kept = set(response.removed)
         resources = response.resources
         resources.chosen = chosen = array("I")
-        for start in range(0, resources.count, SLICE):
-            for number in range(start, min(start + SLICE, resources.count)):
+        for start in range(0, resources.total, SLICE):
+            for number in range(start, min(start + SLICE, resources.total)):
                 name, version = resources.name(number), resources.version(number)
                 kept.add(name)
                 if not version or known.get(name) != version:
@@ -271,8 +271,8 @@ class XdsSession:
                 known.pop(name, None)
             yield
         resources = response.resources
-        for start in range(0, resources.count, SLICE):
-            for number in range(start, min(start + SLICE, resources.count)):
+        for start in range(0, resources.total, SLICE):
+            for number in range(start, min(start + SLICE, resources.total)):
                 name, version = resources.name(number), resources.version(number)
                 # A text that is there already is kept: it need not be stored anew.
                 if known.get(name) != version and name not in refused:
