@@ -294,6 +294,8 @@ def _summary(mesh: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         (
             workload["uid"],
             workload["protocol"],
+            workload["trustDomain"],
+            workload["serviceAccount"],
             *workload["workloadIps"],
             *workload.get("authorizationPolicies", []),
         )

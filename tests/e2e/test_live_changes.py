@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from h2.errors import ErrorCodes
 
 from tests.e2e.conftest import StandardMesh
 from tests.e2e.local_file import Exact, Presence
 from tests.e2e.pod import MeshPod, eventually
+from tests.e2e.raw_hbone import raw_client
+from tests.e2e.raw_tls import KeyPair, TlsAlertError, TlsChoices
 from tests.e2e.traffic import Server, ended_by, read_exactly, serve
 
 
@@ -104,6 +107,67 @@ async def test_new_connections_follow_the_policy_of_the_moment(standard: Standar
         async with await client.connect(server.ipv4, 8080) as stream:
             await stream.send_all(b"x")
             assert await read_exactly(stream, 1) == b"x"
+
+
+async def test_a_server_that_moves_to_another_trust_domain_loses_who_would_be_refused_by_now(
+    standard: StandardMesh,
+) -> None:
+    server, mesh = standard.server, standard.mesh
+    own = KeyPair.load(mesh.root).issue("spiffe://cluster.local/ns/default/sa/outside")
+    before = len(server.access_log())
+    async with (
+        serve(server, 8080) as application,
+        raw_client(standard.outside, server.ipv4, TlsChoices(own)) as client,
+    ):
+        stream = await client.connect(f"{server.ipv4}:8080")
+        await client.exchange(stream, b"before")
+        server.workload["trustDomain"] = "other.domain"
+        await mesh.update()
+        await client.until(lambda: stream.reset is not None)
+        assert stream.reset == ErrorCodes.CANCEL
+        # The tunnel is of the old days, and what comes through it is not better for that.
+        assert (await client.connect(f"{server.ipv4}:8080")).status == 401
+        with pytest.raises(TlsAlertError, match="certificate unknown"):
+            async with raw_client(standard.outside, server.ipv4, TlsChoices(own)) as late:
+                await late.connect(f"{server.ipv4}:8080")
+        assert len(application.peers) == 1
+    entries = (await server.logged(count=before + 3))[before:]
+    assert [entry["error"].partition(", [")[0] for entry in entries] == [
+        "connection closed due to policy change",
+        "connection closed due to policy rejection: no identity of the peer is of trust domain other.domain",
+        'tls handshake error: Custom { kind: InvalidData, error: InvalidCertificate(Other(OtherError(SanTrustDomainError("other.domain"',  # noqa: E501  # one text
+    ]
+    assert all(
+        entry["src.identity"] == "spiffe://cluster.local/ns/default/sa/outside" for entry in entries[:2]
+    )
+
+
+async def test_a_client_leaves_a_server_that_has_become_somebody_else(standard: StandardMesh) -> None:
+    client, server, mesh = standard.client, standard.server, standard.mesh
+    before = len(client.access_log())
+    denied = client.metric("istio_tcp_connections_failed_total", response_flags="DENY")
+    async with established(client, server) as (stream, _):
+        server.workload["serviceAccount"] = "somebody-else"
+        await mesh.update()
+        assert await ended_by(stream) in {"end", "reset"}
+        (entry,) = (await client.logged(count=before + 1))[before:]
+        assert (entry["level"], entry["direction"]) == ("error", "outbound")
+        assert entry["error"] == "connection closed due to policy change"
+        assert entry["dst.identity"] == server.identity
+        assert client.metric("istio_tcp_connections_failed_total", response_flags="DENY") == denied + 1
+
+
+async def test_a_change_of_trust_domain_ends_connections_between_two_ztunnels(standard: StandardMesh) -> None:
+    client, server, mesh = standard.client, standard.server, standard.mesh
+    before = len(client.access_log())
+    async with established(client, server) as (stream, application):
+        server.workload["trustDomain"] = "other.domain"
+        await mesh.update()
+        assert await ended_by(stream) in {"end", "reset"}
+        assert len(application.peers) == 1
+    (entry,) = (await client.logged(count=before + 1))[before:]
+    # Who notices first says so; to the other it is then the peer that has ended it.
+    assert entry.get("error") in {"connection closed due to policy change", None}
 
 
 async def test_a_broken_file_is_reported_and_changes_nothing(standard: StandardMesh) -> None:

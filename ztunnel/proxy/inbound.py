@@ -191,7 +191,7 @@ class InboundProxy:
         entry.facts = PolicyFacts(peer, plan.destination, identity)
         pod.connections.inbound.add(entry)
         report.admitted(plan, identity)
-        check_policy(pod, workload, entry.facts, report)
+        check_policy(pod, workload, entry.facts, report, stream.tunnel.tls.peer_identities)
         application = await self._dial(plan)
         with application:
             server = stream.tunnel.hbone

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts, Verdict
+from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.errors import PolicyChangedError, PolicyRejectedError
@@ -18,17 +21,36 @@ SLICE = 64
 """Connections asked about between two checkpoints: less than a millisecond."""
 
 
-def check_policy(pod: PodContext, workload: Workload, facts: PolicyFacts, report: ConnectionReport) -> None:
+def check_policy(
+    pod: PodContext,
+    workload: Workload,
+    facts: PolicyFacts,
+    report: ConnectionReport,
+    peer: Sequence[Identity] = (),
+) -> None:
     """Let a connection pass or raise PolicyRejectedError.
 
-    Says in the log what decided, and in which words.
+    peer: the identities of the tunnel's peer; none for plaintext. Says in the log what decided, and in which
+    words.
     """
+    if is_foreign(peer, workload):
+        raise PolicyRejectedError(
+            f"no identity of the peer is of trust domain {workload.identity.trust_domain}"
+        )
     verdict = authorize(pod.shared.store, workload, facts)
     _log_decision(pod, verdict)
     if not verdict.allowed:
         assert verdict.reason is not None
         report.denied(PolicyRejectedError.code, verdict)
         raise PolicyRejectedError(verdict.reason)
+
+
+def is_foreign(peer: Sequence[Identity], workload: Workload) -> bool:
+    """Whether a new handshake of this peer would be refused: it has identities, all of other trust domains.
+
+    A tunnel outlives the trust domain in which it was made; what comes through it must not.
+    """
+    return bool(peer) and all(one.trust_domain != workload.identity.trust_domain for one in peer)
 
 
 def _log_decision(pod: PodContext, verdict: Verdict) -> None:
@@ -65,14 +87,13 @@ async def recheck(pod: PodContext) -> int:
         facts = entry.facts
         if facts is None or entry.closed_because is not None:
             continue
-        identity = facts.identity
-        foreign = identity is not None and identity.trust_domain != workload.identity.trust_domain
-        if not foreign and authorize(pod.shared.store, workload, facts).allowed:
+        peer = entry.tunnels[0].tls.peer_identities if entry.tunnels else ()
+        if not is_foreign(peer, workload) and authorize(pod.shared.store, workload, facts).allowed:
             continue
         entry.close(PolicyChangedError())
         closed += 1
         log.info(
-            f"connection {facts.source}({identity})->{facts.destination} ({workload.uid}) closed because "
-            "it's no longer allowed after a policy update"
+            f"connection {facts.source}({facts.identity})->{facts.destination} ({workload.uid}) closed "
+            "because it's no longer allowed after a policy update"
         )
     return closed
