@@ -13,7 +13,7 @@ from ztunnel.observe.logging import capture_logs
 from ztunnel.proxy.connections import ConnectionTable, Inbound, Outbound
 
 
-class Pod(SimpleNamespace):
+class Pod:
     """As much of a pod as a drain looks at."""
 
     def __init__(self, name: str, *, inbound: int = 0, outbound: int = 0, sockets: int | None = None) -> None:
@@ -21,16 +21,12 @@ class Pod(SimpleNamespace):
         table.inbound.update(Inbound(trio.CancelScope()) for _ in range(inbound))
         table.outbound.update(Outbound(trio.CancelScope()) for _ in range(outbound))
         info = PodInfo(name, "default", "account")
-        super().__init__(
-            context=SimpleNamespace(info=info, connections=table),
-            open_sockets=inbound + outbound if sockets is None else sockets,
-        )
+        self.context = SimpleNamespace(info=info, connections=table)
+        self.open_sockets = inbound + outbound if sockets is None else sockets
 
     def close_one(self) -> None:
         self.context.connections.outbound.pop()
         self.open_sockets -= 1
-
-    __hash__ = object.__hash__
 
 
 async def said(pods: Any, seconds: float, events: dict[float, Any] | None = None) -> list[dict[str, Any]]:

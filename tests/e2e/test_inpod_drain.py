@@ -204,3 +204,25 @@ async def test_a_signal_before_the_first_sync_ends_it(nodes, number):
     await eventually(pending, "waiting for its first sync", 20)
     waiting.process.signal(number)
     await ended(waiting, 3)
+
+
+async def test_without_port_reuse_a_successor_gets_the_ports_when_they_are_free(nodes):
+    # The last test of this file: from here on the node's ztunnel shares its ports with nobody.
+    client, server = nodes.client, nodes.server
+    node = nodes.node(client)
+    old = node.current
+    new = node.launch({"INPOD_PORT_REUSE": "false"})
+    text = "failure to start proxy : Bind([::]:15008, Address already in use (os error 98))"
+    await eventually(lambda: len(new.log_lines(text)) >= 2, "refused", 20)
+    assert new.http("GET", 15021, "/healthz/ready") == (500, "not ready, pending: workload proxy manager\n")
+    assert {sample.name: sample.value for sample in new.metrics()}[
+        "workload_manager_pending_proxy_count"
+    ] == 2
+    async with serve(server, 8080):
+        async with await client.connect(server.ipv4, 8080) as stream:
+            await echoes(stream)
+        old.process.signal(signal.SIGTERM)
+        await ended(old, DEADLINE - 1)
+        await eventually(new.ready, "ready", 8)
+        async with await client.connect(server.ipv4, 8080) as stream:
+            await echoes(stream)

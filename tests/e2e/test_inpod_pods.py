@@ -227,6 +227,15 @@ async def test_a_pod_that_restarts_is_served_in_its_new_namespace_at_once(nodes)
             assert await trio.to_thread.run_sync(sock.recv, 1) == b""
         await eventually(lambda: not listening(old), "closed in the old namespace")
         assert states(node.current)["same"] == "Up"
+        established = {
+            (line["component"], line["address"], line["transparent"])
+            for line in nodes.client.log(message="listener established", proxy={"wl": "bare/same"})
+        }
+        assert established == {
+            ("inbound", "[::]:15008", True),
+            ("inbound plaintext", "[::]:15006", True),
+            ("outbound", "[::]:15001", True),
+        }
         node.cni.delete_pod("same")
         await eventually(lambda: not listening(new), "closed")
 

@@ -335,3 +335,27 @@ async def test_cancelled_in_the_middle_of_a_start_nothing_is_left_open(tmp_path,
 )
 def test_durations_read_as_in_the_reference(seconds, text):
     assert duration_text(seconds) == text
+
+
+async def test_a_pod_that_ended_by_itself_is_asked_for_again(tmp_path, autojump_clock):
+    async with node(tmp_path) as a_node:
+        agent = await a_node.agent.greeted()
+        with some_file() as netns:
+            for uid in ("a", "b"):
+                assert await agent.add(uid, INFO, netns) == ""
+            assert await agent.ask(SNAPSHOT_SENT) == ""
+            a_node.client.pod_ended("a")
+            assert [pod.uid for pod in a_node.client.pods()] == ["b"]
+            assert agent.silent()
+            began = trio.current_time()
+            # Twice is as good as once.
+            a_node.client.pod_ended("a")
+            again = await a_node.agent.greeted()
+            assert trio.current_time() - began == 5
+            for uid in ("a", "b"):
+                assert await again.add(uid, INFO, netns) == ""
+            assert await again.ask(SNAPSHOT_SENT) == ""
+        assert a_node.manager.calls == ["start a", "start b", "start a"]
+        assert a_node.readiness == [True, False, True]
+        await trio.sleep(60)
+        assert again.silent()

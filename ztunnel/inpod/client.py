@@ -22,6 +22,7 @@ import trio
 from ztunnel.inpod.codec import AddPod, decode_request, encode_ack, encode_hello
 from ztunnel.inpod.errors import AgentUnreachableError, PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
+    RETRY_SECONDS,
     Command,
     Commands,
     Fail,
@@ -97,6 +98,8 @@ class ZdsClient:
         self._randomness = randomness
         self._session = Session()
         self._ready = False
+        self._resync_at: float | None = None
+        self._receiving = trio.CancelScope()
 
     def counts(self) -> PodCounts:
         """The values of the ``workload_manager_*`` metrics."""
@@ -107,8 +110,15 @@ class ZdsClient:
         return self._session.pods()
 
     def pod_ended(self, uid: str) -> None:
-        """Note that a pod which was running has ended without having been stopped; see `Session.ended`."""
+        """Note that a pod which was running has ended without having been stopped.
+
+        Nobody would ever tell us of it again, and its traffic would find no one. So the connection is begun
+        anew after a while: the agent then sends all pods, of which those that run are left as they are.
+        """
         self._session.ended(uid)
+        if self._resync_at is None:
+            self._resync_at = trio.current_time() + RETRY_SECONDS
+            self._receiving.deadline = min(self._receiving.deadline, self._resync_at)
 
     async def run(self) -> None:
         """Talk to the agent until cancelled.
@@ -168,12 +178,15 @@ class ZdsClient:
             # Requests come before retries: a packet that is there is taken even when the time has come.
             await trio.lowlevel.checkpoint()
             packet: Packet | None = None
-            retry_at = session.retry_at
-            with trio.move_on_at(math.inf if retry_at is None else retry_at) as scope:
+            deadlines = [at for at in (session.retry_at, self._resync_at) if at is not None]
+            with trio.move_on_at(min(deadlines, default=math.inf)) as self._receiving:
                 packet = await connection.receive()
             if packet is not None:
                 commands = self._read(packet)
-            elif scope.cancelled_caught:
+            elif self._resync_at is not None and trio.current_time() >= self._resync_at:
+                self._resync_at = None
+                raise _ConnectionOver("a pod ended by itself, and the agent is to send it again")
+            elif self._receiving.cancelled_caught:
                 commands = session.retry(trio.current_time())
             else:
                 raise _ConnectionOver("the agent closed it")
@@ -232,6 +245,7 @@ class ZdsClient:
         return self._session.failed(failure, trio.current_time())
 
     def _disconnected(self) -> None:
+        self._resync_at = None
         for command in self._session.disconnected():
             if isinstance(command, Release):
                 command.netns.close()

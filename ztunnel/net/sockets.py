@@ -141,9 +141,8 @@ async def listen(
 ) -> Listener:
     """Bind and listen; the caller closes the listener.
 
-    reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods; otherwise
-    SO_REUSEADDR. Where another process listens already, what comes from now on comes here: see
-    `ztunnel.net.takeover`.
+    reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods. Where another process
+    listens already, what comes from now on comes here: see `ztunnel.net.takeover`.
     transparent: True requires IP_TRANSPARENT, None tries, False does not. Only the IPv4 option is set, on
     an IPv6 socket as well, as the existing implementation does.
 
@@ -180,8 +179,9 @@ async def _listen(
         if version_6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         shared = reuse_port and _set_reuse_port(sock)
-        if not reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Beside SO_REUSEPORT as well: connections in TIME-WAIT inherit it, and without it would keep a
+        # successor that shares no ports from listening for a minute.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
