@@ -141,8 +141,8 @@ async def listen(
 ) -> Listener:
     """Bind and listen; the caller closes the listener.
 
-    reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods. Where another process
-    listens already, what comes from now on comes here: see `ztunnel.net.takeover`.
+    reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods. Where another
+    process listens already, what comes from now on comes here: see `ztunnel.net.takeover`.
     transparent: True requires IP_TRANSPARENT, None tries, False does not. Only the IPv4 option is set, on
     an IPv6 socket as well, as the existing implementation does.
 
