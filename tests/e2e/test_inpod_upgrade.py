@@ -6,16 +6,21 @@ the other is upgraded.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import dns.entropy
+import dns.message
+import dns.rdatatype
 import trio
 
 from tests.e2e.pod import MeshPod, eventually
 from tests.e2e.traffic import read_exactly, serve
 from tests.e2e.two_nodes import TwoNodes, ended
+from ztunnel.demo.redirection import RedirectionOptions
 
 ROUNDS = 5
 AT_ONCE = 8
@@ -47,6 +52,24 @@ class Traffic:
             else:
                 self.good[name] += 1
 
+    async def look_up_without_pause(self, name: str, source: MeshPod, hostname: str, address: str) -> None:
+        """Ask over UDP, without the second try that resolvers make."""
+        query = dns.message.make_query(hostname, dns.rdatatype.A)
+        with trio.socket.from_stdlib_socket(source.socket(kind=socket.SOCK_DGRAM)) as sock:
+            await sock.connect(("10.96.0.53", 53))
+            while not self.stop.is_set():
+                query.id = dns.entropy.random_16()
+                await sock.send(query.to_wire())
+                try:
+                    with trio.fail_after(5):
+                        answer = dns.message.from_wire(await sock.recv(65_535))
+                    assert answer.id == query.id
+                    assert [str(item) for rrset in answer.answer for item in rrset] == [address]
+                except (OSError, trio.TooSlowError, AssertionError) as error:
+                    self.failures.append(f"{name}: {error!r}")
+                else:
+                    self.good[name] += 1
+
     async def goes_on(self, ways: Iterable[str]) -> None:
         """Wait until each of the ways has worked once more."""
         before = self.good.copy()
@@ -54,7 +77,11 @@ class Traffic:
 
 
 async def test_nodes_are_upgraded_one_after_the_other_and_no_connection_fails() -> None:
-    with TwoNodes.open({"CONNECTION_TERMINATION_DEADLINE": f"{DEADLINE}s"}) as nodes:
+    environment = {
+        "CONNECTION_TERMINATION_DEADLINE": f"{DEADLINE}s",
+        "ISTIO_META_DNS_CAPTURE": "true",
+    }
+    with TwoNodes.open(environment, redirection=RedirectionOptions(dns=True)) as nodes:
         client, server, outside = nodes.client, nodes.server, nodes.outside
         traffic = Traffic()
         ways = {
@@ -74,11 +101,17 @@ async def test_nodes_are_upgraded_one_after_the_other_and_no_connection_fails() 
             for name, (source, address, port) in ways.items():
                 for _ in range(AT_ONCE):
                     nursery.start_soon(traffic.open_without_pause, name, source, address, port)
-            await traffic.goes_on(ways)
+            for source in (client, server):
+                name = "web.default.svc.cluster.local"
+                nursery.start_soon(
+                    traffic.look_up_without_pause, f"lookup at {source.name}", source, name, nodes.vip
+                )
+            everything = [*ways, "lookup at client", "lookup at server"]
+            await traffic.goes_on(everything)
             for number in range(ROUNDS):
                 old, _ = await nodes.node((client, server)[number % 2]).upgrade()
                 await ended(old, DEADLINE + 5)
-                await traffic.goes_on(ways)
+                await traffic.goes_on(everything)
             traffic.stop.set()
         assert traffic.failures == []
         assert application.failures + near.failures + far.failures == []
