@@ -94,3 +94,14 @@ def test_registering_twice_keeps_the_age_and_a_failure_of_no_task_is_ignored():
     readiness.failed("b", "x")
     assert readiness.report() == "a: pending for 5s\n"
     assert readiness.pending == ["a"]
+
+
+async def test_verbose_has_remarks_that_do_not_keep_it_from_being_ready():
+    readiness = Readiness()
+    readiness.remark("control plane", "not connected")
+    assert await answer(readiness) == (200, "ready\n")
+    assert await answer(readiness, verbose="") == (200, "ready\ncontrol plane: not connected\n")
+    readiness.remark("certificates", "1 cannot be renewed")
+    readiness.remark("control plane", None)
+    readiness.remark("never", None)
+    assert await answer(readiness, verbose="") == (200, "ready\ncertificates: 1 cannot be renewed\n")

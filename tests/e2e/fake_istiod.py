@@ -115,6 +115,8 @@ class Issued:
     metadata: dict[str, str]
     validity: int
     certificate: bytes
+    impersonated: bool
+    """Whether the identity is one that the caller asked for on behalf of somebody."""
 
 
 class FakeIstiod:
@@ -306,6 +308,7 @@ class FakeIstiod:
         csr = x509.load_pem_x509_csr(request.csr.encode())
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (identity,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        asked = ""
         if request.metadata is not None:
             asked = request.metadata.fields["ImpersonatedIdentity"].string_value
             identity = asked or identity
@@ -316,7 +319,7 @@ class FakeIstiod:
         lifetime = self.lifetime or dt.timedelta(seconds=request.validity_duration or 86_400)
         chain = [self.ca.sign(csr, identity, lifetime), self.root_bundle or self.ca.root]
         with self._changed:
-            self.issued.append(Issued(identity, metadata, request.validity_duration, chain[0]))
+            self.issued.append(Issued(identity, metadata, request.validity_duration, chain[0], bool(asked)))
             self._changed.notify_all()
         return bytes(IstioCertificateResponse(cert_chain=[part.decode() for part in chain]))
 

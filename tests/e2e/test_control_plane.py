@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,9 @@ from tests.e2e.control_plane import ControlledMesh, deny, membership, service, w
 from tests.e2e.fake_ca import FakeCertificateAuthority
 from tests.e2e.fake_istiod import Stream, server_that_never_answers
 from tests.e2e.pod import MeshPod, eventually
+from tests.e2e.raw_tls import KeyPair, RawTls, TlsChoices
 from tests.e2e.traffic import ended_by, read_exactly, serve
+from ztunnel.demo.dedicated import Ztunnel, dedicated_environment
 from ztunnel.pb.istio import workload as pb
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -375,3 +378,35 @@ async def test_the_loss_of_the_control_plane_stops_no_traffic_is_told_and_heals(
         pass
     terminations = client.metrics("istio_xds_connection_terminations_total")
     assert {sample.labels["reason"] for sample in terminations} & {"ConnectionError", "Error"}
+
+
+async def test_a_dedicated_ztunnel_asks_for_its_own_certificate_and_impersonates_nobody(
+    controlled: Controlled,
+) -> None:
+    plane = controlled.plane
+    own = plane.mesh.node("a").pod("alone", redirection=None)
+    plane.register(own)
+    environment = dedicated_environment(
+        namespace=own.namespace,
+        name=own.name,
+        service_account=own.serviceaccount,
+        mesh_file=plane.mesh.file,
+        root=plane.mesh.root,
+        inherit=os.environ,
+        extra=plane.mesh.environment | {"LOG_FORMAT": "json"},
+    )
+    ztunnel = Ztunnel.start(plane.mesh.machine, "alone", environment, own.pod.namespace)
+    ztunnel.wait_ready()
+    ca = plane.istiod.ca
+    choices = TlsChoices(KeyPair(ca.key, ca.certificate).issue(controlled.client.identity))
+    away = MeshPod(plane.mesh, plane.home, "istio-system", "istiod", captured=False, registered=False)
+    tls = RawTls(await away.connect(own.ipv4, 15008), choices, server=False)
+    await tls.handshake()
+    assert tls.peer_uri() == own.identity
+    await tls.close()
+    (asked,) = [one for one in plane.istiod.issued if one.identity == own.identity and not one.impersonated]
+    assert asked.metadata["x-purpose"] == "certificates of tests"
+    assert all(one.impersonated for one in plane.istiod.issued if one is not asked)
+    assert ztunnel.process.stop(grace=10) == 0
+    plane.istiod.remove(own.uid)
+    plane.mesh.pods.remove(own)

@@ -256,6 +256,20 @@ async def test_the_alternative_name_is_taken_only_if_the_real_one_fails(service)
                         await channel.unary(UNARY, b"ab", deadline_seconds=10)
 
 
+async def test_calls_that_begin_together_settle_the_name_once(service):
+    _, _, other = service
+    answers = []
+
+    async def call() -> None:
+        answers.append(await channel.unary(UNARY, b"ab", deadline_seconds=10))
+
+    with GrpcChannel(f"localhost:{other}", roots=CA.pem, alternative_hostname="istiod.test") as channel:
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(call)
+    assert answers == [b"ba"] * 8
+
+
 @pytest.mark.parametrize("roots", [b"", b"nothing of use"])
 def test_no_roots_are_not_all_roots(roots):
     with pytest.raises(GrpcChannelError, match="no root certificate"):

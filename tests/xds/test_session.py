@@ -118,6 +118,40 @@ def test_an_empty_response_is_applied_too():
     assert (list(delta.resources), delta.removed) == ([], ())
 
 
+def test_session_and_store_keep_one_text_for_a_name_and_an_unchanged_version_stays():
+    session = XdsSession(NODE)
+    session.open()
+    message = response(*(resource(f"name-{n}", f"version-{n}") for n in range(3)))
+    taken: list[str] = []
+
+    def take(delta: MeshDelta) -> list[Rejected]:
+        taken.extend(one.name for one in delta.resources)
+        return []
+
+    hear(session, message, take)
+    first = session.versions(ADDRESS_TYPE)
+    assert [id(name) for name in first] == [id(name) for name in taken]
+    hear(session, message, take)
+    again = session.versions(ADDRESS_TYPE)
+    assert [id(name) for name in again] == [id(name) for name in first]
+    assert [id(version) for version in again.values()] == [id(version) for version in first.values()]
+
+
+def test_names_and_versions_are_noted_in_slices():
+    session = XdsSession(NODE)
+    session.open()
+    reading = session.receive(response(*(resource(f"name-{n}") for n in range(2_500)), removed=["x"]))
+    while not reading.scan():
+        pass
+    reading.delta()
+    steps = 1
+    while not reading.record([Rejected("name-7", "no good")]):
+        steps += 1
+    assert steps == 5
+    session.complete(reading, [Rejected("name-7", "no good")])
+    assert session.versions(ADDRESS_TYPE).keys() == {f"name-{n}" for n in range(2_500)} - {"name-7"}
+
+
 def test_a_response_of_an_unknown_type_changes_nothing_and_is_acknowledged():
     session = XdsSession(NODE)
     session.open()

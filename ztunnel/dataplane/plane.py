@@ -51,10 +51,8 @@ from ztunnel.state.store import MeshStore
 
 log = get_logger("state")
 
-SLICE = 64
-"""Resources applied between two checkpoints: about a millisecond, which is what a connection may wait for
-it.
-"""
+SLICE = 32
+"""Resources applied between two checkpoints: half a millisecond, which each step of a connection may wait."""
 
 DUMP_SLICE = 64
 """Objects of the admin dump made between two checkpoints."""
