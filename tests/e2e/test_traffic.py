@@ -67,13 +67,16 @@ async def test_every_kind_of_address_leads_there(standard: StandardMesh, name: s
         "IPv6": (server.ipv6, 8080),
         "VIP": (standard.vip, 80),
     }[name]
-    before = len(client.access_log())
+    before, known = len(client.access_log()), len(server.access_log())
     async with serve(server, 8080, echo_twice) as application:
         await ask(client, address, port)
     expected = client.ipv6 if name == "IPv6" else client.ipv4
     assert application.peer_addresses == [expected]
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert ("dst.service" in entry) == (name == "VIP")
+    # The server's side names it in all cases: it is the one service that leads to this port.
+    (inbound,) = (await server.logged(count=known + 1))[known:]
+    assert inbound["dst.service"] == "web.default.svc.cluster.local"
     if name == "VIP":
         assert entry["dst.service"] == "web.default.svc.cluster.local"
     port_of_tunnel = entry["dst.addr"].rpartition(":")[2]

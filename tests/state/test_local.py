@@ -125,8 +125,7 @@ def test_the_example_of_the_reference_works():
     (service,) = store.services_by_vip("", ip_address("127.10.0.1"))
     endpoint = store.endpoints(service)[workload.uid]
     assert dict(endpoint.ports) == {80: 8080}
-    assert workload.services == ()
-    assert list(store.services_of(workload)) == []
+    assert list(store.services_of(workload)) == [service]
     (policy,) = store.namespace_policies("default")
     assert policy.action is Action.DENY
 

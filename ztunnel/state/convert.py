@@ -240,8 +240,7 @@ def workload(fields: Fields, *, local: bool) -> WorkloadParts:
         workload_name=get("workload_name", ""),
         native_tunnel=get("native_tunnel", False),
         application_tunnel=None if tunnel is None else _application_tunnel(tunnel),
-        # The file's map of services gives endpoints only, as it does in the existing implementation.
-        services=() if local else tuple([key for key, _ in services]),
+        services=tuple([key for key, _ in services]),
         authorization_policies=tuple(get("authorization_policies", ())),
         status=status,
         cluster_id=get("cluster_id") or ("" if local else DEFAULT_CLUSTER_ID),
