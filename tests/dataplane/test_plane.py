@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -138,6 +140,22 @@ async def test_an_unknown_workload_is_refused_after_the_wait():
         assert [line.fields.get("error") for line in lines if line.scope == "access"] == [
             "failed to fetch information about local workload: default.default (local)"
         ]
+
+
+@pytest.mark.parametrize("transparent", [False, None])
+async def test_a_redirection_that_is_missing_is_told_unless_it_may_be_tproxy(transparent):
+    config = replace(CONFIG, enable_orig_src=transparent)
+    with capture_logs("info") as lines:
+        async with running_plane(config), await trio.open_tcp_stream("127.0.0.1", 15001) as stream:
+            assert await is_closed(stream)
+    refused = [line.fields["error"] for line in lines if line.scope == "access"]
+    assert refused == ["attempted recursive call to ourselves"]
+    told = [line for line in lines if line.message.startswith("failed to read SO_ORIGINAL_DST: ")]
+    spoofing = [line.fields["transparent"] for line in lines if line.message == "listener established"]
+    if not told and not any(spoofing):
+        pytest.skip("connection tracking runs on this machine")
+    assert len(told) == (0 if any(spoofing) else 1)
+    assert all(str(line.fields["local"]) == "127.0.0.1:15001" for line in told)
 
 
 async def test_a_drain_lets_connections_end_and_then_ends_the_plane():

@@ -233,6 +233,14 @@ def _set_reuse_port(sock: socket.socket) -> bool:
     return True
 
 
+def is_transparent(sock: socket.socket) -> bool:
+    """Whether a socket has IP_TRANSPARENT, by itself or from the listener that accepted it."""
+    try:
+        return bool(sock.getsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT))
+    except OSError:
+        return False
+
+
 def _set_transparent(sock: socket.socket, *, required: bool) -> bool:
     try:
         sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)

@@ -18,7 +18,7 @@ from ztunnel.dns.server import DnsProxy
 from ztunnel.model.address import SocketAddress
 from ztunnel.net.accept import accept_forever, accept_waiting
 from ztunnel.net.addresses import local_address, original_destination
-from ztunnel.net.sockets import DestinationOrigin, Listener, SocketOptions, listen
+from ztunnel.net.sockets import DestinationOrigin, Listener, SocketOptions, is_transparent, listen
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.errors import DrainedError
 from ztunnel.proxy.inbound import InboundProxy
@@ -263,7 +263,9 @@ class PodProxy:
             found = original_destination(sock)
             if found.origin is DestinationOrigin.LOCAL_ADDRESS and found.errors is not None:
                 first, second = found.errors
-                log.debug(
+                # With TPROXY that is how it has to be.
+                say = log.debug if is_transparent(sock) else log.warning
+                say(
                     f"failed to read SO_ORIGINAL_DST: {first}, {second}", peer=peer, local=local_address(sock)
                 )
         except OSError:
