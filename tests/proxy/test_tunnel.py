@@ -10,9 +10,10 @@ import trio.testing
 
 from tests.proxy.test_relay import outcome
 from tests.proxy.tunnels import TunnelPair, plain_pair, tunnel_pair
-from ztunnel.hbone import DataReceived
+from ztunnel.hbone import DataReceived, ErrorCode
 from ztunnel.observe.filter import Level
 from ztunnel.observe.logging import capture_logs
+from ztunnel.proxy import stream as stream_module
 from ztunnel.proxy import tunnel as tunnel_module
 from ztunnel.proxy.relay import relay_stream
 
@@ -187,6 +188,44 @@ async def test_data_for_a_connection_that_is_just_being_cancelled_leaves_the_tun
         ours.send(b"still usable")
         with trio.fail_after(5):
             assert await theirs.receive_some(100) == b"still usable"
+
+
+@pytest.mark.parametrize("end", ["reset", "lost"])
+async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(monkeypatch, end):
+    monkeypatch.setattr(stream_module, "LAST_WORDS", 0.2)
+    async with tunnel_pair() as pair:
+        ours, theirs = await pair.open()
+        plain, application = plain_pair()
+        near = FullSocket(fileno=plain.detach())
+        # Never writable, as the socket of an application that does not read.
+        blocked = trio.Event()
+        monkeypatch.setattr(trio.lowlevel, "wait_writable", lambda _: blocked.wait())
+        over = trio.Event()
+
+        async def relay() -> None:
+            with near:
+                await relay_stream(
+                    near,
+                    ours,
+                    sent_to_stream=lambda _: None,
+                    received_from_stream=lambda _: None,
+                    outbound=True,
+                )
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay)
+            theirs.send(b"never read")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            if end == "reset":
+                theirs.reset(ErrorCode.CANCEL)
+            else:
+                pair.cut()
+            with trio.fail_after(5):
+                await over.wait()
+        assert await outcome(application) == (b"", "reset")
+        await application.aclose()
+        theirs.close()
 
 
 async def test_a_tunnel_that_ends_resets_what_was_open_at_once():

@@ -29,6 +29,12 @@ _VECTOR = 64
 """Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
 
 
+LAST_WORDS = 60.0
+"""Seconds for which an application that takes nothing is waited for after its stream is dead: what it has not
+read is memory that nobody else bounds any more.
+"""
+
+
 class StreamClosedError(Exception):
     """The peer reset the stream, or the tunnel was lost.
 
@@ -205,6 +211,7 @@ class TunnelStream:
             self.reset_code = event.code
             self._wake_writer.unpark_all()
             self.upload_scope.cancel()
+            self._bound_last_words()
         return True
 
     def responded(self, event: Responded) -> None:
@@ -220,6 +227,7 @@ class TunnelStream:
         """The tunnel is closed under the stream."""
         if not (self.end_sent and self.end_received) and self.reset_code is None:
             self.lost = True
+            self._bound_last_words()
         self._wake_writer.unpark_all()
         self.upload_scope.cancel()
         self.deliver()
@@ -249,7 +257,15 @@ class TunnelStream:
                 self.tunnel.flush()
                 if written:
                     break
+                self._bound_last_words()
         self._drain_scope = None
+        if scope.cancelled_caught:
+            self._give_back_inbox()
+            self.download_done.set()
+
+    def _bound_last_words(self) -> None:
+        if self._drain_scope is not None and self.dead:
+            self._drain_scope.deadline = trio.current_time() + LAST_WORDS
 
     def _write_inbox(self) -> bool:
         """Write until the inbox is empty, and half-close after the end.
