@@ -59,12 +59,12 @@ class Pods:
 
         The descriptor of the network namespace becomes ours.
         """
-        self.remove(message.uid)
         if self._deadline is not None:
             if message.netns is not None:
                 os.close(message.netns)
             self._send(PodFailed(message.uid, "this process is draining", message.attempt))
             return
+        self.remove(message.uid)
         namespace = None
         in_namespace = None
         factory: SocketFactory = HostSockets(self._shared.budget)
