@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -113,3 +114,17 @@ def test_the_revision_of_a_checkout(tmp_path):
     assert git_revision(tmp_path) == "feed"
     (git / "refs/heads/main").write_text("beef\n")
     assert git_revision(tmp_path) == "beef"
+
+
+def test_a_sigterm_before_the_start_is_over_ends_the_process_with_0():
+    program = (
+        "import os, signal, sys\n"
+        "from ztunnel import cli\n"
+        "def too_early(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return 7\n"
+        "cli._delegate = too_early\n"
+        "sys.exit(cli.main(['proxy'], {'FAKE_CA': 'true', 'XDS_ADDRESS': ''}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from types import FrameType
 
 from ztunnel.config import ConfigError, load_config
 from ztunnel.config.files import read_text_file
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
+    # As process 1 of a container nobody else has a default for it: until there is something to drain, just end.
+    before = signal.signal(signal.SIGTERM, _end_before_start)
     try:
         setup_logging(environ)
         config = load_config(
@@ -59,7 +63,12 @@ def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
     except ZtunnelError as error:
         return _failed(error)
     finally:
+        signal.signal(signal.SIGTERM, before)
         shutdown_logging()
+
+
+def _end_before_start(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def _failed(error: ZtunnelError) -> int:
