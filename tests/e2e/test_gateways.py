@@ -14,6 +14,7 @@ from tests.e2e.census import take_census
 from tests.e2e.east_west import gateway
 from tests.e2e.mesh import Mesh, waypoint
 from tests.e2e.pod import MeshPod, eventually
+from tests.e2e.quiet import quiet
 from tests.e2e.raw_hbone import raw_server
 from tests.e2e.raw_tls import KeyPair, TlsChoices
 from tests.e2e.traffic import (
@@ -95,6 +96,11 @@ def networks() -> Iterator[Networks]:
         name = mesh.machine.name
     census = take_census(name)
     assert census.empty, census
+
+
+@pytest.fixture(autouse=True)
+async def _quiet(networks: Networks) -> None:
+    await quiet([networks.client, networks.local, networks.remote])
 
 
 async def ask(client: MeshPod, address: str) -> None:

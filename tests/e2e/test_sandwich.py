@@ -15,6 +15,7 @@ import trio
 from tests.e2e.census import take_census
 from tests.e2e.mesh import Mesh, waypoint
 from tests.e2e.pod import MeshPod
+from tests.e2e.quiet import quiet
 from tests.e2e.raw_hbone import raw_client
 from tests.e2e.raw_tls import KeyPair, TlsChoices
 from tests.e2e.traffic import Server, echo, ended_by, read_exactly, serve
@@ -73,6 +74,11 @@ def sandwich() -> Iterator[Sandwich]:
         name = mesh.machine.name
     census = take_census(name)
     assert census.empty, census
+
+
+@pytest.fixture(autouse=True)
+async def _quiet(sandwich: Sandwich) -> None:
+    await quiet([sandwich.client, sandwich.server, *sandwich.waypoints.values()])
 
 
 @dataclass

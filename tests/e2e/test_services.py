@@ -15,6 +15,7 @@ from tests.e2e.census import take_census
 from tests.e2e.mesh import Mesh
 from tests.e2e.name_server import ResolvingDeployment, name_server
 from tests.e2e.pod import MeshPod, eventually
+from tests.e2e.quiet import quiet
 from tests.e2e.raw_hbone import raw_server
 from tests.e2e.raw_tls import KeyPair, TlsChoices
 from tests.e2e.traffic import Handler, ended_by, read_all, read_exactly, serve
@@ -105,6 +106,11 @@ def services() -> Iterator[Services]:
         name = mesh.machine.name
     census = take_census(name)
     assert census.empty, census
+
+
+@pytest.fixture(autouse=True)
+async def _quiet(services: Services) -> None:
+    await quiet([services.client])
 
 
 def says(text: str) -> Handler:
@@ -318,7 +324,7 @@ async def test_a_workload_known_by_name_is_resolved_when_it_is_needed(services: 
         for _ in range(2):
             assert await ask(client, services.vips["by-name"]) == "plain:8080"
         assert sorted(set(resolver.asked)) == ["named.example.com A", "named.example.com AAAA"]
-        assert len(resolver.asked) == 2, "the second time it is remembered"
+        assert resolver.asked.count("named.example.com A") == 1, "the second time it is remembered"
         entry = await refused(client, services.vips["by-lost-name"])
     assert entry["message"] == "connection failed"
     assert (

@@ -16,6 +16,7 @@ import trio
 from tests.e2e.census import take_census
 from tests.e2e.mesh import Mesh, waypoint
 from tests.e2e.pod import MeshPod
+from tests.e2e.quiet import quiet
 from tests.e2e.traffic import ended_by, read_all, read_exactly, receive_pattern, send_pattern, serve
 from tests.interop import envoy_peer as envoy
 from tests.tools import unavailable
@@ -177,6 +178,11 @@ def _route(to: str) -> dict[str, Any]:
         "route": {"cluster": to, "timeout": "60s"},
         "request_headers_to_add": [{"header": {"key": key, "value": value}} for key, value in told.items()],
     }
+
+
+@pytest.fixture(autouse=True)
+async def _quiet(mesh: Waypoints) -> None:
+    await quiet([mesh.client, mesh.server, mesh.far])
 
 
 # HTTP by hand: one request a connection.
