@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
-    # As process 1 of a container nobody else has a default for it: until there is something to drain, just end.
+    # Process 1 of a container has no default for it. Until there is something to drain, just end.
     before = signal.signal(signal.SIGTERM, _end_before_start)
     try:
         setup_logging(environ)
