@@ -162,7 +162,7 @@ def select_endpoint(
         return f"None of the {len(endpoints)} endpoints of service {service.key} can serve its port {port}."
     chosen = None
     if avoid:
-        chosen = _choose(service, source, [one for one in usable if not _avoided(one, avoid)], random)
+        chosen = _choose(service, source, _not_avoided(usable, avoid), random)
     if chosen is None:
         chosen = _choose(service, source, usable, random)
     if chosen is None:
@@ -181,10 +181,24 @@ def _can_be_reached(workload: Workload, source: Workload) -> bool:
     )
 
 
-def _avoided(candidate: Candidate, avoid: Collection[str]) -> bool:
+def _not_avoided(usable: list[Candidate], avoid: Collection[str]) -> list[Candidate]:
+    left = [one for one in usable if one[0].uid not in avoid]
+    # Writing each address as a text costs ten times the rest; most often only uids are avoided.
+    if any(_is_socket_address(text) for text in avoid):
+        left = [one for one in left if not _address_avoided(one, avoid)]
+    return left
+
+
+def _is_socket_address(text: str) -> bool:
+    try:
+        SocketAddress.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _address_avoided(candidate: Candidate, avoid: Collection[str]) -> bool:
     workload, _, port = candidate
-    if workload.uid in avoid:
-        return True
     if workload.protocol is Protocol.HBONE:
         port = HBONE_PORT
     return any(str(SocketAddress(ip, port)) in avoid for ip in workload.addresses)
