@@ -44,7 +44,7 @@ def find_tool(name: str) -> str:
 def build_image(**arguments: str) -> images.Image:
     """The image of the Dockerfile; the test ends where its packages cannot be had. See `images.build`."""
     try:
-        return images.build(**arguments)
+        return images.build(images.REPOSITORY / "Dockerfile", **arguments)
     except images.ImageError as error:
         if any(sign in str(error) for sign in NO_FAULT_OF_THE_STEPS):
             unavailable(f"the image cannot be built here: {error}")

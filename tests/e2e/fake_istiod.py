@@ -310,7 +310,7 @@ class FakeIstiod:
         (identity,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         asked = ""
         if request.metadata is not None:
-            asked = request.metadata.fields["ImpersonatedIdentity"].string_value
+            asked = request.metadata.fields["ImpersonatedIdentity"].string_value or ""
             identity = asked or identity
         if self.misbehaviour.refuse_certificates:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, self.misbehaviour.refuse_certificates)

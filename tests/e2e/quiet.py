@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from tests.e2e.pod import MeshPod, eventually
 
@@ -14,7 +15,7 @@ async def quiet(pods: Iterable[MeshPod]) -> None:
     for the metrics and has a line of another kind.
     """
     for pod in pods:
-        await eventually(lambda pod=pod: _said_all(pod), f"{pod.name} told of all connections", 20)
+        await eventually(partial(_said_all, pod), f"{pod.name} told of all connections", 20)
 
 
 def _said_all(pod: MeshPod) -> bool:

@@ -260,13 +260,13 @@ async def test_calls_that_begin_together_settle_the_name_once(service):
     _, _, other = service
     answers = []
 
-    async def call() -> None:
+    async def call(channel: GrpcChannel) -> None:
         answers.append(await channel.unary(UNARY, b"ab", deadline_seconds=10))
 
     with GrpcChannel(f"localhost:{other}", roots=CA.pem, alternative_hostname="istiod.test") as channel:
         async with trio.open_nursery() as nursery:
             for _ in range(8):
-                nursery.start_soon(call)
+                nursery.start_soon(call, channel)
     assert answers == [b"ba"] * 8
 
 

@@ -28,7 +28,7 @@ def test_what_is_alive_is_out_of_the_collectors_sight_and_still_freed():
 
 def test_it_is_done_again_only_when_the_mesh_has_grown_by_half():
     watch = GrowthWatch(1000)
-    kept = []
+    kept: list[object] = []
 
     def freezes(size: int) -> bool:
         before = gc.get_freeze_count()
