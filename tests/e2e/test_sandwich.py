@@ -60,7 +60,12 @@ def sandwich() -> Iterator[Sandwich]:
             made.vips[f"waypoint {name}"] = mesh.service(name, ports=ports, endpoints=[pod])
             reference = waypoint(f"default/{HOSTNAME.format(name)}")
             web = f"web-{name}"
-            made.vips[name] = mesh.service(web, ports={80: 8080}, endpoints=[server], waypoint=reference)
+            number = len(mesh.services) + 10
+            vips = [f"10.96.0.{number}", f"fd96::{number:x}"]
+            made.vips[f"{name} IPv6"] = vips[1]
+            made.vips[name] = mesh.service(
+                web, ports={80: 8080}, endpoints=[server], waypoint=reference, vips=vips
+            )
         made.waypoints["spoofed"].environment["LOCALHOST_APP_TUNNEL"] = "false"
         bare = made.waypoints["bare"]
         server.workload["waypoint"] = waypoint(bare)
@@ -145,16 +150,21 @@ async def test_without_a_protocol_the_waypoint_sees_only_the_bytes(sandwich: San
 
 
 @pytest.mark.parametrize("name", ["proxy", "spoofed"])
-async def test_the_proxy_header_says_who_and_where_to(sandwich: Sandwich, name: str) -> None:
-    client, gateway, vip = sandwich.client, sandwich.waypoints[name], sandwich.vips[name]
+@pytest.mark.parametrize("version", [4, 6])
+async def test_the_proxy_header_says_who_and_where_to(sandwich: Sandwich, name: str, version: int) -> None:
+    client, gateway = sandwich.client, sandwich.waypoints[name]
+    six = version == 6
+    vip = sandwich.vips[f"{name} IPv6" if six else name]
+    source = client.ipv6 if six else client.ipv4
     # On loopback by default, else on the pod's address and with the client's shown as the source.
     local = name == "proxy"
-    address = "127.0.0.1" if local else gateway.ipv4
+    loopback = "::1" if six else "127.0.0.1"
+    address = loopback if local else gateway.ipv6 if six else gateway.ipv4
     async with proxy_server(gateway, address) as (application, headers):
         await ask(client, vip)
     (header,) = headers
-    assert application.peer_addresses == ["127.0.0.1" if local else client.ipv4]
-    assert header.source[0] == client.ipv4
+    assert application.peer_addresses == [loopback if local else source]
+    assert header.source[0] == source
     assert header.destination == (vip, 80)
     assert header.tlvs == {0xD0: client.identity.encode()}
 

@@ -30,8 +30,9 @@ from tests.dataplane.harness import (
 )
 from tests.e2e.raw_hbone import RawHbone, answer_all
 from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
-from ztunnel.messages import Resource
+from ztunnel.messages import CertificateForgotten, CertificateIssued, CertificateWanted, Resource
 from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio import workload as pbw
 from ztunnel.proxy import answer, attempts, outbound
@@ -562,3 +563,26 @@ async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(monkeypat
         await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
         assert await ask()
         assert (slow.requests, other.requests) == (1, 0)
+
+
+async def test_nobody_is_blamed_for_the_wait_for_our_own_certificate(monkeypatch):
+    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+    identity = Identity("cluster.local", "default", "default")
+    async with running_plane(HERE) as control, play(control, 1) as one, play(control, 2) as two:
+        await control.apply(service(), endpoint(1), endpoint(2))
+        control.issue = False
+        control.came.clear()
+        await control.to_plane.send(CertificateForgotten(identity))
+
+        async def issue_late() -> None:
+            await control.wait_for(CertificateWanted, identity=identity)
+            await trio.sleep(0.6)
+            await control.to_plane.send(CertificateIssued(await control.ca.issue(identity)))
+
+        with capture_logs("info") as lines:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(issue_late)
+                assert await ask()
+            await logged(lines, 1)
+        assert tried(lines) == []
+        assert one.accepted + two.accepted == 1

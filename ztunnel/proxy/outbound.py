@@ -184,6 +184,8 @@ class OutboundProxy:
             plan.source.identity, plan.expected, client.ip, plan.next_hop, workload.uid if workload else ""
         )
         assert plan.authority is not None
+        # No endpoint is to be blamed for the time until we have a certificate ourselves.
+        await self.shared.certificates.get(plan.source.identity)
         tunnels = 0
         while True:
             tunnel = None
