@@ -180,6 +180,8 @@ class DataPlane:
         """Put a delta into force; gives what to answer."""
         application = self.store.begin(delta)
         while not application.step(SLICE):
+            # Twice, since a connection takes some thirty steps to be set up, each of which waits its turn.
+            await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         for warning in application.warnings:
             log.warning(warning)
