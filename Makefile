@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit e2e interop bench protos protos-check format tools lock clean
+.PHONY: help setup demo test lint types unit e2e interop bench bench-scale protos protos-check format tools lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ interop: setup ## our xDS client against istiod's own discovery server (needs Go
 
 bench: setup ## direct connection beside ztunnel: throughput, round trip, new connections, memory
 	$(BIN)/python -m tests.bench
+
+bench-scale: setup ## a mesh of 1,000 to 300,000 workloads: memory, CPU, connections during pushes (as root, minutes)
+	$(BIN)/python -m tests.bench.bench_scale
 
 protos: setup ## regenerate ztunnel/pb/ from protos/
 	scripts/protos "$(BIN)" ztunnel/pb
