@@ -43,9 +43,12 @@ class MeshSource:
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no stream to the control plane although there was one, None when all is well."""
+        """Why the control plane does not answer although it once did, None when all is well.
+
+        A stream counts from its first response on: one that brings garbage is none.
+        """
         xds = self.xds
-        if xds is None or xds.connected or xds.waiting_for is not None:
+        if xds is None or xds.answered or xds.waiting_for is not None:
             return None
         return f"not connected to {xds.address}, {xds.last_error or 'connecting'}"
 

@@ -126,6 +126,7 @@ class XdsClient:
     """See the module. All methods are for the trio thread.
 
     ``apply`` is called for one delta at a time; whatever it raises ends `run`. ``address`` is for log lines.
+    ``connected`` says that there is a stream, ``answered`` that a sound response has come on it.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class XdsClient:
         self._growth = GrowthWatch(SMALL_MESH)
         self.ready = trio.Event()
         self.connected = False
+        self.answered = False
         self.last_error: str | None = None
 
     @property
@@ -221,7 +223,7 @@ class XdsClient:
         except ZtunnelError as error:
             return Failed(str(error))
         finally:
-            self.connected = False
+            self.connected = self.answered = False
             self._session.close()
 
     async def _converse(self, stream: Stream, stream_log: Logger) -> End:
@@ -323,6 +325,7 @@ class XdsClient:
             size=reading.envelope.resources.total,
             removes=len(reading.envelope.removed),
         )
+        self.answered = True
         delta = reading.delta()
         if delta is None:
             stream_log.error("unknown type", type_url=reading.type_url)
