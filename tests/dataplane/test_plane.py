@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -185,3 +186,18 @@ async def test_a_drain_cuts_what_outlives_its_deadline():
         assert errors
         assert set(errors) == {"connection closed due to connection drain"}
         await stream.aclose()
+
+
+async def test_a_refused_handshake_is_explained_beside_the_access_log():
+    async with running_plane():
+        with capture_logs("info") as lines:
+            async with await trio.open_tcp_stream("127.0.0.1", 15008) as stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nhost: pod\r\n\r\n")
+                with trio.move_on_after(5), contextlib.suppress(trio.BrokenResourceError):
+                    await read_all(stream)
+            await trio.sleep(0.1)
+        [failed] = [line for line in lines if line.message == "connection failed"]
+        assert failed.fields["error"].startswith("tls handshake error: ")
+        [why] = [line for line in lines if line.message == "refused"]
+        assert why.fields["code"].startswith("ZT-TLS-")
+        assert "TLS" in why.fields["why"]

@@ -326,9 +326,4 @@ def no_delay(listener: trio.SocketListener) -> None:
     listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def not_found(_request: Request) -> Response:
-    """404, empty, without a content type."""
-    return Response(404)
-
-
-__all__: list[Any] = ["Body", "Handler", "HttpServer", "Request", "Response", "no_delay", "not_found"]
+__all__: list[Any] = ["Body", "Handler", "HttpServer", "Request", "Response", "no_delay"]

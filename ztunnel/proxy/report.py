@@ -34,7 +34,7 @@ from ztunnel.observe.labels import (
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connections import Closable
-from ztunnel.proxy.errors import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
+from ztunnel.proxy.errors import ConnectionFailure, DrainedError, InternalError
 from ztunnel.proxy.podcontext import PodContext
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
@@ -217,9 +217,7 @@ class ConnectionReport:
     def refused(self, failure: ConnectionFailure) -> None:
         """The end of a connection of which nothing but its addresses is known."""
         self._pod.access_log.failed(self._direction, self._source, self._destination, str(failure))
-        if isinstance(failure, RouteRefusedError):
-            refusal = failure.refusal
-            self.log.info("refused", code=refusal.kind.value, why=" ".join(refusal.why) or refusal.text)
+        self._explain(failure)
 
     def finish(self, failure: ConnectionFailure | None) -> None:
         """Count and log the end. Called once, by `closing`."""
@@ -239,6 +237,15 @@ class ConnectionReport:
             seconds=trio.current_time() - self._began,
             error=None if failure is None else str(failure),
         )
+        if failure is not None:
+            self._explain(failure)
+
+    def _explain(self, failure: ConnectionFailure) -> None:
+        """Beside the access log, whose fields are fixed: the code, and why, where more is known."""
+        explanation = failure.explanation
+        if explanation is not None:
+            code, why = explanation
+            self.log.info("refused", code=code, why=why)
 
     # -- inside ------------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Filled in below."""
+"""The mesh in memory: workloads as the bytes that came, indexes, deltas put into force in slices."""
