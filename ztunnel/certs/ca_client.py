@@ -57,7 +57,12 @@ class CaClient:
         self._config = config
         self._impersonate = config.proxy_mode is ProxyMode.SHARED
         self._make_channel = make_channel or (
-            lambda roots: GrpcChannel(target, roots=roots, alternative_hostname=config.alt_ca_hostname)
+            lambda roots: GrpcChannel(
+                target,
+                roots=roots,
+                alternative_hostname=config.alt_ca_hostname,
+                tls12=config.tls12_enabled,
+            )
         )
         self._connection: _Connection | None = None
 

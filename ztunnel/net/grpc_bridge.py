@@ -100,6 +100,15 @@ class GrpcChannelError(ZtunnelError):
     code: ClassVar[str] = "ZT-NET-102"
 
 
+# grpcio has no setting for the lowest version of TLS, but one for the suites up to TLS 1.2; those of 1.3
+# are always there. A suite of pre-shared keys, of which we have none, is never offered: TLS 1.3 is left.
+_SUITES_OF_TLS13_ONLY: Final = "ECDHE-PSK-CHACHA20-POLY1305"
+_SUITES_WITH_TLS12: Final = (
+    "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256"
+)
+
+
 def _grpc() -> ModuleType:
     """Import grpcio, quiet and without its fork handlers."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -115,7 +124,8 @@ class GrpcChannel:
     ``target`` is ``host:port`` (``[v6]:port``); the host is also the name that is asked for and verified.
     ``roots`` is PEM text of the CAs that the server's certificate may be from; None speaks plaintext, which
     is for tests on loopback only. ``alternative_hostname`` is verified instead if the real name fails.
-    `close`, or leaving ``with``, ends all calls. Nothing is shared between channels.
+    ``tls12`` allows TLS 1.2 beside 1.3; grpcio takes it from the first channel of a process for all.
+    `close`, or leaving ``with``, ends all calls. Nothing else is shared between channels.
 
     Raises GrpcChannelError if there is no certificate in ``roots``: grpcio would fall back to public CAs.
     """
@@ -127,12 +137,14 @@ class GrpcChannel:
         roots: bytes | None,
         alternative_hostname: str | None = None,
         connect_seconds: float = _CONNECT_SECONDS,
+        tls12: bool = False,
     ) -> None:
         if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
             raise GrpcChannelError(f"there is no root certificate to verify {target} with")
         self.target = target
         self._roots = roots
         self._connect_seconds = connect_seconds
+        self._suites = _SUITES_WITH_TLS12 if tls12 else _SUITES_OF_TLS13_ONLY
         # The names still to try, the one in use first.
         self._names: list[str | None] = [None]
         if alternative_hostname is not None and roots is not None:
@@ -142,6 +154,7 @@ class GrpcChannel:
         self._settling = trio.Lock()
 
     def _make(self, verified_name: str | None) -> Any:
+        os.environ["GRPC_SSL_CIPHER_SUITES"] = self._suites
         grpc = _grpc()
         options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", _LARGEST_MESSAGE),

@@ -51,6 +51,7 @@ def connector(config: Config, *, connect_seconds: float = CONNECT_SECONDS) -> Co
             roots=roots,
             alternative_hostname=config.alt_xds_hostname,
             connect_seconds=connect_seconds,
+            tls12=config.tls12_enabled,
         ) as channel:
             async with channel.open_stream(METHOD, metadata) as stream:
                 yield _BridgedStream(stream)
