@@ -60,7 +60,7 @@ class InboundProxy:
     def __init__(self, pod: PodContext, *, transparent: bool) -> None:
         self._pod = pod
         self._transparent = transparent
-        self.tunnels: dict[Tunnel, tuple[SocketAddress, Identity | None]] = {}
+        self.tunnels: set[Tunnel] = set()
         self._draining = False
 
     def start_drain(self) -> None:
@@ -115,13 +115,13 @@ class InboundProxy:
                 )
 
             tunnel = Tunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect=on_connect)
-            self.tunnels[tunnel] = (peer, identity)
+            self.tunnels.add(tunnel)
             try:
                 if self._draining:
                     tunnel.start_drain()
                 await tunnel.run()
             finally:
-                del self.tunnels[tunnel]
+                self.tunnels.discard(tunnel)
         if tunnel.failure is not None:
             log.debug("tunnel ended", peer=peer, error=tunnel.failure)
 

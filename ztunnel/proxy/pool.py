@@ -53,7 +53,6 @@ class _Dial:
     done: trio.Event = field(default_factory=trio.Event)
     error: Exception | None = None
     tunnel: Tunnel | None = None
-    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -65,9 +64,8 @@ class _Entry:
 class Pool:
     """The tunnels of one pod's outbound listener. All of its tasks run in the nursery given.
 
-    dial: connects, handshakes and gives a tunnel that is not running yet; raises what the connection's log
-    shall
-        say. It bounds its own waits.
+    dial: connects, handshakes and gives a tunnel that is not running yet; raises what the
+        connection's log shall say. It bounds its own waits.
     max_streams: streams of ours on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
     """
@@ -108,7 +106,6 @@ class Pool:
                 self._nursery.start_soon(
                     self._run, key, entry, dial, name=f"tunnel {key.source} → {key.next_hop}"
                 )
-            dial.waiting += 1
             await dial.done.wait()
             if dial.error is not None:
                 raise dial.error
