@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from ztunnel.demo.network import Network, Pod, set_kernel_setting
 from ztunnel.net import namespace_thread
 from ztunnel.net.descriptors import DescriptorBudget
 from ztunnel.net.factories import NamespaceSockets, Shelf
+from ztunnel.net.namespace_thread import Visit
 from ztunnel.net.netns import (
     Namespace,
     NamespaceError,
@@ -277,18 +279,30 @@ async def test_ipv6_is_judged_for_each_namespace(pod, made):
         set_kernel_setting(pod.namespace, "net/ipv6/conf/lo/disable_ipv6", "0")
 
 
-async def test_a_pods_sockets_come_from_a_stock_that_follows_demand(made):
+class CountingThread(NamespaceThread):
+    """A helper thread that counts its visits."""
+
+    visits = 0
+
+    def submit(self, visit: Visit[Any]) -> None:
+        self.visits += 1
+        super().submit(visit)
+
+
+async def test_a_visit_brings_sockets_for_several_dials(made):
     shelf = Shelf()
-    with Namespace.duplicate(made[0].descriptor) as namespace:
+    with CountingThread() as thread, Namespace.duplicate(made[0].descriptor, thread) as namespace:
         factory = NamespaceSockets(namespace, shelf=shelf)
-        (await factory.stream(socket.AF_INET)).close()
-        assert shelf.kept == 0, "one dial is no demand"
-        for _ in range(40):
+        assert shelf.kept == 0, "none for a pod that never dials"
+        for _ in range(80):
             with await factory.stream(socket.AF_INET) as sock:
                 assert namespace_of(sock) == made[0].inode
                 assert sock.gettimeout() == 0
-            await namespace.run(own_namespace)  # let an order arrive
-        assert 1 <= shelf.kept <= 16
+            # An order is a visit, so one that waits behind it lets it arrive.
+            await namespace.run(own_namespace)
+            assert 4 <= shelf.kept <= 12
+        ours = thread.visits - 80
+        assert 10 <= ours <= 12, "one visit for the first dial, then one for each eight"
         with await factory.stream(socket.AF_INET6) as sock:
             assert sock.family == socket.AF_INET6
         with await factory.datagram(socket.AF_INET) as sock:
@@ -303,9 +317,8 @@ async def test_a_pods_sockets_come_from_a_stock_that_follows_demand(made):
 async def test_the_stock_is_used_without_a_visit(made):
     with Namespace.duplicate(made[0].descriptor) as namespace:
         factory = NamespaceSockets(namespace, shelf=Shelf())
-        for _ in range(20):
-            (await factory.stream(socket.AF_INET)).close()
-            await namespace.run(own_namespace)
+        (await factory.stream(socket.AF_INET)).close()
+        await namespace.run(own_namespace)
         # A cancelled scope would interrupt a visit.
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -316,7 +329,7 @@ async def test_the_stock_is_used_without_a_visit(made):
 
 
 async def test_the_shelf_is_bounded_and_the_idlest_pod_gives_way(made):
-    shelf = Shelf(size=6)
+    shelf = Shelf(size=10)
     with Namespace.duplicate(made[0].descriptor) as first, Namespace.duplicate(made[1].descriptor) as second:
         idle, busy = NamespaceSockets(first, shelf=shelf), NamespaceSockets(second, shelf=shelf)
         for factory, namespace in ((idle, first), (busy, second)):
@@ -324,7 +337,7 @@ async def test_the_shelf_is_bounded_and_the_idlest_pod_gives_way(made):
                 with await factory.stream(socket.AF_INET) as sock:
                     assert namespace_of(sock) == namespace.identity.inode
                 await namespace.run(own_namespace)
-                assert shelf.kept <= 6
+                assert shelf.kept <= 10
         idle.close()
         busy.close()
         assert shelf.kept == 0

@@ -25,7 +25,7 @@ from ztunnel.net.descriptors import DescriptorBudget
 from ztunnel.net.netns import Namespace, close_sockets, make_sockets, own_ipv6_enabled_on_loopback
 from ztunnel.net.netns import ipv6_enabled_on_loopback as namespace_ipv6_enabled_on_loopback
 
-_LARGEST_BATCH = 8
+_BATCH = 8
 
 
 class SocketFactory(Protocol):
@@ -117,7 +117,6 @@ class NamespaceSockets:
         self._budget = budget
         self._shelf = shelf
         self._stock: dict[int, list[socket.socket]] = {}
-        self._batch: dict[int, int] = {}
         self._ordered: set[int] = set()
         self._closed = False
 
@@ -133,7 +132,6 @@ class NamespaceSockets:
             dropped += len(stock)
             close_sockets(stock)
         self._stock.clear()
-        self._batch.clear()
         if self._shelf is not None:
             self._shelf._kept -= dropped  # noqa: SLF001 # the two keep one account together
             self._shelf._left(self)  # noqa: SLF001
@@ -146,13 +144,12 @@ class NamespaceSockets:
         if stock:
             sock = stock.pop()
             self._shelf_changed(-1)
-            if len(stock) <= _LARGEST_BATCH // 2:
+            if len(stock) <= _BATCH // 2:
                 self._order(family)
             return _within(self._budget, sock)
-        if self._shelf is not None:
-            self._batch[family] = min(self._batch.get(family, -1) + 1, _LARGEST_BATCH)
-            self._order(family)
-        return _within(self._budget, (await self._namespace.sockets(family, socket.SOCK_STREAM))[0])
+        (sock,) = await self._namespace.sockets(family, socket.SOCK_STREAM)
+        self._order(family)
+        return _within(self._budget, sock)
 
     async def datagram(self, family: int) -> socket.socket:
         """A UDP socket; see `SocketFactory`."""
@@ -164,8 +161,7 @@ class NamespaceSockets:
 
     def _order(self, family: int) -> None:
         """Have the stock filled while nobody waits for it. A failure shows at the next request."""
-        count = self._batch.get(family, 0)
-        if count == 0 or family in self._ordered:
+        if self._shelf is None or self._closed or family in self._ordered:
             return
 
         def arrived(result: outcome.Outcome[list[socket.socket]]) -> None:
@@ -176,7 +172,7 @@ class NamespaceSockets:
         self._ordered.add(family)
         try:
             self._namespace.visit(
-                lambda: make_sockets(family, socket.SOCK_STREAM, count), arrived, close_sockets
+                lambda: make_sockets(family, socket.SOCK_STREAM, _BATCH), arrived, close_sockets
             )
         except OSError:
             self._ordered.discard(family)
