@@ -34,11 +34,11 @@ from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control
 from ztunnel.dataplane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
-from ztunnel.net.descriptors import raise_descriptor_limit
-from ztunnel.net.memory import spare_collector, use_one_arena
-from ztunnel.net.privileges import verify_privileges
+from ztunnel.netns.privileges import verify_privileges
 from ztunnel.observe.logging import get_logger, run_log_writer
 from ztunnel.observe.nurseries import TaskAges
+from ztunnel.sockets.descriptors import raise_descriptor_limit
+from ztunnel.system.memory import spare_collector, use_one_arena
 from ztunnel.version import build_info
 
 log = get_logger("app")

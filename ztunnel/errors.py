@@ -14,3 +14,10 @@ class ZtunnelError(Exception):
     """An error with a stable code. ``str()`` is the text for a log line, without the code."""
 
     code: ClassVar[str] = "ZT-INT-001"
+
+
+def os_error_text(error: OSError) -> str:
+    """The text that log consumers know for a system error: ``Connection refused (os error 111)``."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    return f"{error.strerror} (os error {error.errno})"

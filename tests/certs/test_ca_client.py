@@ -27,8 +27,8 @@ from ztunnel.certs.errors import (
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.certs.wire import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode, RootFile, RootStatic, TokenFile, TokenStatic
+from ztunnel.grpc.bridge import GrpcChannelError, GrpcStatusError
 from ztunnel.model.identity import Identity
-from ztunnel.net.grpc_bridge import GrpcChannelError, GrpcStatusError
 from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 
@@ -221,7 +221,7 @@ def test_any_bytes_are_texts_or_refused(data):
 
 def test_grpcio_is_not_loaded_before_a_channel_is_made():
     code = (
-        "import sys, ztunnel.certs.ca_client, ztunnel.certs.manager, ztunnel.net.tls, ztunnel.certs.crl\n"
+        "import sys, ztunnel.certs.ca_client, ztunnel.certs.manager, ztunnel.tls, ztunnel.certs.crl\n"
         "assert 'grpc' not in sys.modules and 'betterproto2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

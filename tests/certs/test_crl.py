@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ztunnel.certs.crl import CrlFile, CrlState, parse_crl_file, watch_crl
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.messages import RevocationsChanged
-from ztunnel.net.tls import InvalidRevocationListError, Revocations
+from ztunnel.tls.revocation import InvalidRevocationListError, Revocations
 
 NOW = 1_700_000_000.0
 CA = IssuingCa(NOW)

@@ -22,8 +22,8 @@ from ztunnel.dns.upstream import Upstream
 from ztunnel.messages import Sample
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
-from ztunnel.net.sockets import HostSockets
 from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.sockets.factories import HostSockets
 
 DOMAIN = "cluster.local"
 

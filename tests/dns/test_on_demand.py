@@ -22,7 +22,7 @@ from ztunnel.dns.lookup import addresses_in
 from ztunnel.dns.on_demand import OnDemandResolver
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.upstream import Upstream
-from ztunnel.net.sockets import HostSockets
+from ztunnel.sockets.factories import HostSockets
 
 CONF = ResolvConf((ip_address("127.0.0.1"),), search=("ns.svc.cluster.local", "cluster.local"), ndots=2)
 

@@ -26,7 +26,7 @@ from ztunnel.dns.message import Query, make_query, parse_query
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.sockets import HostSockets
+from ztunnel.sockets.factories import HostSockets
 
 HERE = ip_address("127.0.0.1")
 THERE = ip_address("127.0.0.2")

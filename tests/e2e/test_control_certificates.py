@@ -19,8 +19,8 @@ from tests.e2e.fake_istiod import FakeIstiod
 from tests.e2e.pod import MeshPod, eventually
 from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
 from tests.e2e.traffic import ended_by, read_exactly, serve
-from ztunnel.net import tls_openssl
 from ztunnel.pb.istio import workload as pb
+from ztunnel.tls import openssl as tls_openssl
 from ztunnel.xds.session import ADDRESS_TYPE
 
 LIFETIME = 6

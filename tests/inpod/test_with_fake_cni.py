@@ -14,16 +14,16 @@ import pytest
 import trio
 
 from tests.e2e.fake_cni import FakeCni, NoZtunnelError
-from tests.net.namespaces import namespace_of, needs_namespaces, open_descriptors
+from tests.netns.namespaces import namespace_of, needs_namespaces, open_descriptors
 from ztunnel.demo.machine import Machine
 from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.errors import PodStartError
 from ztunnel.inpod.session import PodCounts
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.factories import NamespaceSockets, Shelf
-from ztunnel.net.netns import Namespace
-from ztunnel.net.sockets import BindError, Listener, SocketOptions, listen
+from ztunnel.netns.namespace import Namespace
+from ztunnel.sockets.factories import NamespaceSockets, Shelf
+from ztunnel.sockets.listen_and_dial import BindError, Listener, SocketOptions, listen
 
 pytestmark = needs_namespaces
 INFO = PodInfo("pod", "ns", "sa")

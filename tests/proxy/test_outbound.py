@@ -35,7 +35,8 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio import workload as pbw
-from ztunnel.proxy import answer, attempts, outbound
+from ztunnel.proxy import attempts, outbound
+from ztunnel.tunnel import answer
 
 # The pod's own HBONE port must leave 127.0.1.x to the endpoints.
 HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))

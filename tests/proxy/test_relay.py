@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.proxy.tunnels import plain_pair, tunnel_pair
+from tests.tunnel.tunnels import plain_pair, tunnel_pair
 from ztunnel.hbone import ErrorCode, HboneSettings
-from ztunnel.net.splice import PipePool
 from ztunnel.proxy.relay import relay_plain, relay_stream
+from ztunnel.sockets.splice import PipePool
 
 OUTCOMES = ("end", "reset")
 

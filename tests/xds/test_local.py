@@ -13,10 +13,10 @@ import trio
 
 from ztunnel.config.model import LocalFile, LocalStatic
 from ztunnel.messages import MeshDelta, Origin, Rejected, ResourceKind
-from ztunnel.net import watch_directory
 from ztunnel.observe.logging import Record, capture_logs
 from ztunnel.state.local import LocalConfigError
 from ztunnel.state.store import MeshStore
+from ztunnel.system import watch_directory
 from ztunnel.xds.local import LocalFileError, LocalXds
 
 WORKLOAD = "- {{uid: {0}, name: {0}, namespace: ns, workloadIps: [10.0.0.{1}], services: {{}}}}\n"

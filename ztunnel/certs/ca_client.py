@@ -17,10 +17,10 @@ from ztunnel.certs.errors import CaChainError, CaError, CaRootsError, CaTokenErr
 from ztunnel.certs.request import make_signing_request
 from ztunnel.certs.wire import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode
+from ztunnel.grpc.bridge import GrpcChannel, GrpcChannelError, GrpcStatusError, Metadata
+from ztunnel.grpc.credentials import RootsError, TokenError, authorization, read_roots
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
-from ztunnel.net.credentials import RootsError, TokenError, authorization, read_roots
-from ztunnel.net.grpc_bridge import GrpcChannel, GrpcChannelError, GrpcStatusError, Metadata
 from ztunnel.observe.logging import get_logger
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"

@@ -26,9 +26,9 @@ from typing import Final, Never
 import trio
 
 from ztunnel.messages import RevocationsChanged
-from ztunnel.net.tls import InvalidRevocationListError, RevocationList
-from ztunnel.net.watch_directory import watch_directory
 from ztunnel.observe.logging import get_logger
+from ztunnel.system.watch_directory import watch_directory
+from ztunnel.tls.revocation import InvalidRevocationListError, RevocationList
 
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 # A list with a million entries has some 40 MB.

@@ -37,17 +37,18 @@ from ztunnel.messages import (
     Sample,
     ToDataPlane,
 )
-from ztunnel.net.descriptors import DescriptorBudget
-from ztunnel.net.splice import PipePool
-from ztunnel.net.tls import Revocations, TlsOptions
 from ztunnel.observe.logging import get_logger, set_filter
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.podcontext import Shared
+from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.splice import PipePool
 from ztunnel.state.application import Application
 from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.store import MeshStore
+from ztunnel.tls.context import TlsOptions
+from ztunnel.tls.revocation import Revocations
 
 log = get_logger("state")
 

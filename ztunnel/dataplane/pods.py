@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 import trio
 
 from ztunnel.dataplane.drain import drain_samples, report_progress
+from ztunnel.errors import os_error_text
 from ztunnel.messages import (
     FromDataPlane,
     PodAdded,
@@ -17,16 +18,16 @@ from ztunnel.messages import (
     PodStopped,
     Sample,
 )
-from ztunnel.net.addresses import os_error_text
-from ztunnel.net.netns import Namespace
-from ztunnel.net.sockets import BindError, HostSockets, NamespaceSockets, Shelf, SocketFactory
-from ztunnel.net.tls import Revocations
+from ztunnel.netns.namespace import Namespace
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.policy import recheck
 from ztunnel.proxy.revocation import close_revoked
 from ztunnel.proxy.staleness import evict_stale
+from ztunnel.sockets.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
+from ztunnel.sockets.listen_and_dial import BindError
+from ztunnel.tls.revocation import Revocations
 
 log = get_logger("inpod::statemanager")
 

@@ -18,8 +18,8 @@ from ztunnel.dns.lookup import Found, look_up
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import IPAddress, parse_ip
-from ztunnel.net.sockets import HostSockets
 from ztunnel.observe.logging import get_logger
+from ztunnel.sockets.factories import HostSockets
 
 __all__ = ["NameResolutionError", "OnDemandResolver"]
 

@@ -30,11 +30,12 @@ from ztunnel.dns.reply import error_reply
 from ztunnel.dns.resolver import Resolver
 from ztunnel.dns.upstream import MOST_BYTES
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.accept import accept_forever, accept_waiting
-from ztunnel.net.addresses import from_sockaddr
-from ztunnel.net.descriptors import DescriptorBudget
-from ztunnel.net.sockets import Listener, SocketFactory, SocketOptions, bind_datagram, listen
 from ztunnel.observe.logging import get_logger
+from ztunnel.sockets.accept import accept_forever, accept_waiting
+from ztunnel.sockets.addresses import from_sockaddr
+from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.factories import SocketFactory
+from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, bind_datagram, listen
 
 log = get_logger("dns::server")
 

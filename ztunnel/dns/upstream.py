@@ -41,9 +41,11 @@ from ztunnel.dns.errors import (
 from ztunnel.dns.framing import MessageStream
 from ztunnel.dns.message import LONGEST_TCP, Query, Rcode, is_reply_to, read_reply
 from ztunnel.dns.resolv_conf import ResolvConf
+from ztunnel.errors import os_error_text
 from ztunnel.model.address import IPAddress, SocketAddress
-from ztunnel.net.addresses import local_address, os_error_text
-from ztunnel.net.sockets import SocketFactory, connect
+from ztunnel.sockets.addresses import local_address
+from ztunnel.sockets.factories import SocketFactory
+from ztunnel.sockets.listen_and_dial import connect
 
 PORT = 53
 MOST_EXCHANGES = 2048

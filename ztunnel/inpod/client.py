@@ -19,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.errors import os_error_text
 from ztunnel.inpod.codec import AddPod, decode_request, encode_ack, encode_hello
 from ztunnel.inpod.errors import AgentUnreachableError, PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
@@ -39,7 +40,6 @@ from ztunnel.inpod.session import (
 )
 from ztunnel.inpod.transport import Connection, Packet
 from ztunnel.messages import PodInfo
-from ztunnel.net.addresses import os_error_text
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("inpod::workloadmanager")

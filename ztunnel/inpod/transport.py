@@ -16,7 +16,7 @@ import trio
 
 from ztunnel.inpod.codec import LARGEST_PACKET
 from ztunnel.inpod.errors import ZdsReadError
-from ztunnel.net.netns import NamespaceIdentity
+from ztunnel.netns.namespace_thread import NamespaceIdentity
 
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 # Room for one descriptor, rounded up by the kernel's alignment to two. What does not fit the kernel closes,

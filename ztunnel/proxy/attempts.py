@@ -26,7 +26,7 @@ import trio
 
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.model.address import SocketAddress
-from ztunnel.proxy.errors import ConnectionFailure
+from ztunnel.tunnel.failures import ConnectionFailure
 
 ATTEMPTS = 3
 """Plans that are carried out before a connection fails."""

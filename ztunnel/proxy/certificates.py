@@ -14,8 +14,9 @@ import trio
 from ztunnel.messages import CertificateWanted
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
-from ztunnel.net.tls import Revocations, TlsContext, TlsOptions, client_context, server_context
-from ztunnel.proxy.errors import IdentityUnavailableError
+from ztunnel.tls.context import TlsContext, TlsOptions, client_context, server_context
+from ztunnel.tls.revocation import Revocations
+from ztunnel.tunnel.failures import IdentityUnavailableError
 
 
 @dataclass(slots=True)

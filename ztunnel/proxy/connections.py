@@ -8,8 +8,8 @@ import trio
 
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
-from ztunnel.proxy.errors import ConnectionFailure
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.tunnel.failures import ConnectionFailure
+from ztunnel.tunnel.tunnel import Tunnel
 
 
 @dataclass(slots=True, eq=False)

@@ -15,16 +15,23 @@ import trio
 from ztunnel.decide.admit import admit_connect
 from ztunnel.decide.headers import parse_forwarded_host, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
+from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
-from ztunnel.net.sockets import connect, local_address, os_error_text
-from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.connections import Inbound
-from ztunnel.proxy.errors import (
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.policy import check_policy
+from ztunnel.proxy.relay import relay_stream
+from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.addresses import local_address
+from ztunnel.sockets.listen_and_dial import connect
+from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
+from ztunnel.tls.transports import SocketTls
+from ztunnel.tunnel.failures import (
     ApplicationDialError,
     ConnectionFailure,
     DialError,
@@ -33,12 +40,8 @@ from ztunnel.proxy.errors import (
     RelayError,
     RouteRefusedError,
 )
-from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.policy import check_policy
-from ztunnel.proxy.relay import relay_stream
-from ztunnel.proxy.report import ConnectionReport
-from ztunnel.proxy.stream import TunnelStream
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel import Tunnel
 
 log = get_logger("proxy::inbound")
 

@@ -16,16 +16,18 @@ import trio
 
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.hbone import HboneClient
-from ztunnel.net.tls import StreamTls, TlsConnection, TlsError
-from ztunnel.proxy.answer import accepted
 from ztunnel.proxy.connections import Outbound
-from ztunnel.proxy.errors import ConnectionFailure, DialError
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.relay import RelayEnd, relay_stream
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.proxy.stream import TunnelStream
-from ztunnel.proxy.stream_transport import StreamTransport
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tls.transports import StreamTls
+from ztunnel.tunnel.answer import accepted
+from ztunnel.tunnel.failures import ConnectionFailure, DialError
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.stream_transport import StreamTransport
+from ztunnel.tunnel.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the TLS handshake inside the outer stream."""

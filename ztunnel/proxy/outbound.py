@@ -18,15 +18,21 @@ from ztunnel.decide.headers import print_baggage, print_forwarded
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal
 from ztunnel.decide.route import route, unresolved, with_ip
 from ztunnel.dns.on_demand import NameResolutionError
+from ztunnel.errors import os_error_text
 from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.sockets import ConnectTimedOut, connect, os_error_text
-from ztunnel.net.tls import RevokedCertificateError, SocketTls, TlsError
 from ztunnel.observe.access_log import Direction
-from ztunnel.proxy.answer import accepted
 from ztunnel.proxy.attempts import Attempts, Penalties, Progress
 from ztunnel.proxy.connections import Outbound
-from ztunnel.proxy.errors import (
+from ztunnel.proxy.inner import relay_inside
+from ztunnel.proxy.podcontext import PodContext
+from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
+from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.listen_and_dial import ConnectTimedOut, connect
+from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
+from ztunnel.tls.transports import SocketTls
+from ztunnel.tunnel.answer import accepted
+from ztunnel.tunnel.failures import (
     ConnectionFailure,
     ConnectTimeoutError,
     DialError,
@@ -38,13 +44,9 @@ from ztunnel.proxy.errors import (
     StreamRefusedError,
     TunnelLostError,
 )
-from ztunnel.proxy.inner import relay_inside
-from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.pool import Pool, PoolDrainingError, PoolKey
-from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
-from ztunnel.proxy.report import ConnectionReport
-from ztunnel.proxy.stream import TunnelStream
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.tunnel.pool import Pool, PoolDrainingError, PoolKey
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel import Tunnel
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection, and again for the TLS handshake on it."""

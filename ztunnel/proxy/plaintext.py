@@ -8,16 +8,17 @@ import trio
 
 from ztunnel.decide.admit import admit_plaintext
 from ztunnel.decide.plans import PolicyFacts, Refusal
+from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.sockets import connect, os_error_text
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import Inbound
-from ztunnel.proxy.errors import ApplicationDialError, RelayError, RouteRefusedError
 from ztunnel.proxy.inbound import DIAL_TIMEOUT
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
 from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.listen_and_dial import connect
+from ztunnel.tunnel.failures import ApplicationDialError, RelayError, RouteRefusedError
 
 
 class PlaintextProxy:

@@ -16,17 +16,17 @@ import trio
 from ztunnel.config import ProxyMode
 from ztunnel.dns.server import DnsProxy
 from ztunnel.model.address import SocketAddress
-from ztunnel.net.accept import accept_forever, accept_waiting
-from ztunnel.net.addresses import local_address, original_destination
-from ztunnel.net.sockets import DestinationOrigin, Listener, SocketOptions, is_transparent, listen
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.errors import DrainedError
 from ztunnel.proxy.inbound import InboundProxy
 from ztunnel.proxy.outbound import OutboundProxy
 from ztunnel.proxy.plaintext import PlaintextProxy
 from ztunnel.proxy.pod_dns import make_dns_proxy, make_resolver
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.socks_task import negotiate
+from ztunnel.sockets.accept import accept_forever, accept_waiting
+from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination
+from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, is_transparent, listen
+from ztunnel.tunnel.failures import DrainedError
 
 log = get_logger("proxy")
 drain_log = get_logger("drain")

@@ -10,8 +10,8 @@ from ztunnel.dns.server import DnsProxy
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.errors import UnknownWorkloadError
 from ztunnel.proxy.podcontext import PodContext
+from ztunnel.tunnel.failures import UnknownWorkloadError
 
 log = get_logger("dns::server")
 

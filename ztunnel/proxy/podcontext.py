@@ -14,18 +14,18 @@ from ztunnel.hbone import HboneSettings
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Workload
-from ztunnel.net.descriptors import DescriptorBudget
-from ztunnel.net.keepalive import Keepalive
-from ztunnel.net.sockets import SocketFactory
-from ztunnel.net.splice import PipePool
 from ztunnel.observe.access_log import AccessLog
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.demands import Demands
-from ztunnel.proxy.errors import ConnectionFailure, UnknownWorkloadError
+from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.factories import SocketFactory
+from ztunnel.sockets.keepalive import Keepalive
+from ztunnel.sockets.splice import PipePool
 from ztunnel.state.store import MeshStore
+from ztunnel.tunnel.failures import ConnectionFailure, UnknownWorkloadError
 
 log = get_logger("state")
 

@@ -11,9 +11,9 @@ from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.errors import PolicyChangedError, PolicyRejectedError
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.report import ConnectionReport
+from ztunnel.tunnel.failures import PolicyChangedError, PolicyRejectedError
 
 log = get_logger("state")
 

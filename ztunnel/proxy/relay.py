@@ -15,9 +15,9 @@ from typing import NamedTuple
 import trio
 
 from ztunnel.hbone import ErrorCode, error_text
-from ztunnel.net.sockets import set_reset_on_close
-from ztunnel.net.splice import PipePool, splice_direction
-from ztunnel.proxy.stream import StreamClosedError, TunnelStream
+from ztunnel.sockets.listen_and_dial import set_reset_on_close
+from ztunnel.sockets.splice import PipePool, splice_direction
+from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
 
 FIRST_READ = 16 * 1024
 LARGEST_READ = 256 * 1024

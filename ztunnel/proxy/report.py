@@ -34,8 +34,8 @@ from ztunnel.observe.labels import (
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connections import Closable
-from ztunnel.proxy.errors import ConnectionFailure, DrainedError, InternalError
 from ztunnel.proxy.podcontext import PodContext
+from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")

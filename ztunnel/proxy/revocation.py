@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ztunnel.net.tls import Revocations
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.errors import RevokedError
 from ztunnel.proxy.pod import PodProxy
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.tls.revocation import Revocations
+from ztunnel.tunnel.failures import RevokedError
+from ztunnel.tunnel.tunnel import Tunnel
 
 log = get_logger("tls::crl")
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ztunnel.model.workload import Workload
-from ztunnel.proxy.errors import PolicyChangedError
 from ztunnel.proxy.pod import PodProxy
-from ztunnel.proxy.pool import PoolKey
+from ztunnel.tunnel.failures import PolicyChangedError
+from ztunnel.tunnel.pool import PoolKey
 
 
 def evict_stale(pod: PodProxy, uids: Collection[str]) -> None:

@@ -28,8 +28,8 @@ import trio
 
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
-from ztunnel.net.memory import GrowthWatch, release_unused_memory
 from ztunnel.observe.logging import Logger, get_logger
+from ztunnel.system.memory import GrowthWatch, release_unused_memory
 from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused, after, status_text
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
 from ztunnel.xds.wire import MalformedResponseError

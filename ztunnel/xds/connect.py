@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import trio
 
 from ztunnel.config.model import Config
-from ztunnel.net.credentials import TokenError, authorization, read_roots
-from ztunnel.net.grpc_bridge import GrpcChannel, GrpcStatusError, GrpcStream
+from ztunnel.grpc.bridge import GrpcChannel, GrpcStatusError, GrpcStream
+from ztunnel.grpc.credentials import TokenError, authorization, read_roots
 from ztunnel.xds.client import Connect, StatusError, Stream
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"

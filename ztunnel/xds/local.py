@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from ztunnel.config.model import LocalFile, LocalXdsSource
 from ztunnel.errors import ZtunnelError
-from ztunnel.net.watch_directory import watch_directory
 from ztunnel.observe.logging import get_logger
 from ztunnel.state.local import LocalConfig, LocalConfigError, deltas, parse
+from ztunnel.system.watch_directory import watch_directory
 from ztunnel.xds.client import Apply
 
 QUIET = 0.2

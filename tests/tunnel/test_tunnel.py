@@ -1,0 +1,251 @@
+"""How tunnels end: what their streams had sent before arrives, and nobody waits for ever for a dead peer."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from tests.proxy.test_relay import outcome
+from tests.tunnel.tunnels import TunnelPair, plain_pair, tunnel_pair
+from ztunnel.hbone import DataReceived, ErrorCode
+from ztunnel.observe.filter import Level
+from ztunnel.observe.logging import capture_logs
+from ztunnel.proxy.relay import relay_stream
+from ztunnel.tunnel import stream as stream_module
+from ztunnel.tunnel import tunnel as tunnel_module
+
+PAYLOAD = bytes(range(256)) * 4 * 1024 * 2
+
+
+def tcp_wire() -> tuple[socket.socket, socket.socket]:
+    """A TCP connection that holds little, so that a peer that does not read is felt soon."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        left = socket.socket()
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        left.connect(listener.getsockname())
+        right, _ = listener.accept()
+    return left, right
+
+
+class Gate:
+    """Keeps a tunnel's reader from reading until it is opened."""
+
+    def __init__(self, pair: TunnelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+        tls = pair.client.tls
+        receive, wait = tls.try_receive, tls.wait_receivable
+        self._open = trio.Event()
+
+        def try_receive(max_bytes: int = 131_072) -> bytes | None:
+            return receive(max_bytes) if self._open.is_set() else None
+
+        async def wait_receivable() -> None:
+            await self._open.wait()
+            await wait()
+
+        monkeypatch.setattr(tls, "try_receive", try_receive)
+        monkeypatch.setattr(tls, "wait_receivable", wait_receivable)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.mark.parametrize("wire", ["unix", "tcp"])
+async def test_what_a_stream_sent_arrives_although_its_tunnel_ends_with_it(monkeypatch, wire):
+    async with tunnel_pair(wire=tcp_wire() if wire == "tcp" else None) as pair:
+        ours, theirs = await pair.open()
+        ours.send_end()
+        pair.client.start_drain()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert pair.server.hbone.peer_is_draining
+        assert theirs.end_received
+        gate = Gate(pair, monkeypatch)
+        theirs.send(PAYLOAD)
+        assert pair.server.blocked or wire == "tcp"
+        theirs.send_end()
+        # The last stream of a tunnel that gets no more: this end of it goes now.
+        theirs.close()
+        await trio.sleep(0.02)
+        # What comes to a closed socket is answered by a reset.
+        pair.client.hbone.ping(b"12345678")
+        pair.client.flush()
+        await trio.sleep(0.02)
+        gate.open()
+        received = bytearray()
+        with trio.fail_after(10):
+            while piece := await ours.receive_some(1_000_000):
+                received += piece
+        assert bytes(received) == PAYLOAD
+        ours.close()
+        with trio.fail_after(2):
+            await pair.server.ended.wait()
+
+
+async def test_a_peer_that_neither_reads_nor_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(tunnel_module, "GOODBYE", 0.2)
+    async with tunnel_pair() as pair:
+        ours, theirs = await pair.open()
+        Gate(pair, monkeypatch)
+        theirs.send(PAYLOAD)
+        assert pair.server.blocked
+        pair.server.stop()
+        with trio.fail_after(5):
+            await pair.server.ended.wait()
+        assert theirs.lost
+        ours.close()
+
+
+async def test_a_peer_that_has_everything_and_does_not_close_is_not_waited_for(monkeypatch):
+    async with tunnel_pair(wire=tcp_wire()) as pair:
+        gate = Gate(pair, monkeypatch)
+        began = trio.current_time()
+        pair.server.stop()
+        await pair.server.ended.wait()
+        assert trio.current_time() - began < 3
+        gate.open()
+
+
+async def test_what_had_arrived_is_read_when_the_wire_takes_nothing_any_more(monkeypatch):
+    async with tunnel_pair(wire=tcp_wire()) as pair:
+        ours, theirs = await pair.open()
+        gate = Gate(pair, monkeypatch)
+        theirs.send(b"last words")
+        theirs.send_end()
+        await trio.sleep(0.02)
+
+        def broken(data: object) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        monkeypatch.setattr(pair.client.tls, "try_send", broken)
+        ours.send(b"into the void")
+        gate.open()
+        with trio.fail_after(5):
+            assert await ours.receive_some(100) == b"last words"
+            assert await ours.receive_some(100) == b""
+        ours.close()
+        assert not pair.client.can_open
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_a_peer_that_answers_no_ping_is_left(monkeypatch, end):
+    monkeypatch.setattr(tunnel_module, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(tunnel_module, "PING_TIMEOUT", 0.1)
+    monkeypatch.setattr(tunnel_module, "GOODBYE", 0.1)
+    with capture_logs("debug") as lines:
+        async with tunnel_pair() as pair:
+            mine = pair.client if end == "client" else pair.server
+            other = pair.server if end == "client" else pair.client
+            monkeypatch.setattr(other.hbone, "receive", lambda data: [])
+            with trio.fail_after(5):
+                await mine.ended.wait()
+    assert mine.failure == "HBONE ping timeout"
+    if end == "client":
+        assert "HBONE ping timeout/error" in [line.message for line in lines if line.level is Level.WARN]
+
+
+class FullSocket(socket.socket):
+    """The socket of an application that does not read."""
+
+    def send(self, *_: object) -> int:
+        raise BlockingIOError
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_data_for_a_connection_that_is_just_being_cancelled_leaves_the_tunnel_alone(turns):
+    async with tunnel_pair() as pair:
+        ours, _ = await pair.open()
+        plain, application = plain_pair()
+        near = FullSocket(fileno=plain.detach())
+        scope = trio.CancelScope()
+        done = trio.Event()
+
+        async def relay() -> None:
+            with near, scope:
+                await relay_stream(
+                    near,
+                    ours,
+                    sent_to_stream=lambda _: None,
+                    received_from_stream=lambda _: None,
+                    outbound=True,
+                )
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            # What the tunnel's reader does.
+            if ours.data_received(DataReceived(ours.id, memoryview(b"late"))):
+                ours.deliver()
+            await done.wait()
+        await application.aclose()
+        ours, theirs = await pair.open()
+        ours.send(b"still usable")
+        with trio.fail_after(5):
+            assert await theirs.receive_some(100) == b"still usable"
+
+
+@pytest.mark.parametrize("end", ["reset", "lost"])
+async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(monkeypatch, end):
+    monkeypatch.setattr(stream_module, "LAST_WORDS", 0.2)
+    async with tunnel_pair() as pair:
+        ours, theirs = await pair.open()
+        plain, application = plain_pair()
+        near = FullSocket(fileno=plain.detach())
+        # Never writable, as the socket of an application that does not read.
+        blocked = trio.Event()
+        monkeypatch.setattr(trio.lowlevel, "wait_writable", lambda _: blocked.wait())
+        over = trio.Event()
+
+        async def relay() -> None:
+            with near:
+                await relay_stream(
+                    near,
+                    ours,
+                    sent_to_stream=lambda _: None,
+                    received_from_stream=lambda _: None,
+                    outbound=True,
+                )
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay)
+            theirs.send(b"never read")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            if end == "reset":
+                theirs.reset(ErrorCode.CANCEL)
+            else:
+                pair.cut()
+            with trio.fail_after(5):
+                await over.wait()
+        assert await outcome(application) == (b"", "reset")
+        await application.aclose()
+        theirs.close()
+
+
+async def test_a_tunnel_that_ends_resets_what_was_open_at_once():
+    async with tunnel_pair() as pair:
+        ours, _ = await pair.open()
+        near, application = plain_pair()
+
+        async def relay() -> None:
+            with near:
+                await relay_stream(
+                    near,
+                    ours,
+                    sent_to_stream=lambda _: None,
+                    received_from_stream=lambda _: None,
+                    outbound=True,
+                )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay)
+            await trio.testing.wait_all_tasks_blocked()
+            pair.client.stop()
+            assert await outcome(application) == (b"", "reset")
+        await application.aclose()

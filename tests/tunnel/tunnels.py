@@ -1,0 +1,88 @@
+"""A real tunnel inside one process: two ends, TLS and HTTP/2 on a socket pair."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import asynccontextmanager
+
+import trio
+
+from ztunnel.certs.fake_ca import FakeCa
+from ztunnel.hbone import HboneClient, HboneServer, HboneSettings
+from ztunnel.model.identity import Identity
+from ztunnel.tls.context import TlsOptions, client_context, server_context
+from ztunnel.tls.transports import SocketTls
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel import Tunnel
+
+CLIENT = Identity("cluster.local", "default", "client")
+SERVER = Identity("cluster.local", "default", "server")
+
+
+class TunnelPair:
+    """Both ends of a tunnel. ``accepted`` brings the server's end of each stream that `open` made."""
+
+    def __init__(
+        self, client: Tunnel, server: Tunnel, accepted: trio.MemoryReceiveChannel[TunnelStream]
+    ) -> None:
+        self.client = client
+        self.server = server
+        self._accepted = accepted
+
+    def cut(self) -> None:
+        """The wire between both ends is gone."""
+        tls = self.client.tls
+        assert isinstance(tls, SocketTls)
+        tls.socket.shutdown(socket.SHUT_RDWR)
+
+    async def open(self) -> tuple[TunnelStream, TunnelStream]:
+        """A stream, accepted; gives the client's and the server's end."""
+        ours = self.client.open("10.0.0.1:80", [])
+        theirs = await self._accepted.receive()
+        server = theirs.tunnel.hbone
+        assert isinstance(server, HboneServer)
+        server.accept(theirs.id)
+        theirs.tunnel.flush()
+        assert (await ours.wait_response()).status == 200
+        return ours, theirs
+
+
+@asynccontextmanager
+async def tunnel_pair(
+    settings: HboneSettings | None = None, wire: tuple[socket.socket, socket.socket] | None = None
+):
+    """Two tunnels that talk to each other; both end with the block.
+
+    wire: the two ends of what lies between, a socket pair unless given.
+    """
+    ca = FakeCa(time.time)
+    left, right = wire or socket.socketpair()
+    left.setblocking(False)
+    right.setblocking(False)
+    options = TlsOptions()
+    client_tls = SocketTls(client_context(await ca.issue(CLIENT), options, None), left, [str(SERVER)])
+    server_tls = SocketTls(server_context(await ca.issue(SERVER), options, None), right)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client_tls.handshake, 10)
+        nursery.start_soon(server_tls.handshake, 10)
+    streams, accepted = trio.open_memory_channel[TunnelStream](100)
+    client = Tunnel(client_tls, HboneClient(settings))
+    server = Tunnel(
+        server_tls, HboneServer(settings), on_connect=lambda stream, _: streams.send_nowait(stream)
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        nursery.start_soon(server.run)
+        yield TunnelPair(client, server, accepted)
+        client.stop()
+        server.stop()
+
+
+def plain_pair() -> tuple[socket.socket, trio.SocketStream]:
+    """A TCP connection on loopback: our end (non-blocking, raw) and the application's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        application = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    return ours, trio.SocketStream(trio.socket.from_stdlib_socket(application))

@@ -1,0 +1,189 @@
+"""Network namespaces, and making sockets inside them.
+
+A socket belongs for good to the namespace that its creator was in. How the creator gets there and safely
+back is the matter of `ztunnel.netns.namespace_thread`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+import outcome
+import trio
+
+from ztunnel.netns.namespace_thread import (
+    NamespaceError,
+    NamespaceIdentity,
+    NamespaceThread,
+    Visit,
+    process_thread,
+)
+
+T = TypeVar("T")
+
+
+class Namespace:
+    """An open network namespace. Owns its descriptor; `close` it, or use it as a context manager.
+
+    thread: who visits it; None is the thread that the process keeps while any such namespace is open.
+    """
+
+    def __init__(self, descriptor: int, thread: NamespaceThread | None = None) -> None:
+        """Take over ``descriptor``. Raises OSError when it is not open; it is then the caller's still.
+
+        With the process's thread, call it on the trio thread.
+        """
+        self.identity = NamespaceIdentity.of(descriptor)
+        self._shares_thread = thread is None
+        self._thread = process_thread.acquire() if thread is None else thread
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._visits = 0
+        self._closed = False
+
+    @classmethod
+    def duplicate(cls, descriptor: int, thread: NamespaceThread | None = None) -> Namespace:
+        """Open it on a descriptor of its own; ``descriptor`` stays the caller's. Raises OSError."""
+        own = os.dup(descriptor)
+        try:
+            return cls(own, thread)
+        except BaseException:
+            os.close(own)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor, after the visits under way: its number must not come to mean another."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._visits:
+                return
+        self._give_up()
+
+    def visit(
+        self,
+        work: Callable[[], T],
+        done: Callable[[outcome.Outcome[T]], None],
+        discard: Callable[[T], None],
+    ) -> None:
+        """Have ``work`` called inside the namespace; returns at once. Call it on the trio thread.
+
+        ``work`` runs on the helper thread: it makes sockets and does nothing else. ``done`` gets its
+        outcome on the trio thread; if trio has ended by then, ``discard`` gets the value instead, on the
+        helper thread. Raises NamespaceThreadError, and OSError (EBADF) when this namespace is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise NamespaceError(errno.EBADF, "failed to enter network namespace: it has been closed")
+            self._visits += 1
+
+        def finished(result: outcome.Outcome[T]) -> None:
+            self._release()
+            done(result)
+
+        def late(result: outcome.Outcome[T]) -> None:
+            self._release()
+            if isinstance(result, outcome.Value):
+                discard(result.value)
+
+        try:
+            self._thread.submit(Visit(self._descriptor, work, finished, late))
+        except BaseException:
+            self._release()
+            raise
+
+    async def run(self, work: Callable[[], T], discard: Callable[[T], None] = lambda _: None) -> T:
+        """Call ``work`` inside the namespace and wait for its result.
+
+        When the wait is cancelled and ``work`` succeeds all the same, ``discard`` gets what it made.
+        Raises what ``work`` raises, `NamespaceError`, and `NamespaceThreadError`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = trio.lowlevel.current_task()
+        abandoned = False
+
+        def done(result: outcome.Outcome[T]) -> None:
+            if not abandoned:
+                trio.lowlevel.reschedule(task, result)
+            elif isinstance(result, outcome.Value):
+                discard(result.value)
+
+        def abandon(_: object) -> trio.lowlevel.Abort:
+            nonlocal abandoned
+            abandoned = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.visit(work, done, discard)
+        result: T = await trio.lowlevel.wait_task_rescheduled(abandon)
+        return result
+
+    async def sockets(self, family: int, kind: int, count: int = 1) -> list[socket.socket]:
+        """Make ``count`` non-blocking sockets, all or none; the caller closes them. Raises OSError."""
+        return await self.run(lambda: make_sockets(family, kind, count), close_sockets)
+
+    def _release(self) -> None:
+        with self._lock:
+            self._visits -= 1
+            if not self._closed or self._visits:
+                return
+        self._give_up()
+
+    def _give_up(self) -> None:
+        os.close(self._descriptor)
+        if self._shares_thread:
+            process_thread.release()
+
+
+def make_sockets(family: int, kind: int, count: int) -> list[socket.socket]:
+    """Non-blocking sockets in the calling thread's namespace; all or none. Raises OSError."""
+    made: list[socket.socket] = []
+    try:
+        while len(made) < count:
+            # The flag saves a system call against setblocking.
+            made.append(socket.socket(family, kind | socket.SOCK_NONBLOCK))
+    except BaseException:
+        close_sockets(made)
+        raise
+    return made
+
+
+def close_sockets(sockets: list[socket.socket]) -> None:
+    """Close them all."""
+    for sock in sockets:
+        sock.close()
+
+
+async def ipv6_enabled_on_loopback(namespace: Namespace) -> bool:
+    """Whether a socket can be bound to ``::1`` in the namespace.
+
+    Asked by doing it, with a throw-away UDP socket, so that it covers each way of being without: no IPv6 in
+    the kernel, switched off for the namespace or for its loopback, loopback down. Raises NamespaceError
+    when the namespace cannot be entered.
+    """
+    return await namespace.run(_can_bind_ipv6_loopback)
+
+
+def own_ipv6_enabled_on_loopback() -> bool:
+    """The same for the namespace of the calling thread."""
+    return _can_bind_ipv6_loopback()
+
+
+def _can_bind_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True

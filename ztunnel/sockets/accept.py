@@ -1,0 +1,171 @@
+"""The accept loop: robust against what accept may answer, fair to other tasks, shedding load at the limit.
+
+Near the limit of descriptors a connection is still accepted, since one that is left in the backlog would
+make its client wait for nothing and the listener readable for ever; it is then reset at once, and a log
+line at most once a second says how many were. When not even that is possible the loop pauses, and goes on
+by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import trio
+
+from ztunnel.errors import os_error_text
+from ztunnel.model.address import SocketAddress
+from ztunnel.observe.logging import get_logger
+from ztunnel.sockets.addresses import from_sockaddr
+from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.listen_and_dial import Listener, close_with_reset
+
+Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
+"""Serves one accepted connection, which it closes in each case. An exception it lets out ends the nursery."""
+
+log = get_logger("proxy")
+
+_ACCEPTS_PER_WAKEUP = 16
+_LARGEST_QUEUE = 4096
+_PAUSE_SECONDS = 0.1
+_REPORT_SECONDS = 1.0
+
+# The connection is lost, the listener is well: accept(2) passes on what befell the new socket.
+_CONNECTION_ERRORS = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class _Overload:
+    """Connections turned away since the last line about it."""
+
+    def __init__(self, component: str) -> None:
+        self._component = component
+        self._count = 0
+        self._next_report = 0.0
+        self._said = False
+
+    def turned_away(self, reason: str) -> None:
+        self._count += 1
+        now = trio.current_time()
+        if not self._said or now >= self._next_report:
+            log.warn(f"connections refused: {reason}", component=self._component, connections=self._count)
+            self._count = 0
+            self._said = True
+            self._next_report = now + _REPORT_SECONDS
+
+    def over(self) -> None:
+        if self._said:
+            log.info("connections accepted again", component=self._component, connections=self._count)
+            self._said = False
+            self._count = 0
+
+
+async def accept_forever(
+    listener: Listener,
+    handler: Handler,
+    nursery: trio.Nursery,
+    *,
+    component: str,
+    budget: DescriptorBudget | None = None,
+) -> None:
+    """Accept until cancelled, or until the listener is closed; the listener stays its opener's to close.
+
+    handler: started in ``nursery`` for each connection, as ``{component} {peer}``; it owns the non-blocking
+    socket.
+    budget: connections whose descriptor lies beyond it are reset; None accepts until the process has none
+    left.
+    """
+    sock = listener.sock
+    accept = sock.accept
+    overload = _Overload(component)
+    while True:
+        try:
+            await trio.lowlevel.wait_readable(sock)
+        except (
+            trio.ClosedResourceError,
+            ValueError,
+        ):  # ValueError: it was closed before the wait, descriptor -1
+            return
+        for _ in range(_ACCEPTS_PER_WAKEUP):
+            try:
+                connection, sockaddr = accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if sock.fileno() < 0:
+                    return
+                if error.errno in _CONNECTION_ERRORS:
+                    log.error(f"Failed TCP handshake {os_error_text(error)}", component=component)
+                    continue
+                overload.turned_away(os_error_text(error))
+                await trio.sleep(_PAUSE_SECONDS)
+                break
+            if budget is not None and budget.spent(connection.fileno()):
+                close_with_reset(connection)
+                overload.turned_away(f"over {budget.line} descriptors are open")
+                continue
+            overload.over()
+            _start(nursery, handler, connection, sockaddr, component)
+
+
+def accept_waiting(
+    listener: Listener,
+    handler: Handler,
+    nursery: trio.Nursery,
+    *,
+    component: str,
+    budget: DescriptorBudget | None = None,
+) -> int:
+    """Accept what waits in the listener's queue, and gives how many; the kernel resets it at the close.
+
+    Does not wait, so that the caller can close the listener right after. Arguments as of `accept_forever`.
+    """
+    accepted = 0
+    if listener.sock.fileno() < 0:
+        return 0
+    for _ in range(_LARGEST_QUEUE):
+        try:
+            connection, sockaddr = listener.sock.accept()
+        except OSError as error:
+            if error.errno in _CONNECTION_ERRORS:
+                continue
+            break
+        if budget is not None and budget.spent(connection.fileno()):
+            close_with_reset(connection)
+            continue
+        _start(nursery, handler, connection, sockaddr, component)
+        accepted += 1
+    return accepted
+
+
+def _start(
+    nursery: trio.Nursery,
+    handler: Handler,
+    connection: socket.socket,
+    sockaddr: tuple[str, int],
+    component: str,
+) -> None:
+    try:
+        connection.settimeout(0)
+        peer = from_sockaddr(sockaddr)
+        nursery.start_soon(handler, connection, peer, name=f"{component} {peer}")
+    except BaseException:
+        connection.close()
+        raise

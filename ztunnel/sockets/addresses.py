@@ -1,0 +1,87 @@
+"""The addresses of a socket, canonical, and the address that its peer meant before a redirection.
+
+A dual-stack socket shows an IPv4 peer as ``::ffff:a.b.c.d``. Every address that leaves this module is
+unmapped, so that nothing further in has to think of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from enum import Enum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, NamedTuple
+
+from ztunnel.model.address import IPAddress, SocketAddress, canonical, parse_ip
+
+_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
+_SOCKADDR_IN = struct.Struct("!HH4s8x")
+_SOCKADDR_IN6 = struct.Struct("!HHI16sI")
+
+
+@lru_cache(maxsize=8192)
+def _ip(text: str) -> IPAddress:
+    # Parsing costs microseconds and a node sees the same addresses over and over.
+    return parse_ip(text)
+
+
+def from_sockaddr(sockaddr: Any) -> SocketAddress:
+    """What ``socket`` gives for an AF_INET or AF_INET6 address, canonical. A scope id is dropped."""
+    return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
+
+
+def peer_address(sock: socket.socket) -> SocketAddress:
+    """The other end's address. Raises OSError (ENOTCONN) when the connection is already gone."""
+    return from_sockaddr(sock.getpeername())
+
+
+def local_address(sock: socket.socket) -> SocketAddress:
+    """The address of this end. Raises OSError when the socket is closed."""
+    return from_sockaddr(sock.getsockname())
+
+
+class DestinationOrigin(Enum):
+    """Where an original destination was learnt from. The value is what a log calls it."""
+
+    SO_ORIGINAL_DST = "SO_ORIGINAL_DST"
+    IP6T_SO_ORIGINAL_DST = "IP6T_SO_ORIGINAL_DST"
+    LOCAL_ADDRESS = "local address"
+
+
+class OriginalDestination(NamedTuple):
+    """The address that a redirected connection was made for, and how it is known.
+
+    errors: what the two questions to connection tracking answered, when both failed (IPv4 first); None
+    otherwise.
+    """
+
+    address: SocketAddress
+    origin: DestinationOrigin
+    errors: tuple[OSError, OSError] | None = None
+
+
+def original_destination(sock: socket.socket) -> OriginalDestination:
+    """Where an accepted connection wanted to go before an iptables REDIRECT.
+
+    Asks connection tracking by IPv4, then IPv6; when neither knows (TPROXY, or no redirection), it is the
+    socket's local address. Raises OSError only when the socket has no local address either, that is, when
+    it is closed.
+    """
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+    except OSError as error:
+        first = error
+    else:
+        _, port, packed = _SOCKADDR_IN.unpack(raw)
+        return OriginalDestination(
+            SocketAddress(IPv4Address(packed), port), DestinationOrigin.SO_ORIGINAL_DST
+        )
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+    except OSError as error:
+        return OriginalDestination(local_address(sock), DestinationOrigin.LOCAL_ADDRESS, (first, error))
+    _, port, _, packed, _ = _SOCKADDR_IN6.unpack(raw)
+    return OriginalDestination(
+        SocketAddress(canonical(IPv6Address(packed)), port), DestinationOrigin.IP6T_SO_ORIGINAL_DST
+    )

@@ -1,0 +1,1 @@
+"""What the operating system offers beside sockets: memory, and notice of changed files."""

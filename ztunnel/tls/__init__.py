@@ -1,0 +1,7 @@
+"""Mesh TLS: both sides of a tunnel's handshake, over a socket or any stream.
+
+`context.client_context` and `context.server_context` make a `TlsContext` from a workload's certificate. Keep
+it: making one costs half as much as a handshake. `transports.SocketTls` and `transports.StreamTls` are
+connections with non-blocking calls, `tls_stream.TlsStream` is a trio stream over either. Errors are in
+`tls_errors`.
+"""

@@ -1,0 +1,48 @@
+"""The end of a tunnel that we choose, without losing what its streams had sent before.
+
+A socket that is closed while its peer still sends (a WINDOW_UPDATE, an answer to a PING) answers with a
+reset, and a reset throws away what is still on its way: the last bytes of streams that had ended well. So
+after the last record, which says close_notify, the socket is kept until the peer has closed its end too. A
+peer that has got everything and does not close is not waited for: a reset can take nothing from it any more.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.tls_errors import TlsError
+
+GOODBYE = 5.0
+"""Seconds for the end of a tunnel: for what still has to be written, and to arrive."""
+
+CLOSING = 0.25
+"""Of these, seconds for a peer that has got everything to close its end."""
+
+_GLANCE = 0.02
+"""Seconds between two looks at how much has not arrived yet."""
+
+
+async def wait_received(tls: TlsConnection) -> None:
+    """After close_notify: wait until the peer has everything. What it sends is dropped.
+
+    The caller bounds the wait, and closes.
+    """
+    patience = CLOSING
+    while patience > 0:
+        if not tls.unacknowledged:
+            patience -= _GLANCE
+        with trio.move_on_after(_GLANCE):
+            await _read_away(tls)
+            return
+
+
+async def _read_away(tls: TlsConnection) -> None:
+    try:
+        while (data := tls.try_receive()) != b"":
+            if data:
+                await trio.lowlevel.checkpoint()
+            else:
+                await tls.wait_receivable()
+    except (OSError, TlsError):
+        return

@@ -1,0 +1,327 @@
+"""One CONNECT stream of a tunnel, between the tunnel's reader and the connection that uses it.
+
+A stream has two faces. The tunnel's reader calls `data_received`, `ended`, `writable`, `responded` and
+`tunnel_lost`; none of them waits. The connection uses the rest: it attaches an application's socket
+(then the reader writes to that socket directly, see `ztunnel.tunnel.tunnel`), or it reads with
+`receive_some` (TLS inside a tunnel, for double HBONE).
+
+How a stream ends is kept apart, because applications can tell: END_STREAM is the half-close of a TCP
+connection, RST_STREAM its reset, and a lost tunnel a reset that nobody asked for. What had arrived before is
+delivered first in all cases.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.hbone import DataReceived, ErrorCode, Responded, StreamEnded, StreamReset, code_text
+
+if TYPE_CHECKING:
+    from ztunnel.tunnel.tunnel import Tunnel
+
+_VECTOR = 64
+"""Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
+
+
+LAST_WORDS = 60.0
+"""Seconds for which an application that takes nothing is waited for after its stream is dead: what it has not
+read is memory that nobody else bounds any more.
+"""
+
+
+class StreamClosedError(Exception):
+    """The peer reset the stream, or the tunnel was lost.
+
+    ``code`` is the HTTP/2 error code, None for a lost tunnel.
+    """
+
+    def __init__(self, code: int | None, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class TunnelStream:
+    """A stream and where its incoming bytes go.
+
+    Made by `Tunnel`; whoever uses it calls `close` at the end.
+    """
+
+    __slots__ = (
+        "_drain_scope",
+        "_inbox",
+        "_nursery",
+        "_sock",
+        "_taken",
+        "_wake_reader",
+        "_wake_writer",
+        "download_done",
+        "end_received",
+        "end_sent",
+        "id",
+        "lost",
+        "reset_code",
+        "response",
+        "sink_error",
+        "tunnel",
+        "upload_scope",
+    )
+
+    def __init__(self, tunnel: Tunnel, stream_id: int) -> None:
+        self.tunnel = tunnel
+        self.id = stream_id
+        self.response: Responded | None = None
+        self.end_received = False
+        self.end_sent = False
+        self.reset_code: int | None = None
+        self.lost = False
+        self.sink_error: OSError | None = None
+        self.download_done = trio.Event()
+        self.upload_scope = trio.CancelScope()
+        self._inbox: deque[bytes | memoryview] = deque()
+        self._sock: socket.socket | None = None
+        self._nursery: trio.Nursery | None = None
+        self._taken: Callable[[int], None] | None = None
+        self._drain_scope: trio.CancelScope | None = None
+        self._wake_reader = trio.lowlevel.ParkingLot()
+        self._wake_writer = trio.lowlevel.ParkingLot()
+
+    # -- for the connection -------------------------------------------------------------------------------
+
+    @property
+    def dead(self) -> bool:
+        """Whether the peer reset the stream or the tunnel is lost: nothing can be sent any more."""
+        return self.reset_code is not None or self.lost
+
+    async def wait_response(self) -> Responded:
+        """Wait for the answer to our CONNECT (clients). The caller bounds the wait.
+
+        Raises StreamClosedError when the stream or the tunnel ends before it answers.
+        """
+        while self.response is None:
+            self._raise_if_dead()
+            await self._wake_reader.park()
+        return self.response
+
+    def attach(self, sock: socket.socket, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
+        """From now on write what arrives to ``sock`` (non-blocking, owned by the caller).
+
+        nursery: where a task may run while the socket is full; taken: told the count of bytes written.
+        """
+        self._sock = sock
+        self._nursery = nursery
+        self._taken = taken
+        self.deliver()
+        self.tunnel.flush()
+
+    def detach(self) -> None:
+        """No task may be started any more: the nursery is about to close."""
+        self._nursery = None
+
+    async def wait_room(self) -> int:
+        """Wait until something may be sent; gives how many bytes.
+
+        Raises StreamClosedError when it never may.
+        """
+        tunnel = self.tunnel
+        while True:
+            self._raise_if_dead()
+            if not tunnel.blocked:
+                window = tunnel.hbone.send_window(self.id)
+                if window:
+                    return window
+            await self._wake_writer.park()
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Frame and write data that `wait_room` said there is room for."""
+        self.tunnel.hbone.send_data(self.id, data)
+        self.tunnel.flush()
+
+    def send_end(self) -> None:
+        """Half-close: nothing more will be sent. Harmless on a dead stream."""
+        if not self.end_sent and not self.dead:
+            self.end_sent = True
+            self.tunnel.hbone.end_stream(self.id)
+            self.tunnel.flush()
+
+    def reset(self, code: int) -> None:
+        """Abort the stream in both directions. Harmless on a dead stream."""
+        if not self.dead and not (self.end_sent and self.end_received):
+            self.reset_code = code
+            self.tunnel.hbone.reset(self.id, code)
+            self.tunnel.flush()
+        self._give_back_inbox()
+
+    def answered_with_end(self) -> None:
+        """The answer to a CONNECT ended the stream in both directions (servers)."""
+        self.end_sent = self.end_received = True
+
+    def close(self) -> None:
+        """The connection is done; a stream that is still open in a direction is reset with CANCEL."""
+        if self._drain_scope is not None:
+            self._drain_scope.cancel()
+        self._sock = None
+        self.reset(ErrorCode.CANCEL)
+        self.tunnel.forget(self)
+
+    async def receive_some(self, max_bytes: int) -> bytes | memoryview:
+        """Take what has arrived, ``b""`` after END_STREAM. For a stream without a socket.
+
+        Raises StreamClosedError after a reset, once everything before it has been taken.
+        """
+        while not self._inbox:
+            if self.end_received:
+                return b""
+            self._raise_if_dead()
+            await self._wake_reader.park()
+        data = self._inbox[0]
+        if len(data) > max_bytes:
+            data = memoryview(data)[:max_bytes]
+        self._took(len(data))
+        self.tunnel.flush()
+        return data
+
+    def _raise_if_dead(self) -> None:
+        if self.lost:
+            raise StreamClosedError(None, self.tunnel.failure or "the tunnel was closed")
+        if self.reset_code is not None:
+            raise StreamClosedError(self.reset_code, code_text(self.reset_code))
+
+    # -- for the tunnel's reader ------------------------------------------------------------------------
+
+    def data_received(self, event: DataReceived) -> bool:
+        """Keep data until the end of the batch. Returns whether the stream has to be delivered then."""
+        if self.sink_error is not None or self.reset_code is not None:
+            self.tunnel.hbone.acknowledge(self.id, len(event.data))
+            return False
+        inbox = self._inbox
+        inbox.append(event.data)
+        return len(inbox) == 1 or self._drain_scope is None
+
+    def ended(self, event: StreamEnded | StreamReset) -> bool:
+        """The peer half-closed or reset the stream. Returns whether the stream has to be delivered."""
+        if isinstance(event, StreamEnded):
+            self.end_received = True
+        elif self.reset_code is None:
+            self.reset_code = event.code
+            self._wake_writer.unpark_all()
+            self.upload_scope.cancel()
+            self._bound_last_words()
+        return True
+
+    def responded(self, event: Responded) -> None:
+        """The answer to our CONNECT is here."""
+        self.response = event
+        self._wake_reader.unpark_all()
+
+    def writable(self) -> None:
+        """Windows or the wire have room again."""
+        self._wake_writer.unpark_all()
+
+    def tunnel_lost(self) -> None:
+        """The tunnel is closed under the stream."""
+        if not (self.end_sent and self.end_received) and self.reset_code is None:
+            self.lost = True
+            self._bound_last_words()
+        self._wake_writer.unpark_all()
+        self.upload_scope.cancel()
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Hand the inbox to its consumer."""
+        if self._sock is None:
+            self._wake_reader.unpark_all()
+        elif self._nursery is not None and self._drain_scope is None and not self.download_done.is_set():
+            self._push(self._nursery)
+
+    # -- writing to the application's socket -------------------------------------------------------------
+
+    def _push(self, nursery: trio.Nursery) -> None:
+        """Write the inbox now, or leave the rest of it to a drain task."""
+        if not self._write_inbox():
+            self._drain_scope = trio.CancelScope()
+            nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
+
+    async def _drain(self, scope: trio.CancelScope) -> None:
+        """Wait for the one socket that is full, until the inbox is empty again."""
+        sock = self._sock
+        with scope:
+            while sock is not None:
+                await trio.lowlevel.wait_writable(sock)
+                written = self._write_inbox()
+                self.tunnel.flush()
+                if written:
+                    break
+                self._bound_last_words()
+        self._drain_scope = None
+        if scope.cancelled_caught:
+            self._give_back_inbox()
+            self.download_done.set()
+
+    def _bound_last_words(self) -> None:
+        if self._drain_scope is not None and self.dead:
+            self._drain_scope.deadline = trio.current_time() + LAST_WORDS
+
+    def _write_inbox(self) -> bool:
+        """Write until the inbox is empty, and half-close after the end.
+
+        Returns False when the socket is full.
+        """
+        sock, inbox = self._sock, self._inbox
+        assert sock is not None
+        try:
+            while inbox:
+                one = len(inbox) == 1
+                self._took(sock.send(inbox[0]) if one else sock.sendmsg(list(islice(inbox, _VECTOR))))
+            if self.end_received and not self.dead:
+                sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._sink_failed(error)
+            return True
+        if self.end_received or self.dead:
+            self.download_done.set()
+        return True
+
+    def _sink_failed(self, error: OSError) -> None:
+        """The application is gone.
+
+        An application that had closed first only stopped reading (RFC 9113 8.5).
+        """
+        self.sink_error = error
+        self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
+        self.upload_scope.cancel()
+        self.download_done.set()
+
+    def _took(self, count: int) -> None:
+        inbox = self._inbox
+        left = count
+        while left:
+            piece = inbox[0]
+            size = len(piece)
+            if size <= left:
+                inbox.popleft()
+                left -= size
+            else:
+                inbox[0] = memoryview(piece)[left:]
+                left = 0
+        self.tunnel.hbone.acknowledge(self.id, count)
+        if self._taken is not None:
+            self._taken(count)
+
+    def _give_back_inbox(self) -> None:
+        if self._inbox:
+            self._inbox.clear()
+            self.tunnel.hbone.discard(self.id)
+            self.tunnel.flush()
+
+    def wake(self) -> None:
+        """Let whoever waits look again: the stream has been closed under it."""
+        self._wake_reader.unpark_all()
+        self._wake_writer.unpark_all()

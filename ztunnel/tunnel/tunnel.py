@@ -1,0 +1,412 @@
+"""One HBONE tunnel: a TLS connection with HTTP/2 CONNECT streams on it, driven by Trio tasks.
+
+How it works. A tunnel is three tasks in one nursery: the reader (`Tunnel.run` itself), the writer and the
+pinger. Only the reader takes bytes from TLS. It reads records until a short one says that the wire is
+empty, feeds them to the sans-IO connection, and puts the data of each stream into that stream's inbox; at
+the end of such a batch it hands each inbox to its consumer. For a stream that is attached to an
+application's socket that is a plain ``sendmsg`` right there, in the reader: no queue, no other task, no
+wake-up. Only when the socket would block does the rest stay in the inbox and a drain task (in the nursery
+of the connection, not of the tunnel) waits for that one socket; so a slow stream never holds up its
+neighbours. Window is given back only for bytes that the socket took, hence what a stalled reader makes us
+hold is bounded by the stream's window.
+
+Sending needs no task either: whoever has something to send frames it and calls `flush`, which writes to TLS
+at once. When TLS would block, what is left waits in the backlog, the writer task is woken to wait for the
+wire, and `blocked` tells the streams not to read more from their applications. So the backlog never holds
+more than what was framed before somebody noticed.
+
+There is no await between looking at the state of the HTTP/2 connection and changing it, hence no lock.
+
+An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
+`ztunnel.tunnel.goodbye`. A wire that takes nothing any more is still read to its end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import trio
+
+from ztunnel.hbone import (
+    ConnectionFailed,
+    ConnectReceived,
+    DataReceived,
+    ErrorCode,
+    Event,
+    HboneClient,
+    HboneConnection,
+    HboneServer,
+    PeerDraining,
+    Pong,
+    Responded,
+    StreamEnded,
+    StreamReset,
+    WindowOpened,
+    error_text,
+)
+from ztunnel.observe.logging import get_logger
+from ztunnel.tls.connection import CHUNK, TlsConnection
+from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tunnel.goodbye import GOODBYE, wait_received
+from ztunnel.tunnel.stream import TunnelStream
+
+log = get_logger("proxy::h2::client")
+
+SMALL = 16 * 1024
+"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header
+with its payload.
+"""
+
+BATCH = 2
+"""Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
+
+PING_INTERVAL = 10.0
+"""Seconds from an answered PING to the next (as the existing implementation)."""
+
+PING_TIMEOUT = 20.0
+"""Seconds to wait for an answer before the tunnel counts as dead."""
+
+PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
+PROBE_OPAQUE = b"ztprobe1"
+
+
+class Tunnel:
+    """Drives one TLS connection with HTTP/2 on it until either side ends it.
+
+    tls: a connection after its handshake; `run` closes it.
+    hbone: the sans-IO client or server.
+    on_connect: called by the reader for each CONNECT that arrives (servers only); it may start tasks.
+
+    ``answered``: a CONNECT of ours has been answered, so the tunnel has worked. ``heard``: when the last byte
+    came. ``ended``: `run` is over.
+    """
+
+    def __init__(
+        self,
+        tls: TlsConnection,
+        hbone: HboneConnection,
+        *,
+        on_connect: Callable[[TunnelStream, ConnectReceived], None] | None = None,
+    ) -> None:
+        self.tls = tls
+        self.hbone = hbone
+        self.streams: dict[int, TunnelStream] = {}
+        self.blocked = False
+        self.closed = False
+        self.failure: str | None = None
+        self.answered = False
+        self.heard: float = trio.current_time()
+        self.ended = trio.Event()
+        self.idle_since: float = trio.current_time()
+        self.on_idle: Callable[[], None] | None = None
+        self._on_connect = on_connect
+        self._backlog: deque[bytes | memoryview] = deque()
+        self._writer = trio.lowlevel.ParkingLot()
+        self._written = trio.lowlevel.ParkingLot()
+        self._dirty: list[TunnelStream] = []
+        self._pong = trio.Event()
+        self._scope = trio.CancelScope()
+        self._reading = trio.CancelScope()
+        self._mute = False
+        self._end_received = False
+        self._finishing = trio.Lock()
+
+    # -- what streams and the pool call; nothing here waits --------------------------------------------
+
+    def open(self, authority: str, fields: Sequence[tuple[str, str]]) -> TunnelStream:
+        """Send a CONNECT. The caller has seen ``can_open``."""
+        hbone = self.hbone
+        assert isinstance(hbone, HboneClient)
+        stream = TunnelStream(self, hbone.connect(authority, fields))
+        self.streams[stream.id] = stream
+        self.flush()
+        return stream
+
+    @property
+    def can_open(self) -> bool:
+        """Whether a new stream may be opened (clients only)."""
+        hbone = self.hbone
+        return not (self.closed or self._mute) and isinstance(hbone, HboneClient) and hbone.can_open
+
+    def forget(self, stream: TunnelStream) -> None:
+        """A connection is done with its stream. What is still open of it is reset by the stream itself."""
+        if self.streams.pop(stream.id, None) is None or self.streams:
+            return
+        self.idle_since = trio.current_time()
+        if self.on_idle is not None:
+            self.on_idle()
+        if self.hbone.drained or self.hbone.peer_is_draining:
+            self.stop()
+
+    def flush(self) -> None:
+        """Write what the HTTP/2 connection has to say; what TLS does not take now goes to the writer task.
+
+        While the wire is full nothing is taken over: the HTTP/2 connection bounds what it owes to a peer that
+        asks and does not read.
+        """
+        if self.blocked or self.closed or self._mute:
+            return
+        output = self.hbone.take_output()
+        if not output:
+            return
+        self._backlog.extend(output)
+        try:
+            self._write()
+        except (OSError, TlsError) as error:
+            self._fall_silent(f"io error: {error}")
+        if self._backlog:
+            self.blocked = True
+            self._writer.unpark_all()
+
+    def start_drain(self) -> None:
+        """Say that no new streams are welcome; those that exist go on."""
+        if not self.closed:
+            self.hbone.start_drain()
+            self.flush()
+
+    def stop(self) -> None:
+        """End the tunnel: streams that are left are lost now, the goodbye takes as long as it has to."""
+        if not self.closed:
+            self.hbone.close(ErrorCode.NO_ERROR)
+            self.flush()
+        self._reading.cancel()
+
+    def probe(self) -> None:
+        """Ask the peer for a sign of life; see ``heard``."""
+        if not self.closed:
+            self.hbone.ping(PROBE_OPAQUE)
+            self.flush()
+
+    async def finish(self) -> bool:
+        """Write all that waits, then close_notify: we send no more, and go on reading what the peer sends.
+
+        Returns whether it could be said. The caller bounds the wait, and opens no more streams.
+        """
+        while self._backlog and not self.closed:
+            await self._written.park()
+        silenced = self._mute
+        self._mute = True
+        async with self._finishing:
+            try:
+                while not self.closed and not self.tls.close_notify():
+                    await self.tls.wait_sendable()
+            except (OSError, trio.ClosedResourceError):
+                return False
+        return not (self.closed or silenced)
+
+    # -- the tasks ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read until the tunnel ends. Returns when TLS is closed and all streams know.
+
+        Raises nothing for what a peer does.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self.flush()
+                    nursery.start_soon(self._write_blocked, name="tunnel writer")
+                    nursery.start_soon(self._ping, name="tunnel pings")
+                    with self._reading:
+                        await self._read()
+                    self._lose_streams()
+                    with trio.move_on_after(GOODBYE):
+                        if not self._end_received and await self.finish():
+                            await wait_received(self.tls)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.closed = True
+            self.ended.set()
+            self._backlog.clear()
+            self._written.unpark_all()
+            self._lose_streams()
+            self.tls.close_notify()
+            self.tls.close()
+
+    def _lose_streams(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.tunnel_lost()
+
+    async def _read(self) -> None:
+        tls = self.tls
+        receive = self.hbone.receive
+        while not self.closed:
+            reads = 0
+            end = False
+            try:
+                while reads < BATCH:
+                    data = tls.try_receive()
+                    if data is None:
+                        break
+                    if not data:
+                        end = True
+                        break
+                    reads += 1
+                    for event in receive(data):
+                        self._dispatch(event)
+            except (OSError, TlsError) as error:
+                end = True
+                self._lost(f"io error: {error}")
+            self._end_received = end
+            if reads:
+                self.heard = trio.current_time()
+            self._deliver()
+            self.flush()
+            if end or self._finished():
+                break
+            if reads == BATCH:
+                # The wire is fuller than we are fast: others get their turn, and then we go on.
+                await trio.lowlevel.checkpoint()
+            else:
+                await tls.wait_receivable()
+        for event in self.hbone.receive_eof():
+            self._dispatch(event)
+        self._deliver()
+
+    def _finished(self) -> bool:
+        hbone = self.hbone
+        if self.closed or hbone.closed:
+            return True
+        return not self.streams and (hbone.drained or (hbone.peer_is_draining and not hbone.open_streams))
+
+    async def _write_blocked(self) -> None:
+        while True:
+            while not self.blocked:
+                await self._writer.park()
+            await self.tls.wait_sendable()
+            try:
+                self._write()
+            except (OSError, TlsError) as error:
+                self._fall_silent(f"io error: {error}")
+                return
+            if not self._backlog:
+                self.blocked = False
+                self._written.unpark_all()
+                self.flush()
+                for stream in list(self.streams.values()):
+                    stream.writable()
+
+    def _write(self) -> None:
+        """Give the backlog to TLS until it is empty or TLS would block."""
+        backlog = self._backlog
+        try_send = self.tls.try_send
+        while backlog:
+            data = backlog.popleft()
+            if backlog and len(data) < SMALL:
+                data = self._gather(data)
+            size = len(data)
+            sent = try_send(data)
+            while 0 < sent < size:
+                data = memoryview(data)[sent:]
+                size -= sent
+                sent = try_send(data)
+            if not sent:
+                backlog.appendleft(data)
+                return
+
+    def _gather(self, first: bytes | memoryview) -> bytes:
+        """Join small pieces, so that a frame's header and its payload travel together."""
+        backlog = self._backlog
+        parts = [first]
+        room = CHUNK - len(first)
+        while backlog and room:
+            piece = backlog[0]
+            if len(piece) <= room:
+                parts.append(backlog.popleft())
+                room -= len(piece)
+            else:
+                view = memoryview(piece)
+                parts.append(view[:room])
+                backlog[0] = view[room:]
+                room = 0
+        return b"".join(parts)
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(PING_INTERVAL)
+            self._pong = trio.Event()
+            self.hbone.ping(PING_OPAQUE)
+            self.flush()
+            with trio.move_on_after(PING_TIMEOUT):
+                await self._pong.wait()
+                continue
+            self.failure = self.failure or "HBONE ping timeout"
+            if isinstance(self.hbone, HboneClient):
+                log.warn("HBONE ping timeout/error")
+            self.stop()
+            return
+
+    # -- events -----------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case DataReceived():
+                stream = self.streams.get(event.stream_id)
+                if stream is None:
+                    self.hbone.acknowledge(event.stream_id, len(event.data))
+                elif stream.data_received(event):
+                    self._dirty.append(stream)
+            case StreamEnded() | StreamReset():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None and stream.ended(event):
+                    self._dirty.append(stream)
+            case WindowOpened():
+                self._window_opened(event.stream_id)
+            case Responded():
+                self.answered = True
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    stream.responded(event)
+            case ConnectReceived():
+                self._connect_received(event)
+            case Pong():
+                if event.opaque == PING_OPAQUE:
+                    self._pong.set()
+            case PeerDraining():
+                if event.code and self.failure is None:
+                    self.failure = error_text("connection", "received", event.code)
+            case ConnectionFailed():
+                # The GOAWAY that says why is still to be written; `_finished` ends the reader after that.
+                self.failure = self.failure or event.reason
+
+    def _connect_received(self, event: ConnectReceived) -> None:
+        assert isinstance(self.hbone, HboneServer)
+        if self._on_connect is None or self.hbone.draining:
+            self.hbone.refuse_stream(event.stream_id)
+            return
+        stream = TunnelStream(self, event.stream_id)
+        self.streams[stream.id] = stream
+        self._on_connect(stream, event)
+
+    def _window_opened(self, stream_id: int | None) -> None:
+        if self.blocked:
+            return
+        if stream_id is None:
+            for stream in list(self.streams.values()):
+                stream.writable()
+        else:
+            found = self.streams.get(stream_id)
+            if found is not None:
+                found.writable()
+
+    def _deliver(self) -> None:
+        dirty = self._dirty
+        if dirty:
+            self._dirty = []
+            for stream in dirty:
+                stream.deliver()
+
+    def _fall_silent(self, why: str) -> None:
+        """Nothing can be written any more. What had arrived before that is still to be read."""
+        if self.failure is None:
+            self.failure = why
+        self._mute = self.blocked = True
+        self._backlog.clear()
+        self._written.unpark_all()
+
+    def _lost(self, why: str) -> None:
+        if self.failure is None:
+            self.failure = why
+        self.closed = True
+        self._scope.cancel()
