@@ -23,7 +23,7 @@ from ztunnel.messages import PodInfo
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
 from ztunnel.sockets.factories import NamespaceSockets, Shelf
-from ztunnel.sockets.listen_and_dial import BindError, Listener, SocketOptions, listen
+from ztunnel.sockets.listen import BindError, Listener, SocketOptions, listen
 
 pytestmark = needs_namespaces
 INFO = PodInfo("pod", "ns", "sa")

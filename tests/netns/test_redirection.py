@@ -18,9 +18,10 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
 from ztunnel.observe.logging import capture_logs
 from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination, peer_address
+from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import NamespaceSockets, Shelf
 from ztunnel.sockets.keepalive import Keepalive
-from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, connect, listen
+from ztunnel.sockets.listen import Listener, SocketOptions, listen
 
 pytestmark = needs_namespaces
 MARK = 1337

@@ -15,7 +15,7 @@ from ztunnel.observe.logging import capture_logs
 from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import HostSockets
-from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, listen
+from ztunnel.sockets.listen import Listener, SocketOptions, listen
 
 ANY_PORT = SocketAddress(ip_address("127.0.0.1"), 0)
 

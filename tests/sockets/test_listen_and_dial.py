@@ -15,17 +15,11 @@ from ztunnel.netns.namespace import own_ipv6_enabled_on_loopback
 from ztunnel.observe.logging import capture_logs
 from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination, peer_address
 from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.keepalive import Keepalive
-from ztunnel.sockets.listen_and_dial import (
-    BindError,
-    ConnectTimedOut,
-    bind_datagram,
-    close_with_reset,
-    connect,
-    listen,
-    set_reset_on_close,
-)
+from ztunnel.sockets.linger import close_with_reset, set_reset_on_close
+from ztunnel.sockets.listen import BindError, bind_datagram, listen
 
 LOOPBACK = ip_address("127.0.0.1")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for SO_MARK and IP_TRANSPARENT")

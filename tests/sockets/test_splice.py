@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.netns.namespaces import open_descriptors
-from ztunnel.sockets.listen_and_dial import close_with_reset
+from ztunnel.sockets.linger import close_with_reset
 from ztunnel.sockets.splice import PipePool, splice_direction
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.sockets.addresses import local_address
+from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import HostSockets
-from ztunnel.sockets.listen_and_dial import bind_datagram, connect, listen
+from ztunnel.sockets.listen import bind_datagram, listen
 from ztunnel.sockets.takeover import steer_to_newest
 
 LOOPBACK = ip_address("127.0.0.1")

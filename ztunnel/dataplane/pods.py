@@ -26,7 +26,7 @@ from ztunnel.proxy.policy import recheck
 from ztunnel.proxy.revocation import close_revoked
 from ztunnel.proxy.staleness import evict_stale
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
-from ztunnel.sockets.listen_and_dial import BindError
+from ztunnel.sockets.listen import BindError
 from ztunnel.tls.revocation import Revocations
 
 log = get_logger("inpod::statemanager")

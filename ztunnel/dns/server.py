@@ -35,7 +35,7 @@ from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.addresses import from_sockaddr
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
-from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, bind_datagram, listen
+from ztunnel.sockets.listen import Listener, SocketOptions, bind_datagram, listen
 
 log = get_logger("dns::server")
 

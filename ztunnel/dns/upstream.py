@@ -44,8 +44,8 @@ from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.errors import os_error_text
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.sockets.addresses import local_address
+from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import SocketFactory
-from ztunnel.sockets.listen_and_dial import connect
 
 PORT = 53
 MOST_EXCHANGES = 2048

@@ -28,7 +28,7 @@ from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.addresses import local_address
-from ztunnel.sockets.listen_and_dial import connect
+from ztunnel.sockets.dial import connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.failures import (

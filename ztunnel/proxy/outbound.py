@@ -28,7 +28,7 @@ from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.sockets.listen_and_dial import ConnectTimedOut, connect
+from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.answer import accepted

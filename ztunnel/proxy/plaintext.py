@@ -17,7 +17,7 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.sockets.listen_and_dial import connect
+from ztunnel.sockets.dial import connect
 from ztunnel.tunnel.failures import ApplicationDialError, RelayError, RouteRefusedError
 
 

@@ -25,7 +25,7 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.socks_task import negotiate
 from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination
-from ztunnel.sockets.listen_and_dial import Listener, SocketOptions, is_transparent, listen
+from ztunnel.sockets.listen import Listener, SocketOptions, is_transparent, listen
 from ztunnel.tunnel.failures import DrainedError
 
 log = get_logger("proxy")

@@ -20,7 +20,8 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.addresses import from_sockaddr
 from ztunnel.sockets.descriptors import DescriptorBudget
-from ztunnel.sockets.listen_and_dial import Listener, close_with_reset
+from ztunnel.sockets.linger import close_with_reset
+from ztunnel.sockets.listen import Listener
 
 Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
 """Serves one accepted connection, which it closes in each case. An exception it lets out ends the nursery."""

@@ -1,7 +1,4 @@
-"""Listening and dialling: the socket options of the data path, and who closes what.
-
-Every socket is a raw, non-blocking ``socket.socket``; waiting is done with ``trio.lowlevel.wait_readable``
-and ``wait_writable``. The system call comes first and the wait only when it would block.
+"""Listening: the options of a listening socket, which its connections inherit, and who closes it.
 
 Options that an accepted socket is to have are set on the listening socket: Linux hands down TCP_NODELAY,
 keepalive, the user timeout, the mark and IP_TRANSPARENT to each connection, so that accepting costs no
@@ -11,35 +8,24 @@ further system call.
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
 from ztunnel.errors import ZtunnelError, os_error_text
-from ztunnel.model.address import IPAddress, SocketAddress
+from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
+from ztunnel.sockets.linux import IP_TRANSPARENT
 from ztunnel.sockets.takeover import steer_to_newest
 
 log = get_logger("socket")
 
-# linux/in.h and linux/in6.h; the socket module lacks most of them.
-_IP_FREEBIND = 15
-_IP_TRANSPARENT = 19
-_IPV6_TRANSPARENT = 75
-_IPV6_FREEBIND = 78
-
 _REUSE_PORT_BACKLOG = 128
 _BACKLOG = 1024
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
-
-DIAL_TIMEOUT = 10.0
-"""Seconds that any dial may take."""
 
 
 class BindError(ZtunnelError, OSError):
@@ -62,15 +48,6 @@ class BindError(ZtunnelError, OSError):
     def brief(self) -> str:
         """What the CNI agent is told: ``Bind([::]:15008, Address already in use (os error 98))``."""
         return f"Bind({self.address}, {self.text})"
-
-
-class ConnectTimedOut(ZtunnelError, TimeoutError):
-    """A dial took longer than it may."""
-
-    code = "ZT-NET-002"
-
-    def __str__(self) -> str:
-        return "deadline has elapsed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,115 +182,16 @@ def _set_reuse_port(sock: socket.socket) -> bool:
 def is_transparent(sock: socket.socket) -> bool:
     """Whether a socket has IP_TRANSPARENT, by itself or from the listener that accepted it."""
     try:
-        return bool(sock.getsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT))
+        return bool(sock.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT))
     except OSError:
         return False
 
 
 def _set_transparent(sock: socket.socket, *, required: bool) -> bool:
     try:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
     except OSError:
         if required:
             raise
         return False
     return True
-
-
-async def connect(
-    destination: SocketAddress,
-    *,
-    factory: SocketFactory,
-    source: SocketAddress | None = None,
-    mark: int | None = None,
-    keepalive: Keepalive | None = None,
-    timeout: float = DIAL_TIMEOUT,  # noqa: ASYNC109 # the limit is part of the contract of a dial
-) -> socket.socket:
-    """Dial; the caller closes the socket, which has TCP_NODELAY, and keepalive and mark when given.
-
-    source: the client whose address the application is to see; its port is not used. Not bound when it is
-    the destination's own address (a pod that calls itself) or of the other address family. When it cannot
-    be bound, a warning is logged and the connection is made without. Not a checkpoint when the connection
-    is made at once, as within one machine it is. Raises `ConnectTimedOut` after ``timeout`` seconds, and
-    OSError otherwise; a mark that cannot be set is one.
-    """
-    with trio.move_on_after(timeout):
-        sock = await factory.stream(socket.AF_INET6 if destination.ip.version == 6 else socket.AF_INET)
-        try:
-            _prepare(sock, destination.ip, source, mark, keepalive)
-            await _finish(sock, (str(destination.ip), destination.port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    raise ConnectTimedOut
-
-
-def _prepare(
-    sock: socket.socket,
-    destination: IPAddress,
-    source: SocketAddress | None,
-    mark: int | None,
-    keepalive: Keepalive | None,
-) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if keepalive is not None:
-        keepalive.apply(sock)
-    if mark:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-    if source is not None and source.ip != destination:
-        _spoof(sock, destination, source.ip)
-
-
-def _spoof(sock: socket.socket, destination: IPAddress, source: IPAddress) -> None:
-    """Bind to an address that is not ours. A failure is only warned about; the application then sees ours."""
-    if source.version != destination.version:
-        log.warn(f"failed to bind local addr: {source} and {destination} are of different address families")
-        return
-    try:
-        if source.version == 6:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-    except OSError as error:
-        log.warn(f"failed to set freebind: {os_error_text(error)}")
-        return
-    try:
-        # The client has a connection from that address to that destination itself, and this one must not get
-        # its port: to connection tracking the two would be the same. bind prefers odd ports where connect
-        # prefers even ones, so the port must be chosen here and not at connect (IP_BIND_ADDRESS_NO_PORT).
-        sock.bind((str(source), 0))
-    except OSError as error:
-        log.warn(f"failed to bind local addr: {os_error_text(error)}")
-
-
-async def _finish(sock: socket.socket, target: tuple[str, int]) -> None:
-    status = sock.connect_ex(target)
-    if status == errno.EINPROGRESS:
-        # Within one machine the other end has answered by now, and asking again saves a trip through trio's
-        # loop.
-        status = sock.connect_ex(target)
-        if status in {errno.EALREADY, errno.EINPROGRESS}:
-            await trio.lowlevel.wait_writable(sock)
-            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if status not in {0, errno.EISCONN}:
-        raise OSError(status, os.strerror(status))
-
-
-def set_reset_on_close(sock: socket.socket) -> None:
-    """Have the peer see a reset when the socket is closed, and what is queued thrown away.
-
-    Does nothing to a socket that is closed already.
-    """
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-    except OSError:
-        pass
-
-
-def close_with_reset(sock: socket.socket) -> None:
-    """Close at once, with a reset."""
-    set_reset_on_close(sock)
-    sock.close()
