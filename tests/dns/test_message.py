@@ -105,6 +105,36 @@ def test_what_cannot_be_read_is_a_format_error_without_a_question(rest):
     assert reply.flags & 0xFFF0 == dns.flags.QR | dns.flags.RD | dns.flags.CD
 
 
+@pytest.mark.parametrize("version", [1, 2, 255])
+@pytest.mark.parametrize("opcode", [dns.opcode.QUERY, dns.opcode.STATUS])
+def test_an_unknown_version_of_edns_is_told_which_one_is_spoken(version, opcode):
+    query = dns.message.make_query("WEB.example.", "A", use_edns=version, payload=1400, want_dnssec=True)
+    query.set_opcode(opcode)
+    reply = refused(query.to_wire())
+    assert reply.id == query.id
+    assert reply.rcode() == dns.rcode.BADVERS
+    assert (reply.edns, reply.payload, reply.ednsflags & 0xFFFF) == (0, 1400, dns.flags.DO)
+    assert reply.question == query.question
+    assert reply.flags & 0xFFF0 == dns.flags.QR | dns.flags.RD | (opcode << 11)
+    assert not reply.answer
+
+
+def test_no_refusal_is_longer_than_a_client_without_edns_takes():
+    """Many questions, in all the kinds of refusal that repeat them."""
+    questions = QUESTION * 70
+    count = (70).to_bytes(2, "big")
+    opt = b"\x00\x00\x29\x04\xd0\x00\x01\x00\x00\x00\x00"
+    for message in (
+        HEADER + count + bytes(6) + questions,
+        HEADER[:2] + b"\x21\x10" + count + bytes(6) + questions,
+        HEADER + count + b"\x00\x00\x00\x00\x00\x01" + questions + opt,
+    ):
+        refusal = parse_query(message)
+        assert isinstance(refusal, Refused)
+        assert len(refusal.reply) <= 512
+        assert dns.message.from_wire(refusal.reply).id == 0xABCD
+
+
 @pytest.mark.parametrize(
     ("opcode", "text"),
     [

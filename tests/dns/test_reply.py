@@ -104,8 +104,11 @@ def test_flags_and_edns_are_those_of_the_query():
 @pytest.mark.parametrize(
     ("options", "tcp", "limit"),
     [
-        ({}, False, 4096),
+        ({}, False, 512),
+        ({"use_edns": 0, "payload": 0}, False, 512),
         ({"use_edns": 0, "payload": 300}, False, 512),
+        ({"use_edns": 0, "payload": 511}, False, 512),
+        ({"use_edns": 0, "payload": 513}, False, 513),
         ({"use_edns": 0, "payload": 1232}, False, 1232),
         ({"use_edns": 0, "payload": 65535}, False, 65535),
         ({}, True, 65535),
@@ -132,6 +135,37 @@ def test_what_does_not_fit_is_cut_and_says_so(count, limit, edns, kind):
     size = 16 if kind == "A" else 28
     assert not truncated or len(reply) + size > limit
     assert message.edns == (0 if edns else -1)
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+@pytest.mark.parametrize("payload", [None, 0, 512, 1232, 4096])
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_an_answer_at_the_boundary(kind, payload, beyond):
+    """One record less than fits, as many as fit, and one more."""
+    query = ask("web.", kind, **({} if payload is None else {"use_edns": 0, "payload": payload}))
+    limit = reply_limit(query, tcp=False)
+    assert limit == max(512, payload or 0)
+    first, size = (0x0A000001, 16) if kind == "A" else (0xFD << 120, 28)
+    fit = (limit - 12 - len(query.question) - (0 if payload is None else 11)) // size
+    addresses = [str(ip_address(first + number)) for number in range(fit + beyond)]
+    reply = own_reply(query, records(query, *addresses), limit)
+    message = read(reply)
+    kept = [record.to_text() for rrset in message.answer for record in rrset]
+    assert kept == addresses[:fit]
+    assert len(reply) <= limit < len(reply) + size * (1 if beyond >= 0 else 2)
+    assert bool(message.flags & dns.flags.TC) == (beyond > 0)
+
+
+def test_a_cname_alone_can_be_what_fits():
+    """The longest names leave no room for an address in 512 bytes; the reply says so."""
+    labels = ["a" * 63, "b" * 63, "c" * 63, "d" * 59]
+    query = ask(".".join(labels) + ".")
+    target = ".".join(["x" * 63, "y" * 63, "z" * 63, "w" * 59]) + "."
+    reply = own_reply(query, records(query, "10.0.0.1", cname=target), reply_limit(query, tcp=False))
+    message = read(reply)
+    assert len(reply) <= 512
+    assert message.flags & dns.flags.TC
+    assert not [rrset for rrset in message.answer if rrset.rdtype == dns.rdatatype.A]
 
 
 def test_errors():

@@ -85,6 +85,50 @@ async def test_other_types_of_our_names_are_forwarded():
     assert len(resolver.asked) == 2
 
 
+@pytest.mark.parametrize("count", [29, 30, 31, 300])
+async def test_a_client_without_edns_gets_no_more_than_512_bytes_and_the_rest_over_tcp(count):
+    """Thirty addresses are what fits beside this question."""
+    async with fake_resolver(answer_with()) as resolver, running_pod(resolver.port) as pod:
+        vips = [f"10.97.{number // 250}.{number % 250}" for number in range(count)]
+        pod.mesh.add_service("w", " ".join(vips), namespace="ns1")
+        query = dns.message.make_query("w.", "A")
+        reply = await pod.udp(query.to_wire())
+        assert reply is not None
+        assert len(reply) <= 512
+        message = dns.message.from_wire(reply)
+        given = [record.to_text() for rrset in message.answer for record in rrset]
+        assert len(given) == min(count, 30)
+        assert set(given) <= set(vips)
+        assert bool(message.flags & dns.flags.TC) == (count > 30)
+        large = await pod.ask("w.", use_edns=0, payload=65535)
+        assert {record.to_text() for record in large.answer[0]} == set(vips)
+        async with await pod.connect() as stream:
+            await stream.send_all(frame(query.to_wire()))
+            (whole,) = await read_frames(stream, 1)
+        message = dns.message.from_wire(whole)
+        assert not message.flags & dns.flags.TC
+        assert {record.to_text() for record in message.answer[0]} == set(vips)
+    assert not resolver.asked
+
+
+@pytest.mark.parametrize("name", [FQDN, ELSEWHERE])
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_version_of_edns_that_is_not_spoken_is_refused_whoever_would_answer(name, tcp):
+    query = dns.message.make_query(name, "A", use_edns=1)
+    async with fake_resolver(answer_with()) as resolver, running_pod(resolver.port) as pod:
+        if tcp:
+            async with await pod.connect() as stream:
+                await stream.send_all(frame(query.to_wire()))
+                (reply,) = await read_frames(stream, 1)
+        else:
+            found = await pod.udp(query.to_wire())
+            assert found is not None
+            reply = found
+    message = dns.message.from_wire(reply)
+    assert (message.rcode(), message.edns) == (dns.rcode.BADVERS, 0)
+    assert not resolver.asked
+
+
 async def test_a_truncated_answer_is_asked_for_again_over_tcp():
     big = [f"{ELSEWHERE} 77 IN A 10.1.{number // 250}.{number % 250}" for number in range(1000)]
 

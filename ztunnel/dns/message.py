@@ -29,8 +29,8 @@ from typing import NamedTuple
 import dns.rdatatype
 
 HEADER_LENGTH = 12
-LONGEST_UDP_WITHOUT_EDNS = 4096
-"""What a reply of ours may have when the client did not say; the existing implementation's number."""
+LONGEST_UDP_WITHOUT_EDNS = 512
+"""What a reply over UDP may have when the client did not say (RFC 1035, 4.2.1)."""
 LONGEST_TCP = 0xFFFF
 
 TYPE_OPT = 41
@@ -63,6 +63,10 @@ class Rcode(IntEnum):
     NXDOMAIN = 3
     NOTIMP = 4
     REFUSED = 5
+
+
+BADVERS = 16
+"""The extended response code of a version of EDNS that is not spoken (RFC 6891, 6.1.3)."""
 
 
 class Edns(NamedTuple):
@@ -137,6 +141,8 @@ def parse_query(message: bytes) -> Query | Refused | None:
         edns = _find_edns(message, end, records)
     except _Malformed:
         return Refused(_header(number, flags, Rcode.FORMERR, 0))
+    if edns is not None and edns.version > 0:
+        return Refused(_bad_version(number, flags, questions, question, edns))
     opcode = (flags & _OPCODE) >> 11
     if opcode:
         text = f"unimplemented op_code: {_OPCODE_NAMES.get(opcode, f'Unknown({opcode})')}"
@@ -221,6 +227,22 @@ def echo(number: int, flags: int, rcode: int, questions: int, question: bytes) -
     if HEADER_LENGTH + len(question) > LONGEST_UDP_WITHOUT_EDNS:
         return _header(number, flags, rcode, 0)
     return _header(number, flags, rcode, questions) + question
+
+
+def encode_opt(edns: Edns, *, rcode: int = 0) -> bytes:
+    """An OPT record for a reply: the query's payload and DO flag, our version, the high bits of ``rcode``."""
+    ttl = (rcode >> 4 << 24) | (_DO if edns.dnssec_ok else 0)
+    return b"\0" + _RECORD.pack(TYPE_OPT, max(LONGEST_UDP_WITHOUT_EDNS, edns.payload), ttl, 0)
+
+
+def _bad_version(number: int, flags: int, questions: int, question: bytes, edns: Edns) -> bytes:
+    """The reply to a version of EDNS that we do not speak; it says in its OPT record which one we do."""
+    opt = encode_opt(edns, rcode=BADVERS)
+    reply = bytearray(echo(number, flags, BADVERS & _RCODE, questions, question))
+    if len(reply) + len(opt) > LONGEST_UDP_WITHOUT_EDNS:
+        reply = bytearray(_header(number, flags, BADVERS & _RCODE, 0))
+    reply[HEADER_LENGTH - 2 : HEADER_LENGTH] = (1).to_bytes(2, "big")  # ARCOUNT
+    return bytes(reply + opt)
 
 
 # -- what a resolver answered ----------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Flags as the existing implementation sets them (state-and-xds.md section 7.1): id, opcode, RD and CD are the
 query's; answers from the mesh have AA and RA, errors neither; an OPT record is in an answer when one was in
-the query, and never in an error.
+the query, and in no error but BADVERS. Over UDP a reply has at most what its client takes: the payload of its
+OPT record, 512 bytes without one or when it says less (RFC 1035, 4.2.1; RFC 6891, 6.2.3).
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from ztunnel.dns.message import (
     HEADER_LENGTH,
     LONGEST_TCP,
     LONGEST_UDP_WITHOUT_EDNS,
-    TYPE_OPT,
-    Edns,
     Query,
     Rcode,
     echo,
     encode_name,
+    encode_opt,
 )
 
 TYPE_CNAME = 5
@@ -31,7 +31,6 @@ _TC = 0x0200
 _RD = 0x0100
 _RA = 0x0080
 _CD = 0x0010
-_DO = 0x8000
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")
 _FARTHEST_POINTER = 0x3FFF
@@ -46,7 +45,8 @@ def reply_limit(query: Query, *, tcp: bool) -> int:
     """How many bytes a reply of ours may have."""
     if tcp:
         return LONGEST_TCP
-    return LONGEST_UDP_WITHOUT_EDNS if query.edns is None else max(512, query.edns.payload)
+    payload = 0 if query.edns is None else query.edns.payload
+    return max(LONGEST_UDP_WITHOUT_EDNS, payload)
 
 
 def own_reply(query: Query, answer: DnsAnswer, limit: int) -> bytes:
@@ -55,7 +55,7 @@ def own_reply(query: Query, answer: DnsAnswer, limit: int) -> bytes:
     What does not fit is left out, record by record, and the reply says that it is truncated; the OPT record
     always fits. Owner names are in lower case and compressed.
     """
-    opt = _opt(query.edns) if query.edns is not None else b""
+    opt = encode_opt(query.edns) if query.edns is not None else b""
     names = _Names(query.question)
     room = limit - HEADER_LENGTH - len(query.question) - len(opt)
     body = bytearray()
@@ -90,11 +90,6 @@ def _records(answer: DnsAnswer) -> list[tuple[int, str, bytes]]:
         kind = TYPE_A if address.version == 4 else TYPE_AAAA
         records.append((kind, answer.owner, address.packed))
     return records
-
-
-def _opt(edns: Edns) -> bytes:
-    flags = (edns.version << 16) | (_DO if edns.dnssec_ok else 0)
-    return b"\0" + _RECORD.pack(TYPE_OPT, max(512, edns.payload), flags, 0)
 
 
 class _Names:
