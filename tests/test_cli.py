@@ -46,10 +46,10 @@ def test_proxy_is_the_default_and_remembers_its_arguments(argv, app, capfd):
     [
         (
             {"ENABLE_PROXY": "1"},
-            "Error: invalid env var ENABLE_PROXY=1 (provided string was not `true` or `false`)\n",
+            "Error: invalid env var ENABLE_PROXY=1 (provided string was not `true` or `false`) (ZT-CFG",
         ),
         ({"RUST_LOG": "a=b"}, "Error: invalid env var RUST_LOG=a=b (a=b is neither a level"),
-        ({"NETWORK": "broken"}, "Error: the local file cannot be read\n"),
+        ({"NETWORK": "broken"}, "Error: the local file cannot be read (ZT-INT-001)\n"),
     ],
 )
 def test_errors_go_to_stderr_with_status_1(environ, message, app, capfd):
@@ -62,6 +62,34 @@ def test_an_unknown_command_says_so_and_helps(capsys):
     out, err = capsys.readouterr()
     assert err == "unknown command: run\n"
     assert out == cli.HELP
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_each_command_has_its_own_help(command, flag, app, capsys):
+    assert cli.main([command, flag], {}) == 0
+    out, err = capsys.readouterr()
+    assert (out == cli.HELP) is (command == "help")
+    assert "ztunnel" in out
+    assert err == ""
+    assert app == []
+    assert cli.main(["help", command], {}) == 0
+    assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "help"])
+def test_the_version_is_told_everywhere(command, app, capsys):
+    assert cli.main(["--version"], {}) == 0
+    said = capsys.readouterr().out
+    assert cli.main([command, "--version"], {}) == 0
+    assert capsys.readouterr().out == said
+    assert said.startswith("version.BuildInfo{")
+    assert app == []
+
+
+def test_an_unknown_command_that_is_nearly_one_gets_the_right_spelling(capsys):
+    assert cli.main(["poxy"], {}) == 1
+    assert capsys.readouterr().err == "unknown command: poxy; did you mean proxy?\n"
 
 
 def test_help(capsys):

@@ -35,7 +35,14 @@ from ztunnel.dataplane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.netns.privileges import verify_privileges
-from ztunnel.observe.logging import get_logger, run_log_writer
+from ztunnel.observe.labels import unknown_labels
+from ztunnel.observe.logging import (
+    get_logger,
+    run_log_writer,
+    startup_filter,
+    unknown_scopes,
+    warn_regardless,
+)
 from ztunnel.observe.nurseries import TaskAges
 from ztunnel.sockets.descriptors import raise_descriptor_limit
 from ztunnel.system.memory import spare_collector, use_one_arena
@@ -86,8 +93,10 @@ async def _main(config: Config) -> None:
 async def _run(config: Config, ages: TaskAges) -> None:
     log.info(f"version: {build_info(config.istio_version)}")
     _raise_limits()
-    for warning in config.warnings:
+    for warning in (*config.warnings, *unknown_labels(config.metrics_drop_labels)):
         log.warning(warning)
+    for warning in unknown_scopes(startup_filter()):
+        warn_regardless(warning)
     log.info(f"running with config: {config_yaml(config)}")
 
     if config.proxy_mode is ProxyMode.SHARED:

@@ -8,23 +8,53 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import FrameType
+from typing import NamedTuple
 
 from ztunnel.config import ConfigError, load_config
 from ztunnel.config.files import read_text_file
+from ztunnel.config.spelling import nearest
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import setup_logging, shutdown_logging
 from ztunnel.version import build_info
 
-HELP = """\
-ztunnel: the node proxy of Istio's ambient mesh
 
-Usage: ztunnel [command]
+class Command(NamedTuple):
+    """A command: what the list says of it, and the module whose ``main`` takes its arguments.
 
-Commands:
-  proxy    run the proxy (the default); it is configured by its environment
-  demo     run a small mesh on this machine and show a request through it
-  version  say which build this is
-  help     show this text
+    An empty module: it is done here. extra: what has to be installed beside ztunnel for it.
+    """
+
+    summary: str
+    module: str = ""
+    extra: str = ""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "proxy": Command("run the proxy (the default); it is configured by its environment"),
+    "demo": Command("run a small mesh on this machine and show a request through it", "ztunnel.demo"),
+    "version": Command("say which build this is"),
+    "help": Command("show this text, or that of a command"),
+}
+
+HELP = (
+    "ztunnel: the node proxy of Istio's ambient mesh\n\n"
+    "Usage: ztunnel [command]\n\n"
+    "Commands:\n"
+    + "".join(f"  {name:<8} {command.summary}\n" for name, command in COMMANDS.items())
+    + "\n`ztunnel COMMAND --help` says more of each. -h, --help and --version work everywhere.\n"
+)
+
+PROXY_HELP = """\
+usage: ztunnel [proxy]
+
+Runs the proxy until SIGTERM or SIGINT, which begin the drain; a second SIGINT ends it at once. Everything is
+configured by environment variables, which docs/configuration.md and Istio's documentation describe; a value
+that cannot be used ends the start with `Error: ` and status 1. Other arguments are ignored.
+
+  -h, --help  show this text
+  --version   say which build this is
+
+While it runs: http://127.0.0.1:15000/ (what it knows and does), :15020/metrics, :15021/healthz/ready.
 """
 
 
@@ -32,21 +62,39 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run a command; ``argv`` is without the program's name. Returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     variables = os.environ if environ is None else environ
-    command = args[0] if args else "proxy"
-    match command:
-        case "proxy":
-            return _proxy(args, variables)
-        case "demo":
-            return _delegate("ztunnel.demo", "main", args[1:])
-        case "version":
+    name = args[0] if args else "proxy"
+    if name in ("help", "--help", "-h"):
+        return _help(args[1:], variables)
+    if "--version" in args or name == "version":
+        if name == "version" and _asks_for_help(args):
+            sys.stdout.write("usage: ztunnel version\n\nSays which build this is, in one line.\n")
+        else:
             sys.stdout.write(f"{build_info(variables.get('ISTIO_META_ISTIO_VERSION', ''))}\n")
+        return 0
+    if name == "proxy":
+        if _asks_for_help(args):
+            sys.stdout.write(PROXY_HELP)
             return 0
-        case "help" | "--help" | "-h":
-            sys.stdout.write(HELP)
-            return 0
-    sys.stderr.write(f"unknown command: {command}\n")
+        return _proxy(args, variables)
+    command = COMMANDS.get(name)
+    if command is not None:
+        return _delegate(command.module, "main", args[1:])
+    meant = nearest(name, COMMANDS, 0.6)
+    sys.stderr.write(f"unknown command: {name}" + (f"; did you mean {meant}?\n" if meant else "\n"))
     sys.stdout.write(HELP)
     return 1
+
+
+def _help(rest: Sequence[str], variables: Mapping[str, str]) -> int:
+    """``ztunnel help [COMMAND]``."""
+    if rest and rest[0] in COMMANDS and rest[0] != "help":
+        return main([rest[0], "--help"], variables)
+    sys.stdout.write(HELP)
+    return 0
+
+
+def _asks_for_help(args: Sequence[str]) -> bool:
+    return "-h" in args or "--help" in args
 
 
 def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -72,7 +120,7 @@ def _end_before_start(_number: int, _frame: FrameType | None) -> None:
 
 
 def _failed(error: ZtunnelError) -> int:
-    sys.stderr.write(f"Error: {error}\n")
+    sys.stderr.write(f"Error: {error} ({error.code})\n")
     return 1
 
 

@@ -140,10 +140,14 @@ async def test_the_index_links_all_pages():
     assert "Sockets &lt;all&gt;" in text
 
 
-async def test_unknown_paths_are_empty_404s():
+async def test_unknown_paths_are_404s_that_list_the_pages():
     for path in ["/debug", "/stats", "/healthz", "/healthz/ready", "//"]:
         response, body = await ask(admin(), path)
-        assert (response.status, response.content_type, body) == (404, None, b"")
+        assert (response.status, response.content_type) == (404, "text/plain; charset=utf-8")
+        assert b"/config_dump" in body
+        assert b"/debug/tasks" in body
+    _, body = await ask(admin(), "/config-dump")
+    assert b"There is no page /config-dump; did you mean /config_dump? There are:" in body
 
 
 async def test_quitquitquit_begins_the_drain():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 
-from tests.chart.chart import render
+from tests.chart.chart import CHART, RenderingError, render
 
 POD = ("DaemonSet", "spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
@@ -292,3 +294,21 @@ def test_the_root_can_come_from_a_cluster_trust_bundle(switch, name, bundle):
 def test_the_cluster_trust_bundle_stays_off_when_the_variable_is_false():
     rendering = render({"env": {"ENABLE_CLUSTER_TRUST_BUNDLE_API": False}})
     assert rendering.mounts["/var/run/secrets/istio"] == {"configMap": {"name": "istio-ca-root-cert"}}
+
+
+def misspellings(name: str) -> set[str]:
+    """Of a name in camel case: in lower case, and with its words apart."""
+    words = re.sub("([A-Z])", r" \1", name).lower().split()
+    return {"".join(words), "_".join(words), "-".join(words)} - {name}
+
+
+def test_a_misspelt_value_is_refused_with_the_right_spelling():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    properties = schema["definitions"]["values"]["properties"]
+    names = [name for name, rule in properties.items() if "const" not in rule]
+    for name in names:
+        for wrong in misspellings(name):
+            assert properties[wrong] == {"const": f"(unknown value: write {name})"}
+    for values in ({"loglevel": "debug"}, {"global": {"log_level": "debug"}}):
+        with pytest.raises(RenderingError, match="write logLevel"):
+            render(values)

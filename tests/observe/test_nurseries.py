@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
+import msgspec
 import trio
 import trio.testing
 
-from ztunnel.observe.nurseries import TaskAges, task_tree
+from ztunnel.observe.nurseries import TaskAges, task_nodes, task_tree
 
 
 async def waits_for_ever() -> None:
@@ -27,9 +30,10 @@ async def test_the_tree_shows_names_ages_and_places(nursery, autojump_clock):
     depth = len(lines[index]) - len(lines[index].lstrip())
     assert lines[index].lstrip().startswith("pod ns/a  12.5s  ")
     assert "parent" in lines[index]
-    assert lines[index + 1].startswith(" " * (depth + 2) + "a first one  12.5s  ")
-    assert lines[index + 2].startswith(" " * (depth + 2) + "outbound 10.0.0.3:41234 → 10.0.0.9:8080  12.5s")
-    assert "Event.wait" in lines[index + 2] or "ParkingLot.park" in lines[index + 2]
+    assert lines[index + 1] == " " * (depth + 2) + "[nursery nursery]  observe/test_nurseries.py parent"
+    assert lines[index + 2].startswith(" " * (depth + 4) + "a first one  12.5s  ")
+    assert lines[index + 3].startswith(" " * (depth + 4) + "outbound 10.0.0.3:41234 → 10.0.0.9:8080  12.5s")
+    assert "Event.wait" in lines[index + 3] or "ParkingLot.park" in lines[index + 3]
     assert lines[0].startswith("<init>") or "init" in lines[0]
     nursery.cancel_scope.cancel()
 
@@ -59,3 +63,43 @@ def test_without_a_loop_there_is_no_tree():
     except RuntimeError:
         return
     assert lines == []
+
+
+async def two_nurseries() -> None:
+    async with trio.open_nursery() as outer:
+        outer.start_soon(waits_for_ever, name="of the outer")
+        async with trio.open_nursery() as inner:
+            inner.start_soon(waits_for_ever, name="of the inner")
+
+
+async def test_each_nursery_is_a_line_and_its_tasks_stand_below_it(nursery):
+    nursery.start_soon(two_nurseries, name="pod ns/a")
+    await trio.testing.wait_all_tasks_blocked()
+    nodes = list(task_nodes())
+    start = next(i for i, node in enumerate(nodes) if node.name == "pod ns/a")
+    base = nodes[start].depth
+    shown = [(node.depth - base, node.kind, node.name) for node in nodes[start : start + 5]]
+    assert shown == [
+        (0, "task", "pod ns/a"),
+        (1, "nursery", "outer"),
+        (2, "task", "of the outer"),
+        (2, "nursery", "inner"),
+        (3, "task", "of the inner"),
+    ]
+    nursery.cancel_scope.cancel()
+
+
+async def waits_for_a_peer(peer: str) -> None:
+    await trio.Event().wait()
+    print(peer)
+
+
+async def test_words_are_read_from_the_variables_of_what_waits(nursery):
+    nursery.start_soon(waits_for_a_peer, "10.0.0.9", name="tunnel")
+    await trio.testing.wait_all_tasks_blocked()
+    words = {"waits_for_a_peer": lambda variables: f"waits for {variables['peer']}"}
+    [node] = [node for node in task_nodes(words=words) if node.name == "tunnel"]
+    assert node.doing == ("waits for 10.0.0.9",)
+    assert "(waits for 10.0.0.9)" in str(node)
+    assert json.loads(msgspec.json.encode(node))["kind"] == "task"
+    nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from ztunnel.admin.dump import AdminProviders, config_dump
 from ztunnel.admin.http import Handler, Request, Response
 from ztunnel.admin.levels import LogLevels
 from ztunnel.admin.pprof import TRACED_FRAMES, CpuProfile, encode_cpu, encode_heap
+from ztunnel.config.spelling import nearest
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.nurseries import TaskAges, task_tree
 
@@ -74,7 +75,14 @@ class Admin:
         if request.path == "/":
             return Response(200, self._index().encode(), _HTML)
         page = self._pages.get(request.path)
-        return Response(404) if page is None else await page.handler(request)
+        return self._not_found(request.path) if page is None else await page.handler(request)
+
+    def _not_found(self, path: str) -> Response:
+        pages = "".join(f"  {path:<28} {page.description}\n" for path, page in self._pages.items())
+        meant = nearest(path, self._pages, 0.6)
+        hint = f"; did you mean {meant}?" if meant else "."
+        text = f"There is no page {path[:200]}{hint} There are:\n\n  {'/':<28} This list, with links\n{pages}"
+        return Response(404, text.encode("utf-8", "backslashreplace"), "text/plain; charset=utf-8")
 
     def _index(self) -> str:
         rows = "".join(

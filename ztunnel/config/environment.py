@@ -13,23 +13,29 @@ ReadFile = Callable[[str], str | None]
 
 
 class Environment:
-    """Typed reads of variables; a failure names the variable."""
+    """Typed reads of variables; a failure names the variable.
+
+    ``known`` and ``prefixes`` are the names and the beginnings of names that were asked for.
+    """
 
     def __init__(self, variables: Mapping[str, str], read_file: ReadFile) -> None:
         self.variables = variables
         self._read_file = read_file
+        self.known: set[str] = set()
+        self.prefixes: set[str] = set()
 
     def text(self, name: str) -> str | None:
         """The value as it is."""
+        self.known.add(name)
         return self.variables.get(name)
 
     def nonempty(self, name: str) -> str | None:
         """The value, None for an empty one too."""
-        return self.variables.get(name) or None
+        return self.text(name) or None
 
     def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:
         """The value through a parser that raises ValueError with what would be right."""
-        value = self.variables.get(name)
+        value = self.text(name)
         if value is None:
             return default
         try:
@@ -51,6 +57,7 @@ class Environment:
 
     def prefixed(self, prefix: str) -> list[tuple[str, str]]:
         """(rest of the name, value) of each variable with this prefix, sorted by name."""
+        self.prefixes.add(prefix)
         names = sorted(name for name in self.variables if name.startswith(prefix) and name != prefix)
         return [(name[len(prefix) :], self.variables[name]) for name in names]
 

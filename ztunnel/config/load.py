@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -42,6 +43,7 @@ from ztunnel.config.model import (
     TokenStatic,
     WorkloadInfo,
 )
+from ztunnel.config.spelling import switch_warning, variable_warnings, word_warning
 from ztunnel.config.values import (
     parse_address,
     parse_bool,
@@ -93,7 +95,30 @@ def load_config(
         warnings=tuple(warnings),
     )
     _check_together(config)
-    return config
+    return replace(config, warnings=(*config.warnings, *_misspelled(env)))
+
+
+def _misspelled(env: Environment) -> list[str]:
+    """What was probably meant otherwise; to be called when all that is ours has been read."""
+    for name in ("RUST_LOG", "CLUSTER_ID", "ISTIO_META_CLUSTER_ID"):
+        env.text(name)
+    found = [switch_warning(name, env.text(name)) for name in _TRUE_ALONE]
+    capture = env.text("ISTIO_META_DNS_CAPTURE")
+    found.append(switch_warning("ISTIO_META_DNS_CAPTURE", capture.lower() if capture else None))
+    found += [word_warning(name, env.text(name), words) for name, words in _WORDS.items()]
+    warnings = [warning for warning in found if warning is not None]
+    return warnings + variable_warnings(env.variables, env.known, env.prefixes)
+
+
+_TRUE_ALONE = ("TLS12_ENABLED", "AUTHZ_POLICY_INFO_LOGGING")
+_WORDS: Mapping[str, Mapping[str, str]] = {
+    "LOG_FORMAT": {"": "lines are plain text", "json": "lines are JSON", "plain": "lines are plain text"},
+    "COMPLIANCE_POLICY": {
+        "": "any key exchange is accepted",
+        "pqc": "post-quantum key exchange alone",
+        "fips-140-2": "as without it; the policy is that of other components",
+    },
+}
 
 
 def _mesh_config(env: Environment) -> ProxyConfig:

@@ -23,6 +23,7 @@ from ztunnel.certs.dump import dump_certificates
 from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.config import Config, ProxyMode
+from ztunnel.config.spelling import nearest
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.pods import PodStarter
@@ -124,6 +125,7 @@ class Control:
             mesh = self.mesh
             if mesh.local is not None:
                 await mesh.local.load()
+                self._warn_of_missing_workload()
                 nursery.start_soon(mesh.local.watch, name="local xds file")
             task_status.started()
             if mesh.xds is not None:
@@ -169,6 +171,28 @@ class Control:
         info = self._config.proxy_workload_info
         assert info is not None
         await self.pods.start("dedicated", PodInfo(*info), None)
+
+    def _warn_of_missing_workload(self) -> None:
+        """Say so when the local file, our only source, does not have the workload that we serve."""
+        info, local = self._config.proxy_workload_info, self.mesh.local
+        if info is None or local is None or local.config is None or self.mesh.xds is not None:
+            return
+        known = {
+            f"{one.namespace}/{one.name}/{one.service_account}": one
+            for one in (entry.workload for entry in local.config.workloads)
+        }
+        wanted = f"{info.namespace}/{info.name}/{info.service_account}"
+        found = known.get(wanted)
+        node = self._config.local_node
+        if found is None:
+            meant = nearest(wanted, known, 0.6)
+            hint = f"did you mean {meant}?" if meant else "it has none that is like it."
+            log.warning(f"PROXY_WORKLOAD_INFO={wanted}: the local file has no such workload; {hint}")
+        elif node is not None and found.node != node:
+            log.warning(
+                f"PROXY_WORKLOAD_INFO={wanted}: the local file has it on node {found.node!r}, "
+                f"and NODE_NAME is {node!r}, so it is not ours"
+            )
 
     async def _start_own_pod(self) -> None:
         """In shared mode: HBONE for our own pod, so that a captured client can reach our metrics port."""

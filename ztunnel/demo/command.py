@@ -25,13 +25,13 @@ Builds a small mesh on this machine, sends a request through it, shows what happ
 
 def main(arguments: Sequence[str]) -> int:
     """Run the demo with the arguments after ``demo``; gives the exit status."""
-    unknown = [argument for argument in arguments if argument not in {"--keep", "--help", "-h"}]
-    if unknown:
-        sys.stderr.write(f"unknown argument: {unknown[0]}\n{USAGE}")
-        return 1
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
+    unknown = [argument for argument in arguments if argument != "--keep"]
+    if unknown:
+        sys.stderr.write(f"unknown argument: {unknown[0]}\n{USAGE}")
+        return 1
     page = Page()
     page.line("ztunnel demo: two applications that know nothing of the mesh talk through it.")
     try:

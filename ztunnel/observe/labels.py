@@ -7,9 +7,11 @@ workload's name in the second.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ztunnel.config.spelling import nearest
 from ztunnel.decide.headers import Baggage
 from ztunnel.model.identity import Identity
 from ztunnel.model.service import Service
@@ -70,6 +72,19 @@ class End:
 
 
 UNKNOWN_END = End()
+
+
+def unknown_labels(names: Iterable[str]) -> list[str]:
+    """A warning for each name that is no traffic label whose value could be dropped."""
+    warnings = []
+    for name in sorted(names):
+        if name in ("reporter", "response_flags"):
+            warnings.append(f"ZTUNNEL_METRICS_DROP_LABELS: the label {name} is always kept")
+        elif name not in TRAFFIC_LABELS:
+            meant = nearest(name, TRAFFIC_LABELS, 0.6)
+            hint = f"did you mean {meant}?" if meant else "see docs/metrics.md."
+            warnings.append(f"ZTUNNEL_METRICS_DROP_LABELS: there is no traffic label {name}; {hint}")
+    return warnings
 
 
 def end_from_workload(workload: Workload, principal: Identity | None) -> End:

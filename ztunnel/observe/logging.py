@@ -24,7 +24,15 @@ import structlog
 import trio
 
 from ztunnel.config.errors import InvalidVariableError
-from ztunnel.observe.filter import Filter, FilterError, Level, parse_filter, parse_startup_filter
+from ztunnel.config.spelling import nearest
+from ztunnel.observe.filter import (
+    DEFAULT_FILTER,
+    Filter,
+    FilterError,
+    Level,
+    parse_filter,
+    parse_startup_filter,
+)
 from ztunnel.observe.render import Clock, Span, json_line, make_span, plain_line
 from ztunnel.observe.sink import Sink
 
@@ -187,6 +195,9 @@ class _Hub:
             self._thresholds[path, workload] = found
         return found
 
+    def paths(self) -> list[tuple[str, str]]:
+        return list(self._thresholds)
+
     def set_filter(self, wanted: Filter) -> None:
         self.filter = wanted
         for threshold in list(self._thresholds.values()):
@@ -268,6 +279,37 @@ def flush_logs(seconds: float = 1.0) -> None:
 def current_filter() -> Filter:
     """The filter in force."""
     return _hub.filter
+
+
+def warn_regardless(message: str) -> None:
+    """Write a warning whatever the filter lets through: for what is wrong with the filter itself."""
+    threshold = _Threshold("ztunnel::app", "", Level.WARN)
+    Logger(_hub.lines, _hub.processors, {_ORIGIN: _Origin(threshold, ())}).warn(message)
+
+
+def unknown_scopes(wanted: Filter) -> list[str]:
+    """A warning for each scope of a filter that no logger has; to be called when all modules are loaded.
+
+    What is always added to ``RUST_LOG`` is left out.
+    """
+    own = parse_filter(DEFAULT_FILTER).directives
+    paths = {path for path, _ in _hub.paths()}
+    known = {"::".join(path.split("::")[:end]) for path in paths for end in range(1, path.count("::") + 2)}
+    warnings = []
+    for directive in wanted.directives:
+        scope = directive.scope
+        if not scope or directive in own or any(path.startswith(scope) for path in paths):
+            continue
+        level = nearest(scope, [level.name.lower() for level in Level], 0.7)
+        meant = nearest(scope, known, 0.7)
+        if level is not None and directive.level is Level.TRACE:
+            hint = f"it is taken for the name of a scope; did you mean the level {level}?"
+        elif meant is not None:
+            hint = f"did you mean {meant}?"
+        else:
+            hint = "no logger here has such a scope."
+        warnings.append(f"RUST_LOG: `{scope}` logs nothing; {hint}")
+    return warnings
 
 
 def startup_filter() -> Filter:

@@ -1,18 +1,27 @@
-"""The tree of tasks as text: who runs in which nursery, for how long, and what it waits for.
+"""The tree of tasks: who runs in which nursery, for how long, and what it waits for.
 
-Trio knows all of this but the ages, which `TaskAges` notes as tasks come. The tree is walked in one go or in
-slices; walked in slices it changes underway, so a task may be missing that came or went meanwhile.
+Trio knows all of this but the ages, which `TaskAges` notes as tasks come, and the words: for a function of
+ours that is known to wait for something, whoever asks for the tree brings a function that reads its local
+variables (`Words`). So nothing is kept for the tree while nobody asks.
+
+The tree is walked in one go or in slices; walked in slices it changes underway, so a task may be missing that
+came or went meanwhile. A nursery is named by the variable that holds it and the function that opened it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import CodeType
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, TypeAlias
 
+import msgspec
 import trio
 
 _OURS = "/ztunnel/"
 _TRIO = "/trio/"
+
+Words: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], str | None]]
+"""By a function's qualified name: what it says of its local variables while it waits."""
 
 
 class TaskAges(trio.abc.Instrument):
@@ -36,47 +45,102 @@ class TaskAges(trio.abc.Instrument):
         return None if spawned is None else self._now() - spawned
 
 
-def task_tree(ages: TaskAges | None = None, root: trio.lowlevel.Task | None = None) -> Iterator[str]:
-    """Lines without line breaks, one a task, indented by two spaces a nursery."""
+class TaskNode(msgspec.Struct, omit_defaults=True):
+    """A line of the tree: a task, or a nursery.
+
+    depth: how many lines are above it. kind: ``task`` or ``nursery``. where: the code that waits, or that
+    opened the nursery. doing: what it waits for in words, outermost first, where that is ours to know.
+    """
+
+    depth: int
+    kind: str
+    name: str
+    where: str = ""
+    age_seconds: float | None = None
+    doing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        aged = "" if self.age_seconds is None else f"  {self.age_seconds:.1f}s"
+        words = f"  ({'; '.join(self.doing)})" if self.doing else ""
+        where = f"  {self.where}" if self.where else ""
+        name = f"[nursery {self.name}]" if self.kind == "nursery" else self.name
+        return f"{'  ' * self.depth}{name}{aged}{words}{where}"
+
+
+def task_nodes(
+    ages: TaskAges | None = None, root: trio.lowlevel.Task | None = None, words: Words | None = None
+) -> Iterator[TaskNode]:
+    """Each task and each nursery, parents first; children of a nursery sorted by name."""
     top = root or trio.lowlevel.current_root_task()
     if top is None:
         return
-    stack: list[tuple[int, trio.lowlevel.Task]] = [(0, top)]
+    stack: list[tuple[int, trio.lowlevel.Task | TaskNode]] = [(0, top)]
     while stack:
         depth, task = stack.pop()
-        yield "  " * depth + _line(task, ages)
-        children: list[tuple[int, trio.lowlevel.Task]] = []
+        if isinstance(task, TaskNode):
+            yield task
+            continue
+        frames = list(task.iter_await_frames())
+        yield _node(depth, task, frames, ages, words or {})
+        below: list[tuple[int, trio.lowlevel.Task | TaskNode]] = []
         for level, nursery in enumerate(task.child_nurseries):
-            children += [(depth + 1 + level, child) for child in _by_name(nursery)]
-        stack += reversed(children)
+            inside = depth + 1 + level
+            name, where = _nursery_name(nursery, frames)
+            below.append((inside, TaskNode(inside, "nursery", name, where)))
+            below += [(inside + 1, child) for child in sorted(nursery.child_tasks, key=lambda one: one.name)]
+        stack += reversed(below)
 
 
-def _by_name(nursery: trio.Nursery) -> list[trio.lowlevel.Task]:
-    return sorted(nursery.child_tasks, key=lambda task: task.name)
+def task_tree(
+    ages: TaskAges | None = None, root: trio.lowlevel.Task | None = None, words: Words | None = None
+) -> Iterator[str]:
+    """The same as lines without line breaks, indented by two spaces a level."""
+    return map(str, task_nodes(ages, root, words))
 
 
-def _line(task: trio.lowlevel.Task, ages: TaskAges | None) -> str:
+def _node(
+    depth: int,
+    task: trio.lowlevel.Task,
+    frames: list[tuple[FrameType, int]],
+    ages: TaskAges | None,
+    words: Words,
+) -> TaskNode:
     age = None if ages is None else ages.age(task)
-    aged = "" if age is None else f"  {age:.1f}s"
-    return f"{_name(task)}{aged}  {_where(task)}"
+    doing = []
+    for frame, _ in frames:
+        speak = words.get(frame.f_code.co_qualname)
+        said = speak(frame.f_locals) if speak is not None else None
+        if said:
+            doing.append(_printable(said))
+    rounded = None if age is None else round(age, 3)
+    return TaskNode(depth, "task", _printable(task.name), _where(frames), rounded, tuple(doing))
 
 
-def _name(task: trio.lowlevel.Task) -> str:
-    return task.name if task.name.isprintable() else ascii(task.name)
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
-def _where(task: trio.lowlevel.Task) -> str:
-    frames: list[tuple[CodeType, int]] = [(frame.f_code, line) for frame, line in task.iter_await_frames()]
+def _nursery_name(nursery: trio.Nursery, frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
+    """The variable that holds a nursery, and the function that opened it."""
+    for frame, _ in frames:
+        for name, value in frame.f_locals.items():
+            if value is nursery:
+                return name, f"{_file(frame)} {frame.f_code.co_qualname}"
+    return "of a library", ""
+
+
+def _where(frames: list[tuple[FrameType, int]]) -> str:
     if not frames:
         return "running"
     # where our own code waits says more than where that ends inside trio; of trio, what was called
-    own = [frame for frame in frames if _TRIO not in frame[0].co_filename] or frames[:1]
-    code, line = own[-1]
-    called = frames[frames.index(own[-1]) + 1 :]
-    file = code.co_filename.rpartition(_OURS)[2] if _OURS in code.co_filename else _last_parts(code)
-    waits = f" → {called[0][0].co_qualname}" if called else ""
-    return f"{file}:{line} {code.co_qualname}{waits}"
+    own = [i for i, (frame, _) in enumerate(frames) if _TRIO not in frame.f_code.co_filename]
+    index = own[-1] if own else 0
+    frame, line = frames[index]
+    called = frames[index + 1 :]
+    waits = f" → {called[0][0].f_code.co_qualname}" if called else ""
+    return f"{_file(frame)}:{line} {frame.f_code.co_qualname}{waits}"
 
 
-def _last_parts(code: CodeType) -> str:
-    return "/".join(code.co_filename.split("/")[-2:])
+def _file(frame: FrameType) -> str:
+    name = frame.f_code.co_filename
+    return name.rpartition(_OURS)[2] if _OURS in name else "/".join(name.split("/")[-2:])

@@ -1,0 +1,87 @@
+"""Typing errors that would change behaviour in silence: which name was probably meant. Pure.
+
+A variable that nobody reads and a word that nobody knows are no errors, since other programs have variables
+too and the existing implementation ignores them as well. So each becomes a warning with the right spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from difflib import SequenceMatcher
+
+_OURS = "ZTUNNEL_"
+_SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+"""What Kubernetes sets for each Service of the namespace, one called ztunnel too
+(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+"""
+
+_SURE = 0.87
+"""How alike two names have to be (`SequenceMatcher.ratio`) before one is taken for the other."""
+
+_FOREIGN = frozenset(
+    {"INSTANCE_IPS", "INPOD_ENABLED", "ISTIO_META_ENABLE_HBONE", "ZTUNNEL_IDENTITY", "FAKE_SELF_INBOUND"}
+)
+"""Names that manifests for the existing implementation set, and that mean nothing here."""
+
+
+def nearest(word: str, known: Iterable[str], sure: float = _SURE) -> str | None:
+    """The known word that this one was probably meant to be, None when none is alike.
+
+    Case, ``-`` and ``_`` do not count. ``sure`` is from 0 (anything) to 1 (the same).
+    """
+    wanted = _folded(word)
+    best, score = None, 0.0
+    for candidate in sorted(known):
+        ratio = SequenceMatcher(None, wanted, _folded(candidate), autojunk=False).ratio()
+        if ratio > score:
+            best, score = candidate, ratio
+    return best if score >= sure else None
+
+
+def _folded(word: str) -> str:
+    return word.casefold().replace("-", "_")
+
+
+def variable_warnings(names: Iterable[str], known: Collection[str], prefixes: Collection[str]) -> list[str]:
+    """A warning for each variable that is nearly one of ours, or has our prefix and is none.
+
+    names: of the environment. known: those that were read. prefixes: of families of names, all of which are
+    read (``ISTIO_META_``).
+    """
+    warnings = []
+    for name in sorted(names):
+        if name in known or name in _FOREIGN or name.startswith(tuple(prefixes)):
+            continue
+        meant = nearest(name, known)
+        if name.startswith(_OURS):
+            if _SERVICE_LINK.fullmatch(name.removeprefix(_OURS.rstrip("_"))):
+                continue
+            meant = meant or nearest(name, (one for one in known if one.startswith(_OURS)), 0.6)
+            hint = f"did you mean {meant}?" if meant else "no variable of ours is like it."
+            warnings.append(f"unknown variable {name}: it changes nothing; {hint}")
+        elif meant is not None:
+            warnings.append(f"unknown variable {name}: it changes nothing; did you mean {meant}?")
+    return warnings
+
+
+def switch_warning(name: str, value: str | None) -> str | None:
+    """A warning for a switch that only the text ``true`` turns on, when its value is not a plain answer."""
+    if value is None or value in ("true", "false", ""):
+        return None
+    truthy = value.strip().casefold() in ("true", "1", "yes", "on", "y", "t", "enabled")
+    hint = f"write {name}=true to switch it on" if truthy else "expected `true` or `false`"
+    return f"{name}={value[:200]} counts as false: {hint}"
+
+
+def word_warning(name: str, value: str | None, known: Mapping[str, str]) -> str | None:
+    """A warning for a variable whose value is none of the words that mean something.
+
+    known: the words, and what happens with each; that of the empty word happens with all others.
+    """
+    if value is None or value in known:
+        return None
+    words = sorted(word for word in known if word)
+    meant = nearest(value, words, 0.6)
+    hint = f"did you mean {meant}?" if meant else f"known are {', '.join(words)}."
+    return f"{name}={value[:200]} is unknown, so {known['']}; {hint}"
