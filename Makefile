@@ -11,13 +11,12 @@ STAMP  := $(VENV)/.installed
 .PHONY: help setup demo test lint types unit e2e interop bench bench-scale protos protos-check format tools lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv from requirements.lock
 
 $(STAMP): requirements.lock scripts/setup
 	@scripts/setup "$(PYTHON)" "$(VENV)"
-	@touch $@
 
 demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
 	@$(BIN)/ztunnel demo $(if $(KEEP),--keep)
@@ -34,7 +33,7 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 unit: setup ## unit and property tests
-	$(BIN)/pytest -q --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench
+	$(BIN)/pytest -q -n auto --maxprocesses=4 --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
 	$(BIN)/pytest -q tests/e2e
@@ -65,7 +64,7 @@ LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-
 lock: setup ## resolve the locks anew from pyproject.toml: of development, of the image, of its build
 	$(BIN)/$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) -c requirements.lock pyproject.toml -o requirements-runtime.lock
-	echo hatchling | $(BIN)/$(LOCK) -c requirements.lock - -o requirements-build.lock
+	printf 'hatchling\nhatch-vcs\n' | $(BIN)/$(LOCK) -c requirements.lock - -o requirements-build.lock
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
