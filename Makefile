@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit e2e interop bench bench-scale protos protos-check format tools lock clean
+.PHONY: help setup demo test lint types unit e2e interop bench bench-compare bench-scale protos protos-check format tools lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,11 @@ e2e: setup ## real ztunnel processes in network namespaces (as root; skipped wit
 interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
 	BUILD_ISTIOD=1 $(BIN)/pytest -q tests/interop
 
-bench: setup ## direct connection beside ztunnel: throughput, round trip, new connections, memory
-	$(BIN)/python -m tests.bench
+bench: setup ## direct, ours, a real Envoy in ztunnel's place: all figures of docs/performance.md (as root; BENCH="--rows ...")
+	$(BIN)/python -m tests.bench $(BENCH)
+
+bench-compare: setup ## this checkout's ztunnel beside another revision's, in one run (BASE=revision, BENCH=...)
+	@scripts/bench-compare $(BIN)/python "$(or $(BASE),HEAD)" $(BENCH)
 
 bench-scale: setup ## a mesh of 1,000 to 300,000 workloads: memory, CPU, connections during pushes (as root, minutes)
 	$(BIN)/python -m tests.bench.bench_scale

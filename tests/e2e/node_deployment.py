@@ -108,9 +108,13 @@ class NodeZtunnel:
 
 
 class NodeDeployment:
-    """A `tests.e2e.mesh.Deployment` in shared mode."""
+    """A `tests.e2e.mesh.Deployment` in shared mode.
 
-    def __init__(self) -> None:
+    environments: further variables of the ztunnels of some nodes, by the node's name.
+    """
+
+    def __init__(self, environments: Mapping[str, Mapping[str, str | None]] | None = None) -> None:
+        self._environments = environments or {}
         self.nodes: dict[str, NodeZtunnel] = {}
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
@@ -119,7 +123,7 @@ class NodeDeployment:
         for pod in pods:
             node = self.node(mesh, pod.pod.node)
             if not node.ztunnels:
-                node.start()
+                node.start(**self._environments.get(node.node.name, {}))
             node.add(pod)
 
     def node(self, mesh: Mesh, node: Node) -> NodeZtunnel:

@@ -1,0 +1,64 @@
+"""What processes have used, with all that they have started: CPU time and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+# Fields of proc(5)'s stat behind the program's name: parent, user and system time, the same of dead children.
+_PARENT = 1
+_TIMES = slice(11, 15)
+
+
+class Memory(NamedTuple):
+    """KiB. pss: pages that several processes share are counted in parts."""
+
+    rss: int
+    pss: int
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def families(roots: Iterable[int]) -> list[int]:
+    """These processes and their living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+            children.setdefault(int(fields[_PARENT]), []).append(int(entry.name))
+    found: list[int] = []
+    waiting = list(roots)
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def cpu_seconds(roots: Iterable[int]) -> float:
+    """The CPU time of these processes and their descendants so far, those that have ended included."""
+    ticks = 0
+    for pid in families(roots):
+        fields = _stat(pid)
+        if fields is not None:
+            ticks += sum(map(int, fields[_TIMES]))
+    return ticks / _TICKS
+
+
+def memory(roots: Iterable[int]) -> Memory:
+    """The memory of these processes and their descendants."""
+    rss = pss = 0
+    for pid in families(roots):
+        values = {}
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, _, value = line.partition(":")
+            values[name] = int(value.split()[0])
+        rss += values["Rss"]
+        pss += values["Pss"]
+    return Memory(rss, pss)
