@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ztunnel import cli
-from ztunnel.config import Config
+from ztunnel.config.model import Config
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
 from ztunnel.version import build_info, git_revision

@@ -29,9 +29,10 @@ from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.shared_root import load_root
-from ztunnel.config import Config, ProxyMode, config_view, config_yaml
+from ztunnel.config.model import Config, ProxyMode
+from ztunnel.config.view import config_view, config_yaml
 from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control
-from ztunnel.dataplane import DataPlane
+from ztunnel.dataplane.plane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.netns.privileges import verify_privileges

@@ -10,8 +10,8 @@ from importlib import import_module
 from types import FrameType
 from typing import NamedTuple
 
-from ztunnel.config import ConfigError, load_config
-from ztunnel.config.files import read_text_file
+from ztunnel.config.config_errors import ConfigError
+from ztunnel.config.machine import load_from_machine
 from ztunnel.config.spelling import nearest
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import setup_logging, shutdown_logging
@@ -102,10 +102,7 @@ def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
     before = signal.signal(signal.SIGTERM, _end_before_start)
     try:
         setup_logging(environ)
-        config = load_config(
-            environ, read_file=read_text_file, cpu_count=len(os.sched_getaffinity(0)), args=args
-        )
-        return _delegate("ztunnel.app", "run", config)
+        return _delegate("ztunnel.app", "run", load_from_machine(environ, args))
     except ConfigError as error:
         return _failed(error)
     except ZtunnelError as error:

@@ -11,7 +11,7 @@ import h11
 import trio
 
 from ztunnel.admin.http import Handler, HttpServer
-from ztunnel.admin.listen import open_listeners
+from ztunnel.admin.servers import open_listeners
 from ztunnel.model.address import SocketAddress
 
 

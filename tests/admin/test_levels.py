@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from ztunnel.admin import LogLevels, Request
-from ztunnel.admin.levels import USAGE
+from ztunnel.admin.http import Request
+from ztunnel.admin.levels import USAGE, LogLevels
 from ztunnel.observe.filter import Level, parse_startup_filter
 from ztunnel.observe.logging import current_filter, set_filter
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tests.admin.serving import serving
 from tests.observe.test_traffic import other
-from ztunnel.admin import MetricsPage
+from ztunnel.admin.metrics import MetricsPage
 from ztunnel.observe.exposition import OPENMETRICS_TYPE
 
 OPENED = "istio_tcp_connections_opened_total"

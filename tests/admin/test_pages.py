@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from ztunnel.admin import Admin, AdminProviders, LogLevels, Page, Request, Response
-from ztunnel.admin.dump import config_dump
-from ztunnel.config import Config, config_view
+from ztunnel.admin.dump import AdminProviders, config_dump
+from ztunnel.admin.http import Request, Response
+from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.pages import Admin, Page
+from ztunnel.config.model import Config
+from ztunnel.config.view import config_view
 from ztunnel.observe.nurseries import TaskAges
 from ztunnel.version import build_info
 

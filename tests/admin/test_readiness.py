@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ztunnel.admin import Readiness, Request
+from ztunnel.admin.http import Request
+from ztunnel.admin.readiness import Readiness
 from ztunnel.observe.logging import capture_logs
 
 

@@ -6,9 +6,9 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 import trio
 
-from ztunnel.admin import ListenError, Readiness, open_listeners, serve
-from ztunnel.admin.listen import loopback_has_ipv6
-from ztunnel.config import Localhost
+from ztunnel.admin.readiness import Readiness
+from ztunnel.admin.servers import ListenError, loopback_has_ipv6, open_listeners, serve
+from ztunnel.config.model import Localhost
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import capture_logs
 

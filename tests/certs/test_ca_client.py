@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztunnel.certs.ca_client import CALL_SECONDS, METHOD, CaClient
-from ztunnel.certs.errors import (
+from ztunnel.certs.certificate_errors import (
     CaChainError,
     CaError,
     CaRootsError,
@@ -25,7 +25,7 @@ from ztunnel.certs.errors import (
     WrongIdentityError,
 )
 from ztunnel.certs.fake_ca import IssuingCa
-from ztunnel.certs.wire import decode_response, encode_request
+from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.grpc.bridge import GrpcChannelError, GrpcStatusError
 from ztunnel.model.identity import Identity

@@ -12,7 +12,7 @@ from tests.e2e.fake_ca import FakeCertificateAuthority
 from tests.e2e.fake_istiod import FakeIstiod
 from ztunnel.certs import ca_client
 from ztunnel.certs.ca_client import CaClient
-from ztunnel.certs.errors import CaUnreachableError, WrongIdentityError
+from ztunnel.certs.certificate_errors import CaUnreachableError, WrongIdentityError
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.model.identity import Identity
 

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ztunnel.certs.certificate_errors import CaChainError, CaError, WrongIdentityError
 from ztunnel.certs.chain import read_chain, split_pem
-from ztunnel.certs.errors import CaChainError, CaError, WrongIdentityError
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.certs.request import make_signing_request
 from ztunnel.model.identity import Identity

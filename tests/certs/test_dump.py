@@ -7,8 +7,8 @@ import json
 
 from cryptography import x509
 
+from ztunnel.certs.certificate_errors import CaUnreachableError
 from ztunnel.certs.dump import dump_certificates
-from ztunnel.certs.errors import CaUnreachableError
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.certs.rotation import Priority, Rotations
 from ztunnel.model.identity import Identity

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from ztunnel.certs.errors import CaError, CaUnreachableError, ForgottenIdentityError
+from ztunnel.certs.certificate_errors import CaError, CaUnreachableError, ForgottenIdentityError
 from ztunnel.certs.manager import SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.messages import CertificateFailed, CertificateForgotten, CertificateIssued

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from ztunnel.certs.errors import CaChainError, CaError
+from ztunnel.certs.certificate_errors import CaChainError, CaError
 from ztunnel.certs.rotation import LONGEST_BACKOFF, Phase, Priority, Rotations, backoff
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity

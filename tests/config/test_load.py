@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
-from ztunnel.config import (
+from ztunnel.config.config_errors import ConfigError
+from ztunnel.config.load import load_config
+from ztunnel.config.machine import read_text_file
+from ztunnel.config.model import (
+    DEFAULT_MESH_CONFIG,
+    DEFAULT_ROOT_CERT,
+    DEFAULT_TOKEN,
     Config,
-    ConfigError,
     LocalFile,
     Localhost,
     LocalStatic,
@@ -22,12 +27,8 @@ from ztunnel.config import (
     TokenFile,
     TokenStatic,
     WorkloadInfo,
-    config_view,
-    config_yaml,
-    load_config,
 )
-from ztunnel.config.files import read_text_file
-from ztunnel.config.model import DEFAULT_MESH_CONFIG, DEFAULT_ROOT_CERT, DEFAULT_TOKEN
+from ztunnel.config.view import config_view, config_yaml
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ztunnel.config import load_config
+from ztunnel.config.load import load_config
 from ztunnel.config.spelling import nearest
 from ztunnel.observe.filter import parse_startup_filter
 from ztunnel.observe.labels import unknown_labels

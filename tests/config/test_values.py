@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.config.values import (
+    authority,
     parse_address,
     parse_bool,
     parse_cpu_quantity,
@@ -12,7 +13,6 @@ from ztunnel.config.values import (
     parse_header,
     parse_integer,
     parse_worker_threads,
-    split_address,
 )
 
 
@@ -80,22 +80,22 @@ def test_integers_are_decimal_and_bounded(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "address", "split"),
+    ("text", "address", "dialled"),
     [
-        ("istiod:15012", "https://istiod:15012", ("istiod", 15012)),
+        ("istiod:15012", "https://istiod:15012", "istiod:15012"),
         (
             "https://istiod.istio-system.svc:15012/x",
             "https://istiod.istio-system.svc:15012",
-            ("istiod.istio-system.svc", 15012),
+            "istiod.istio-system.svc:15012",
         ),
-        ("https://istiod", "https://istiod:443", ("istiod", 443)),
-        ("[::1]:15012", "https://[::1]:15012", ("::1", 15012)),
-        ("http://10.0.0.1:15010", "https://10.0.0.1:15010", ("10.0.0.1", 15010)),
+        ("https://istiod", "https://istiod:443", "istiod:443"),
+        ("[::1]:15012", "https://[::1]:15012", "[::1]:15012"),
+        ("http://10.0.0.1:15010", "https://10.0.0.1:15010", "10.0.0.1:15010"),
     ],
 )
-def test_an_address_gets_a_scheme_and_a_port(text, address, split):
+def test_an_address_gets_a_scheme_and_a_port(text, address, dialled):
     assert parse_address(text) == address
-    assert split_address(address) == split
+    assert authority(address) == dialled
     assert parse_address(address) == address
 
 

@@ -10,7 +10,7 @@ import trio.testing
 
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.control.pods import PodStarter
-from ztunnel.inpod.errors import PodStartError
+from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import (
     FromDataPlane,
     PodAdded,

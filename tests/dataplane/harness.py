@@ -18,9 +18,9 @@ import pytest
 import trio
 
 from ztunnel.certs.fake_ca import FakeCa
-from ztunnel.config import Config, ProxyMode
-from ztunnel.dataplane import DataPlane
-from ztunnel.dataplane.wire import control_end
+from ztunnel.config.model import Config, ProxyMode
+from ztunnel.dataplane.plane import DataPlane
+from ztunnel.dataplane.socketpair import control_end
 from ztunnel.messages import (
     CertificateIssued,
     CertificateWanted,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ztunnel.config import load_config
-from ztunnel.config.files import read_text_file
+from ztunnel.config.load import load_config
+from ztunnel.config.machine import read_text_file
 from ztunnel.config.model import LocalFile, ProxyMode, WorkloadInfo
 from ztunnel.demo.dedicated import Sample, dedicated_environment, parse_metrics
 

@@ -13,7 +13,7 @@ import dns.message
 import trio
 
 from tests.decide.fake_mesh import FakeMesh
-from ztunnel.config import Config
+from ztunnel.config.model import Config
 from ztunnel.decide.names import pod_search_domains
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.resolver import Resolver

@@ -17,7 +17,7 @@ import trio
 
 from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from ztunnel.dns import on_demand as on_demand_module
-from ztunnel.dns.errors import NameResolutionError
+from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.dns.lookup import addresses_in
 from ztunnel.dns.on_demand import OnDemandResolver
 from ztunnel.dns.resolv_conf import ResolvConf

@@ -15,7 +15,7 @@ import trio
 
 from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from ztunnel.dns import upstream as upstream_module
-from ztunnel.dns.errors import (
+from ztunnel.dns.dns_errors import (
     NoNameserverError,
     TooManyQueriesError,
     UpstreamError,

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.inpod.agent import SNAPSHOT_SENT, Agent, add_packet, delete_packet, keep_packet
-from ztunnel.inpod.client import ZdsClient, duration_text
-from ztunnel.inpod.errors import PodStartError, ZdsProtocolError
+from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.session import PodCounts, PodState, PodView
+from ztunnel.inpod.zds_errors import PodStartError, ZdsProtocolError
 from ztunnel.messages import PodInfo
 from ztunnel.observe.logging import capture_logs
 
@@ -328,13 +328,6 @@ async def test_cancelled_in_the_middle_of_a_start_nothing_is_left_open(tmp_path,
             agent.send(add_packet("b", INFO), (netns,))
         await trio.sleep(0.1)
         assert a_node.manager.calls == ["start a"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.02, "20ms"), (0.64, "640ms"), (1.28, "1.28s"), (10.24, "10.24s"), (15.0, "15s")]
-)
-def test_durations_read_as_in_the_reference(seconds, text):
-    assert duration_text(seconds) == text
 
 
 async def test_a_pod_that_ended_by_itself_is_asked_for_again(tmp_path, autojump_clock):

@@ -14,7 +14,7 @@ from ztunnel.inpod.codec import (
     encode_ack,
     encode_hello,
 )
-from ztunnel.inpod.errors import ZdsReadError
+from ztunnel.inpod.zds_errors import ZdsReadError
 from ztunnel.messages import PodInfo
 from ztunnel.pb.istio.workload import zds
 

@@ -6,7 +6,6 @@ import pytest
 
 from tests.inpod.fake_namespace import FakeNamespace
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, SnapshotSent
-from ztunnel.inpod.errors import PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
     Fail,
     Phase,
@@ -21,6 +20,7 @@ from ztunnel.inpod.session import (
     StartPod,
     StopPod,
 )
+from ztunnel.inpod.zds_errors import PodStartError, ZdsReadError
 from ztunnel.messages import PodInfo
 
 INFO = PodInfo("pod", "ns", "sa")

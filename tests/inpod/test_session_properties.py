@@ -8,7 +8,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.inpod.fake_namespace import FakeNamespace
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, SnapshotSent
-from ztunnel.inpod.errors import PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
     Command,
     Commands,
@@ -21,6 +20,7 @@ from ztunnel.inpod.session import (
     StartPod,
     StopPod,
 )
+from ztunnel.inpod.zds_errors import PodStartError, ZdsReadError
 from ztunnel.messages import PodInfo
 
 UIDS = st.sampled_from("abcd")

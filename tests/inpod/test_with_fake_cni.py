@@ -17,8 +17,8 @@ from tests.e2e.fake_cni import FakeCni, NoZtunnelError
 from tests.netns.namespaces import namespace_of, needs_namespaces, open_descriptors
 from ztunnel.demo.machine import Machine
 from ztunnel.inpod.client import ZdsClient
-from ztunnel.inpod.errors import PodStartError
 from ztunnel.inpod.session import PodCounts
+from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from ztunnel.config import ConfigError
+from ztunnel.config.config_errors import ConfigError
 from ztunnel.observe import logging
 from ztunnel.observe.filter import FilterError, Level, parse_filter
 from ztunnel.observe.logging import (

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from ztunnel.config.model import SocketConfig
 from ztunnel.sockets.keepalive import Keepalive
 
 
@@ -17,7 +18,7 @@ def options(sock: socket.socket) -> tuple[int, int, int, int, int]:
     ("keepalive", "expected"),
     [
         (Keepalive(), (1, 180, 180, 9, 0)),
-        (Keepalive().with_user_timeout(), (1, 180, 180, 9, 1_800_000)),
+        (Keepalive(user_timeout=SocketConfig().user_timeout), (1, 180, 180, 9, 1_800_000)),
         (Keepalive(time=0.2, interval=0.2, retries=0), (1, 1, 1, 1, 0)),
         (
             Keepalive(time=1e9, interval=1e9, retries=10**9, user_timeout=1e9),
@@ -34,4 +35,4 @@ def test_settings_reach_the_socket_within_the_kernels_bounds(keepalive, expected
 def test_a_refusal_is_ignored():
     sock = socket.socket()
     sock.close()
-    Keepalive().with_user_timeout().apply(sock)
+    Keepalive(user_timeout=SocketConfig().user_timeout).apply(sock)

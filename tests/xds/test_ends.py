@@ -11,7 +11,6 @@ from ztunnel.xds.ends import (
     Reason,
     Refused,
     after,
-    duration,
     status_text,
 )
 
@@ -114,19 +113,3 @@ def test_hints_name_the_common_causes():
     assert status_text("Internal", "m", details="d", source="s") == (
         'status: Internal, message: "m", details: d, source: s'
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0ns"),
-        (0.01, "10ms"),
-        (0.64, "640ms"),
-        (1.28, "1.28s"),
-        (15.0, "15s"),
-        (0.0005, "0.5ms"),
-        (1, "1s"),
-    ],
-)
-def test_durations_print_as_log_consumers_know_them(seconds, text):
-    assert duration(seconds) == text

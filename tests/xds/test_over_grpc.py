@@ -14,11 +14,12 @@ import trio
 from tests.e2e.fake_ca import FakeCertificateAuthority
 from tests.e2e.fake_istiod import TOKEN, FakeIstiod, server_that_never_answers
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
+from ztunnel.config.values import authority
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.observe.logging import Record, capture_logs
 from ztunnel.xds import client as client_module
 from ztunnel.xds.client import XdsClient
-from ztunnel.xds.connect import connector, target
+from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
 
@@ -386,4 +387,4 @@ async def test_nothing_is_left_open_when_the_client_is_cancelled(istiod):
     ],
 )
 def test_the_target_is_host_and_port(address, expected):
-    assert target(address) == expected
+    assert authority(address) == expected

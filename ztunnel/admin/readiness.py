@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ztunnel.admin.http import Request, Response
+from ztunnel.observe.durations import duration_text
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("readiness")
@@ -49,7 +50,7 @@ class Readiness:
         task = self._pending.pop(name, None)
         if task is None:
             return
-        took = _duration(self._now() - task.since)
+        took = duration_text(self._now() - task.since, decimals=1)
         rest = len(self._pending)
         what = f"still awaiting {rest} tasks" if rest else "marking server ready"
         text = f"Task '{name}' complete ({took}), {what}"
@@ -83,7 +84,7 @@ class Readiness:
         for name in self.pending:
             task = self._pending[name]
             error = f", last error: {task.error}" if task.error else ""
-            lines.append(f"{name}: pending for {_duration(now - task.since)}{error}\n")
+            lines.append(f"{name}: pending for {duration_text(now - task.since, decimals=1)}{error}\n")
         lines += [f"{name}: {text}\n" for name, text in sorted(self._remarks.items())]
         return "".join(lines)
 
@@ -98,10 +99,3 @@ class Readiness:
             return Response(200, f"ready\n{detail}".encode(), "text/plain")
         text = f"not ready, pending: {', '.join(self.pending)}\n{detail}"
         return Response(500, text.encode(), "text/plain")
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.1f}".removesuffix(".0") + unit
-    return f"{seconds * 1e9:.0f}ns"

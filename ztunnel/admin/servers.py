@@ -1,18 +1,96 @@
-"""One server of the node (readiness, admin, metrics) as one task, from bind to the last answer."""
+"""One server of the node (readiness, admin, metrics) as one task, from bind to the last answer.
+
+Its listeners: where, in which families, and what is said when one cannot be opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import ClassVar
 
 import trio
 
-from ztunnel.admin.http import Handler, HttpServer
-from ztunnel.admin.listen import open_listeners
-from ztunnel.config import ListenAddress, Localhost
+from ztunnel.admin.http import Handler, HttpServer, no_delay
+from ztunnel.config.model import ListenAddress, Localhost
+from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import SocketAddress, parse_ip
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("hyper_util")
+
+_LOOPBACK_WITHOUT_IPV6 = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+_BACKLOG = 128
+
+
+class ListenError(ZtunnelError):
+    """A server's address could not be bound."""
+
+    code: ClassVar[str] = "ZT-OBS-001"
+
+
+def loopback_has_ipv6() -> bool:
+    """Whether IPv6 is enabled on ``lo`` of our network namespace."""
+    try:
+        return _LOOPBACK_WITHOUT_IPV6.read_text(encoding="ascii").strip() == "0"
+    except OSError:
+        return False
+
+
+def open_listeners(
+    name: str, address: ListenAddress, *, has_ipv6: Callable[[], bool] = loopback_has_ipv6
+) -> list[trio.SocketListener]:
+    """Bind and listen. ``name`` is the server's, for errors. The caller closes what is returned.
+
+    The wildcard of IPv6 takes IPv4 too, and where the kernel has no IPv6 it becomes that of IPv4. Raises
+    ListenError; then nothing is left open.
+    """
+    if not isinstance(address, Localhost):
+        try:
+            return [_listener(address)]
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT and address.ip == IPv6Address("::"):
+                return open_listeners(name, SocketAddress(IPv4Address(0), address.port))
+            raise _failed(name, address, error) from error
+    wanted = SocketAddress(IPv4Address("127.0.0.1"), address.port)
+    opened: list[trio.SocketListener] = []
+    try:
+        opened.append(_listener(wanted))
+        if address.ipv6 and has_ipv6():
+            port = opened[0].socket.getsockname()[1]
+            wanted = SocketAddress(IPv6Address("::1"), port)
+            opened.append(_listener(wanted))
+    except OSError as error:
+        for listener in opened:
+            listener.socket.close()
+        raise _failed(name, wanted, error) from error
+    return opened
+
+
+def _listener(address: SocketAddress) -> trio.SocketListener:
+    family = socket.AF_INET if address.ip.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            only = 0 if address.ip == IPv6Address("::") else 1
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.bind((str(address.ip), address.port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    no_delay(listener)
+    return listener
+
+
+def _failed(name: str, address: SocketAddress, error: OSError) -> ListenError:
+    return ListenError(f"cannot listen on {address} for {name}: {error.strerror or error}")
 
 
 async def serve(

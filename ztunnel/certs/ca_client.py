@@ -10,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
-from urllib.parse import urlsplit
 
+from ztunnel.certs.certificate_errors import (
+    CaChainError,
+    CaError,
+    CaRootsError,
+    CaTokenError,
+    CaUnreachableError,
+)
 from ztunnel.certs.chain import read_chain
-from ztunnel.certs.errors import CaChainError, CaError, CaRootsError, CaTokenError, CaUnreachableError
+from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.certs.request import make_signing_request
-from ztunnel.certs.wire import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode
+from ztunnel.config.values import authority
 from ztunnel.grpc.bridge import GrpcChannel, GrpcChannelError, GrpcStatusError, Metadata
 from ztunnel.grpc.credentials import RootsError, TokenError, authorization, read_roots
 from ztunnel.model.certificate import Certificate
@@ -53,7 +59,7 @@ class CaClient:
     def __init__(self, config: Config, make_channel: Callable[[bytes], Channel] | None = None) -> None:
         if config.ca_address is None:
             raise ValueError("there is no CA address")
-        target = _target(config.ca_address)
+        target = authority(config.ca_address)
         self._config = config
         self._impersonate = config.proxy_mode is ProxyMode.SHARED
         self._make_channel = make_channel or (
@@ -156,10 +162,3 @@ class _Connection:
         self._calls -= 1
         if self._retired and self._calls == 0:
             self.channel.close()
-
-
-def _target(address: str) -> str:
-    """``host:port`` of an ``https://`` address; its path is ignored."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    return f"{f'[{host}]' if ':' in host else host}:{parts.port or _HTTPS_PORT}"

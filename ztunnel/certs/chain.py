@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from ztunnel.certs.errors import CaChainError, WrongIdentityError
+from ztunnel.certs.certificate_errors import CaChainError, WrongIdentityError
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 import trio
 
 from ztunnel.certs.authority import CertificateAuthority
-from ztunnel.certs.errors import CaError, ForgottenIdentityError
+from ztunnel.certs.certificate_errors import CaError, ForgottenIdentityError
 from ztunnel.certs.rotation import CONCURRENCY, Priority, Renewal, Rotation, Rotations
 from ztunnel.messages import CertificateFailed, CertificateForgotten, CertificateIssued
 from ztunnel.model.certificate import Certificate

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
 
-from ztunnel.certs.errors import CaChainError, CaError
+from ztunnel.certs.certificate_errors import CaChainError, CaError
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 

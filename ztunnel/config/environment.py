@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ztunnel.config.errors import InvalidVariableError, UnreadableFileError
+from ztunnel.config.config_errors import InvalidVariableError, UnreadableFileError
 from ztunnel.config.values import parse_bool, parse_duration, parse_integer
 
 T = TypeVar("T")

@@ -15,12 +15,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from ztunnel.config.environment import Environment, ReadFile
-from ztunnel.config.errors import (
-    ConfigError,
+from ztunnel.config.config_errors import (
     ConflictingConfigError,
     InvalidVariableError,
 )
+from ztunnel.config.environment import Environment, ReadFile
 from ztunnel.config.mesh import ProxyConfig, parse_mesh_file, parse_proxy_config
 from ztunnel.config.model import (
     DEFAULT_MESH_CONFIG,
@@ -385,6 +384,3 @@ def _check_together(config: Config) -> None:
         raise ConflictingConfigError(
             "error parsing proxy config: DNS proxy does not currently support on-demand mode"
         )
-
-
-__all__ = ["ConfigError", "ReadFile", "load_config"]

@@ -80,14 +80,14 @@ def parse_address(text: str) -> str:
         raise ValueError(expected)
     if not host.isascii() or any(c.isspace() or not c.isprintable() for c in host):
         raise ValueError(expected)
-    shown = f"[{host}]" if ":" in host else host
-    return f"https://{shown}:{443 if port is None else port}"
+    return f"https://{authority(parts.geturl())}"
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of what `parse_address` gave."""
+def authority(address: str) -> str:
+    """Returns ``host:port`` of an ``https://`` address, as gRPC dials it. A path is ignored."""
     parts = urlsplit(address)
-    return parts.hostname or "", parts.port or 443
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{443 if parts.port is None else parts.port}"
 
 
 def parse_cpu_quantity(text: str) -> int:

@@ -22,7 +22,7 @@ from ztunnel.certs.crl import watch_crl
 from ztunnel.certs.dump import dump_certificates
 from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
-from ztunnel.config import Config, ProxyMode
+from ztunnel.config.model import Config, ProxyMode
 from ztunnel.config.spelling import nearest
 from ztunnel.control.link import DataPlaneLink
 from ztunnel.control.mesh_source import MeshSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from ztunnel.config import Config
+from ztunnel.config.model import Config
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics
 from ztunnel.xds.client import Apply, XdsClient

@@ -9,7 +9,7 @@ from itertools import count
 import trio
 
 from ztunnel.control.link import DataPlaneLink
-from ztunnel.inpod.errors import PodStartError
+from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import (
     FromDataPlane,
     PodAdded,

@@ -4,7 +4,3 @@ It takes mesh deltas, certificates and pods as `ztunnel.messages` values and giv
 wishes for certificates, and reports. It runs in the control process, or as a process of its own over a
 socketpair (`ztunnel.dataplane.worker`); nothing in it knows which.
 """
-
-from ztunnel.dataplane.plane import DataPlane
-
-__all__ = ["DataPlane"]

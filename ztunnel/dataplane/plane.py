@@ -8,7 +8,7 @@ from random import Random
 import msgspec
 import trio
 
-from ztunnel.config import Config
+from ztunnel.config.model import Config
 from ztunnel.dataplane.pods import Pods
 from ztunnel.dns.on_demand import OnDemandResolver
 from ztunnel.messages import (

@@ -139,8 +139,7 @@ class Pods:
         for pod in self._pods.values():
             evict_stale(pod, uids)
             if not ours and pod.context.connections.inbound:
-                info = pod.context.info
-                workload = self._shared.store.local_workload(info.name, info.namespace, info.service_account)
+                workload = pod.context.known_workload()
                 ours = workload is not None and workload.uid in uids
         if ours:
             self.policy_changed()

@@ -16,9 +16,10 @@ from random import SystemRandom
 
 import trio
 
-from ztunnel.config import Config, load_from_machine
+from ztunnel.config.machine import load_from_machine
+from ztunnel.config.model import Config
 from ztunnel.dataplane.plane import DataPlane
-from ztunnel.dataplane.wire import MessageSocket, worker_end
+from ztunnel.dataplane.socketpair import MessageSocket, worker_end
 from ztunnel.messages import FromDataPlane, ToDataPlane
 from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
 
@@ -79,7 +80,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        trio.run(_main, load_from_machine(), int(sys.argv[1]))
+        trio.run(_main, load_from_machine(os.environ), int(sys.argv[1]))
     finally:
         shutdown_logging()
 

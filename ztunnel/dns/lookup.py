@@ -10,7 +10,7 @@ import dns.rcode
 import dns.rdatatype
 
 from ztunnel.decide.names import TYPE_A, TYPE_AAAA
-from ztunnel.dns.errors import UpstreamUnreachable
+from ztunnel.dns.dns_errors import UpstreamUnreachable
 from ztunnel.dns.message import Query, make_query, read_reply
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import IPAddress, parse_ip

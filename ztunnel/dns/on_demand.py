@@ -13,15 +13,13 @@ from random import Random, SystemRandom
 
 import trio
 
-from ztunnel.dns.errors import NameResolutionError, UpstreamError, UpstreamTimedOut
+from ztunnel.dns.dns_errors import NameResolutionError, UpstreamError, UpstreamTimedOut
 from ztunnel.dns.lookup import Found, look_up
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import IPAddress, parse_ip
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.factories import HostSockets
-
-__all__ = ["NameResolutionError", "OnDemandResolver"]
 
 log = get_logger("dns::resolver")
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import trio
 
-from ztunnel.config import ListenAddress, Localhost
-from ztunnel.dns.errors import QueryLoopError, TooManyQueriesError
+from ztunnel.config.model import ListenAddress, Localhost
+from ztunnel.dns.dns_errors import QueryLoopError, TooManyQueriesError
 from ztunnel.dns.framing import MessageStream
 from ztunnel.dns.message import LONGEST_TCP, TYPE_AXFR, TYPE_IXFR, Query, Rcode, Refused, parse_query
 from ztunnel.dns.reply import error_reply

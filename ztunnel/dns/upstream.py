@@ -31,7 +31,7 @@ from random import Random
 
 import trio
 
-from ztunnel.dns.errors import (
+from ztunnel.dns.dns_errors import (
     NoNameserverError,
     TooManyQueriesError,
     UpstreamError,

@@ -21,7 +21,6 @@ import trio
 
 from ztunnel.errors import os_error_text
 from ztunnel.inpod.codec import AddPod, decode_request, encode_ack, encode_hello
-from ztunnel.inpod.errors import AgentUnreachableError, PodStartError, ZdsReadError
 from ztunnel.inpod.session import (
     RETRY_SECONDS,
     Command,
@@ -39,7 +38,9 @@ from ztunnel.inpod.session import (
     StopPod,
 )
 from ztunnel.inpod.transport import Connection, Packet
+from ztunnel.inpod.zds_errors import AgentUnreachableError, PodStartError, ZdsReadError
 from ztunnel.messages import PodInfo
+from ztunnel.observe.durations import duration_text
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("inpod::workloadmanager")
@@ -256,10 +257,3 @@ class ZdsClient:
         if ready is not self._ready:
             self._ready = ready
             self._on_ready(ready)
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as log consumers know it: ``20ms``, ``1.28s``, ``15s``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
-    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"

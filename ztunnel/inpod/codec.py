@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ztunnel.inpod.errors import ZdsReadError
+from ztunnel.inpod.zds_errors import ZdsReadError
 from ztunnel.messages import PodInfo
 from ztunnel.pb.istio.workload import zds
 

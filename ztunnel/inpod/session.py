@@ -32,7 +32,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, Request, SnapshotSent
-from ztunnel.inpod.errors import PodStartError, ZdsProtocolError, ZdsReadError
+from ztunnel.inpod.zds_errors import PodStartError, ZdsProtocolError, ZdsReadError
 from ztunnel.messages import PodInfo
 
 RETRY_SECONDS = 5.0

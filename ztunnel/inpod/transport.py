@@ -15,7 +15,7 @@ from typing import Final, Self
 import trio
 
 from ztunnel.inpod.codec import LARGEST_PACKET
-from ztunnel.inpod.errors import ZdsReadError
+from ztunnel.inpod.zds_errors import ZdsReadError
 from ztunnel.netns.namespace_thread import NamespaceIdentity
 
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize

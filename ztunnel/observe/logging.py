@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 import trio
 
-from ztunnel.config.errors import InvalidVariableError
+from ztunnel.config.config_errors import InvalidVariableError
 from ztunnel.config.spelling import nearest
 from ztunnel.observe.filter import (
     DEFAULT_FILTER,

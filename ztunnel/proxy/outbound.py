@@ -17,7 +17,7 @@ import trio
 from ztunnel.decide.headers import print_baggage, print_forwarded
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal
 from ztunnel.decide.route import route, unresolved, with_ip
-from ztunnel.dns.on_demand import NameResolutionError
+from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress

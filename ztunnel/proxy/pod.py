@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from ztunnel.config import ProxyMode
+from ztunnel.config.model import ProxyMode
 from ztunnel.dns.server import DnsProxy
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger

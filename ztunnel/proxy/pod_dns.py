@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztunnel.config import ProxyMode
+from ztunnel.config.model import ProxyMode
 from ztunnel.decide.names import pod_search_domains
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
 from ztunnel.dns.resolver import Resolver

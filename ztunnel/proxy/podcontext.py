@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from ztunnel.config import Config
+from ztunnel.config.model import Config
 from ztunnel.hbone import HboneSettings
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import IPAddress
@@ -73,8 +73,12 @@ class Shared:
         options = self.config.socket_config
         if not options.keepalive_enabled:
             return None
-        keepalive = Keepalive(options.keepalive_time, options.keepalive_interval, options.keepalive_retries)
-        return keepalive.with_user_timeout() if options.user_timeout_enabled else keepalive
+        return Keepalive(
+            options.keepalive_time,
+            options.keepalive_interval,
+            options.keepalive_retries,
+            options.user_timeout if options.user_timeout_enabled else None,
+        )
 
     @property
     def hbone_settings(self) -> HboneSettings:
@@ -129,15 +133,14 @@ class PodContext:
 
         Raises UnknownWorkloadError when it has not come within ``workload_wait`` seconds.
         """
-        info, shared = self.info, self.shared
-        lookup = shared.store.local_workload
-        found = lookup(info.name, info.namespace, info.service_account)
+        found = self.known_workload()
         if found is not None:
             return found
+        info, shared = self.info, self.shared
         with trio.move_on_after(shared.config.workload_wait):
             while True:
                 await shared.changed.park()
-                found = lookup(info.name, info.namespace, info.service_account)
+                found = self.known_workload()
                 if found is not None:
                     return found
         log.warning(

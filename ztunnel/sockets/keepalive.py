@@ -25,10 +25,6 @@ class Keepalive:
     retries: int = 9
     user_timeout: float | None = None
 
-    def with_user_timeout(self) -> Keepalive:
-        """The same with the user timeout that belongs to it: the time after which probing gives up."""
-        return Keepalive(self.time, self.interval, self.retries, self.time + self.retries * self.interval)
-
     def apply(self, sock: socket.socket) -> None:
         """Set the options on a TCP socket. What the kernel refuses is left as it was: none of it is vital."""
         _try_set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import trio
 
 from ztunnel.config.model import Config
+from ztunnel.config.values import authority
 from ztunnel.grpc.bridge import GrpcChannel, GrpcStatusError, GrpcStream
 from ztunnel.grpc.credentials import TokenError, authorization, read_roots
 from ztunnel.xds.client import Connect, StatusError, Stream
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 CONNECT_SECONDS = 5.0
-_HTTPS_PORT = 443
-
-
-def target(address: str) -> str:
-    """``host:port`` of an ``https://`` address, as the bridge takes it; the path is ignored."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    if ":" in host:
-        host = f"[{host}]"
-    return f"{host}:{parts.port or _HTTPS_PORT}"
 
 
 def connector(config: Config, *, connect_seconds: float = CONNECT_SECONDS) -> Connect:
@@ -37,7 +27,7 @@ def connector(config: Config, *, connect_seconds: float = CONNECT_SECONDS) -> Co
     """
     if config.xds_address is None:
         raise ValueError("there is no address to connect to")
-    address = target(config.xds_address)
+    address = authority(config.xds_address)
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Stream]:

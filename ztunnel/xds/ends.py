@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ztunnel.observe.durations import duration_text
+
 FIRST_BACKOFF = 0.01
 MAX_BACKOFF = 15.0
 
@@ -95,19 +97,19 @@ def after(end: End, backoff: float, address: str) -> Retry:
         case Closed():
             return Retry(Reason.COMPLETE, "warn", "XDS client complete", longer, longer)
         case Failed():
-            text = f"XDS client error: {end.text}, retrying in {duration(longer)}"
+            text = f"XDS client error: {end.text}, retrying in {duration_text(longer)}"
             return Retry(Reason.ERROR, "warn", text, longer, longer)
         case Refused(phase=Phase.CONNECTING):
             text = (
                 f"XDS client connection error: gRPC connection error connecting to {address}: {end.text}, "
-                f"retrying in {duration(longer)}"
+                f"retrying in {duration_text(longer)}"
             )
             return Retry(Reason.CONNECTION_ERROR, "warn", text, longer, longer)
         case Refused() if _is_orderly(end):
-            text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration(FIRST_BACKOFF)}"
+            text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration_text(FIRST_BACKOFF)}"
             return Retry(Reason.RECONNECT, "debug", text, FIRST_BACKOFF, FIRST_BACKOFF)
         case Refused():
-            text = f"XDS client error: gRPC error {end.text}, retrying in {duration(longer)}"
+            text = f"XDS client error: gRPC error {end.text}, retrying in {duration_text(longer)}"
             return Retry(Reason.ERROR, "warn", text, longer, longer)
 
 
@@ -131,12 +133,3 @@ def status_text(code: str, message: str, *, details: str = "", source: str = "")
     if "CERTIFICATE_VERIFY_FAILED" in message or "verify failed" in message.lower():
         text += " (hint: is its certificate from a root in XDS_ROOT_CA, and for its name?)"
     return text
-
-
-def duration(seconds: float) -> str:
-    """A duration as log lines show it: ``1.28s``, ``640ms``, ``15s``, ``0ns``."""
-    if seconds == 0:
-        return "0ns"
-    if seconds >= 1:
-        return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
-    return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
