@@ -10,7 +10,7 @@ import trio
 from ztunnel.dataplane.drain import drain_samples, progress, report_progress
 from ztunnel.messages import PodInfo
 from ztunnel.observe.logging import capture_logs
-from ztunnel.proxy.connections import ConnectionTable, Inbound, Outbound
+from ztunnel.proxy.connections import ConnectionTable, InboundEntry, OutboundEntry
 
 
 class Pod:
@@ -18,8 +18,8 @@ class Pod:
 
     def __init__(self, name: str, *, inbound: int = 0, outbound: int = 0, sockets: int | None = None) -> None:
         table = ConnectionTable()
-        table.inbound.update(Inbound(trio.CancelScope()) for _ in range(inbound))
-        table.outbound.update(Outbound(trio.CancelScope()) for _ in range(outbound))
+        table.inbound.update(InboundEntry(trio.CancelScope()) for _ in range(inbound))
+        table.outbound.update(OutboundEntry(trio.CancelScope()) for _ in range(outbound))
         info = PodInfo(name, "default", "account")
         self.context = SimpleNamespace(info=info, connections=table)
         self.open_sockets = inbound + outbound if sockets is None else sockets

@@ -119,7 +119,7 @@ async def test_a_bug_before_a_connection_is_known_spares_its_neighbours_in_the_t
         await neighbour.send_all(b"1")
         assert await neighbour.receive_some(1) == b"1"
         with capture_logs("error") as lines, monkeypatch.context() as patches:
-            patches.setattr("ztunnel.proxy.inbound.parse_forwarded_host", broken)
+            patches.setattr("ztunnel.decide.headers.parse_forwarded_host", broken)
             async with await via_socks(port) as stream:
                 await stream.send_all(b"x")
                 assert await is_closed(stream)

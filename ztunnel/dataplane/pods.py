@@ -22,9 +22,7 @@ from ztunnel.netns.namespace import Namespace
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext, Shared
-from ztunnel.proxy.policy import recheck
-from ztunnel.proxy.revocation import close_revoked
-from ztunnel.proxy.staleness import evict_stale
+from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
 from ztunnel.sockets.listen import BindError
 from ztunnel.tls.revocation import Revocations
@@ -52,7 +50,7 @@ class Pods:
             await self._policy_changed.wait()
             self._policy_changed = trio.Event()
             for pod in list(self._pods.values()):
-                await recheck(pod.context)
+                await close_forbidden(pod.context)
                 await trio.lowlevel.checkpoint()
 
     def add(self, message: PodAdded) -> None:

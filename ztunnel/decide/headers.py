@@ -10,6 +10,7 @@ ztunnel is narrower than those, its form counts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
 from typing import NamedTuple, TypeAlias
@@ -144,7 +145,7 @@ def print_baggage(workload: Workload) -> str:
     )
 
 
-def parse_baggage(values: list[bytes] | list[str]) -> Baggage:
+def parse_baggage(values: Sequence[bytes | str]) -> Baggage:
     """Merge the lines of a baggage header, later items over earlier ones; unknown keys are ignored.
 
     Of ``key=a=b`` the value is ``a``. If any line is not ASCII, all of them are ignored.
@@ -190,6 +191,37 @@ def parse_traceparent(value: bytes | str | None) -> TraceParent | None:
     if version == "ff" or not trace_id.strip("0") or not parent_id.strip("0"):
         return None
     return TraceParent(trace_id, parent_id, flags)
+
+
+class ConnectHeaders(NamedTuple):
+    """What the header fields of a CONNECT say, each field read once.
+
+    network: the value of x-forwarded-network, None when it is absent. baggage: its lines, not yet parsed.
+    """
+
+    trace: TraceParent | None = None
+    forwarded_host: str | None = None
+    network: bytes | None = None
+    baggage: tuple[bytes, ...] = ()
+
+    @classmethod
+    def read(cls, fields: Iterable[tuple[bytes, bytes]]) -> ConnectHeaders:
+        """Returns what is said. Of repeated fields the last counts, but the first sound traceparent."""
+        trace, forwarded, network = None, None, None
+        baggage: list[bytes] = []
+        for name, value in fields:
+            if name == b"traceparent":
+                trace = trace or parse_traceparent(value)
+            elif name == b"forwarded":
+                forwarded = value
+            elif name == b"x-forwarded-network":
+                network = value
+            elif name == b"baggage":
+                baggage.append(value)
+        return cls(trace, parse_forwarded_host(forwarded), network, tuple(baggage))
+
+
+NO_HEADERS = ConnectHeaders()
 
 
 def is_foreign_network(x_forwarded_network: bytes | str | None, network: str) -> bool:

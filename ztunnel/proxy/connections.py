@@ -33,7 +33,7 @@ class Closable:
 
 
 @dataclass(slots=True, eq=False)
-class Inbound(Closable):
+class InboundEntry(Closable):
     """An incoming connection and what policy looked at when it was let in."""
 
     facts: PolicyFacts | None = None
@@ -51,7 +51,7 @@ class Inbound(Closable):
 
 
 @dataclass(slots=True, eq=False)
-class Outbound(Closable):
+class OutboundEntry(Closable):
     """An outgoing connection. ``workload_uid`` is the next hop's, empty outside the mesh."""
 
     source: str = ""
@@ -86,8 +86,8 @@ class ConnectionTable:
     """
 
     def __init__(self) -> None:
-        self.inbound: set[Inbound] = set()
-        self.outbound: set[Outbound] = set()
+        self.inbound: set[InboundEntry] = set()
+        self.outbound: set[OutboundEntry] = set()
 
     def __len__(self) -> int:
         return len(self.inbound) + len(self.outbound)

@@ -13,16 +13,15 @@ from ipaddress import IPv4Address, IPv6Address
 import trio
 
 from ztunnel.decide.admit import admit_connect
-from ztunnel.decide.headers import parse_forwarded_host, print_baggage
+from ztunnel.decide.headers import ConnectHeaders, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
 from ztunnel.model.address import IPAddress, SocketAddress
-from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.connections import Inbound
+from ztunnel.proxy.connections import InboundEntry
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_stream
@@ -103,19 +102,11 @@ class InboundProxy:
         await self._serve_tunnel(tls, peer, local)
 
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
-        identity = tls.peer_identities[0] if tls.peer_identities else None
         async with trio.open_nursery() as streams:
 
             def on_connect(stream: TunnelStream, request: ConnectReceived) -> None:
-                streams.start_soon(
-                    self._serve_stream,
-                    stream,
-                    request,
-                    peer,
-                    local,
-                    identity,
-                    name=f"inbound {peer} → {request.authority}",
-                )
+                name = f"inbound {peer} → {request.authority}"
+                streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 
             tunnel = Tunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect=on_connect)
             self.tunnels.add(tunnel)
@@ -128,79 +119,85 @@ class InboundProxy:
         if tunnel.failure is not None:
             log.debug("tunnel ended", peer=peer, error=tunnel.failure)
 
-    # -- one CONNECT ----------------------------------------------------------------------------------------
-
     async def _serve_stream(
-        self,
-        stream: TunnelStream,
-        request: ConnectReceived,
-        peer: SocketAddress,
-        local: SocketAddress,
-        identity: Identity | None,
+        self, stream: TunnelStream, request: ConnectReceived, peer: SocketAddress, local: SocketAddress
     ) -> None:
         """A bug in what serves one connection ends that connection alone, and not its tunnel."""
         try:
-            await self._serve_connect(stream, request, peer, local, identity)
+            await _Connect(self._pod, stream, request, peer, local, transparent=self._transparent).serve()
         except Exception as error:
             log.error("a connection's task failed; the connection is closed", peer=peer, exc_info=error)
         finally:
             stream.close()
 
-    async def _serve_connect(
+
+class _Connect:
+    """One CONNECT from its request to the end of its connection.
+
+    peer, local: the addresses of the tunnel. transparent: as for `InboundProxy`.
+    """
+
+    def __init__(
         self,
+        pod: PodContext,
         stream: TunnelStream,
         request: ConnectReceived,
         peer: SocketAddress,
         local: SocketAddress,
-        identity: Identity | None,
+        *,
+        transparent: bool,
     ) -> None:
-        """From the request to the end of the connection. Every failure is answered, logged, and ends here."""
-        pod = self._pod
-        headers = dict(request.headers)
-        report = ConnectionReport(
-            pod, Direction.INBOUND, peer, local, authority=request.authority, headers=request.headers
+        self._pod = pod
+        self._stream = stream
+        self._request = request
+        self._peer = peer
+        self._local = local
+        self._transparent = transparent
+        identities = stream.tunnel.tls.peer_identities
+        self._identity = identities[0] if identities else None
+        headers = ConnectHeaders.read(request.headers)
+        self._report = ConnectionReport(
+            pod, Direction.INBOUND, peer, local, authority=request.authority, headers=headers
         )
-        forwarded_host = parse_forwarded_host(headers.get(b"forwarded"))
-        entry = Inbound(trio.CancelScope(), tunnels=(stream.tunnel,), forwarded_host=forwarded_host)
+        self._entry = InboundEntry(
+            trio.CancelScope(), tunnels=(stream.tunnel,), forwarded_host=headers.forwarded_host
+        )
+
+    async def serve(self) -> None:
+        """Carry the connection to its end. Every failure is answered, logged, and ends here."""
         try:
-            with entry.scope:
-                async with report.closing(entry):
+            with self._entry.scope:
+                async with self._report.closing(self._entry):
                     try:
-                        await self._admit_and_carry(stream, request, peer, local, identity, report, entry)
+                        await self._admit_and_carry()
                     except ConnectionFailure as failure:
-                        _refuse(stream, failure)
+                        self._refuse(failure)
                         raise
         finally:
-            pod.connections.inbound.discard(entry)
+            self._pod.connections.inbound.discard(self._entry)
 
-    async def _admit_and_carry(
-        self,
-        stream: TunnelStream,
-        request: ConnectReceived,
-        peer: SocketAddress,
-        local: SocketAddress,
-        identity: Identity | None,
-        report: ConnectionReport,
-        entry: Inbound,
-    ) -> None:
-        pod = self._pod
+    async def _admit_and_carry(self) -> None:
+        pod, stream, report = self._pod, self._stream, self._report
         workload = await pod.local_workload()
         shared = pod.shared
         if shared.demands is not None:
-            await shared.demands.authority(request.authority, local, workload, shared.config.network)
+            await shared.demands.authority(
+                self._request.authority, self._local, workload, shared.config.network
+            )
             # Policies may have been attached to it meanwhile, and the table knows nothing of us yet.
             workload = await pod.local_workload()
-        plan = self._admit(request, peer, local, identity, workload, entry)
-        entry.facts = PolicyFacts(peer, plan.destination, identity)
-        pod.connections.inbound.add(entry)
-        report.admitted(plan, identity)
-        check_policy(pod, workload, entry.facts, report, stream.tunnel.tls.peer_identities)
+        plan = self._admit(workload)
+        facts = PolicyFacts(self._peer, plan.destination, self._identity)
+        self._entry.facts = facts
+        pod.connections.inbound.add(self._entry)
+        report.admitted(plan, self._identity)
+        check_policy(pod, workload, facts, report, stream.tunnel.tls.peer_identities)
         application = await self._dial(plan)
         with application:
             server = stream.tunnel.hbone
             assert isinstance(server, HboneServer)
             fields = []
-            if pod.shared.config.enable_response_baggage:
+            if shared.config.enable_response_baggage:
                 fields.append(("baggage", print_baggage(workload)))
             server.accept(stream.id, fields)
             stream.tunnel.flush()
@@ -216,24 +213,16 @@ class InboundProxy:
         if end.error is not None:
             raise RelayError(end.error)
 
-    def _admit(
-        self,
-        request: ConnectReceived,
-        peer: SocketAddress,
-        local: SocketAddress,
-        identity: Identity | None,
-        workload: Workload,
-        entry: Inbound,
-    ) -> InboundPlan:
+    def _admit(self, workload: Workload) -> InboundPlan:
         config = self._pod.shared.config
         facts = ConnectFacts(
-            method=request.method,
-            authority=request.authority,
-            local=local,
-            peer=peer,
+            method=self._request.method,
+            authority=self._request.authority,
+            local=self._local,
+            peer=self._peer,
             workload=workload,
-            identity=identity,
-            forwarded_host=entry.forwarded_host,
+            identity=self._identity,
+            forwarded_host=self._entry.forwarded_host,
             network=config.network,
         )
         plan = admit_connect(
@@ -248,35 +237,41 @@ class InboundProxy:
         return plan
 
     async def _dial(self, plan: InboundPlan) -> socket.socket:
-        shared = self._pod.shared
         source = plan.spoof
         if plan.loopback:
             source = SocketAddress(_LOOPBACK[plan.dial.ip.version], 0)
-        try:
-            return await connect(
-                plan.dial,
-                factory=self._pod.sockets,
-                source=source,
-                mark=self._pod.mark,
-                keepalive=shared.keepalive,
-                timeout=DIAL_TIMEOUT,
-            )
-        except OSError as error:
-            raise ApplicationDialError(os_error_text(error)) from error
+        return await dial_application(self._pod, plan.dial, source)
+
+    def _refuse(self, failure: ConnectionFailure) -> None:
+        """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
+        stream = self._stream
+        server = stream.tunnel.hbone
+        assert isinstance(server, HboneServer)
+        status = 503
+        if isinstance(failure, RouteRefusedError):
+            status = failure.refusal.status
+        elif isinstance(failure, PolicyRejectedError):
+            status = 401
+        if server.refuse(stream.id, status):
+            stream.answered_with_end()
+            stream.tunnel.flush()
 
 
-def _refuse(stream: TunnelStream, failure: ConnectionFailure) -> None:
-    """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
-    server = stream.tunnel.hbone
-    assert isinstance(server, HboneServer)
-    status = 503
-    if isinstance(failure, RouteRefusedError):
-        status = failure.refusal.status
-    elif isinstance(failure, PolicyRejectedError):
-        status = 401
-    if server.refuse(stream.id, status):
-        stream.answered_with_end()
-        stream.tunnel.flush()
+async def dial_application(
+    pod: PodContext, destination: SocketAddress, source: SocketAddress | None
+) -> socket.socket:
+    """Connect to an application of the pod, from an address to show to it. Raises ApplicationDialError."""
+    try:
+        return await connect(
+            destination,
+            factory=pod.sockets,
+            source=source,
+            mark=pod.mark,
+            keepalive=pod.shared.keepalive,
+            timeout=DIAL_TIMEOUT,
+        )
+    except OSError as error:
+        raise ApplicationDialError(os_error_text(error)) from error
 
 
 async def _write(sock: socket.socket, data: bytes) -> None:

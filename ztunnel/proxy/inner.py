@@ -16,7 +16,7 @@ import trio
 
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.hbone import HboneClient
-from ztunnel.proxy.connections import Outbound
+from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.relay import RelayEnd, relay_stream
 from ztunnel.proxy.report import ConnectionReport
@@ -43,7 +43,7 @@ async def relay_inside(
     fields: list[tuple[str, str]],
     shared: Shared,
     report: ConnectionReport,
-    entry: Outbound,
+    entry: OutboundEntry,
     established: Callable[[], None],
 ) -> RelayEnd:
     """Open a tunnel inside ``outer``, a CONNECT in it, and relay ``sock`` through that.

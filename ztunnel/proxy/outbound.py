@@ -23,7 +23,7 @@ from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.attempts import Attempts, Penalties, Progress
-from ztunnel.proxy.connections import Outbound
+from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
@@ -84,7 +84,7 @@ class OutboundProxy:
         """
         pod = self._pod
         report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
-        entry = Outbound(trio.CancelScope(), source=str(client), original_destination=str(destination))
+        entry = OutboundEntry(trio.CancelScope(), source=str(client), original_destination=str(destination))
         with entry.scope:
             async with report.closing(entry):
                 source = await pod.local_workload()
@@ -94,7 +94,7 @@ class OutboundProxy:
                     raise RelayError(end.error)
 
     async def _carry(
-        self, sock: socket.socket, request: OutboundRequest, report: ConnectionReport, entry: Outbound
+        self, sock: socket.socket, request: OutboundRequest, report: ConnectionReport, entry: OutboundEntry
     ) -> RelayEnd:
         """Try endpoints until one takes the connection, then relay."""
         table = self._pod.connections.outbound
@@ -265,7 +265,7 @@ class _Attempt:
         client: SocketAddress,
         plan: OutboundPlan,
         report: ConnectionReport,
-        entry: Outbound,
+        entry: OutboundEntry,
     ) -> None:
         self._proxy = proxy
         self._sock = sock

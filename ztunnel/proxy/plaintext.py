@@ -8,17 +8,15 @@ import trio
 
 from ztunnel.decide.admit import admit_plaintext
 from ztunnel.decide.plans import PolicyFacts, Refusal
-from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
-from ztunnel.proxy.connections import Inbound
-from ztunnel.proxy.inbound import DIAL_TIMEOUT
+from ztunnel.proxy.connections import InboundEntry
+from ztunnel.proxy.inbound import dial_application
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.sockets.dial import connect
-from ztunnel.tunnel.failures import ApplicationDialError, RelayError, RouteRefusedError
+from ztunnel.tunnel.failures import RelayError, RouteRefusedError
 
 
 class PlaintextProxy:
@@ -32,7 +30,7 @@ class PlaintextProxy:
         """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
         pod = self._pod
         report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
-        entry = Inbound(trio.CancelScope())
+        entry = InboundEntry(trio.CancelScope())
         try:
             with entry.scope:
                 async with report.closing(entry):
@@ -46,7 +44,7 @@ class PlaintextProxy:
         peer: SocketAddress,
         destination: SocketAddress,
         report: ConnectionReport,
-        entry: Inbound,
+        entry: InboundEntry,
     ) -> None:
         pod = self._pod
         shared = pod.shared
@@ -65,17 +63,7 @@ class PlaintextProxy:
         pod.connections.inbound.add(entry)
         report.admitted(plan, None)
         check_policy(pod, workload, entry.facts, report)
-        try:
-            application = await connect(
-                plan.dial,
-                factory=pod.sockets,
-                source=plan.spoof,
-                mark=pod.mark,
-                keepalive=shared.keepalive,
-                timeout=DIAL_TIMEOUT,
-            )
-        except OSError as error:
-            raise ApplicationDialError(os_error_text(error)) from error
+        application = await dial_application(pod, plan.dial, plan.spoof)
         with application:
             end = await relay_plain(
                 sock, application, pipes=shared.pipes, received=report.received, sent=report.sent

@@ -1,10 +1,8 @@
-"""Asking policy about a connection, when it comes and again whenever the mesh has changed."""
+"""Asking policy about a connection that comes; `ztunnel.proxy.recheck` asks again later."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import trio
 
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts, Verdict
@@ -13,12 +11,9 @@ from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.report import ConnectionReport
-from ztunnel.tunnel.failures import PolicyChangedError, PolicyRejectedError
+from ztunnel.tunnel.failures import PolicyRejectedError
 
 log = get_logger("state")
-
-SLICE = 64
-"""Connections asked about between two checkpoints: less than a millisecond."""
 
 
 def check_policy(
@@ -62,38 +57,3 @@ def _log_decision(pod: PodContext, verdict: Verdict) -> None:
             say(message)
         else:
             say(message, policy=policy)
-
-
-async def recheck(pod: PodContext) -> int:
-    """Close the connections of a pod that would be refused by now; gives how many there were.
-
-    In slices, so that a pod with thousands of connections holds up nobody.
-
-    Policies, the pod's own workload (its list of policies, its trust domain) and hence the meaning of the
-    peer's identity may have changed. A pod whose workload is not known for the moment keeps its connections:
-    a control plane that lost an object must not cut traffic.
-    """
-    entries = pod.connections.inbound
-    if not entries:
-        return 0
-    info = pod.info
-    workload = pod.shared.store.local_workload(info.name, info.namespace, info.service_account)
-    if workload is None:
-        return 0
-    closed = 0
-    for number, entry in enumerate(list(entries), 1):
-        if number % SLICE == 0:
-            await trio.lowlevel.checkpoint()
-        facts = entry.facts
-        if facts is None or entry.closed_because is not None:
-            continue
-        peer = entry.tunnels[0].tls.peer_identities if entry.tunnels else ()
-        if not is_foreign(peer, workload) and authorize(pod.shared.store, workload, facts).allowed:
-            continue
-        entry.close(PolicyChangedError())
-        closed += 1
-        log.info(
-            f"connection {facts.source}({facts.identity})->{facts.destination} ({workload.uid}) closed "
-            "because it's no longer allowed after a policy update"
-        )
-    return closed

@@ -12,12 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ztunnel.decide.headers import (
-    TraceParent,
-    is_foreign_network,
-    parse_baggage,
-    parse_traceparent,
-)
+from ztunnel.decide.headers import NO_HEADERS, ConnectHeaders, TraceParent, is_foreign_network, parse_baggage
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
@@ -40,14 +35,12 @@ from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalErr
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 
 class ConnectionReport:
     """The account of one connection, made when it begins; `closing` surrounds all that happens to it.
 
     direction, source, destination: as the access log names them. authority: of the CONNECT, None for
-    plaintext.
+    plaintext. headers: the CONNECT's.
     """
 
     def __init__(
@@ -58,7 +51,7 @@ class ConnectionReport:
         destination: SocketAddress,
         *,
         authority: str | None = None,
-        headers: Headers = (),
+        headers: ConnectHeaders = NO_HEADERS,
     ) -> None:
         self._pod = pod
         self._direction = direction
@@ -72,15 +65,7 @@ class ConnectionReport:
         self._labels: tuple[str, ...] = ()
         self._plan: OutboundPlan | None = None
         self._earlier = (0, 0)
-        self.trace = self._trace(headers)
-
-    def _trace(self, headers: Headers) -> TraceParent:
-        for name, value in headers:
-            if name == b"traceparent":
-                found = parse_traceparent(value)
-                if found is not None:
-                    return found
-        return TraceParent.generate(self._pod.shared.random)
+        self.trace = headers.trace or TraceParent.generate(pod.shared.random)
 
     @property
     def log(self) -> Logger:
@@ -122,7 +107,7 @@ class ConnectionReport:
         if plan.protocol is not OutboundProtocol.DOUBLE_HBONE:
             self._open()
 
-    def inner_peer(self, identity: Identity, headers: Headers) -> None:
+    def inner_peer(self, identity: Identity, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """The inner tunnel of double HBONE stands: the destination is who proved itself there."""
         plan = self._plan
         assert plan is not None
@@ -136,15 +121,12 @@ class ConnectionReport:
         """An incoming connection knows where it goes. Counted as opened, before policy is asked."""
         shared = self._pod.shared
         config = shared.config
+        headers = self._headers
         baggage = None
-        foreign = None
-        for name, value in self._headers:
-            if name == b"x-forwarded-network":
-                foreign = value
-        if config.enable_response_baggage and self._headers:
-            baggage = parse_baggage([value for name, value in self._headers if name == b"baggage"])
+        if config.enable_response_baggage and self._authority is not None:
+            baggage = parse_baggage(headers.baggage)
         peer: Workload | None = None
-        if not is_foreign_network(foreign, config.network):
+        if not is_foreign_network(headers.network, config.network):
             peer = shared.store.workload_by_address(config.network, self._source.ip)
         source = inbound_source(peer, baggage, identity)
         destination = end_from_workload(plan.workload, plan.workload.identity)
