@@ -69,13 +69,14 @@ def workload(**fields) -> Resource:
     return Resource(made.uid, bytes(pbw.Address(workload=made)))
 
 
-def deny_port(port: int, name: str = "deny") -> Resource:
+def deny_port(port: int, name: str = "deny", *, dry_run: bool = False) -> Resource:
     match = pbs.Match(destination_ports=[port])
     policy = pbs.Authorization(
         name=name,
         namespace="default",
         scope=pbs.Scope.NAMESPACE,
         action=pbs.Action.DENY,
+        dry_run=dry_run,
         rules=[pbs.Rule(clauses=[pbs.Clause(matches=[match])])],
     )
     return Resource(f"default/{name}", bytes(policy))

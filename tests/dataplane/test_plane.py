@@ -20,7 +20,8 @@ from tests.dataplane.harness import (
     workload,
 )
 from ztunnel.messages import Drain
-from ztunnel.observe.logging import capture_logs
+from ztunnel.observe.filter import Level
+from ztunnel.observe.logging import Record, capture_logs
 
 
 def totals(report, family: str):
@@ -58,6 +59,64 @@ async def test_policy_refuses_with_401():
             "connection closed due to policy rejection: explicitly denied by: default/deny",
             "http status: 401 Unauthorized",
         ]
+
+
+async def refusal(port: int) -> list[Record]:
+    """The lines about a connection that is refused on both sides."""
+    with capture_logs("trace") as lines:
+        async with await via_socks(port) as stream:
+            assert await is_closed(stream)
+        await trio.sleep(0.1)
+    return [line for line in lines if line.message in ("connection complete", "refused")]
+
+
+async def test_a_denial_is_explained_on_both_sides_right_after_the_access_line():
+    async with running_plane() as control, server(echo) as port:
+        await control.policies(deny_port(port))
+        lines = await refusal(port)
+    shown = [(line.message, line.level, line.fields["code"]) for line in lines]
+    assert shown == [
+        ("connection complete", Level.ERROR, "ZT-POL-001"),
+        ("refused", Level.ERROR, "ZT-POL-001"),
+        ("connection complete", Level.ERROR, "ZT-HBN-010"),
+        ("refused", Level.ERROR, "ZT-HBN-010"),
+    ]
+    for access, why in (lines[:2], lines[2:]):
+        for name in ("connection", "src.addr", "dst.addr", "direction"):
+            assert access.fields[name] == why.fields[name]
+    assert lines[0].fields["connection"] != lines[2].fields["connection"]
+    assert lines[1].fields["policy"] == "default/deny"
+    assert "Rule 0 of default/deny denies it" in lines[1].fields["why"]
+    assert "an authorization policy there does not allow" in lines[3].fields["why"]
+    # the two explanations share a trace id, by which one finds the other
+    [ours, theirs] = [next(s.fields["id"] for s in line.spans if "id" in s.fields) for line in lines[1::2]]
+    assert ours == theirs
+
+
+async def test_an_application_that_is_down_is_explained_on_both_sides():
+    async with running_plane(), server(echo) as port:
+        pass
+    async with running_plane() as _:
+        lines = await refusal(port)
+    assert [line.fields["code"] for line in lines] == ["ZT-NET-012", "ZT-NET-012", "ZT-HBN-010", "ZT-HBN-010"]
+    assert f"Nothing listens on 127.0.0.1:{port} in pod default/local" in lines[1].fields["why"]
+    assert "pod default/local was reached, and its application was not" in lines[3].fields["why"]
+
+
+async def test_a_dry_run_refusal_is_told_once_a_connection_and_counted():
+    async with running_plane() as control, server(echo) as port:
+        await control.policies(deny_port(port, dry_run=True))
+        with capture_logs("info") as lines:
+            async with await via_socks(port) as stream:
+                await stream.send_all(b"hello")
+                await stream.send_eof()
+                assert await read_all(stream) == b"hello"
+            await trio.sleep(0.1)
+        [told] = [line for line in lines if line.message.startswith("a dry-run policy would refuse")]
+        assert (told.level, told.fields["policy"]) == (Level.INFO, "default/deny")
+        report = await control.report()
+        counted = [s for s in report.samples if s.family == "ztunnel_dry_run_verdicts_total"]
+        assert [(s.labels, s.value) for s in counted] == [(("default/deny", "deny"), 1)]
 
 
 async def test_a_change_of_policy_closes_what_it_would_refuse():

@@ -328,6 +328,9 @@ def _own(env: Environment) -> dict[str, Any]:
             "ZTUNNEL_METRICS_MAX_SERIES", _DEFAULTS.metrics_max_series, 1, 10**7
         ),
         "metrics_series_ttl": env.seconds("ZTUNNEL_METRICS_SERIES_TTL", _DEFAULTS.metrics_series_ttl),
+        "connection_history": env.number(
+            "ZTUNNEL_CONNECTION_HISTORY", _DEFAULTS.connection_history, 0, 10**6
+        ),
         "metrics_drop_labels": frozenset(label.strip() for label in dropped.split(",") if label.strip()),
     }
 

@@ -153,6 +153,7 @@ class Config:
     metrics_max_series: series a traffic family may have before further ones are counted as overflow.
     metrics_series_ttl: after how long a series without connections may be dropped.
     metrics_drop_labels: traffic labels whose value is always ``unknown``.
+    connection_history: how many connections that have ended are remembered.
     warnings: what is odd about the environment but no error, to be logged at start.
     """
 
@@ -227,6 +228,7 @@ class Config:
     metrics_max_series: int = 100_000
     metrics_series_ttl: float = 3600.0
     metrics_drop_labels: frozenset[str] = frozenset()
+    connection_history: int = 10_000
     warnings: tuple[str, ...] = ()
 
     @property

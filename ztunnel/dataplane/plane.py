@@ -41,6 +41,7 @@ from ztunnel.observe.logging import get_logger, set_filter
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.demands import Demands
+from ztunnel.proxy.history import History
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.splice import PipePool
@@ -93,6 +94,7 @@ class DataPlane:
             wall_clock=wall_clock,
             budget=DescriptorBudget.current(),
             pipes=PipePool(),
+            history=History(config.connection_history, random),
             demands=Demands(self.store, send) if config.xds_on_demand else None,
         )
 

@@ -73,6 +73,7 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
     peer = _Peer(facts)
     log: list[tuple[str, str | None]] = []
     dry_run: list[str] = []
+    refuses = ""
 
     denies: list[Authorization] = []
     trial_denies: list[Authorization] = []
@@ -87,6 +88,7 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
     for policy in trial_denies:
         if _matching_rule(policy, peer) is not None:
             dry_run.append(policy.key)
+            refuses = refuses or policy.key
             log.append(("dry-run: deny policy match", policy.key))
     for policy in denies:
         rule = _matching_rule(policy, peer)
@@ -100,6 +102,7 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
                 clues=(_matched(policy, rule, peer),),
                 log=tuple(log),
                 dry_run=tuple(dry_run),
+                dry_run_refuses=refuses,
                 missing=missing,
             )
 
@@ -108,10 +111,17 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
         dry_run += trial_matched
         log += [("dry-run: allow policy match", key) for key in trial_matched]
         if not trial_matched and not enforced:
+            refuses = refuses or "*"
             log.append(("dry-run: no allow policies match", None))
     if not enforced:
         log.append(("no allow policies, allow", None))
-        return Verdict(allowed=True, log=tuple(log), dry_run=tuple(dry_run), missing=missing)
+        return Verdict(
+            allowed=True,
+            log=tuple(log),
+            dry_run=tuple(dry_run),
+            dry_run_refuses=refuses,
+            missing=missing,
+        )
 
     for policy in enforced:
         rule = _matching_rule(policy, peer)
@@ -125,6 +135,7 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
                 clues=(Clue(key, rule, text=f"Rule {rule} of {key} allows it."),),
                 log=tuple(log),
                 dry_run=tuple(dry_run),
+                dry_run_refuses=refuses,
                 missing=missing,
             )
     log.append(("no allow policies matched", None))
@@ -135,6 +146,7 @@ def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict
         clues=tuple(islice(failures, MAX_CLUES)),
         log=tuple(log),
         dry_run=tuple(dry_run),
+        dry_run_refuses=refuses,
         missing=missing,
     )
 

@@ -181,6 +181,7 @@ class Verdict:
     policy: key of the policy that decided, None when there was none to decide.
     log: (message, policy key or None) pairs in order, for the scope ``ztunnel::state``.
     dry_run: keys of the dry-run policies that matched.
+    dry_run_refuses: the dry-run policy that would refuse, ``*`` when no dry-run ALLOW would allow, "" else.
     missing: keys that the workload refers to and that are not known.
     """
 
@@ -190,6 +191,7 @@ class Verdict:
     clues: tuple[Clue, ...] = ()
     log: tuple[tuple[str, str | None], ...] = ()
     dry_run: tuple[str, ...] = ()
+    dry_run_refuses: str = ""
     missing: tuple[str, ...] = ()
 
 

@@ -135,15 +135,22 @@ class _Mesh:
 
     def access_line(self, name: str, *texts: str) -> str:
         """The line of a pod's ztunnel that tells of a finished connection with these texts."""
+        return self._line(name, "connection complete", *texts)
+
+    def explanation(self, name: str, code: str) -> str:
+        """The line of a pod's ztunnel that says why a connection was refused with this code."""
+        return self._line(name, "\trefused\t", f'code="{code}"')
+
+    def _line(self, name: str, *texts: str) -> str:
         process = self.pods[name].ztunnel.process
 
         def find() -> str | None:
             for line in process.output().splitlines():
-                if "connection complete" in line and all(text in line for text in texts):
+                if all(text in line for text in texts):
                     return line
             return None
 
-        return process.wait_until(find, what=f"logging a finished connection with {texts}", timeout=10)
+        return process.wait_until(find, what=f"logging a line with {texts}", timeout=10)
 
 
 def tell(page: Page, machine: Machine, surroundings: Surroundings, *, keep: bool) -> None:
@@ -257,6 +264,10 @@ def _show_denial(page: Page, mesh: _Mesh) -> None:
     page.excerpt([log_excerpt(mesh.access_line("web", 'src.workload="stranger"', "policy rejection"))])
     page.line()
     page.excerpt([log_excerpt(mesh.access_line("stranger", 'direction="outbound"', "error="))])
+    page.text("Beside each of these lines another one says why:")
+    page.excerpt([log_excerpt(mesh.explanation("web", "ZT-POL-001"))])
+    page.line()
+    page.excerpt([log_excerpt(mesh.explanation("stranger", "ZT-HBN-010"))])
 
 
 def _show_metrics(page: Page, mesh: _Mesh) -> None:
@@ -291,6 +302,7 @@ def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings) -> No
             f"{enter('stranger')} {command}",
             f"{enter('web')} curl -s http://127.0.0.1:15020/metrics",
             f"{enter('web')} curl -s http://127.0.0.1:15000/config_dump",
+            f"{enter('web')} curl -s http://127.0.0.1:15000/debug/tasks",
             f"tail -f {mesh.machine.directory}/ztunnel-web.log",
             f"$EDITOR {mesh.file}     # the ztunnels follow changes of their mesh",
         ]

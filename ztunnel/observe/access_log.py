@@ -69,11 +69,19 @@ def opened_fields(entry: AccessLogEntry) -> dict[str, Any]:
 
 
 def complete_fields(
-    entry: AccessLogEntry, *, received: int, sent: int, seconds: float, error: str | None = None
+    entry: AccessLogEntry,
+    *,
+    received: int,
+    sent: int,
+    seconds: float,
+    error: str | None = None,
+    code: str | None = None,
+    connection: str | None = None,
 ) -> dict[str, Any]:
     """The fields of ``connection complete``.
 
     ``received`` is the number of bytes from client to server, ``sent`` from server to client, as in metrics.
+    ``code`` and ``connection`` (its id) are ours; they come after all that the existing implementation has.
     """
     outbound = entry.direction is Direction.OUTBOUND
     fields = opened_fields(entry)
@@ -81,14 +89,29 @@ def complete_fields(
     fields["bytes_recv"] = sent if outbound else received
     fields["duration"] = f"{int(seconds * 1000)}ms"
     fields["error"] = error
+    fields["code"] = code
+    fields["connection"] = connection
     return fields
 
 
 def failed_fields(
-    direction: Direction, source: SocketAddress, destination: SocketAddress, error: str
+    direction: Direction,
+    source: SocketAddress,
+    destination: SocketAddress,
+    error: str,
+    *,
+    code: str | None = None,
+    connection: str | None = None,
 ) -> dict[str, Any]:
     """The fields of ``connection failed``: refused before anything is known of the connection."""
-    return {"src.addr": source, "dst.addr": destination, "direction": direction.value, "error": error}
+    return {
+        "src.addr": source,
+        "dst.addr": destination,
+        "direction": direction.value,
+        "error": error,
+        "code": code,
+        "connection": connection,
+    }
 
 
 class _Bare:
@@ -119,24 +142,48 @@ class AccessLog:
         log = get_logger("access") if log is None else log
         self._log = log if workload is None else log.for_workload(workload)
 
-    def opened(self, entry: AccessLogEntry) -> None:
+    def opened(self, entry: AccessLogEntry, connection: str | None = None) -> None:
         """At debug, when the counters are opened."""
         if self._log.is_enabled(Level.DEBUG):
-            self._log.log(Level.DEBUG, "connection opened", opened_fields(entry))
+            fields = {**opened_fields(entry), "connection": connection}
+            self._log.log(Level.DEBUG, "connection opened", fields)
 
     def complete(
-        self, entry: AccessLogEntry, *, received: int, sent: int, seconds: float, error: str | None = None
+        self,
+        entry: AccessLogEntry,
+        *,
+        received: int,
+        sent: int,
+        seconds: float,
+        error: str | None = None,
+        code: str | None = None,
+        connection: str | None = None,
     ) -> None:
-        """At info, or at error if it failed, when it is over. Byte counts as for `complete_fields`."""
+        """At info, or at error if it failed, when it is over. The rest is as for `complete_fields`."""
         level = Level.INFO if error is None else Level.ERROR
         if self._log.is_enabled(level):
-            fields = complete_fields(entry, received=received, sent=sent, seconds=seconds, error=error)
+            fields = complete_fields(
+                entry,
+                received=received,
+                sent=sent,
+                seconds=seconds,
+                error=error,
+                code=code,
+                connection=connection,
+            )
             self._log.log(level, "connection complete", fields)
 
     def failed(
-        self, direction: Direction, source: SocketAddress, destination: SocketAddress, error: str
+        self,
+        direction: Direction,
+        source: SocketAddress,
+        destination: SocketAddress,
+        error: str,
+        *,
+        code: str | None = None,
+        connection: str | None = None,
     ) -> None:
         """At warn, for a connection that is refused before it is known what it is."""
         if self._log.is_enabled(Level.WARN):
-            fields = failed_fields(direction, source, destination, error)
+            fields = failed_fields(direction, source, destination, error, code=code, connection=connection)
             self._log.log(Level.WARN, "connection failed", fields)

@@ -172,6 +172,18 @@ DRAIN_REMAINING = Family(
     _G,
     "Seconds until what is still open is cut, while this process drains; absent otherwise.",
 )
+FAILURES = Family(
+    "ztunnel_connection_failures",
+    _C,
+    "Connections that were refused or failed, by the code of docs/errors.md.",
+    ("direction", "code"),
+)
+DRY_RUN = Family(
+    "ztunnel_dry_run_verdicts",
+    _C,
+    "Connections that a dry-run policy matched, and what it would have said: allow or deny.",
+    ("policy", "verdict"),
+)
 
 CATALOGUE: tuple[Family, ...] = (
     OPEN_FDS,
@@ -204,6 +216,8 @@ CATALOGUE: tuple[Family, ...] = (
     DRAIN_CONNECTIONS,
     DRAIN_OLDEST,
     DRAIN_REMAINING,
+    FAILURES,
+    DRY_RUN,
 )
 
 BY_SAMPLE: dict[str, Family] = {sample: family for family in CATALOGUE for sample in family.samples}

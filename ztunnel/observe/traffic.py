@@ -216,6 +216,14 @@ class TrafficMetrics:
         labels = traffic_labels("source", end_from_workload(source, None), None, None, mtls=False)
         self._count(families.ON_DEMAND_DNS, (*labels[1:9], hostname or "unknown"))
 
+    def connection_failed(self, direction: str, code: str) -> None:
+        """Count a connection that was refused or failed, by its code of docs/errors.md."""
+        self._count(families.FAILURES, (direction, code))
+
+    def dry_run(self, policy: str, verdict: str) -> None:
+        """Count a connection that a dry-run policy matched; ``verdict`` is ``allow`` or ``deny``."""
+        self._count(families.DRY_RUN, (policy, verdict))
+
     def crl_rejected(self, reporter: str) -> None:
         """Count a connection refused or cut because of a revoked certificate."""
         self._count(families.CRL_REJECTIONS, (reporter,))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
 from ztunnel.tunnel.failures import ConnectionFailure
+from ztunnel.tunnel.stream import TunnelStream
 from ztunnel.tunnel.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.report import ConnectionReport
 
 
 @dataclass(slots=True, eq=False)
@@ -17,13 +23,17 @@ class Closable:
     """A connection's task can be ended from outside; ``closed_because`` then is what its log line says.
 
     tunnels: those that carry it: one for HBONE, two for double HBONE.
-    opened: when it began, on trio's clock.
+    opened: when it began, on trio's clock. report: its account. stream, sock: what carries its bytes while it
+    is relayed: a stream of the last tunnel (None for plain TCP), and the application's socket.
     """
 
     scope: trio.CancelScope
     closed_because: ConnectionFailure | None = None
     tunnels: tuple[Tunnel, ...] = ()
     opened: float = field(default_factory=trio.current_time)
+    report: ConnectionReport | None = None
+    stream: TunnelStream | None = None
+    sock: socket.socket | None = None
 
     def close(self, why: ConnectionFailure) -> None:
         """End the connection's task for a reason. The first reason wins."""
@@ -68,6 +78,7 @@ class OutboundEntry(Closable):
         self.expected = plan.expected
         self.workload_uid = plan.destination_workload.uid if plan.destination_workload else ""
         self.tunnels = ()
+        self.stream = None
 
     def view(self) -> OutboundConnection:
         """As the admin dump shows it."""

@@ -25,7 +25,7 @@ from ztunnel.proxy.connections import InboundEntry
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_stream
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import ConnectionReport, Phase
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
@@ -160,7 +160,10 @@ class _Connect:
             pod, Direction.INBOUND, peer, local, authority=request.authority, headers=headers
         )
         self._entry = InboundEntry(
-            trio.CancelScope(), tunnels=(stream.tunnel,), forwarded_host=headers.forwarded_host
+            trio.CancelScope(),
+            report=self._report,
+            tunnels=(stream.tunnel,),
+            forwarded_host=headers.forwarded_host,
         )
 
     async def serve(self) -> None:
@@ -194,6 +197,8 @@ class _Connect:
         check_policy(pod, workload, facts, report, stream.tunnel.tls.peer_identities)
         application = await self._dial(plan)
         with application:
+            self._entry.sock, self._entry.stream = application, stream
+            report.phase = Phase.RELAY
             server = stream.tunnel.hbone
             assert isinstance(server, HboneServer)
             fields = []

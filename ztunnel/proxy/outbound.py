@@ -27,7 +27,7 @@ from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import ConnectionReport, Phase
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
@@ -84,7 +84,13 @@ class OutboundProxy:
         """
         pod = self._pod
         report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
-        entry = OutboundEntry(trio.CancelScope(), source=str(client), original_destination=str(destination))
+        entry = OutboundEntry(
+            trio.CancelScope(),
+            report=report,
+            sock=sock,
+            source=str(client),
+            original_destination=str(destination),
+        )
         with entry.scope:
             async with report.closing(entry):
                 source = await pod.local_workload()
@@ -282,6 +288,7 @@ class _Attempt:
 
         def established() -> None:
             self.progress = Progress.ESTABLISHED
+            report.phase = Phase.RELAY
             attempts.succeeded(plan)
 
         patience = attempts.patience(plan)
@@ -294,6 +301,7 @@ class _Attempt:
         fields = self._fields()
         stream = await self._proxy.open(plan, self._client, fields, patience)
         self._entry.tunnels = (stream.tunnel,)
+        self._entry.stream = stream
         if plan.protocol is OutboundProtocol.HBONE:
             established()
             return await relay_stream(

@@ -15,7 +15,7 @@ from ztunnel.proxy.inbound import dial_application
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import ConnectionReport, Phase
 from ztunnel.tunnel.failures import RelayError, RouteRefusedError
 
 
@@ -30,7 +30,7 @@ class PlaintextProxy:
         """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
         pod = self._pod
         report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
-        entry = InboundEntry(trio.CancelScope())
+        entry = InboundEntry(trio.CancelScope(), report=report)
         try:
             with entry.scope:
                 async with report.closing(entry):
@@ -65,6 +65,8 @@ class PlaintextProxy:
         check_policy(pod, workload, entry.facts, report)
         application = await dial_application(pod, plan.dial, plan.spoof)
         with application:
+            entry.sock = application
+            report.phase = Phase.RELAY
             end = await relay_plain(
                 sock, application, pipes=shared.pipes, received=report.received, sent=report.sent
             )

@@ -20,6 +20,7 @@ from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.demands import Demands
+from ztunnel.proxy.history import History
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
@@ -51,6 +52,7 @@ class Shared:
     """What all pods of a data plane share.
 
     demands: on-demand xDS, None when it is off.
+    history: the connections that were.
     changed: woken whenever something of the mesh was applied.
     wall_clock: seconds since the epoch.
     """
@@ -64,6 +66,7 @@ class Shared:
     wall_clock: Callable[[], float]
     budget: DescriptorBudget
     pipes: PipePool
+    history: History
     demands: Demands | None = None
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 

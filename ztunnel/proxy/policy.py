@@ -33,10 +33,10 @@ def check_policy(
             f"no identity of the peer is of trust domain {workload.identity.trust_domain}"
         )
     verdict = authorize(pod.shared.store, workload, facts)
-    _log_decision(pod, verdict)
+    _log_decision(pod, verdict, report.id)
+    report.judged(verdict)
     if not verdict.allowed:
         assert verdict.reason is not None
-        report.denied(PolicyRejectedError.code, verdict)
         raise PolicyRejectedError(verdict.reason)
 
 
@@ -48,12 +48,12 @@ def is_foreign(peer: Sequence[Identity], workload: Workload) -> bool:
     return bool(peer) and all(one.trust_domain != workload.identity.trust_domain for one in peer)
 
 
-def _log_decision(pod: PodContext, verdict: Verdict) -> None:
+def _log_decision(pod: PodContext, verdict: Verdict, connection: str) -> None:
     for key in verdict.missing:
         log.warning(f"skipping unknown policy {key}")
     say = log.info if pod.shared.config.authz_policy_info_logging else log.debug
     for message, policy in verdict.log:
         if policy is None:
-            say(message)
+            say(message, connection=connection)
         else:
-            say(message, policy=policy)
+            say(message, policy=policy, connection=connection)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from enum import Enum
 
 import trio
 
@@ -16,8 +17,10 @@ from ztunnel.decide.headers import NO_HEADERS, ConnectHeaders, TraceParent, is_f
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
+from ztunnel.model.policy import Action
 from ztunnel.model.workload import Workload
 from ztunnel.observe.access_log import AccessLogEntry, Direction
+from ztunnel.observe.filter import Level
 from ztunnel.observe.labels import (
     End,
     Reporter,
@@ -29,11 +32,26 @@ from ztunnel.observe.labels import (
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connections import Closable
+from ztunnel.proxy.history import Remembered, short
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError
+from ztunnel.proxy.why import Explanation, code_of, explain
+from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")
+
+_ATTEMPTS = 3
+"""Failed attempts whose texts are kept."""
+
+
+class Phase(Enum):
+    """How far a connection has come: what it waits for."""
+
+    WORKLOAD = "the control plane, to tell of this pod"
+    ENDPOINT = "a certificate, or a connection to the next hop"
+    CONNECT = "the answer to its CONNECT"
+    APPLICATION = "the application, to take the connection"
+    RELAY = ""
 
 
 class ConnectionReport:
@@ -64,7 +82,13 @@ class ConnectionReport:
         self._entry: AccessLogEntry | None = None
         self._labels: tuple[str, ...] = ()
         self._plan: OutboundPlan | None = None
+        self._inbound_plan: InboundPlan | None = None
+        self._identity: Identity | None = None
+        self._verdict: Verdict | None = None
+        self._attempts: list[str] = []
         self._earlier = (0, 0)
+        self.id = pod.shared.history.next_id()
+        self.phase = Phase.WORKLOAD
         self.trace = headers.trace or TraceParent.generate(pod.shared.random)
 
     @property
@@ -78,6 +102,29 @@ class ConnectionReport:
         if outbound:
             return log.bind_span("outbound", id=self.trace.trace_id)
         return log.bind_span("inbound", id=self.trace.trace_id, peer=self._source)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Bytes so far, from client to server and back."""
+        metrics = self._metrics
+        received, sent = self._earlier
+        return (received, sent) if metrics is None else (received + metrics.received, sent + metrics.sent)
+
+    @property
+    def attempts(self) -> tuple[str, ...]:
+        """What was tried before and failed."""
+        return tuple(self._attempts)
+
+    @property
+    def route(self) -> tuple[str, ...]:
+        """The reasons of the plan, none while there is none."""
+        plan = self._plan or self._inbound_plan
+        return () if plan is None else plan.why
+
+    @property
+    def entry(self) -> AccessLogEntry | None:
+        """What the access log knows of it, None while it knows nothing."""
+        return self._entry
 
     # -- bytes -------------------------------------------------------------------------------------------
 
@@ -103,6 +150,7 @@ class ConnectionReport:
         source = end_from_workload(plan.source, plan.source.identity if mtls else None)
         destination = end_from_workload(workload, workload.identity) if workload is not None else None
         self._plan = plan
+        self.phase = Phase.ENDPOINT
         self._describe("source", source, destination, plan.next_hop, plan.authority)
         if plan.protocol is not OutboundProtocol.DOUBLE_HBONE:
             self._open()
@@ -119,6 +167,9 @@ class ConnectionReport:
 
     def admitted(self, plan: InboundPlan, identity: Identity | None) -> None:
         """An incoming connection knows where it goes. Counted as opened, before policy is asked."""
+        self._inbound_plan = plan
+        self._identity = identity
+        self.phase = Phase.APPLICATION
         shared = self._pod.shared
         config = shared.config
         headers = self._headers
@@ -151,11 +202,14 @@ class ConnectionReport:
         the endpoint that failed tell of it. The access log has one line a connection, about its last attempt.
         """
         assert self._plan is not None
+        if len(self._attempts) < _ATTEMPTS:
+            self._attempts.append(short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})"))
         self.log.info(
             "trying another endpoint",
             failed=self._plan.next_hop,
             error=str(failure),
-            code=failure.code,
+            code=code_of(failure),
+            connection=self.id,
         )
         self._open()
         self._close_metrics(failure.flag)
@@ -164,14 +218,26 @@ class ConnectionReport:
         """The next hop's hostname is being resolved."""
         self._pod.shared.traffic.on_demand_dns(source, hostname)
 
-    def denied(self, code: str, verdict: Verdict) -> None:
-        """Policy refuses the connection: which policy, which rule, which clause, for whoever asks why."""
-        self.log.info(
-            "refused by policy",
-            code=code,
-            policy=verdict.policy,
-            why="; ".join(clue.text for clue in verdict.clues) or verdict.reason,
-        )
+    def judged(self, verdict: Verdict) -> None:
+        """Policy was asked. A refusal is explained at the end; what dry-run policies say is told here."""
+        if not verdict.allowed:
+            self._verdict = verdict
+        if verdict.dry_run or verdict.dry_run_refuses:
+            self._dry_run(verdict)
+
+    def _dry_run(self, verdict: Verdict) -> None:
+        shared = self._pod.shared
+        for key in verdict.dry_run:
+            policy = shared.store.policy(key)
+            action = "deny" if policy is not None and policy.action is Action.DENY else "allow"
+            shared.traffic.dry_run(key, action)
+        if verdict.dry_run_refuses:
+            self.log.info(
+                "a dry-run policy would refuse this connection",
+                **{"src.addr": self._source, "dst.addr": self._destination},
+                policy=verdict.dry_run_refuses,
+                connection=self.id,
+            )
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -198,8 +264,16 @@ class ConnectionReport:
 
     def refused(self, failure: ConnectionFailure) -> None:
         """The end of a connection of which nothing but its addresses is known."""
-        self._pod.access_log.failed(self._direction, self._source, self._destination, str(failure))
-        self._explain(failure)
+        code = code_of(failure)
+        self._pod.access_log.failed(
+            self._direction,
+            self._source,
+            self._destination,
+            str(failure),
+            code=code,
+            connection=self.id,
+        )
+        self._end(failure, Level.WARN, self._destination, (0, 0))
 
     def finish(self, failure: ConnectionFailure | None) -> None:
         """Count and log the end. Called once, by `closing`."""
@@ -209,8 +283,7 @@ class ConnectionReport:
             return
         self._open()
         assert self._metrics is not None
-        received = self._earlier[0] + self._metrics.received
-        sent = self._earlier[1] + self._metrics.sent
+        received, sent = self.counted
         self._close_metrics("-" if failure is None else failure.flag)
         self._pod.access_log.complete(
             self._entry,
@@ -218,16 +291,79 @@ class ConnectionReport:
             sent=sent,
             seconds=trio.current_time() - self._began,
             error=None if failure is None else str(failure),
+            code=None if failure is None else code_of(failure),
+            connection=self.id,
         )
-        if failure is not None:
-            self._explain(failure)
+        self._end(failure, Level.ERROR, self._entry.destination_address, (received, sent))
 
-    def _explain(self, failure: ConnectionFailure) -> None:
-        """Beside the access log, whose fields are fixed: the code, and why, where more is known."""
-        explanation = failure.explanation
-        if explanation is not None:
-            code, why = explanation
-            self.log.info("refused", code=code, why=why)
+    def _end(
+        self,
+        failure: ConnectionFailure | None,
+        level: Level,
+        address: SocketAddress,
+        count: tuple[int, int],
+    ) -> None:
+        """What comes after the access log line, whose fields are fixed: why, and the memory of it."""
+        explained = None
+        if failure is not None:
+            explained = explain(failure, self._plan or self._inbound_plan, self._verdict)
+            self._pod.shared.traffic.connection_failed(self._direction.value, code_of(failure))
+        if explained is not None:
+            fields = {
+                "src.addr": self._source,
+                "dst.addr": address,
+                "direction": self._direction.value,
+                "code": explained.code,
+                "policy": explained.policy,
+                "why": explained.why,
+                "connection": self.id,
+            }
+            self.log.log(level, "refused", fields)
+        if self._pod.shared.history.keeps:
+            self._remember(failure, explained, count)
+
+    def _remember(
+        self, failure: ConnectionFailure | None, explained: Explanation | None, count: tuple[int, int]
+    ) -> None:
+        shared = self._pod.shared
+        history = shared.history
+        entry, plan, inbound = self._entry, self._plan, self._inbound_plan
+        seconds = trio.current_time() - self._began
+        other = None
+        if entry is not None:
+            other = entry.destination if self._direction is Direction.OUTBOUND else entry.source
+        why = "" if explained is None else short(explained.why)
+        if failure is not None and not why and self._verdict is not None:
+            why = short(str(failure))
+        history.add(
+            Remembered(
+                id=self.id,
+                pod=self._pod.name,
+                direction=self._direction.value,
+                client=self._source,
+                destination=self._destination if inbound is None else inbound.destination,
+                began=shared.wall_clock() - seconds,
+                seconds=seconds,
+                next_hop=plan.next_hop if plan is not None else inbound.dial if inbound is not None else None,
+                peer=f"{other.namespace}/{other.shown}" if other is not None and other.shown else "",
+                service="" if entry is None else short(entry.service or ""),
+                peer_identity="" if other is None or entry is None or not entry.mtls else other.principal,
+                protocol=plan.protocol.value if plan is not None else "HBONE" if self._authority else "TCP",
+                received=count[0],
+                sent=count[1],
+                error="" if failure is None else short(str(failure)),
+                code="" if failure is None else code_of(failure),
+                why=why,
+                policy="" if explained is None else explained.policy or "",
+                route=history.shared(self._route_of(failure)),
+                attempts=self.attempts,
+                identity=self._identity,
+                trace=self.trace.trace_id,
+            )
+        )
+
+    def _route_of(self, failure: ConnectionFailure | None) -> tuple[str, ...]:
+        return failure.refusal.why if isinstance(failure, RouteRefusedError) else self.route
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -259,7 +395,7 @@ class ConnectionReport:
         if self._metrics is None:
             assert self._entry is not None
             self._metrics = self._pod.shared.traffic.opened(self._labels)
-            self._pod.access_log.opened(self._entry)
+            self._pod.access_log.opened(self._entry, self.id)
 
     def _close_metrics(self, flag: str) -> None:
         metrics = self._metrics

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from ztunnel.decide.plans import Refusal
 from ztunnel.errors import ZtunnelError, os_error_text
-from ztunnel.tls.tls_errors import TlsHandshakeError
 
 
 def _begins_with(prefix: str, text: str) -> str:
@@ -25,12 +24,6 @@ class ConnectionFailure(ZtunnelError):
     flag: ClassVar[str] = "CONNECT"
     elsewhere: bool = False
     """Whether another endpoint may well take a connection that failed so, before a byte was forwarded."""
-
-    @property
-    def explanation(self) -> tuple[str, str] | None:
-        """A code and sentences for whoever asks why, None where the text says it all."""
-        cause = self.__cause__
-        return (cause.code, cause.explanation) if isinstance(cause, TlsHandshakeError) else None
 
 
 class DialError(ConnectionFailure):
@@ -222,11 +215,6 @@ class RouteRefusedError(ConnectionFailure):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.text)
         self.refusal = refusal
-
-    @property
-    def explanation(self) -> tuple[str, str] | None:
-        """The decision's own code, and why it was taken."""
-        return self.refusal.kind.value, " ".join(self.refusal.why) or self.refusal.text
 
 
 class InternalError(ConnectionFailure):
