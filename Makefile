@@ -8,7 +8,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit e2e interop bench bench-compare bench-scale protos protos-check format tools lock clean
+# Every target is a name, but for the stamp.
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +22,14 @@ $(STAMP): requirements.lock scripts/setup
 demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
 	@$(BIN)/ztunnel demo $(if $(KEEP),--keep)
 
-test: lint types unit ## everything: lint, types, unit, property, e2e and interop tests
-	$(BIN)/pytest -q tests/e2e tests/interop
+check: setup ## the quick one: lint, types, unit and property tests; two minutes at most on two cores
+	@$(BIN)/python -m tests.everything lint types unit
+
+test: setup ## everything: lint, types, unit, property, e2e and interop tests; what is missing for it, and a summary
+	@$(BIN)/python -m tests.everything lint types unit e2e interop-built
+
+deps: ## show which programs of the distribution are missing and how to install them; as root, install them
+	@scripts/deps
 
 lint: setup protos-check ## ruff, formatting, and the layers
 	$(BIN)/ruff check .
@@ -37,6 +44,9 @@ unit: setup ## unit and property tests
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
 	$(BIN)/pytest -q tests/e2e
+
+interop-built: setup
+	$(BIN)/pytest -q tests/interop
 
 interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
 	BUILD_ISTIOD=1 $(BIN)/pytest -q tests/interop

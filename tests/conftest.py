@@ -1,10 +1,13 @@
-"""What every test has: see the module that each fixture comes from."""
+"""What every test has: see the modules that it comes from."""
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 import pytest
 import trio.testing
 
+from tests import needs
 from tests.clock import make_patient_clock
 
 
@@ -12,3 +15,25 @@ from tests.clock import make_patient_clock
 def autojump_clock() -> trio.testing.MockClock:
     """In place of pytest-trio's, which runs ahead of threads, files and sockets."""
     return make_patient_clock()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needs.check_programs(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    needs.turn_into_skip(item, call, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    needs.write_summary(reasons)
+    if text := needs.sum_up(reasons):
+        terminalreporter.write_sep("=", "what this machine lacks")
+        terminalreporter.write(text)

@@ -1,18 +1,16 @@
 """What some tests need and a machine may not have: the programs of scripts/tools, and the image.
 
-A test that cannot have it is skipped and says why; with ``CI=true`` it fails instead.
+A test that cannot have it is skipped and says why; with ``CI=true`` it fails instead. See `tests.needs` for
+programs of the distribution.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
-from typing import NoReturn
-
-import pytest
 
 from tests.e2e import image as images
+from tests.needs import unavailable
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tools"
 
@@ -24,13 +22,6 @@ NO_FAULT_OF_THE_STEPS = (
     "ProxyError",
     "ensurepip is not available",
 )
-
-
-def unavailable(reason: str) -> NoReturn:
-    """Skip the test, or fail it in CI."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def find_tool(name: str) -> str:

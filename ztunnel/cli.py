@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return _proxy(args, variables)
     command = COMMANDS.get(name)
     if command is not None:
-        return _delegate(command.module, "main", args[1:])
+        return _command(command.module, args[1:])
     meant = nearest(name, COMMANDS, 0.6)
     sys.stderr.write(f"unknown command: {name}" + (f"; did you mean {meant}?\n" if meant else "\n"))
     sys.stdout.write(HELP)
@@ -124,6 +124,18 @@ def _failed(error: ZtunnelError) -> int:
 def _delegate(module: str, function: str, argument: object) -> int:
     # imported late: `version` and `help` answer at once, and a bad configuration before anything is loaded
     result: int | None = getattr(import_module(module), function)(argument)
+    return result or 0
+
+
+def _command(module: str, argument: object) -> int:
+    """Run a command's ``main``; an interrupt raises KeyboardInterrupt in it, as Python programs expect."""
+    run = import_module(module).main
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ztunnel.start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result: int | None = run(argument)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return result or 0
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 
 import pytest
+from pyroute2 import IPRoute
 
 CLONE_NEWNET = 0x40000000
 
@@ -20,7 +20,8 @@ def _own_network_namespace():
             # Without root: the ports of this machine have to do.
             yield
             return
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        with IPRoute() as routes:
+            routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
         try:
             yield
         finally:

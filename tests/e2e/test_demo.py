@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.census import take_census
+from tests.needs import needs_programs
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ztunnel_command
 from ztunnel.demo.machine import PREFIX
@@ -123,34 +124,41 @@ def test_kept_it_can_be_played_with_by_the_printed_commands(temporary: Path) -> 
     log.unlink()
 
 
-def unprivileged_python() -> str | None:
-    """An interpreter of our version that the user nobody can run."""
-    for python in (sys.executable, "/usr/bin/python3"):
-        if not Path(python).exists():
-            continue
-        probe = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c"]
-        version = "import sys; print(*sys.version_info[:2])"
-        # It must be able to start itself, as the demo does.
-        probe.append(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {version!r}])")
-        done = subprocess.run(probe, capture_output=True, text=True, check=False)
-        if done.stdout.split() == [str(part) for part in sys.version_info[:2]]:
-            return python
-    return None
+@pytest.fixture
+def readable() -> Iterator[dict[str, Path]]:
+    """Where an unprivileged user finds this interpreter, our packages and this checkout: in no closed home.
+
+    In a mount namespace of the test's own, in which they are to be mounted: see `in_the_open`.
+    """
+    with tempfile.TemporaryDirectory(prefix="demo-readable-") as name:
+        Path(name).chmod(0o755)
+        places = {str(path): Path(name, str(number)) for number, path in enumerate(sources())}
+        for place in places.values():
+            place.mkdir()
+        yield places
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
-def test_in_an_unprivileged_user_namespace(temporary: Path) -> None:
-    python = unprivileged_python()
-    if python is None:
-        pytest.skip("no Python of this version that an unprivileged user can run")
-    root = Path(__file__).parents[2]
+def sources() -> list[Path]:
     packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python]
+    return [Path(sys.base_prefix), packages, Path(__file__).parents[2]]
+
+
+def in_the_open(places: dict[str, Path], arguments: list[str]) -> list[str]:
+    """A command that runs our Python as nobody, with everything mounted where nobody may read it."""
+    prefix, packages, checkout = places.values()
+    mounts = [f"mount --bind {shlex.quote(source)} {place}" for source, place in places.items()]
+    program = prefix / Path(sys._base_executable).resolve().relative_to(Path(sys.base_prefix).resolve())
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    paths = [f"PYTHONPATH={checkout}:{packages}", f"LD_LIBRARY_PATH={prefix}/lib"]
+    run = shlex.join(["exec", *drop, "env", *paths, str(program), *arguments])
+    return ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, run])]
+
+
+@needs_programs("setpriv", "unshare")
+def test_in_an_unprivileged_user_namespace(temporary: Path, readable: dict[str, Path]) -> None:
     done = processes.run(
-        [*drop, "-m", "ztunnel.cli", "demo"],
-        env=environment(
-            temporary, PYTHONPATH=f"{root}:{packages}", HOME=str(temporary), PYTHONDONTWRITEBYTECODE="1"
-        ),
+        in_the_open(readable, ["-m", "ztunnel.cli", "demo"]),
+        env=environment(temporary, HOME=str(temporary), PYTHONDONTWRITEBYTECODE="1"),
         timeout=LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -158,7 +166,7 @@ def test_in_an_unprivileged_user_namespace(temporary: Path) -> None:
     assert "unprivileged user namespace" in done.stdout
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+@needs_programs("setpriv")
 def test_without_any_right_it_falls_back_to_loopback_and_says_so(temporary: Path) -> None:
     # A namespace of the test's own, so that the fixed ports are free whatever runs on this machine.
     namespace = Namespace.make(f"{PREFIX}loopback-test")

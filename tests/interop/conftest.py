@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.interop import istiod_peer
-from tests.tools import unavailable
+from tests.needs import unavailable
 
 
 @pytest.fixture(scope="session")

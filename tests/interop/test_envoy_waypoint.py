@@ -19,7 +19,7 @@ from tests.e2e.pod import MeshPod
 from tests.e2e.quiet import quiet
 from tests.e2e.traffic import ended_by, read_all, read_exactly, receive_pattern, send_pattern, serve
 from tests.interop import envoy_peer as envoy
-from tests.tools import unavailable
+from tests.needs import unavailable
 from ztunnel.demo.namespaces import may_make_namespaces
 
 pytestmark = pytest.mark.e2e

@@ -42,7 +42,7 @@ def ztunnel_command(*arguments: str) -> list[str]:
     script = Path(sys.executable).with_name("ztunnel")
     if os.access(script, os.R_OK):
         return [sys.executable, str(script), *arguments]
-    return [sys.executable, "-c", "import sys; from ztunnel.cli import main; sys.exit(main())", *arguments]
+    return [sys.executable, "-c", "import sys; from ztunnel.start import main; sys.exit(main())", *arguments]
 
 
 def dedicated_environment(
