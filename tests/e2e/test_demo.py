@@ -147,7 +147,7 @@ def in_the_open(places: dict[str, Path], arguments: list[str]) -> list[str]:
     """A command that runs our Python as nobody, with everything mounted where nobody may read it."""
     prefix, packages, checkout = places.values()
     mounts = [f"mount --bind {shlex.quote(source)} {place}" for source, place in places.items()]
-    program = prefix / Path(sys._base_executable).resolve().relative_to(Path(sys.base_prefix).resolve())
+    program = prefix / Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     paths = [f"PYTHONPATH={checkout}:{packages}", f"LD_LIBRARY_PATH={prefix}/lib"]
     run = shlex.join(["exec", *drop, "env", *paths, str(program), *arguments])
