@@ -104,14 +104,14 @@ def receiving(frame: int, chunk: int, total: int = 2 << 20) -> None:
 def sending(size: int) -> None:
     client, _, stream_id = opened()
     data = memoryview(bytes(size))
-    engine = client._engine
-    stream = client._streams[stream_id].h2
+    windows = client._windows
+    stream = client.stream(stream_id)
 
     def ours() -> None:
         client.send_data(stream_id, data)
         client.take_output()
-        engine.outbound_flow_control_window += size
-        stream.outbound_flow_control_window += size
+        windows.send_window += size
+        stream.send_window += size
 
     report(f"send {size} bytes", ours, number=1000)
 

@@ -25,8 +25,8 @@ SMALL = HboneSettings(stream_window=40_000, connection_window=100_000, frame_siz
 
 def taken(connection: Any) -> Any:
     """How far the connection's window is from full, given back or not."""
-    window = connection._engine.window
-    return window.max_window_size - window.current_window_size - window._bytes_processed
+    window = connection._windows.connection
+    return window.size - window.current - window.consumed
 
 
 def test_payload_is_a_view_into_what_was_received():
@@ -148,7 +148,7 @@ def test_what_outlives_its_stream_is_outstanding_until_acknowledged():
     assert taken(connection) == 0
     connection.acknowledge(1, 1)
     assert taken(connection) == 0
-    assert connection._outstanding == {}
+    assert connection._windows.outstanding == {}
 
 
 def test_what_a_consumer_drops_is_discarded():

@@ -29,6 +29,7 @@ from ztunnel.hbone import (
     StreamEnded,
     StreamReset,
 )
+from ztunnel.hbone.streams import REMEMBERED
 
 OPENING = PREFACE + settings()
 IDS = st.sampled_from([0, 1, 2, 3, 5, 7, 1 << 30, (1 << 31) - 1])
@@ -98,9 +99,9 @@ def drive(connection: HboneConnection, wire: bytes, step: int) -> list[str]:
                 case ConnectionFailed():
                     assert connection.closed
                     story.append(str(event))
-        assert len(connection._held) <= connection.settings.frame_size
+        assert connection._reader.held <= connection.settings.frame_size
         assert connection.open_streams <= connection.settings.max_concurrent_streams
-        assert connection.open_streams == len(connection._engine.streams) or connection.closed
+        assert len(connection._streams._closed) <= REMEMBERED
         assert len(b"".join(connection.take_output())) <= 100 * (len(wire) + 100)
     if connection.closed:
         assert connection.receive(b"anything") == []

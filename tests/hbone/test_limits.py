@@ -1,4 +1,4 @@
-"""What a peer cannot make us do or keep."""
+"""What a peer cannot make us do or keep. Header blocks have their own: test_header_limits."""
 
 from __future__ import annotations
 
@@ -26,53 +26,17 @@ def calmed(events) -> bool:
     return bool(events) and isinstance(events[-1], ConnectionFailed) and events[-1].code == CALM
 
 
-def test_a_header_list_that_is_too_large_when_decoded():
-    _, peer = server()
-    assert not calmed(peer.say(peer.headers(1, [*CONNECT, ("a", "x" * 60_000)])))
-    bomb = [*CONNECT, ("a", "x" * 4_000), *[("a", "x" * 4_000)] * 20]
-    assert len(peer.headers(3, bomb)) < 10_000
-    assert calmed(peer.say(peer.headers(5, bomb)))
-    assert peer.hear()[-1] == "GOAWAY 0 last=1 code=11"
-
-
-def test_a_client_announces_less_and_holds_to_it():
-    connection, peer = client()
-    connection.connect("h:1", [])
-    fields = [(":status", "200"), *[("a", "x" * 4_000)] * 5]
-    assert calmed(peer.say(peer.headers(1, fields)))
-
-
-def test_a_header_frame_that_is_too_large_is_refused_unread():
-    connection, peer = server()
-    head = frame(1, 1, bytes(70_000), flags=4)[:9]
-    assert calmed(peer.say(head))
-    assert not connection._held
-
-
-def test_a_header_block_in_too_many_frames():
-    _, peer = server()
-    wire = [frame(1, 1, b"", 0), *[frame(9, 1, b"", 0)] * 63]
-    assert peer.say(*wire) == []
-    assert calmed(peer.say(frame(9, 1, b"", 0)))
-
-
-def test_a_header_block_of_many_frames_that_is_too_large():
-    _, peer = server()
-    events = peer.say(frame(1, 1, bytes(16_000), 0), *[frame(9, 1, bytes(16_000), 0)] * 5)
-    assert calmed(events)
-
-
 @pytest.mark.parametrize(("kind", "size"), [(4, 6_000), (7, 20_000)])
 def test_control_frames_that_are_too_large_are_refused_unread(kind, size):
     connection, peer = accepted()
     assert calmed(peer.say(frame(kind, 0, bytes(size))[:9]))
-    assert not connection._held
+    assert not connection._reader.held
 
 
 def test_frames_of_unknown_types_are_not_kept():
     connection, peer = accepted()
     assert peer.say(frame(77, 0, bytes(1 << 20))[: 1 << 19]) == []
-    assert not connection._held
+    assert not connection._reader.held
 
 
 def test_rapid_resets_in_one_batch():
@@ -186,12 +150,12 @@ def test_what_is_remembered_of_closed_streams_is_bounded():
         peer.say(peer.headers(n, CONNECT))
         connection.refuse(n, 503)
         connection.take_output()
-    assert len(connection._engine._closed_streams) == 1024
-    assert not connection._engine.streams
+    assert len(connection._streams._closed) == 1024
+    assert not connection._streams.open
     # DATA for one that is forgotten is dropped, its window given back.
-    window = connection._engine.window
+    window = connection._windows.connection
     assert peer.say(data(1, b"late")) == []
-    assert window.current_window_size + window._bytes_processed == window.max_window_size
+    assert window.current + window.consumed == window.size
     assert peer.hear() == []
 
 

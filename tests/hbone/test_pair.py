@@ -110,8 +110,8 @@ def test_any_amount_flows_through_any_windows(sizes, stream_window, connection_w
             rounds += 1
             assert rounds < 1_000
         assert received == payload[:size]
-    window = server._engine.window
-    assert window.current_window_size + window._bytes_processed == window.max_window_size
+    window = server._windows.connection
+    assert window.current + window.consumed == window.size
 
 
 def test_stock_h2_as_the_server():

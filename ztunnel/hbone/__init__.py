@@ -16,6 +16,7 @@ from ztunnel.hbone.events import (
     Event,
     Headers,
     PeerDraining,
+    PeerSettingsReceived,
     Pong,
     Responded,
     StreamEnded,
@@ -24,6 +25,7 @@ from ztunnel.hbone.events import (
 )
 from ztunnel.hbone.server import HboneServer
 from ztunnel.hbone.settings import HboneSettings
+from ztunnel.hbone.stream import Stream
 
 __all__ = [
     "CannotOpenStreamError",
@@ -38,8 +40,10 @@ __all__ = [
     "HboneSettings",
     "Headers",
     "PeerDraining",
+    "PeerSettingsReceived",
     "Pong",
     "Responded",
+    "Stream",
     "StreamEnded",
     "StreamReset",
     "WindowOpened",

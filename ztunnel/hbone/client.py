@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from ztunnel.hbone import wire
 from ztunnel.hbone.connection import HboneConnection
-from ztunnel.hbone.engine import FieldsReceived
-from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode
-from ztunnel.hbone.events import Responded
+from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, Violation
+from ztunnel.hbone.events import PeerSettingsReceived, Responded
 from ztunnel.hbone.fields import read_response
+from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
+from ztunnel.hbone.stream_state import REQUEST_SENT, State
 
 
 class HboneClient(HboneConnection):
@@ -25,8 +26,8 @@ class HboneClient(HboneConnection):
     def can_open(self) -> bool:
         """Whether ``connect`` would succeed now.
 
-        Not when the connection is closed or draining, a GOAWAY came, the ids are used up, or as many streams
-        are open as the peer allows (its SETTINGS; no limit before they came).
+        Not when the connection is closed, silent or draining, a GOAWAY came, the ids are used up, or as many
+        streams are open as the peer allows (its SETTINGS; no limit before they came).
         """
         return not self._obstacle()
 
@@ -40,45 +41,54 @@ class HboneClient(HboneConnection):
             raise CannotOpenStreamError(obstacle)
         stream_id = self._next_stream_id
         self._next_stream_id += 2
-        stream = Stream(self._engine.open_stream(stream_id))
-        stream.sendable = True
-        self._streams[stream_id] = stream
-        self._send_fields(stream_id, wire.connect_block(authority, fields))
+        self._streams.enter(stream_id, REQUEST_SENT)
+        self._writer.headers(stream_id, wire.connect_block(authority, fields))
         return stream_id
 
     def _obstacle(self) -> str:
-        if self._closed:
-            return "it is closed"
-        if self._peer_is_draining:
-            return "the peer is draining it"
-        if self._draining:
-            return "it is draining"
+        state = self._state
+        if not state.opens:
+            if state.closed:
+                return "it is closed"
+            if self._peer_is_draining:
+                return "the peer is draining it"
+            return "it is draining" if state.writes else "nothing can be written any more"
         if self._next_stream_id > wire.LARGEST_STREAM_ID:
             return "its stream ids are used up"
-        if len(self._streams) >= self._engine.remote_settings.max_concurrent_streams:
+        if len(self._streams.open) >= self._peer.max_concurrent_streams:
             return "as many streams are open as the peer allows"
         return ""
 
     def _begin_drain(self) -> None:
         # A client's GOAWAY names streams that the server opened, and there are none: nothing to wait for.
-        self._refuse_from_now()
+        self._send_last_goaway()
 
-    def _reset_received(self, stream: Stream) -> None:
-        """A server may reset what it wants to."""
+    def settings_received(self) -> None:
+        """See Role."""
+        super().settings_received()
+        self._events.append(PeerSettingsReceived(self._peer.max_concurrent_streams))
 
-    def _refused_above(self, last_stream_id: int) -> list[Stream]:
-        return [stream for stream_id, stream in self._streams.items() if stream_id > last_stream_id]
+    def goaway_received(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """See Role."""
+        super().goaway_received(last_stream_id, code, debug)
+        for stream in list(self._streams.open.values()):
+            if stream.stream_id > last_stream_id:
+                self._streams.reset_by_peer(stream, ErrorCode.REFUSED_STREAM)
 
-    def _fields_received(self, stream_id: int, received: FieldsReceived) -> None:
-        stream = self._streams[stream_id]
-        response = read_response(received.fields)
+    def request_received(self, stream_id: int, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role."""
+        raise Violation(ErrorCode.PROTOCOL_ERROR, f"the server opened stream {stream_id}")
+
+    def answer_received(self, stream: Stream, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role."""
+        response = read_response(block.fields)
         if response is None:
-            self._reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
-        elif received.informational:
-            self._count_empty_frame()
-        else:
-            self._empty_frames = 0
-            stream.answered = stream.deliverable = True
-            self._events.append(Responded(stream_id, response.status, response.headers))
-            if received.ended:
-                self._stream_ended(stream)
+            self._streams.reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        self._abuse.empty_frames = 0
+        self._events.append(Responded(stream.stream_id, response.status, response.headers))
+        if end_stream:
+            self._streams.peer_ended(stream)
+
+    def reset_received(self, stream: Stream, state: State) -> None:
+        """See Role: a server may reset what it wants to."""

@@ -1,17 +1,45 @@
-"""One HTTP/2 connection of CONNECT tunnels: what client and server offer to their driver."""
+"""One HTTP/2 connection of CONNECT tunnels: what client and server offer to their driver.
+
+It is put together from parts, each with one concern:
+
+    bytes in ─▶ FrameReader ─▶ Receiver ─▶ StreamBook (stream_state) ─▶ events out
+                                  └──────▶ WindowBook ─┐
+    calls of the driver ─▶ HboneConnection ────────────┴─▶ FrameWriter ─▶ bytes out
+"""
 
 from __future__ import annotations
 
-from h2.exceptions import ProtocolError
-from h2.stream import StreamInputs
+from abc import ABC, abstractmethod
 
-from ztunnel.hbone import wire
+from ztunnel.hbone.abuse import AbuseCounter
 from ztunnel.hbone.errors import ErrorCode, Violation
-from ztunnel.hbone.events import ConnectionFailed, Event
-from ztunnel.hbone.inbound import Inbound
+from ztunnel.hbone.events import ConnectionFailed, Event, PeerDraining, Pong
+from ztunnel.hbone.header_block import HeaderBlock
+from ztunnel.hbone.peer_settings import PeerSettings
+from ztunnel.hbone.reader import FrameReader
+from ztunnel.hbone.receiver import Receiver
+from ztunnel.hbone.settings import HboneSettings
+from ztunnel.hbone.stream import Stream
+from ztunnel.hbone.stream_state import SEND_END, State
+from ztunnel.hbone.streams import StreamBook
+from ztunnel.hbone.tunnel_state import (
+    DRAIN,
+    END,
+    OPENING,
+    SETTINGS,
+    SILENCE,
+    TUNNEL_TABLE,
+    TunnelInput,
+    TunnelState,
+)
+from ztunnel.hbone.windows import WindowBook
+from ztunnel.hbone.writer import FrameWriter
+
+DRAIN_OPAQUE = bytes.fromhex("0b7ba2f08b9bfe54")
+"""The PING between the two GOAWAYs of a graceful end (the value that the existing implementation sends)."""
 
 
-class HboneConnection(Inbound):
+class HboneConnection(ABC):
     """One HTTP/2 connection that carries CONNECT tunnels, without I/O: bytes in, events and bytes out.
 
     After any call, ``take_output`` may have something to write. No method but ``HboneClient.connect`` raises
@@ -22,71 +50,100 @@ class HboneConnection(Inbound):
     connection.
     """
 
+    def __init__(self, settings: HboneSettings, *, client: bool) -> None:
+        self.settings = settings
+        self._state = OPENING
+        self._events: list[Event] = []
+        self._peer = PeerSettings()
+        self._abuse = AbuseCounter(settings)
+        self._writer = FrameWriter(settings)
+        self._windows = WindowBook(settings, self._writer)
+        self._streams = StreamBook(settings, self._writer, self._windows, self._abuse, self._events)
+        self._receiver = Receiver(
+            settings,
+            self,
+            client=client,
+            streams=self._streams,
+            windows=self._windows,
+            writer=self._writer,
+            abuse=self._abuse,
+            peer=self._peer,
+            events=self._events,
+        )
+        self._reader = FrameReader(settings, self._receiver, self._events, client=client)
+        # How far the graceful end has come: asked for; the last GOAWAY is out; the peer's came.
+        self._draining = False
+        self._last_goaway_sent = False
+        self._peer_is_draining = False
+        self._last_processed = 0
+        self._writer.opening(settings, client=client)
+
     # -- bytes ------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
         """Take bytes from the transport, in any pieces. DATA payload comes out as views into ``data``."""
-        if self._closed:
+        if self._state.closed:
             return []
-        events = self._events
         try:
-            self._cut(data)
+            self._reader.cut(data)
         except Violation as violation:
-            self._fail(violation.code, str(violation))
-        except ProtocolError as error:
-            self._engine.clear_outbound_data_buffer()
-            self._fail(error.error_code, str(error))
-        # A new list, so that nothing here keeps the caller's buffer alive.
-        self._events = []
+            self._writer.goaway(self._last_processed, violation.code)
+            self._events.append(ConnectionFailed(int(violation.code), str(violation)))
+            self._finish()
+        # A list of the caller's own, so that nothing here keeps the buffer alive.
+        events = self._events.copy()
+        self._events.clear()
         return events
 
     def receive_eof(self) -> list[Event]:
         """The transport ended. Gives ConnectionFailed unless the connection was closed already."""
-        if self._closed:
+        if self._state.closed:
             return []
-        inside = self._inside_frame
+        inside = self._reader.inside_frame
         self._finish()
         reason = "the transport ended inside a frame" if inside else "the transport ended"
         return [ConnectionFailed(ErrorCode.NO_ERROR, reason)]
 
     def take_output(self) -> list[bytes | memoryview]:
         """What to write next, in order. The list is the caller's; payload in it is not copied."""
-        output, self._output = self._output, []
-        self._replies = 0
-        return output
+        return self._writer.take()
 
     # -- streams ----------------------------------------------------------------------------------------
 
     @property
     def open_streams(self) -> int:
         """How many streams are not closed in both directions."""
-        return len(self._streams)
+        return len(self._streams.open)
 
     @property
     def stream_ids(self) -> list[int]:
         """The ids of the open streams."""
-        return list(self._streams)
+        return list(self._streams.open)
+
+    def stream(self, stream_id: int) -> Stream:
+        """The books of an open stream, to be read; they go on telling how it ended. Raises KeyError."""
+        return self._streams.open[stream_id]
 
     def is_open(self, stream_id: int) -> bool:
         """Whether at least one direction of the stream is open."""
-        return stream_id in self._streams
+        return stream_id in self._streams.open
 
     def can_send(self, stream_id: int) -> bool:
         """Whether this side may still send on the stream (a server: only after ``accept``)."""
-        stream = self._streams.get(stream_id)
-        return stream is not None and stream.sendable
+        stream = self._streams.open.get(stream_id)
+        return stream is not None and stream.state.sends
 
     def can_receive(self, stream_id: int) -> bool:
         """Whether the peer may still send on the stream."""
-        stream = self._streams.get(stream_id)
-        return stream is not None and not stream.ended
+        stream = self._streams.open.get(stream_id)
+        return stream is not None and not stream.state.end_received
 
     def send_window(self, stream_id: int) -> int:
         """Bytes that ``send_data`` would take now: the smaller window, 0 when the stream cannot send."""
-        stream = self._streams.get(stream_id)
-        if stream is None or not stream.sendable:
+        stream = self._streams.open.get(stream_id)
+        if stream is None or not stream.state.sends:
             return 0
-        return max(0, min(self._engine.outbound_flow_control_window, stream.h2.outbound_flow_control_window))
+        return max(0, min(self._windows.send_window, stream.send_window))
 
     def send_data(self, stream_id: int, data: bytes | bytearray | memoryview) -> int:
         """Frame as much of ``data`` as the windows allow; returns how many bytes were taken.
@@ -96,53 +153,43 @@ class HboneConnection(Inbound):
         size = min(len(data), self.send_window(stream_id))
         if not size:
             return 0
-        engine, output = self._engine, self._output
         view = memoryview(data)
-        largest = min(engine.max_outbound_frame_size, self.settings.frame_size)
-        for start in range(0, size, largest):
-            part = view[start : min(start + largest, size)]
-            output.append(wire.data_header(stream_id, len(part)))
-            output.append(part)
-        engine.outbound_flow_control_window -= size
-        self._streams[stream_id].h2.outbound_flow_control_window -= size
+        self._writer.data(stream_id, view if size == len(data) else view[:size])
+        self._windows.send_window -= size
+        self._streams.open[stream_id].send_window -= size
         return size
 
     def end_stream(self, stream_id: int) -> None:
         """Send END_STREAM. The other direction goes on."""
-        stream = self._streams.get(stream_id)
-        if stream is None or not stream.sendable:
+        stream = self._streams.open.get(stream_id)
+        if stream is None or not stream.state.sends:
             return
-        stream.sendable = False
-        stream.machine.process_input(StreamInputs.SEND_END_STREAM)
-        self._output.append(wire.data_header(stream_id, 0, wire.END_STREAM))
-        if stream.h2.closed:
-            self._remove(stream)
+        stream.step(SEND_END)
+        self._writer.end(stream_id)
+        if stream.state.closed:
+            self._streams.remove(stream)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Send RST_STREAM. What was received and not acknowledged is given back to the connection window."""
-        stream = self._streams.get(stream_id)
+        stream = self._streams.open.get(stream_id)
         if stream is not None:
-            self._reset(stream, code)
+            self._streams.reset(stream, code)
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         """The consumer took ``count`` payload bytes. Also due for data that outlived its stream."""
-        stream = self._streams.get(stream_id)
+        stream = self._streams.open.get(stream_id)
         if stream is not None:
-            self._acknowledge(stream, count)
-            return
-        outstanding = self._outstanding.get(stream_id, 0)
-        count = min(count, outstanding)
-        if count > 0:
-            if count == outstanding:
-                del self._outstanding[stream_id]
-            else:
-                self._outstanding[stream_id] = outstanding - count
-            self._give_back(count)
+            self._windows.acknowledge(stream, count)
+        else:
+            self._windows.acknowledge_closed(stream_id, count)
 
     def discard(self, stream_id: int) -> None:
         """Acknowledge all that is outstanding: whoever held what came on the stream has dropped it."""
-        stream = self._streams.get(stream_id)
-        self.acknowledge(stream_id, stream.unacknowledged if stream else self._outstanding.get(stream_id, 0))
+        stream = self._streams.open.get(stream_id)
+        if stream is not None:
+            self._windows.acknowledge(stream, stream.unacknowledged)
+        else:
+            self._windows.acknowledge_closed(stream_id, self._windows.outstanding.get(stream_id, 0))
 
     # -- connection -------------------------------------------------------------------------------------
 
@@ -150,8 +197,8 @@ class HboneConnection(Inbound):
         """Send PING with eight bytes. Pong brings them back. Raises ValueError for another length."""
         if len(opaque) != 8:
             raise ValueError(f"a PING carries 8 bytes, not {len(opaque)}")
-        if not self._closed:
-            self._output.append(wire.ping(opaque))
+        if not self._state.closed:
+            self._writer.ping(opaque)
 
     def start_drain(self) -> None:
         """Begin a graceful end: GOAWAY(2^31-1) and a PING, on its answer GOAWAY(last processed id).
@@ -159,15 +206,26 @@ class HboneConnection(Inbound):
         Streams that come after the second GOAWAY are refused without the caller; those between the two are
         delivered, and the caller may ``accept`` them or call ``HboneServer.refuse_stream``.
         """
-        if not self._closed and not self._draining:
+        if not self._state.closed and not self._draining:
             self._draining = True
+            self._move(DRAIN)
             self._begin_drain()
+
+    def silence(self) -> None:
+        """Nothing can be written any more. What the peer had sent before may still be received."""
+        self._writer.mute()
+        self._move(SILENCE)
 
     def close(self, code: int) -> None:
         """Send GOAWAY with the last processed id and end the connection; only ``take_output`` is left."""
-        if not self._closed:
-            self._output.append(wire.goaway(self._last_processed, code))
+        if not self._state.closed:
+            self._writer.goaway(self._last_processed, code)
             self._finish()
+
+    @property
+    def state(self) -> TunnelState:
+        """Where the tunnel is in its life."""
+        return self._state
 
     @property
     def draining(self) -> bool:
@@ -177,7 +235,7 @@ class HboneConnection(Inbound):
     @property
     def drained(self) -> bool:
         """Whether the drain is complete: the last GOAWAY is out, and no stream is open."""
-        return self._refusing and not self._streams
+        return self._last_goaway_sent and not self._streams.open
 
     @property
     def peer_is_draining(self) -> bool:
@@ -187,4 +245,52 @@ class HboneConnection(Inbound):
     @property
     def closed(self) -> bool:
         """Whether the connection is over: ``close`` was called, or ConnectionFailed was given."""
-        return self._closed
+        return self._state.closed
+
+    # -- the part of the Role that both ends play ---------------------------------------------------------
+
+    def settings_received(self) -> None:
+        """See Role."""
+        self._move(SETTINGS)
+
+    def pong_received(self, opaque: bytes) -> None:
+        """See Role."""
+        if opaque != DRAIN_OPAQUE:
+            self._events.append(Pong(opaque))
+        elif self._draining and not self._last_goaway_sent:
+            self._send_last_goaway()
+
+    def goaway_received(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """See Role."""
+        self._peer_is_draining = True
+        self._move(DRAIN)
+        self._events.append(PeerDraining(last_stream_id, code, debug))
+
+    @abstractmethod
+    def request_received(self, stream_id: int, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role."""
+
+    @abstractmethod
+    def answer_received(self, stream: Stream, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role."""
+
+    @abstractmethod
+    def reset_received(self, stream: Stream, state: State) -> None:
+        """See Role."""
+
+    @abstractmethod
+    def _begin_drain(self) -> None:
+        """Send the first GOAWAY of a drain."""
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _move(self, input_: TunnelInput) -> None:
+        self._state = TUNNEL_TABLE[self._state][input_]
+
+    def _send_last_goaway(self) -> None:
+        self._last_goaway_sent = True
+        self._writer.goaway(self._last_processed, ErrorCode.NO_ERROR)
+
+    def _finish(self) -> None:
+        self._move(END)
+        self._streams.lose_all()

@@ -74,6 +74,16 @@ class WindowOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerSettingsReceived:
+    """The server's SETTINGS came and are in force; what it allows may have changed (client only).
+
+    ``max_concurrent_streams`` is how many streams of ours it takes at a time; 2^32 when it names no limit.
+    """
+
+    max_concurrent_streams: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pong:
     """The peer answered a ``ping``. ``opaque`` is the eight bytes that were sent."""
 
@@ -111,6 +121,7 @@ Event: TypeAlias = (
     | StreamEnded
     | StreamReset
     | WindowOpened
+    | PeerSettingsReceived
     | Pong
     | PeerDraining
     | ConnectionFailed

@@ -13,12 +13,12 @@ The reader is always in one phase:
                      → ignored: SKIP → HEADER
 
 Here are the rules that can be told from frame headers alone (sizes, the order of HEADERS and CONTINUATION,
-SETTINGS first); what frames mean is for the subclass.
+SETTINGS first); what frames mean is for the `FrameHandler`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from typing import Final, Protocol
 
 from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import DataReceived, Event
@@ -47,9 +47,17 @@ from ztunnel.hbone.wire import (
 # Beside a DATA frame's eight flags: it had no payload.
 _EMPTY = 0x100
 
-_PREFACE, _HEADER, _PAD_LENGTH, _PAYLOAD, _SKIP, _BODY = range(6)
+# The phases. Numbers of the module, since an enumeration's members cost a look-up each in the innermost loop.
+_PREFACE: Final = 0
+_HEADER: Final = 1
+_PAD_LENGTH: Final = 2
+_PAYLOAD: Final = 3
+_SKIP: Final = 4
+_BODY: Final = 5
 
 _FIXED_SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+
+_NEEDS_A_STREAM = frozenset((HEADERS, PRIORITY))
 
 # A sound SETTINGS has some 50 bytes, a sound GOAWAY a sentence of debug data.
 _LARGEST = {SETTINGS: 4_096, GOAWAY: 16_384}
@@ -58,10 +66,35 @@ _LARGEST = {SETTINGS: 4_096, GOAWAY: 16_384}
 _HEADER_FRAME_OVERHEAD = 1 + 5 + 255
 
 
-class FrameReader(ABC):
-    """Cuts frames for one connection. The subclass says what they mean; its methods may raise Violation.
+class FrameHandler(Protocol):
+    """What frames mean. Its methods may raise Violation."""
 
-    ``_events`` is where payload is put as it comes; the subclass appends its own events to the same list.
+    def data_began(self, stream_id: int, length: int, padded: int) -> bool:
+        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted.
+
+        ``padded`` is not 0 when some of the bytes, perhaps all, are padding.
+        """
+
+    def payload_wanted(self, stream_id: int) -> bool:
+        """Returns whether the payload of a DATA frame that began in an earlier call is still wanted."""
+
+    def data_ended(self, stream_id: int, *, padding: int, empty: bool, end_stream: bool) -> None:
+        """A wanted DATA frame is complete; called when it has padding, no payload, or END_STREAM.
+
+        ``padding`` counts the byte that tells the padding's length too.
+        """
+
+    def block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        """A whole header block came, in HEADERS and perhaps CONTINUATION; HPACK has yet to read it."""
+
+    def frame_received(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
+        """A whole frame of another type came."""
+
+
+class FrameReader:
+    """Cuts frames for one connection and hands them to ``handler``.
+
+    Payload goes to ``events`` as it comes; the handler appends its own events to the same list.
     """
 
     __slots__ = (
@@ -75,6 +108,7 @@ class FrameReader(ABC):
         "_events",
         "_flags",
         "_frame_size",
+        "_handler",
         "_held",
         "_kind",
         "_left",
@@ -86,11 +120,16 @@ class FrameReader(ABC):
         "_stream_id",
     )
 
-    def __init__(self, settings: HboneSettings, *, header_list_size: int, expects_preface: bool) -> None:
-        self._events: list[Event] = []
+    def __init__(
+        self, settings: HboneSettings, handler: FrameHandler, events: list[Event], *, client: bool
+    ) -> None:
+        self._handler = handler
+        self._events = events
         self._frame_size = settings.frame_size
         # Coded fields take no more room than the decoded ones are counted as (32 bytes each on top).
-        self._block_limit = header_list_size + _HEADER_FRAME_OVERHEAD
+        self._block_limit = (
+            settings.header_list_size(client=client) * settings.header_flood_factor + _HEADER_FRAME_OVERHEAD
+        )
         self._max_block_frames = settings.max_header_frames
         self._block: list[bytes] = []
         self._block_ends_stream = False
@@ -99,50 +138,30 @@ class FrameReader(ABC):
         self._block_stream = 0
         self._settings_seen = False
         self._held = bytearray()
-        self._phase = _PREFACE if expects_preface else _HEADER
-        self._need = len(PREFACE) if expects_preface else FRAME_HEADER_SIZE
+        self._phase = _HEADER if client else _PREFACE
+        self._need = FRAME_HEADER_SIZE if client else len(PREFACE)
         self._kind = self._flags = self._stream_id = self._left = self._padding = 0
         self._delivering = False
 
-    @abstractmethod
-    def _data_began(self, stream_id: int, length: int, padded: int) -> bool:
-        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted.
-
-        ``padded`` is not 0 when some of the bytes, perhaps all, are padding.
-        """
-
-    @abstractmethod
-    def _payload_wanted(self, stream_id: int) -> bool:
-        """Whether the payload of a DATA frame that began in an earlier call is still wanted."""
-
-    @abstractmethod
-    def _data_ended(self, stream_id: int, *, padding: int, empty: bool, end_stream: bool) -> None:
-        """A wanted DATA frame is complete; called when it has padding, no payload, or END_STREAM.
-
-        ``padding`` counts the byte that tells the padding's length too.
-        """
-
-    @abstractmethod
-    def _block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
-        """A whole header block came, in HEADERS and perhaps CONTINUATION; HPACK has yet to read it."""
-
-    @abstractmethod
-    def _frame_received(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
-        """A whole frame of another type came."""
-
     @property
-    def _inside_frame(self) -> bool:
+    def inside_frame(self) -> bool:
         """Whether an end of the bytes now would cut something off."""
         return self._phase > _HEADER or bool(self._held) or bool(self._block_stream)
 
-    def _cut(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes and call the methods above for what they complete."""
+    @property
+    def held(self) -> int:
+        """Bytes of an unfinished frame or header block that are kept."""
+        return len(self._held) + sum(map(len, self._block))
+
+    def cut(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes, in any pieces, and tell the handler what they complete."""
         view = memoryview(data)
         end = len(view)
         at = 0
         unpack_from = frame_header.unpack_from
         events = self._events
-        if self._delivering and not self._payload_wanted(self._stream_id):
+        data_began = self._handler.data_began
+        if self._delivering and not self._handler.payload_wanted(self._stream_id):
             self._delivering = False
         while at < end:
             if self._phase == _HEADER and not self._held and end - at >= FRAME_HEADER_SIZE:
@@ -153,11 +172,11 @@ class FrameReader(ABC):
                     stop = at + FRAME_HEADER_SIZE + length
                     if stop <= end and length <= self._frame_size:
                         stream_id &= 0x7FFFFFFF
-                        if self._data_began(stream_id, length, 0):
+                        if data_began(stream_id, length, 0):
                             if length:
                                 events.append(DataReceived(stream_id, view[at + FRAME_HEADER_SIZE : stop]))
                             if flags & END_STREAM or not length:
-                                self._data_ended(
+                                self._handler.data_ended(
                                     stream_id,
                                     padding=0,
                                     empty=not length,
@@ -232,12 +251,12 @@ class FrameReader(ABC):
         elif kind == CONTINUATION:
             self._block.append(body)
         else:
-            self._frame_received(kind, flags, stream_id, body)
+            self._handler.frame_received(kind, flags, stream_id, body)
             return
         if flags & END_HEADERS:
             parts, self._block = self._block, []
             block = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._block_received(stream_id, block, end_stream=self._block_ends_stream)
+            self._handler.block_received(stream_id, block, end_stream=self._block_ends_stream)
 
     def _check_header(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if not self._settings_seen:
@@ -246,8 +265,8 @@ class FrameReader(ABC):
             self._settings_seen = True
         if length > self._frame_size or length != _FIXED_SIZES.get(kind, length):
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes came")
-        if kind == HEADERS and not stream_id:
-            raise Violation(ErrorCode.PROTOCOL_ERROR, "HEADERS came on stream 0")
+        if not stream_id and kind in _NEEDS_A_STREAM:
+            raise Violation(ErrorCode.PROTOCOL_ERROR, f"a frame of type {kind} came on stream 0")
         if length > _LARGEST.get(kind, length):
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes came")
         if kind == PUSH_PROMISE:
@@ -277,7 +296,7 @@ class FrameReader(ABC):
             raise Violation(
                 ErrorCode.FRAME_SIZE_ERROR, "a padded DATA frame has no room for its padding's length"
             )
-        self._delivering = self._data_began(self._stream_id, length, padded)
+        self._delivering = self._handler.data_began(self._stream_id, length, padded)
         self._left = length
         self._padding = 0
         if padded:
@@ -313,7 +332,7 @@ class FrameReader(ABC):
             self._delivering = False
             flags = self._flags
             if self._padding or flags & (END_STREAM | _EMPTY):
-                self._data_ended(
+                self._handler.data_ended(
                     self._stream_id,
                     padding=self._padding,
                     empty=bool(flags & _EMPTY),

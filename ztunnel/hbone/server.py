@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from h2.stream import StreamInputs
-
 from ztunnel.hbone import wire
-from ztunnel.hbone.connection import HboneConnection
-from ztunnel.hbone.engine import FieldsReceived
+from ztunnel.hbone.connection import DRAIN_OPAQUE, HboneConnection
 from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import ConnectReceived, Event
 from ztunnel.hbone.fields import read_request
-from ztunnel.hbone.inbound import DRAIN_OPAQUE
+from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
+from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, State
+
+HEADERS_TOO_LARGE = 431
+"""Request Header Fields Too Large (RFC 6585 section 5)."""
 
 
 class HboneServer(HboneConnection):
@@ -42,9 +43,8 @@ class HboneServer(HboneConnection):
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
-        stream.machine.process_input(StreamInputs.SEND_HEADERS)
-        stream.sendable = True
-        self._send_fields(stream_id, wire.response_block(200, fields))
+        stream.step(SEND_ANSWER)
+        self._writer.headers(stream_id, wire.response_block(200, fields))
         return True
 
     def refuse(self, stream_id: int, status: int) -> bool:
@@ -52,13 +52,7 @@ class HboneServer(HboneConnection):
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
-        stream.machine.process_input(StreamInputs.SEND_HEADERS)
-        stream.machine.process_input(StreamInputs.SEND_END_STREAM)
-        self._send_fields(stream_id, wire.response_block(status), wire.END_STREAM)
-        if stream.h2.closed:
-            self._remove(stream)
-        else:
-            self._reset(stream, ErrorCode.NO_ERROR)
+        self._answer_with_end(stream, status)
         return True
 
     def refuse_stream(self, stream_id: int) -> bool:
@@ -66,28 +60,65 @@ class HboneServer(HboneConnection):
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
-        self._reset(stream, ErrorCode.REFUSED_STREAM)
+        self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
         return True
 
     def _to_be_answered(self, stream_id: int) -> Stream | None:
-        stream = self._streams.get(stream_id)
-        if stream is None or stream.answered:
+        stream = self._streams.open.get(stream_id)
+        if stream is None or stream.state.answered:
             return None
-        stream.answered = True
         if self._unanswered_resets:
             self._unanswered_resets -= 1
         return stream
 
+    def _answer_with_end(self, stream: Stream, status: int) -> None:
+        stream.step(SEND_ANSWER)
+        stream.step(SEND_END)
+        self._writer.headers(stream.stream_id, wire.response_block(status), wire.END_STREAM)
+        if stream.state.closed:
+            self._streams.remove(stream)
+        else:
+            self._streams.reset(stream, ErrorCode.NO_ERROR)
+
     def _begin_drain(self) -> None:
-        self._output.append(wire.goaway(wire.LARGEST_STREAM_ID, ErrorCode.NO_ERROR))
-        self._output.append(wire.ping(DRAIN_OPAQUE))
+        self._writer.goaway(wire.LARGEST_STREAM_ID, ErrorCode.NO_ERROR)
+        self._writer.ping(DRAIN_OPAQUE)
 
-    def _refused_above(self, last_stream_id: int) -> list[Stream]:
-        # A client's GOAWAY names streams that the server opened, and there are none.
-        return []
+    def request_received(self, stream_id: int, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role."""
+        stream = self._streams.enter(stream_id, REQUEST_RECEIVED)
+        self._abuse.empty_frames = 0
+        if self._last_goaway_sent:
+            # It was on its way when the last GOAWAY was; the client knows that it may try elsewhere.
+            self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
+            return
+        if len(self._streams.open) > self.settings.max_concurrent_streams:
+            self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
+            self._abuse.local_error()
+            return
+        if not block.fits:
+            self._last_processed = stream_id
+            if end_stream:
+                stream.step(RECV_END)
+            self._answer_with_end(stream, HEADERS_TOO_LARGE)
+            self._abuse.local_error()
+            return
+        request = read_request(block.fields)
+        if request is None:
+            self._streams.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            self._abuse.local_error()
+            return
+        self._last_processed = stream_id
+        self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
+        if end_stream:
+            self._streams.peer_ended(stream)
 
-    def _reset_received(self, stream: Stream) -> None:
-        if stream.answered:
+    def answer_received(self, stream: Stream, block: HeaderBlock, *, end_stream: bool) -> None:
+        """See Role: a server gets no answers."""
+
+    def reset_received(self, stream: Stream, state: State) -> None:
+        """See Role."""
+        if state.answered:
             return
         self._unanswered_resets += 1
         if stream.stream_id > self._unseen_above:
@@ -99,26 +130,3 @@ class HboneServer(HboneConnection):
             raise Violation(
                 ErrorCode.ENHANCE_YOUR_CALM, "the peer resets too many requests before their answer"
             )
-
-    def _fields_received(self, stream_id: int, received: FieldsReceived) -> None:
-        stream = Stream(self._engine.streams[stream_id])
-        self._streams[stream_id] = stream
-        self._empty_frames = 0
-        if self._refusing:
-            # It was on its way when the last GOAWAY was; the client knows that it may try elsewhere.
-            self._reset(stream, ErrorCode.REFUSED_STREAM)
-            return
-        if len(self._streams) > self.settings.max_concurrent_streams:
-            self._reset(stream, ErrorCode.REFUSED_STREAM)
-            self._count_local_error()
-            return
-        request = read_request(received.fields)
-        if request is None:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
-            self._count_local_error()
-            return
-        stream.deliverable = True
-        self._last_processed = stream_id
-        self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
-        if received.ended:
-            self._stream_ended(stream)

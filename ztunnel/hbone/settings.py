@@ -35,6 +35,13 @@ class HboneSettings:
     max_queued_replies: int = 1000
     # HEADERS and CONTINUATION frames that one header block may be cut into.
     max_header_frames: int = 64
+    # Header blocks over the announced limit cost their stream; those of so many times the limit, coded or
+    # decoded, the connection.
+    header_flood_factor: int = 4
+
+    def header_list_size(self, *, client: bool) -> int:
+        """The limit for a header list that this end announces (RFC 9113 section 6.5.2)."""
+        return self.client_max_header_list_size if client else self.server_max_header_list_size
 
     def __post_init__(self) -> None:
         if not 0 <= self.stream_window < 1 << 31:

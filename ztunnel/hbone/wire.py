@@ -40,6 +40,7 @@ LARGEST_STREAM_ID = (1 << 31) - 1
 LARGEST_WINDOW = (1 << 31) - 1
 DEFAULT_WINDOW = 65_535
 DEFAULT_TABLE_SIZE = 4_096
+DEFAULT_FRAME_SIZE = 16_384
 
 frame_header = Struct(">HBBBL")
 """A frame's header: length (upper 16 bits, lower 8), type, flags, stream id with the reserved bit."""
@@ -93,6 +94,9 @@ def settings(values: Iterable[tuple[int, int]]) -> bytes:
     """A SETTINGS frame with these (identifier, value) pairs, in this order."""
     body = b"".join([_setting.pack(identifier, value) for identifier, value in values])
     return frame_header.pack(len(body) >> 8, len(body) & 0xFF, SETTINGS, 0, 0) + body
+
+
+SETTINGS_ACK = frame_header.pack(0, 0, SETTINGS, ACK, 0)
 
 
 def read_settings(body: bytes | memoryview) -> list[tuple[int, int]]:
