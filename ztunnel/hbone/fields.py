@@ -1,7 +1,6 @@
 """Reading header fields that a peer sent: what is malformed, and what a request or an answer says.
 
-h2 answers a malformed request by ending the whole connection, with every tunnel on it. Here it costs the one
-stream (RFC 9113 section 8.1.1), so h2's own checks are switched off and these stand in for them.
+A malformed request costs its stream, not the connection with every other stream on it (RFC 9113 section 8.1.1).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def ping(opaque: bytes, flags: int = 0) -> bytes:
 
 
 def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
-    """A GOAWAY frame. Built here because h2's own stops the streams that must live on."""
+    """A GOAWAY frame."""
     length = 8 + len(debug)
     return _goaway.pack(length >> 8, length & 0xFF, GOAWAY, 0, 0, last_stream_id, code) + debug
 
