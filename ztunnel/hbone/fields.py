@@ -1,6 +1,6 @@
 """Reading header fields that a peer sent: what is malformed, and what a request or an answer says.
 
-A malformed request costs its stream, not the connection with all other streams on it (RFC 9113 section 8.1.1).
+A malformed request costs its stream, and no other on the connection (RFC 9113 section 8.1.1).
 """
 
 from __future__ import annotations
