@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
@@ -17,8 +20,10 @@ def _own_network_namespace():
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         if libc.unshare(CLONE_NEWNET) != 0:
-            # Without root: the ports of this machine have to do.
-            yield
+            # Without root: the ports of this machine have to do, for one module at a time.
+            with Path(tempfile.gettempdir(), f"ztunnel-test-ports-{os.geteuid()}").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
             return
         with IPRoute() as routes:
             routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")

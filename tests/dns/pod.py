@@ -24,6 +24,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.sockets.factories import HostSockets
+from ztunnel.sockets.listen import BindError
 
 DOMAIN = "cluster.local"
 
@@ -105,6 +106,14 @@ def make_mesh() -> FakeMesh:
     return mesh
 
 
+def free_address() -> SocketAddress:
+    """An address of loopback with a port that no TCP socket had a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        return SocketAddress(ip_address("127.0.0.1"), sock.getsockname()[1])
+
+
 @asynccontextmanager
 async def running_pod(
     upstream_port: int,
@@ -119,10 +128,6 @@ async def running_pod(
     workload = mesh.add_workload("client", "10.0.0.1", namespace="ns1")
     client = FakeClient(replace(workload, canonical_name="app") if known else None)
     traffic = TrafficMetrics(now=trio.current_time)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        address = address or SocketAddress(ip_address("127.0.0.1"), sock.getsockname()[1])
     resolver = Resolver(
         pod="client",
         namespace="ns1",
@@ -140,10 +145,18 @@ async def running_pod(
         traffic=traffic,
         random=Random(2),
     )
-    proxy = DnsProxy(
-        resolver, address, name="ns1/client", sockets=HostSockets(), mark=None, reuse_port=reuse_port
-    )
-    await proxy.bind()
+    while True:
+        at = address or free_address()
+        proxy = DnsProxy(
+            resolver, at, name="ns1/client", sockets=HostSockets(), mark=None, reuse_port=reuse_port
+        )
+        try:
+            await proxy.bind()
+            break
+        except BindError:
+            # A port is free for TCP and UDP only by chance, and until somebody else on this machine takes it.
+            if address is not None:
+                raise
     try:
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope()
@@ -153,7 +166,7 @@ async def running_pod(
                     await proxy.serve(nursery)
 
             nursery.start_soon(serve)
-            yield Pod(mesh, client, proxy, resolver, traffic, address, nursery, serving)
+            yield Pod(mesh, client, proxy, resolver, traffic, at, nursery, serving)
             nursery.cancel_scope.cancel()
     finally:
         proxy.close()
