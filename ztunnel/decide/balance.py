@@ -149,7 +149,7 @@ def select_endpoint(
     usable: list[Candidate] = []
     for uid, endpoint in endpoints.items():
         workload = find(uid)
-        if workload is None or not (workload.addresses or _can_be_reached(workload, source)):
+        if workload is None or not (workload.addresses or can_be_reached(workload, source)):
             continue
         own_port = endpoint.ports.get(port) or target
         if not standard:
@@ -162,7 +162,7 @@ def select_endpoint(
         return f"None of the {len(endpoints)} endpoints of service {service.key} can serve its port {port}."
     chosen = None
     if avoid:
-        chosen = _choose(service, source, _not_avoided(usable, avoid), random)
+        chosen = _choose(service, source, not_avoided(usable, avoid), random)
     if chosen is None:
         chosen = _choose(service, source, usable, random)
     if chosen is None:
@@ -174,14 +174,15 @@ def select_endpoint(
     return Selected(*chosen)
 
 
-def _can_be_reached(workload: Workload, source: Workload) -> bool:
+def can_be_reached(workload: Workload, source: Workload) -> bool:
     """Whether a workload without addresses can be reached all the same: by name, or through its gateway."""
     return bool(workload.hostname) or (
         workload.network != source.network and workload.network_gateway is not None
     )
 
 
-def _not_avoided(usable: list[Candidate], avoid: Collection[str]) -> list[Candidate]:
+def not_avoided(usable: list[Candidate], avoid: Collection[str]) -> list[Candidate]:
+    """Those that ``avoid`` names neither by uid nor by the address that would be dialled."""
     left = [one for one in usable if one[0].uid not in avoid]
     # Writing each address as a text costs ten times the rest; most often only uids are avoided.
     if any(_is_socket_address(text) for text in avoid):
@@ -204,11 +205,17 @@ def _address_avoided(candidate: Candidate, avoid: Collection[str]) -> bool:
     return any(str(SocketAddress(ip, port)) in avoid for ip in workload.addresses)
 
 
-def _choose(service: Service, source: Workload, usable: list[Candidate], random: Random) -> Candidate | None:
+def qualified(service: Service, source: Workload, usable: list[Candidate]) -> list[Candidate]:
+    """Those among which the load balancing mode lets a connection be drawn."""
     balancer = service.load_balancer
-    if balancer is not None and balancer.mode is not LoadBalancerMode.STANDARD:
-        strict = balancer.mode is LoadBalancerMode.STRICT
-        usable = _best_ranked(usable, balancer.routing_preferences, source, strict=strict)
+    if balancer is None or balancer.mode is LoadBalancerMode.STANDARD:
+        return usable
+    strict = balancer.mode is LoadBalancerMode.STRICT
+    return _best_ranked(usable, balancer.routing_preferences, source, strict=strict)
+
+
+def _choose(service: Service, source: Workload, usable: list[Candidate], random: Random) -> Candidate | None:
+    usable = qualified(service, source, usable)
     # An endpoint of capacity 0 has no room between two sums, so it is never drawn.
     sums = list(accumulate(candidate[0].capacity for candidate in usable))
     if not sums or sums[-1] <= 0:

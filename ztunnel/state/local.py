@@ -107,9 +107,9 @@ def parse(source: str) -> LocalConfig:
         raise LocalConfigError(str(error)) from None
     file = Reader({} if value is None else value, "", ("workloads", "policies", "services"))
     return LocalConfig(
-        workloads=file.nullable("workloads", listed(_workload)) or (),
-        policies=file.nullable("policies", listed(_policy)) or (),
-        services=file.nullable("services", listed(_service)) or (),
+        workloads=file.nullable("workloads", listed(read_workload)) or (),
+        policies=file.nullable("policies", listed(read_policy)) or (),
+        services=file.nullable("services", listed(read_service)) or (),
     )
 
 
@@ -158,7 +158,7 @@ def _policies(config: LocalConfig) -> dict[str, bytes]:
     return {policy.key: encode_policy(policy) for policy in config.policies}
 
 
-_WORKLOAD_FIELDS = (
+WORKLOAD_FIELDS = (
     "workloadIps",
     "waypoint",
     "networkGateway",
@@ -185,7 +185,7 @@ _WORKLOAD_FIELDS = (
     "services",
     "capacity",
 )
-_SERVICE_FIELDS = (
+SERVICE_FIELDS = (
     "name",
     "namespace",
     "hostname",
@@ -203,8 +203,9 @@ _SERVICE_FIELDS = (
 )
 
 
-def _workload(value: Any, place: str) -> LocalWorkload:
-    read = Reader(value, place, _WORKLOAD_FIELDS)
+def read_workload(value: Any, place: str) -> LocalWorkload:
+    """A workload of the file. Raises LocalConfigError, which names the ``place``."""
+    read = Reader(value, place, WORKLOAD_FIELDS)
     addresses = read.required("workloadIps", listed(address))
     namespace = read.required("namespace", text)
     services = read.required("services", mapped(ports))
@@ -239,8 +240,9 @@ def _workload(value: Any, place: str) -> LocalWorkload:
     return LocalWorkload(workload, services)
 
 
-def _service(value: Any, place: str) -> LocalService:
-    read = Reader(value, place, _SERVICE_FIELDS)
+def read_service(value: Any, place: str) -> LocalService:
+    """A service of the file, in the shape of the dump too. Raises LocalConfigError."""
+    read = Reader(value, place, SERVICE_FIELDS)
     service = Service(
         name=read.required("name", text),
         namespace=read.required("namespace", text),
@@ -329,7 +331,8 @@ def _locality(value: Any, place: str) -> Locality:
     return Locality(*(read.required(name, text) for name in Locality._fields))
 
 
-def _policy(value: Any, place: str) -> Authorization:
+def read_policy(value: Any, place: str) -> Authorization:
+    """A policy of the file, in the shape of the dump too. Raises LocalConfigError."""
     read = Reader(value, place, ("name", "namespace", "scope", "action", "rules", "dryRun"))
     return Authorization(
         name=read.required("name", text),

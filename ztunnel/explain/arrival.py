@@ -1,0 +1,163 @@
+"""The other end of a connection: whether it is let in there, by which policy and which clause.
+
+The decisions are those of the data path: `admit_connect` or `admit_plaintext`, then `authorize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ztunnel.decide.admit import admit_connect, admit_plaintext
+from ztunnel.decide.authorize import applicable_policies, authorize, explain_policy
+from ztunnel.decide.balance import HBONE_PORT
+from ztunnel.decide.plans import ConnectFacts, OutboundPlan, OutboundProtocol, PolicyFacts, Refusal
+from ztunnel.decide.view import MeshView
+from ztunnel.explain.answer import ArrivalView, PolicyView
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity
+from ztunnel.model.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What decisions know of the node beside the mesh; the defaults are the product's."""
+
+    network: str = ""
+    illegal_ports: frozenset[int] = frozenset({15001, 15006, 15008})
+    localhost_app_tunnel: bool = True
+    cluster_domain: str = "cluster.local"
+
+
+def client_address(source: Workload) -> SocketAddress:
+    """The client's own address, with a port that says nothing."""
+    ip = source.addresses[0] if source.addresses else SocketAddress.parse("0.0.0.0:0").ip
+    return SocketAddress(ip, 0)
+
+
+def named(workload: Workload) -> str:
+    """``namespace/name`` of a workload, its uid if it has no name."""
+    return f"{workload.namespace}/{workload.name}" if workload.name else workload.uid
+
+
+def arrive(
+    view: MeshView, source: Workload, plan: OutboundPlan, setting: Setting, notes: list[str]
+) -> ArrivalView | None:
+    """What happens at the next hop; None where the next hop has no ztunnel, or decides by itself.
+
+    ``notes`` gets what is odd on the way.
+    """
+    workload = plan.destination_workload
+    if workload is None:
+        return None
+    if plan.protocol is OutboundProtocol.TCP:
+        return None
+    if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
+        notes.append("Beyond the network gateway the other cluster's ztunnel decides; ask it there.")
+        return None
+    if plan.resolve is not None:
+        notes.append(f"{plan.resolve.hostname} is resolved when a connection is made.")
+        return None
+    if plan.waypoint and plan.next_hop.port != HBONE_PORT:
+        notes.append("The waypoint takes the tunnel itself; its policies are Envoy's.")
+        return None
+    if plan.waypoint:
+        notes.append(
+            "Beyond the waypoint: policies that target the service or the waypoint are enforced there "
+            "(layer 7 ones only there), and then it connects to an endpoint by itself."
+        )
+        if workload.native_tunnel:
+            return None
+    facts = ConnectFacts(
+        method="CONNECT",
+        authority=plan.authority or "",
+        local=SocketAddress(plan.next_hop.ip, HBONE_PORT),
+        peer=client_address(source),
+        workload=workload,
+        identity=source.identity,
+        network=setting.network,
+    )
+    admitted = admit_connect(
+        view,
+        facts,
+        illegal_ports=setting.illegal_ports,
+        localhost_app_tunnel=setting.localhost_app_tunnel,
+        spoof=False,
+    )
+    name = named(workload)
+    if source.trust_domain != workload.trust_domain:
+        notes.append(
+            f"The trust domains differ: {source.trust_domain} and {workload.trust_domain}. "
+            "The other end refuses certificates of other trust domains than its own and its aliases."
+        )
+    if isinstance(admitted, Refusal):
+        return ArrivalView(
+            name, why=admitted.why, allowed=False, reason=f"{admitted.text} ({admitted.kind.value})"
+        )
+    return _judge(
+        view, source, workload, admitted.destination, source.identity, str(admitted.dial), admitted.why
+    )
+
+
+def arrive_plain(
+    view: MeshView, source: Workload, workload: Workload, destination: SocketAddress, setting: Setting
+) -> ArrivalView:
+    """What happens to plain TCP that arrives at a workload of the mesh."""
+    admitted = admit_plaintext(
+        view,
+        workload,
+        client_address(source),
+        destination,
+        illegal_ports=setting.illegal_ports,
+        spoof=False,
+    )
+    if isinstance(admitted, Refusal):
+        return ArrivalView(
+            named(workload),
+            why=admitted.why,
+            allowed=False,
+            reason=f"{admitted.text} ({admitted.kind.value})",
+        )
+    return _judge(view, source, workload, admitted.destination, None, str(admitted.dial), admitted.why)
+
+
+def _judge(
+    view: MeshView,
+    source: Workload,
+    workload: Workload,
+    destination: SocketAddress,
+    identity: Identity | None,
+    dials: str,
+    why: tuple[str, ...],
+) -> ArrivalView:
+    facts = PolicyFacts(client_address(source), destination, identity)
+    verdict = authorize(view, workload, facts)
+    policies, missing = applicable_policies(view, workload)
+    views = []
+    for policy in sorted(policies, key=lambda one: one.key):
+        matches, clues = explain_policy(policy, facts)
+        views.append(
+            PolicyView(
+                policy.key,
+                policy.action.value,
+                policy.scope.value,
+                matches,
+                decides=verdict.policy == policy.key
+                or (
+                    not verdict.allowed
+                    and verdict.policy is None
+                    and policy.key in {clue.policy for clue in verdict.clues}
+                ),
+                dry_run=policy.dry_run,
+                clues=tuple(clue.text for clue in clues[:8]),
+            )
+        )
+    return ArrivalView(
+        named(workload),
+        dials=dials,
+        sees=str(identity) if identity is not None else "no identity (plaintext)",
+        why=why,
+        policies=tuple(views),
+        allowed=verdict.allowed,
+        reason=verdict.reason or "",
+        missing=missing,
+    )

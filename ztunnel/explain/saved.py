@@ -1,0 +1,146 @@
+"""A saved ``config_dump`` as a mesh: ours, or the Rust ztunnel's, whose shapes are the same.
+
+The dump's objects are put into a store as if the control plane had sent them, so that every lookup is the
+real one. What a dump does not say is in which order they had come; where that decides (several workloads with
+one address, several services with one hostname) the order of the dump stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from ztunnel.errors import ZtunnelError
+from ztunnel.explain.arrival import Setting
+from ztunnel.explain.catalogue import StoreCatalogue
+from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
+from ztunnel.model.service import Endpoint
+from ztunnel.state.encode import encode_policy, encode_service, encode_workload
+from ztunnel.state.local import (
+    SERVICE_FIELDS,
+    WORKLOAD_FIELDS,
+    LocalConfigError,
+    read_policy,
+    read_service,
+    read_workload,
+)
+from ztunnel.state.store import MeshStore
+
+
+class DumpError(ZtunnelError):
+    """A file is no config dump, or one that cannot be read. The text says where."""
+
+    code = "ZT-EXP-002"
+
+
+class SavedMesh:
+    """The mesh of a dump.
+
+    dump: the parsed JSON. node_name: None, so that every workload counts as local. Raises DumpError.
+    """
+
+    def __init__(self, dump: Mapping[str, Any]) -> None:
+        if not isinstance(dump, Mapping) or "workloads" not in dump:
+            raise DumpError(
+                "This is no config dump: it has no `workloads`. (GET :15000/config_dump gives one.)"
+            )
+        config = dump.get("config")
+        self.setting = _setting(config if isinstance(config, Mapping) else {})
+        self.store = MeshStore(None)
+        self.catalogue = StoreCatalogue(self.store)
+        try:
+            self._fill(dump)
+        except LocalConfigError as error:
+            raise DumpError(f"The dump cannot be read: {error}") from error
+
+    def _fill(self, dump: Mapping[str, Any]) -> None:
+        numbers = count(1)
+        services = [read_service(_service(value), f"services[{i}]") for i, value in _items(dump, "services")]
+        ports: dict[str, dict[str, Mapping[int, int]]] = {}
+        for service, endpoints in services:
+            _collect(ports, str(service.key), endpoints)
+        staged = dump.get("stagedServices")
+        for key, value in (staged if isinstance(staged, Mapping) else {}).items():
+            for uid, endpoint in value.items() if isinstance(value, Mapping) else ():
+                own = endpoint.get("port", {}) if isinstance(endpoint, Mapping) else {}
+                ports.setdefault(uid, {})[key] = {int(port): target for port, target in own.items()}
+        resources = [Resource(str(service.key), encode_service(service)) for service, _ in services]
+        for i, value in _items(dump, "workloads"):
+            workload = read_workload(_workload(value), f"workloads[{i}]").workload
+            # an endpoint that its service's health policy left out is in no list, but the workload names it
+            named = {key: {} for key in _service_keys(value)} | ports.get(workload.uid, {})
+            resources.append(Resource(workload.uid, encode_workload(workload, named, local=True)))
+        policies = [read_policy(value, f"policies[{i}]") for i, value in _items(dump, "policies")]
+        for kind, parts in (
+            (ResourceKind.ADDRESS, resources),
+            (ResourceKind.AUTHORIZATION, [Resource(one.key, encode_policy(one)) for one in policies]),
+        ):
+            done = self.store.apply(MeshDelta(next(numbers), kind, tuple(parts), origin=Origin.LOCAL))
+            for name, reason in done.rejected:
+                raise DumpError(f"The dump cannot be read: {name}: {reason}")
+
+
+def read_dump(data: bytes) -> SavedMesh:
+    """The mesh of a dump's text. Raises DumpError."""
+    try:
+        return SavedMesh(msgspec.json.decode(data))
+    except msgspec.DecodeError as error:
+        raise DumpError(f"This is no config dump: {error}") from error
+
+
+def _collect(
+    ports: dict[str, dict[str, Mapping[int, int]]], key: str, endpoints: Mapping[str, Endpoint]
+) -> None:
+    for uid, endpoint in endpoints.items():
+        ports.setdefault(uid, {})[key] = endpoint.ports
+
+
+def _items(dump: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
+    found = dump.get(key)
+    return iter(enumerate(found if isinstance(found, list) else []))
+
+
+def _service_keys(workload: Any) -> list[str]:
+    found = workload.get("services") if isinstance(workload, Mapping) else None
+    return [str(key) for key in found or ()]
+
+
+def _workload(value: Any) -> Any:
+    """What is known of a workload; what newer versions add is left out, and the keys of its services."""
+    if not isinstance(value, Mapping):
+        return value
+    return {**{key: item for key, item in value.items() if key in WORKLOAD_FIELDS}, "services": {}}
+
+
+def _service(value: Any) -> Any:
+    """What is known of a service. Older dumps write a range as ``network/cidr``."""
+    if not isinstance(value, Mapping):
+        return value
+    known = {key: item for key, item in value.items() if key in SERVICE_FIELDS}
+    ranges = known.get("cidrVips")
+    if isinstance(ranges, list):
+        known["cidrVips"] = [_range(one) if isinstance(one, str) else one for one in ranges]
+    return known
+
+
+def _range(text: str) -> dict[str, str]:
+    network, _, cidr = text.partition("/")
+    return {"network": network, "cidr": cidr}
+
+
+def _setting(config: Mapping[str, Any]) -> Setting:
+    default = Setting()
+    ports = config.get("illegalPorts")
+    return Setting(
+        network=str(config.get("network") or ""),
+        illegal_ports=(
+            frozenset(port for port in ports if isinstance(port, int))
+            if isinstance(ports, list)
+            else default.illegal_ports
+        ),
+        localhost_app_tunnel=config.get("localhostAppTunnel") is not False,
+        cluster_domain=str(config.get("clusterDomain") or default.cluster_domain),
+    )
