@@ -9,9 +9,10 @@ import pytest
 
 from tests.explain.meshes import dump_text, random_mesh, saved, store_of
 from ztunnel.explain.answer import Outcome
+from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.explain.saved import DumpError, SavedMesh, read_dump
-from ztunnel.explain.way import Question, Setting, explain
+from ztunnel.explain.way import Question, explain
 
 
 def test_live_and_dump_agree_on_random_meshes():

@@ -42,7 +42,7 @@ class SavedMesh:
     dump: the parsed JSON. node_name: None, so that every workload counts as local. Raises DumpError.
     """
 
-    def __init__(self, dump: Mapping[str, Any]) -> None:
+    def __init__(self, dump: Any) -> None:
         if not isinstance(dump, Mapping) or "workloads" not in dump:
             raise DumpError(
                 "This is no config dump: it has no `workloads`. (GET :15000/config_dump gives one.)"
@@ -71,7 +71,9 @@ class SavedMesh:
         for i, value in _items(dump, "workloads"):
             workload = read_workload(_workload(value), f"workloads[{i}]").workload
             # an endpoint that its service's health policy left out is in no list, but the workload names it
-            named = {key: {} for key in _service_keys(value)} | ports.get(workload.uid, {})
+            named: dict[str, Mapping[int, int]] = {key: {} for key in _service_keys(value)} | ports.get(
+                workload.uid, {}
+            )
             resources.append(Resource(workload.uid, encode_workload(workload, named, local=True)))
         policies = [read_policy(value, f"policies[{i}]") for i, value in _items(dump, "policies")]
         for kind, parts in (
