@@ -25,7 +25,7 @@ class FakeTunnel:
         self.can_open = True
         self.failure: str | None = None
         self.idle_since = trio.current_time()
-        self.on_idle: Callable[[], None] | None = None
+        self.on_change: Callable[[], None] | None = None
         self.stopped = trio.Event()
 
     async def run(self) -> None:
@@ -44,8 +44,8 @@ class FakeTunnel:
         del self.streams[number]
         if not self.streams:
             self.idle_since = trio.current_time()
-            if self.on_idle is not None:
-                self.on_idle()
+            if self.on_change is not None:
+                self.on_change()
 
 
 def key(

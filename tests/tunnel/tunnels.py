@@ -13,8 +13,8 @@ from ztunnel.hbone import HboneClient, HboneServer, HboneSettings
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import TlsOptions, client_context, server_context
 from ztunnel.tls.transports import SocketTls
-from ztunnel.tunnel.stream import TunnelStream
-from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
+from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 
 CLIENT = Identity("cluster.local", "default", "client")
 SERVER = Identity("cluster.local", "default", "server")
@@ -24,7 +24,7 @@ class TunnelPair:
     """Both ends of a tunnel. ``accepted`` brings the server's end of each stream that `open` made."""
 
     def __init__(
-        self, client: Tunnel, server: Tunnel, accepted: trio.MemoryReceiveChannel[TunnelStream]
+        self, client: ClientTunnel, server: ServerTunnel, accepted: trio.MemoryReceiveChannel[ServerStream]
     ) -> None:
         self.client = client
         self.server = server
@@ -36,14 +36,11 @@ class TunnelPair:
         assert isinstance(tls, SocketTls)
         tls.socket.shutdown(socket.SHUT_RDWR)
 
-    async def open(self) -> tuple[TunnelStream, TunnelStream]:
+    async def open(self) -> tuple[ClientStream, ServerStream]:
         """A stream, accepted; gives the client's and the server's end."""
         ours = self.client.open("10.0.0.1:80", [])
         theirs = await self._accepted.receive()
-        server = theirs.tunnel.hbone
-        assert isinstance(server, HboneServer)
-        server.accept(theirs.id)
-        theirs.tunnel.flush()
+        theirs.accept()
         assert (await ours.wait_response()).status == 200
         return ours, theirs
 
@@ -66,11 +63,9 @@ async def tunnel_pair(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client_tls.handshake, 10)
         nursery.start_soon(server_tls.handshake, 10)
-    streams, accepted = trio.open_memory_channel[TunnelStream](100)
-    client = Tunnel(client_tls, HboneClient(settings))
-    server = Tunnel(
-        server_tls, HboneServer(settings), on_connect=lambda stream, _: streams.send_nowait(stream)
-    )
+    streams, accepted = trio.open_memory_channel[ServerStream](100)
+    client = ClientTunnel(client_tls, HboneClient(settings))
+    server = ServerTunnel(server_tls, HboneServer(settings), lambda stream, _: streams.send_nowait(stream))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run)
         nursery.start_soon(server.run)

@@ -10,9 +10,10 @@ import trio
 
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, PolicyFacts
 from ztunnel.messages import InboundConnection, OutboundConnection
+from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import ConnectionFailure
+from ztunnel.tunnel.server_tunnel import ServerTunnel
 from ztunnel.tunnel.stream import TunnelStream
-from ztunnel.tunnel.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from ztunnel.proxy.report import ConnectionReport
@@ -29,7 +30,7 @@ class Closable:
 
     scope: trio.CancelScope
     closed_because: ConnectionFailure | None = None
-    tunnels: tuple[Tunnel, ...] = ()
+    tunnels: tuple[ClientTunnel | ServerTunnel, ...] = ()
     opened: float = field(default_factory=trio.current_time)
     report: ConnectionReport | None = None
     stream: TunnelStream | None = None

@@ -39,8 +39,7 @@ from ztunnel.tunnel.failures import (
     RelayError,
     RouteRefusedError,
 )
-from ztunnel.tunnel.stream import TunnelStream
-from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 
 log = get_logger("proxy::inbound")
 
@@ -62,7 +61,7 @@ class InboundProxy:
     def __init__(self, pod: PodContext, *, transparent: bool) -> None:
         self._pod = pod
         self._transparent = transparent
-        self.tunnels: set[Tunnel] = set()
+        self.tunnels: set[ServerTunnel] = set()
         self._draining = False
 
     def start_drain(self) -> None:
@@ -104,11 +103,11 @@ class InboundProxy:
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
         async with trio.open_nursery() as streams:
 
-            def on_connect(stream: TunnelStream, request: ConnectReceived) -> None:
+            def on_connect(stream: ServerStream, request: ConnectReceived) -> None:
                 name = f"inbound {peer} → {request.authority}"
                 streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 
-            tunnel = Tunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect=on_connect)
+            tunnel = ServerTunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect)
             self.tunnels.add(tunnel)
             try:
                 if self._draining:
@@ -120,7 +119,7 @@ class InboundProxy:
             log.debug("tunnel ended", peer=peer, error=tunnel.failure)
 
     async def _serve_stream(
-        self, stream: TunnelStream, request: ConnectReceived, peer: SocketAddress, local: SocketAddress
+        self, stream: ServerStream, request: ConnectReceived, peer: SocketAddress, local: SocketAddress
     ) -> None:
         """A bug in what serves one connection ends that connection alone, and not its tunnel."""
         try:
@@ -140,7 +139,7 @@ class _Connect:
     def __init__(
         self,
         pod: PodContext,
-        stream: TunnelStream,
+        stream: ServerStream,
         request: ConnectReceived,
         peer: SocketAddress,
         local: SocketAddress,
@@ -199,13 +198,10 @@ class _Connect:
         with application:
             self._entry.sock, self._entry.stream = application, stream
             report.phase = Phase.RELAY
-            server = stream.tunnel.hbone
-            assert isinstance(server, HboneServer)
             fields = []
             if shared.config.enable_response_baggage:
                 fields.append(("baggage", print_baggage(workload)))
-            server.accept(stream.id, fields)
-            stream.tunnel.flush()
+            stream.accept(fields)
             if plan.proxy_header is not None:
                 await _write(application, plan.proxy_header)
             end = await relay_stream(
@@ -249,17 +245,12 @@ class _Connect:
 
     def _refuse(self, failure: ConnectionFailure) -> None:
         """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
-        stream = self._stream
-        server = stream.tunnel.hbone
-        assert isinstance(server, HboneServer)
         status = 503
         if isinstance(failure, RouteRefusedError):
             status = failure.refusal.status
         elif isinstance(failure, PolicyRejectedError):
             status = 401
-        if server.refuse(stream.id, status):
-            stream.answered_with_end()
-            stream.tunnel.flush()
+        self._stream.refuse(status)
 
 
 async def dial_application(

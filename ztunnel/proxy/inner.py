@@ -24,10 +24,9 @@ from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tls.transports import StreamTls
 from ztunnel.tunnel.answer import accepted
+from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
 from ztunnel.tunnel.failures import ConnectionFailure, DialError
-from ztunnel.tunnel.stream import TunnelStream
 from ztunnel.tunnel.stream_transport import StreamTransport
-from ztunnel.tunnel.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the TLS handshake inside the outer stream."""
@@ -38,7 +37,7 @@ LINGER = 30.0
 
 async def relay_inside(
     sock: socket.socket,
-    outer: TunnelStream,
+    outer: ClientStream,
     plan: OutboundPlan,
     fields: list[tuple[str, str]],
     shared: Shared,
@@ -52,7 +51,7 @@ async def relay_inside(
     not. ``sock`` and ``outer`` stay the caller's to close.
     """
     tls = await _handshake(outer, plan, shared)
-    tunnel = Tunnel(tls, HboneClient(shared.hbone_settings))
+    tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings))
     entry.tunnels = (outer.tunnel, tunnel)
     failure: ConnectionFailure | None = None
     end = RelayEnd(None)
@@ -81,7 +80,7 @@ async def relay_inside(
     return end
 
 
-async def _handshake(outer: TunnelStream, plan: OutboundPlan, shared: Shared) -> TlsConnection:
+async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) -> TlsConnection:
     certificate = await shared.certificates.get(plan.source.identity)
     context = shared.certificates.client(certificate)
     tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
@@ -97,7 +96,7 @@ async def _handshake(outer: TunnelStream, plan: OutboundPlan, shared: Shared) ->
     return tls
 
 
-async def _end(tunnel: Tunnel, outer: TunnelStream) -> None:
+async def _end(tunnel: ClientTunnel, outer: ClientStream) -> None:
     """Let the tunnel end in order if the peer plays along; it has ended when this returns."""
     with trio.move_on_after(LINGER):
         if await tunnel.finish():

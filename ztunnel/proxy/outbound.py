@@ -32,6 +32,7 @@ from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.answer import accepted
+from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
 from ztunnel.tunnel.failures import (
     ConnectionFailure,
     ConnectTimeoutError,
@@ -45,8 +46,6 @@ from ztunnel.tunnel.failures import (
     TunnelLostError,
 )
 from ztunnel.tunnel.pool import Pool, PoolDrainingError, PoolKey
-from ztunnel.tunnel.stream import TunnelStream
-from ztunnel.tunnel.tunnel import Tunnel
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection, and again for the TLS handshake on it."""
@@ -176,7 +175,7 @@ class OutboundProxy:
         client: SocketAddress,
         fields: Sequence[tuple[str, str]],
         patience: float,
-    ) -> TunnelStream:
+    ) -> ClientStream:
         """Open a stream to the plan's next hop on a pooled tunnel and wait until it is accepted.
 
         Raises ConnectionFailure; EndpointSlowError when there is no tunnel after ``patience`` seconds (the
@@ -234,7 +233,7 @@ class OutboundProxy:
         except OSError as error:
             raise DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN) from error
 
-    async def _dial_tunnel(self, key: PoolKey) -> Tunnel:
+    async def _dial_tunnel(self, key: PoolKey) -> ClientTunnel:
         """For the pool: connect, handshake, and see that the peer is one of those expected."""
         shared = self._pod.shared
         certificate = await shared.certificates.get(key.source)
@@ -258,7 +257,7 @@ class OutboundProxy:
         except BaseException:
             tls.close()
             raise
-        return Tunnel(tls, HboneClient(shared.hbone_settings))
+        return ClientTunnel(tls, HboneClient(shared.hbone_settings))
 
 
 class _Attempt:

@@ -23,9 +23,10 @@ from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import is_foreign
 from ztunnel.tls.revocation import Revocations
+from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import PolicyChangedError, RevokedError
 from ztunnel.tunnel.pool import PoolKey
-from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.tunnel.server_tunnel import ServerTunnel
 
 state_log = get_logger("state")
 tls_log = get_logger("tls::crl")
@@ -120,7 +121,7 @@ def close_revoked(pod: PodProxy, revocations: Revocations) -> int:
     return closed
 
 
-def _close(pod: PodProxy, tunnel: Tunnel) -> None:
+def _close(pod: PodProxy, tunnel: ClientTunnel | ServerTunnel) -> None:
     connections = pod.context.connections
     for entry in [*connections.inbound, *connections.outbound]:
         if tunnel in entry.tunnels:

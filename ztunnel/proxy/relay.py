@@ -66,7 +66,7 @@ async def relay_stream(
                 await stream.download_done.wait()
             finally:
                 stream.detach()
-        if stream.lost or stream.reset_code is not None:
+        if stream.dead:
             await _reset_after_sending(sock)
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:

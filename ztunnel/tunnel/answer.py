@@ -10,6 +10,7 @@ from __future__ import annotations
 import trio
 
 from ztunnel.hbone import ErrorCode, Responded, error_text
+from ztunnel.tunnel.client_tunnel import ClientStream
 from ztunnel.tunnel.failures import (
     ConnectTimeoutError,
     Http2Error,
@@ -17,7 +18,7 @@ from ztunnel.tunnel.failures import (
     StreamRefusedError,
     TunnelLostError,
 )
-from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.stream import StreamClosedError
 
 ANSWER_TIMEOUT = 20.0
 """Seconds for the answer to CONNECT: the other end may itself wait ten for its application."""
@@ -29,7 +30,7 @@ PROBE_TIMEOUT = 2.0
 """Seconds for that sign: any byte will do."""
 
 
-async def accepted(stream: TunnelStream) -> TunnelStream:
+async def accepted(stream: ClientStream) -> ClientStream:
     """Wait for the answer to a CONNECT; the stream is closed unless it is 200.
 
     Raises RefusedByPeerError for another status, StreamRefusedError when the peer has not looked at the
@@ -46,7 +47,7 @@ async def accepted(stream: TunnelStream) -> TunnelStream:
         stream.close()
         if error.code is None:
             raise TunnelLostError(str(error)) from error
-        text = error_text("stream", "received", error.code)
+        text = error_text("stream", "received" if stream.reset_by_peer else "detected", error.code)
         if error.code == ErrorCode.REFUSED_STREAM:
             raise StreamRefusedError(text) from error
         raise Http2Error(text) from error
@@ -59,7 +60,7 @@ async def accepted(stream: TunnelStream) -> TunnelStream:
     return stream
 
 
-async def _answer(stream: TunnelStream) -> Responded:
+async def _answer(stream: ClientStream) -> Responded:
     with trio.move_on_after(PROBE_AFTER):
         return await stream.wait_response()
     tunnel = stream.tunnel

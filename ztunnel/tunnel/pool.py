@@ -23,8 +23,8 @@ import trio
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
+from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import TunnelLostError
-from ztunnel.tunnel.tunnel import Tunnel
 
 log = get_logger("proxy::pool")
 
@@ -52,12 +52,12 @@ class _Dial:
 
     done: trio.Event = field(default_factory=trio.Event)
     error: Exception | None = None
-    tunnel: Tunnel | None = None
+    tunnel: ClientTunnel | None = None
 
 
 @dataclass(slots=True)
 class _Entry:
-    tunnels: list[Tunnel] = field(default_factory=list)
+    tunnels: list[ClientTunnel] = field(default_factory=list)
     dial: _Dial | None = None
 
 
@@ -73,7 +73,7 @@ class Pool:
     def __init__(
         self,
         nursery: trio.Nursery,
-        dial: Callable[[PoolKey], Awaitable[Tunnel]],
+        dial: Callable[[PoolKey], Awaitable[ClientTunnel]],
         *,
         max_streams: int,
         idle_timeout: float,
@@ -86,7 +86,7 @@ class Pool:
         self._by_workload: dict[str, set[PoolKey]] = {}
         self._closed = False
 
-    async def tunnel(self, key: PoolKey) -> Tunnel:
+    async def tunnel(self, key: PoolKey) -> ClientTunnel:
         """A tunnel with room for one more stream, which the caller opens without waiting in between.
 
         Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when tunnels came up only to end
@@ -115,7 +115,7 @@ class Pool:
                 if lost == STILLBORN:
                     raise TunnelLostError(made.failure or "the tunnel was closed")
 
-    def retire(self, key: PoolKey, tunnel: Tunnel) -> None:
+    def retire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """No new stream goes to this tunnel; it ends with its last one."""
         entry = self._entries.get(key)
         if entry is not None and tunnel in entry.tunnels:
@@ -124,12 +124,12 @@ class Pool:
         if not tunnel.streams:
             tunnel.stop()
 
-    def evict(self, workload_uid: str) -> list[Tunnel]:
+    def evict(self, workload_uid: str) -> list[ClientTunnel]:
         """No new stream goes to tunnels that were dialled for this workload.
 
         Gives those that are left open.
         """
-        evicted: list[Tunnel] = []
+        evicted: list[ClientTunnel] = []
         for key in self._by_workload.pop(workload_uid, ()):
             entry = self._entries.pop(key)
             for tunnel in entry.tunnels:
@@ -146,7 +146,7 @@ class Pool:
         """The keys under which tunnels for a workload are kept."""
         return self._by_workload.get(workload_uid, ())
 
-    def tunnels(self) -> list[tuple[PoolKey, Tunnel]]:
+    def tunnels(self) -> list[tuple[PoolKey, ClientTunnel]]:
         """All tunnels that are kept, for the dump."""
         return [(key, tunnel) for key, entry in self._entries.items() for tunnel in entry.tunnels]
 
@@ -171,9 +171,9 @@ class Pool:
             self._by_workload.setdefault(key.workload_uid, set()).add(key)
         return entry
 
-    def _usable(self, entry: _Entry) -> Tunnel | None:
+    def _usable(self, entry: _Entry) -> ClientTunnel | None:
         """The fullest tunnel that has room: so the others can fall idle and close."""
-        best: Tunnel | None = None
+        best: ClientTunnel | None = None
         for tunnel in entry.tunnels:
             count = len(tunnel.streams)
             if count < self._max_streams and tunnel.can_open and (best is None or count > len(best.streams)):
@@ -217,14 +217,14 @@ class Pool:
                 entry.tunnels.remove(tunnel)
             self._drop_if_empty(key, entry)
 
-    async def _close_when_idle(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
+    async def _close_when_idle(self, key: PoolKey, entry: _Entry, tunnel: ClientTunnel) -> None:
         """Close a tunnel without a stream after ``idle_timeout``, or at once when it is not kept any more."""
         changed = trio.Event()
 
-        def on_idle() -> None:
+        def on_change() -> None:
             changed.set()
 
-        tunnel.on_idle = on_idle
+        tunnel.on_change = on_change
         while True:
             kept = self._entries.get(key) is entry and tunnel in entry.tunnels
             if not tunnel.streams:

@@ -1,13 +1,14 @@
 """One CONNECT stream of a tunnel, between the tunnel's reader and the connection that uses it.
 
-A stream has two faces. The tunnel's reader calls `data_received`, `ended`, `writable`, `responded` and
-`tunnel_lost`; none of them waits. The connection uses the rest: it attaches an application's socket
+A stream has two faces. The tunnel's reader calls `data_received`, `ended`, `writable` and `tunnel_lost`; none
+of them waits. The connection uses the rest: it attaches an application's socket
 (then the reader writes to that socket directly, see `ztunnel.tunnel.tunnel`), or it reads with
 `receive_some` (TLS inside a tunnel, for double HBONE).
 
 How a stream ends is kept apart, because applications can tell: END_STREAM is the half-close of a TCP
 connection, RST_STREAM its reset, and a lost tunnel a reset that nobody asked for. What had arrived before is
-delivered first in all cases.
+delivered first in all cases. Whether and how it has ended is not kept here: `TunnelStream` asks the sans-IO
+stream, whose states are a table (`ztunnel.hbone.stream_state`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
-from ztunnel.hbone import DataReceived, ErrorCode, Responded, StreamEnded, StreamReset, code_text
-
-if TYPE_CHECKING:
-    from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.hbone import DataReceived, ErrorCode, HboneConnection, StreamEnded, StreamReset, code_text
 
 _VECTOR = 64
 """Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
@@ -46,14 +44,40 @@ class StreamClosedError(Exception):
         self.code = code
 
 
+class Carrier(Protocol):
+    """What a stream needs of the tunnel that it is on."""
+
+    @property
+    def hbone(self) -> HboneConnection:
+        """The sans-IO connection."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing should be sent now, since the wire is full."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the tunnel ended, for a log line."""
+
+    def flush(self) -> None:
+        """Write what the sans-IO connection has to say."""
+
+    def forget(self, stream: TunnelStream) -> None:
+        """Whoever used the stream is done with it."""
+
+
 class TunnelStream:
     """A stream and where its incoming bytes go.
 
-    Made by `Tunnel`; whoever uses it calls `close` at the end.
+    Made by a tunnel; whoever uses it calls `close` at the end.
     """
 
     __slots__ = (
+        "_book",
+        "_carrier",
+        "_deaf",
         "_drain_scope",
+        "_hbone",
         "_inbox",
         "_nursery",
         "_sock",
@@ -61,29 +85,22 @@ class TunnelStream:
         "_wake_reader",
         "_wake_writer",
         "download_done",
-        "end_received",
-        "end_sent",
         "id",
-        "lost",
-        "reset_code",
-        "response",
         "sink_error",
-        "tunnel",
         "upload_scope",
     )
 
-    def __init__(self, tunnel: Tunnel, stream_id: int) -> None:
-        self.tunnel = tunnel
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
         self.id = stream_id
-        self.response: Responded | None = None
-        self.end_received = False
-        self.end_sent = False
-        self.reset_code: int | None = None
-        self.lost = False
         self.sink_error: OSError | None = None
         self.download_done = trio.Event()
         self.upload_scope = trio.CancelScope()
+        self._carrier = carrier
+        self._hbone = carrier.hbone
+        self._book = self._hbone.stream(stream_id)
         self._inbox: deque[bytes | memoryview] = deque()
+        # Nobody takes what arrives: it is dropped, and its window given back.
+        self._deaf = False
         self._sock: socket.socket | None = None
         self._nursery: trio.Nursery | None = None
         self._taken: Callable[[int], None] | None = None
@@ -94,19 +111,34 @@ class TunnelStream:
     # -- for the connection -------------------------------------------------------------------------------
 
     @property
+    def end_sent(self) -> bool:
+        """Whether we have half-closed."""
+        return self._book.end_sent
+
+    @property
+    def end_received(self) -> bool:
+        """Whether the peer has half-closed."""
+        return self._book.end_received
+
+    @property
     def dead(self) -> bool:
-        """Whether the peer reset the stream or the tunnel is lost: nothing can be sent any more."""
-        return self.reset_code is not None or self.lost
+        """Whether the stream was reset or the tunnel is lost: nothing can be sent any more."""
+        return self._book.dead
 
-    async def wait_response(self) -> Responded:
-        """Wait for the answer to our CONNECT (clients). The caller bounds the wait.
+    @property
+    def lost(self) -> bool:
+        """Whether the tunnel was closed under the stream."""
+        return self._book.lost
 
-        Raises StreamClosedError when the stream or the tunnel ends before it answers.
-        """
-        while self.response is None:
-            self._raise_if_dead()
-            await self._wake_reader.park()
-        return self.response
+    @property
+    def reset_code(self) -> int | None:
+        """The code with which either side reset the stream; None if none did."""
+        return self._book.reset_code
+
+    @property
+    def reset_by_peer(self) -> bool:
+        """Whether it was the peer that reset the stream."""
+        return self._book.reset_by_peer
 
     def attach(self, sock: socket.socket, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
         """From now on write what arrives to ``sock`` (non-blocking, owned by the caller).
@@ -117,7 +149,7 @@ class TunnelStream:
         self._nursery = nursery
         self._taken = taken
         self.deliver()
-        self.tunnel.flush()
+        self._carrier.flush()
 
     def detach(self) -> None:
         """No task may be started any more: the nursery is about to close."""
@@ -128,38 +160,33 @@ class TunnelStream:
 
         Raises StreamClosedError when it never may.
         """
-        tunnel = self.tunnel
+        carrier = self._carrier
         while True:
             self._raise_if_dead()
-            if not tunnel.blocked:
-                window = tunnel.hbone.send_window(self.id)
+            if not carrier.blocked:
+                window = self._hbone.send_window(self.id)
                 if window:
                     return window
             await self._wake_writer.park()
 
     def send(self, data: bytes | memoryview) -> None:
         """Frame and write data that `wait_room` said there is room for."""
-        self.tunnel.hbone.send_data(self.id, data)
-        self.tunnel.flush()
+        self._hbone.send_data(self.id, data)
+        self._carrier.flush()
 
     def send_end(self) -> None:
         """Half-close: nothing more will be sent. Harmless on a dead stream."""
-        if not self.end_sent and not self.dead:
-            self.end_sent = True
-            self.tunnel.hbone.end_stream(self.id)
-            self.tunnel.flush()
+        if self._book.state.sends:
+            self._hbone.end_stream(self.id)
+            self._carrier.flush()
 
     def reset(self, code: int) -> None:
-        """Abort the stream in both directions. Harmless on a dead stream."""
-        if not self.dead and not (self.end_sent and self.end_received):
-            self.reset_code = code
-            self.tunnel.hbone.reset(self.id, code)
-            self.tunnel.flush()
+        """Abort the stream in both directions. Harmless on a closed stream."""
+        self._deaf = True
+        if not self._book.state.closed:
+            self._hbone.reset(self.id, code)
+            self._carrier.flush()
         self._give_back_inbox()
-
-    def answered_with_end(self) -> None:
-        """The answer to a CONNECT ended the stream in both directions (servers)."""
-        self.end_sent = self.end_received = True
 
     def close(self) -> None:
         """The connection is done; a stream that is still open in a direction is reset with CANCEL."""
@@ -167,7 +194,7 @@ class TunnelStream:
             self._drain_scope.cancel()
         self._sock = None
         self.reset(ErrorCode.CANCEL)
-        self.tunnel.forget(self)
+        self._carrier.forget(self)
 
     async def receive_some(self, max_bytes: int) -> bytes | memoryview:
         """Take what has arrived, ``b""`` after END_STREAM. For a stream without a socket.
@@ -183,21 +210,21 @@ class TunnelStream:
         if len(data) > max_bytes:
             data = memoryview(data)[:max_bytes]
         self._took(len(data))
-        self.tunnel.flush()
+        self._carrier.flush()
         return data
 
     def _raise_if_dead(self) -> None:
-        if self.lost:
-            raise StreamClosedError(None, self.tunnel.failure or "the tunnel was closed")
-        if self.reset_code is not None:
-            raise StreamClosedError(self.reset_code, code_text(self.reset_code))
+        if self._book.dead:
+            code = self._book.reset_code
+            text = code_text(code) if code is not None else self._carrier.failure or "the tunnel was closed"
+            raise StreamClosedError(code, text)
 
     # -- for the tunnel's reader ------------------------------------------------------------------------
 
     def data_received(self, event: DataReceived) -> bool:
         """Keep data until the end of the batch. Returns whether the stream has to be delivered then."""
-        if self.sink_error is not None or self.reset_code is not None:
-            self.tunnel.hbone.acknowledge(self.id, len(event.data))
+        if self._deaf:
+            self._hbone.acknowledge(self.id, len(event.data))
             return False
         inbox = self._inbox
         inbox.append(event.data)
@@ -205,19 +232,11 @@ class TunnelStream:
 
     def ended(self, event: StreamEnded | StreamReset) -> bool:
         """The peer half-closed or reset the stream. Returns whether the stream has to be delivered."""
-        if isinstance(event, StreamEnded):
-            self.end_received = True
-        elif self.reset_code is None:
-            self.reset_code = event.code
+        if isinstance(event, StreamReset):
             self._wake_writer.unpark_all()
             self.upload_scope.cancel()
             self._bound_last_words()
         return True
-
-    def responded(self, event: Responded) -> None:
-        """The answer to our CONNECT is here."""
-        self.response = event
-        self._wake_reader.unpark_all()
 
     def writable(self) -> None:
         """Windows or the wire have room again."""
@@ -225,9 +244,7 @@ class TunnelStream:
 
     def tunnel_lost(self) -> None:
         """The tunnel is closed under the stream."""
-        if not (self.end_sent and self.end_received) and self.reset_code is None:
-            self.lost = True
-            self._bound_last_words()
+        self._bound_last_words()
         self._wake_writer.unpark_all()
         self.upload_scope.cancel()
         self.deliver()
@@ -254,7 +271,7 @@ class TunnelStream:
             while sock is not None:
                 await trio.lowlevel.wait_writable(sock)
                 written = self._write_inbox()
-                self.tunnel.flush()
+                self._carrier.flush()
                 if written:
                     break
                 self._bound_last_words()
@@ -311,15 +328,15 @@ class TunnelStream:
             else:
                 inbox[0] = memoryview(piece)[left:]
                 left = 0
-        self.tunnel.hbone.acknowledge(self.id, count)
+        self._hbone.acknowledge(self.id, count)
         if self._taken is not None:
             self._taken(count)
 
     def _give_back_inbox(self) -> None:
         if self._inbox:
             self._inbox.clear()
-            self.tunnel.hbone.discard(self.id)
-            self.tunnel.flush()
+            self._hbone.discard(self.id)
+            self._carrier.flush()
 
     def wake(self) -> None:
         """Let whoever waits look again: the stream has been closed under it."""

@@ -15,6 +15,8 @@ at once. When TLS would block, what is left waits in the backlog, the writer tas
 wire, and `blocked` tells the streams not to read more from their applications. So the backlog never holds
 more than what was framed before somebody noticed.
 
+A tunnel is a `ClientTunnel` or a `ServerTunnel`; here is what both do.
+
 There is no await between looking at the state of the HTTP/2 connection and changing it, hence no lock.
 
 An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
@@ -23,40 +25,29 @@ An end that we choose is said (GOAWAY), and takes as long as the last bytes of i
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 import trio
 
 from ztunnel.hbone import (
     ConnectionFailed,
-    ConnectReceived,
     DataReceived,
     ErrorCode,
     Event,
-    HboneClient,
     HboneConnection,
-    HboneServer,
     PeerDraining,
     Pong,
-    Responded,
     StreamEnded,
     StreamReset,
     WindowOpened,
     error_text,
 )
-from ztunnel.observe.logging import get_logger
-from ztunnel.tls.connection import CHUNK, TlsConnection
+from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.goodbye import GOODBYE, wait_received
 from ztunnel.tunnel.stream import TunnelStream
-
-log = get_logger("proxy::h2::client")
-
-SMALL = 16 * 1024
-"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header
-with its payload.
-"""
 
 BATCH = 2
 """Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
@@ -68,75 +59,47 @@ PING_TIMEOUT = 20.0
 """Seconds to wait for an answer before the tunnel counts as dead."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
-PROBE_OPAQUE = b"ztprobe1"
+
+HboneT = TypeVar("HboneT", bound=HboneConnection)
+StreamT = TypeVar("StreamT", bound=TunnelStream)
 
 
-class Tunnel:
+class Tunnel(ABC, Generic[HboneT, StreamT]):
     """Drives one TLS connection with HTTP/2 on it until either side ends it.
 
     tls: a connection after its handshake; `run` closes it.
-    hbone: the sans-IO client or server.
-    on_connect: called by the reader for each CONNECT that arrives (servers only); it may start tasks.
+    hbone: the sans-IO client or server; its ``state`` is the tunnel's.
 
-    ``answered``: a CONNECT of ours has been answered, so the tunnel has worked. ``heard``: when the last byte
-    came. ``ended``: `run` is over.
+    ``blocked``: the wire is full, or takes nothing any more. ``failure``: why it ended, for a log line.
+    ``heard``: when the last byte came. ``ended``: `run` is over.
     """
 
-    def __init__(
-        self,
-        tls: TlsConnection,
-        hbone: HboneConnection,
-        *,
-        on_connect: Callable[[TunnelStream, ConnectReceived], None] | None = None,
-    ) -> None:
+    def __init__(self, tls: TlsConnection, hbone: HboneT) -> None:
         self.tls = tls
         self.hbone = hbone
-        self.streams: dict[int, TunnelStream] = {}
+        self.streams: dict[int, StreamT] = {}
         self.blocked = False
-        self.closed = False
         self.failure: str | None = None
-        self.answered = False
         self.heard: float = trio.current_time()
         self.ended = trio.Event()
-        self.idle_since: float = trio.current_time()
-        self.on_idle: Callable[[], None] | None = None
-        self._on_connect = on_connect
-        self._backlog: deque[bytes | memoryview] = deque()
+        self._backlog = Backlog(tls)
         self._writer = trio.lowlevel.ParkingLot()
         self._written = trio.lowlevel.ParkingLot()
-        self._dirty: list[TunnelStream] = []
+        self._dirty: list[StreamT] = []
         self._pong = trio.Event()
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
-        self._mute = False
         self._end_received = False
         self._finishing = trio.Lock()
 
     # -- what streams and the pool call; nothing here waits --------------------------------------------
 
-    def open(self, authority: str, fields: Sequence[tuple[str, str]]) -> TunnelStream:
-        """Send a CONNECT. The caller has seen ``can_open``."""
-        hbone = self.hbone
-        assert isinstance(hbone, HboneClient)
-        stream = TunnelStream(self, hbone.connect(authority, fields))
-        self.streams[stream.id] = stream
-        self.flush()
-        return stream
-
-    @property
-    def can_open(self) -> bool:
-        """Whether a new stream may be opened (clients only)."""
-        hbone = self.hbone
-        return not (self.closed or self._mute) and isinstance(hbone, HboneClient) and hbone.can_open
-
     def forget(self, stream: TunnelStream) -> None:
         """A connection is done with its stream. What is still open of it is reset by the stream itself."""
-        if self.streams.pop(stream.id, None) is None or self.streams:
+        if self.streams.pop(stream.id, None) is None:
             return
-        self.idle_since = trio.current_time()
-        if self.on_idle is not None:
-            self.on_idle()
-        if self.hbone.drained or self.hbone.peer_is_draining:
+        self._stream_forgotten()
+        if not self.streams and (self.hbone.drained or self.hbone.peer_is_draining):
             self.stop()
 
     def flush(self) -> None:
@@ -145,14 +108,14 @@ class Tunnel:
         While the wire is full nothing is taken over: the HTTP/2 connection bounds what it owes to a peer that
         asks and does not read.
         """
-        if self.blocked or self.closed or self._mute:
+        if self.blocked:
             return
         output = self.hbone.take_output()
         if not output:
             return
         self._backlog.extend(output)
         try:
-            self._write()
+            self._backlog.write()
         except (OSError, TlsError) as error:
             self._fall_silent(f"io error: {error}")
         if self._backlog:
@@ -161,39 +124,31 @@ class Tunnel:
 
     def start_drain(self) -> None:
         """Say that no new streams are welcome; those that exist go on."""
-        if not self.closed:
-            self.hbone.start_drain()
-            self.flush()
+        self.hbone.start_drain()
+        self.flush()
 
     def stop(self) -> None:
         """End the tunnel: streams that are left are lost now, the goodbye takes as long as it has to."""
-        if not self.closed:
-            self.hbone.close(ErrorCode.NO_ERROR)
-            self.flush()
+        self.hbone.close(ErrorCode.NO_ERROR)
+        self.flush()
         self._reading.cancel()
-
-    def probe(self) -> None:
-        """Ask the peer for a sign of life; see ``heard``."""
-        if not self.closed:
-            self.hbone.ping(PROBE_OPAQUE)
-            self.flush()
 
     async def finish(self) -> bool:
         """Write all that waits, then close_notify: we send no more, and go on reading what the peer sends.
 
         Returns whether it could be said. The caller bounds the wait, and opens no more streams.
         """
-        while self._backlog and not self.closed:
+        while self._backlog and not self.ended.is_set():
             await self._written.park()
-        silenced = self._mute
-        self._mute = True
+        silenced = not self.hbone.state.writes
+        self.hbone.silence()
         async with self._finishing:
             try:
-                while not self.closed and not self.tls.close_notify():
+                while not self.ended.is_set() and not self.tls.close_notify():
                     await self.tls.wait_sendable()
             except (OSError, trio.ClosedResourceError):
                 return False
-        return not (self.closed or silenced)
+        return not (silenced or self.ended.is_set())
 
     # -- the tasks ------------------------------------------------------------------------------------
 
@@ -216,7 +171,8 @@ class Tunnel:
                             await wait_received(self.tls)
                     nursery.cancel_scope.cancel()
         finally:
-            self.closed = True
+            self.hbone.receive_eof()
+            self.hbone.silence()
             self.ended.set()
             self._backlog.clear()
             self._written.unpark_all()
@@ -231,7 +187,7 @@ class Tunnel:
     async def _read(self) -> None:
         tls = self.tls
         receive = self.hbone.receive
-        while not self.closed:
+        while True:
             reads = 0
             end = False
             try:
@@ -266,7 +222,7 @@ class Tunnel:
 
     def _finished(self) -> bool:
         hbone = self.hbone
-        if self.closed or hbone.closed:
+        if hbone.closed:
             return True
         return not self.streams and (hbone.drained or (hbone.peer_is_draining and not hbone.open_streams))
 
@@ -276,7 +232,7 @@ class Tunnel:
                 await self._writer.park()
             await self.tls.wait_sendable()
             try:
-                self._write()
+                self._backlog.write()
             except (OSError, TlsError) as error:
                 self._fall_silent(f"io error: {error}")
                 return
@@ -286,41 +242,6 @@ class Tunnel:
                 self.flush()
                 for stream in list(self.streams.values()):
                     stream.writable()
-
-    def _write(self) -> None:
-        """Give the backlog to TLS until it is empty or TLS would block."""
-        backlog = self._backlog
-        try_send = self.tls.try_send
-        while backlog:
-            data = backlog.popleft()
-            if backlog and len(data) < SMALL:
-                data = self._gather(data)
-            size = len(data)
-            sent = try_send(data)
-            while 0 < sent < size:
-                data = memoryview(data)[sent:]
-                size -= sent
-                sent = try_send(data)
-            if not sent:
-                backlog.appendleft(data)
-                return
-
-    def _gather(self, first: bytes | memoryview) -> bytes:
-        """Join small pieces, so that a frame's header and its payload travel together."""
-        backlog = self._backlog
-        parts = [first]
-        room = CHUNK - len(first)
-        while backlog and room:
-            piece = backlog[0]
-            if len(piece) <= room:
-                parts.append(backlog.popleft())
-                room -= len(piece)
-            else:
-                view = memoryview(piece)
-                parts.append(view[:room])
-                backlog[0] = view[room:]
-                room = 0
-        return b"".join(parts)
 
     async def _ping(self) -> None:
         while True:
@@ -332,8 +253,7 @@ class Tunnel:
                 await self._pong.wait()
                 continue
             self.failure = self.failure or "HBONE ping timeout"
-            if isinstance(self.hbone, HboneClient):
-                log.warn("HBONE ping timeout/error")
+            self._ping_unanswered()
             self.stop()
             return
 
@@ -353,13 +273,6 @@ class Tunnel:
                     self._dirty.append(stream)
             case WindowOpened():
                 self._window_opened(event.stream_id)
-            case Responded():
-                self.answered = True
-                stream = self.streams.get(event.stream_id)
-                if stream is not None:
-                    stream.responded(event)
-            case ConnectReceived():
-                self._connect_received(event)
             case Pong():
                 if event.opaque == PING_OPAQUE:
                     self._pong.set()
@@ -369,15 +282,18 @@ class Tunnel:
             case ConnectionFailed():
                 # The GOAWAY that says why is still to be written; `_finished` ends the reader after that.
                 self.failure = self.failure or event.reason
+            case _:
+                self._own_event(event)
 
-    def _connect_received(self, event: ConnectReceived) -> None:
-        assert isinstance(self.hbone, HboneServer)
-        if self._on_connect is None or self.hbone.draining:
-            self.hbone.refuse_stream(event.stream_id)
-            return
-        stream = TunnelStream(self, event.stream_id)
-        self.streams[stream.id] = stream
-        self._on_connect(stream, event)
+    @abstractmethod
+    def _own_event(self, event: Event) -> None:
+        """An event that only a client or only a server gets."""
+
+    def _stream_forgotten(self) -> None:
+        """A stream is gone from ``streams``."""
+
+    def _ping_unanswered(self) -> None:
+        """The peer is dead: the tunnel ends."""
 
     def _window_opened(self, stream_id: int | None) -> None:
         if self.blocked:
@@ -401,12 +317,13 @@ class Tunnel:
         """Nothing can be written any more. What had arrived before that is still to be read."""
         if self.failure is None:
             self.failure = why
-        self._mute = self.blocked = True
+        self.hbone.silence()
+        self.blocked = True
         self._backlog.clear()
         self._written.unpark_all()
 
     def _lost(self, why: str) -> None:
         if self.failure is None:
             self.failure = why
-        self.closed = True
+        self.hbone.silence()
         self._scope.cancel()

@@ -1,0 +1,97 @@
+"""The end of a tunnel that opens streams, and its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from ztunnel.hbone import Event, HboneClient, PeerSettingsReceived, Responded
+from ztunnel.observe.logging import get_logger
+from ztunnel.tls.connection import TlsConnection
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel import Tunnel
+
+log = get_logger("proxy::h2::client")
+
+PROBE_OPAQUE = b"ztprobe1"
+
+
+class ClientStream(TunnelStream):
+    """A stream that we opened. ``response`` is the answer to its CONNECT, None until it came."""
+
+    __slots__ = ("response", "tunnel")
+
+    def __init__(self, tunnel: ClientTunnel, stream_id: int) -> None:
+        super().__init__(tunnel, stream_id)
+        self.tunnel = tunnel
+        self.response: Responded | None = None
+
+    async def wait_response(self) -> Responded:
+        """Wait for the answer to our CONNECT. The caller bounds the wait.
+
+        Raises StreamClosedError when the stream or the tunnel ends before it answers.
+        """
+        while self.response is None:
+            self._raise_if_dead()
+            await self._wake_reader.park()
+        return self.response
+
+    def responded(self, event: Responded) -> None:
+        """The answer to our CONNECT is here (for the tunnel's reader)."""
+        self.response = event
+        self._wake_reader.unpark_all()
+
+
+class ClientTunnel(Tunnel[HboneClient, ClientStream]):
+    """A tunnel of ours to another ztunnel.
+
+    ``answered``: a CONNECT has been answered, so the tunnel has worked. ``idle_since``: when its last stream
+    ended. ``on_change``: called when there may be room for a stream that there was none for, or when the last
+    stream has ended.
+    """
+
+    def __init__(self, tls: TlsConnection, hbone: HboneClient) -> None:
+        super().__init__(tls, hbone)
+        self.answered = False
+        self.idle_since: float = trio.current_time()
+        self.on_change: Callable[[], None] | None = None
+
+    def open(self, authority: str, fields: Sequence[tuple[str, str]]) -> ClientStream:
+        """Send a CONNECT. The caller has seen ``can_open``."""
+        stream = ClientStream(self, self.hbone.connect(authority, fields))
+        self.streams[stream.id] = stream
+        self.flush()
+        return stream
+
+    @property
+    def can_open(self) -> bool:
+        """Whether a new stream may be opened."""
+        return self.hbone.can_open
+
+    def probe(self) -> None:
+        """Ask the peer for a sign of life; see ``heard``."""
+        self.hbone.ping(PROBE_OPAQUE)
+        self.flush()
+
+    def _own_event(self, event: Event) -> None:
+        match event:
+            case Responded():
+                self.answered = True
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    stream.responded(event)
+            case PeerSettingsReceived():
+                self._changed()
+
+    def _stream_forgotten(self) -> None:
+        if not self.streams:
+            self.idle_since = trio.current_time()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def _ping_unanswered(self) -> None:
+        log.warn("HBONE ping timeout/error")

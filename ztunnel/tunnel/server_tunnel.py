@@ -1,0 +1,56 @@
+"""The end of a tunnel that is connected to, and its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ztunnel.hbone import ConnectReceived, Event, HboneServer
+from ztunnel.tls.connection import TlsConnection
+from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel import Tunnel
+
+
+class ServerStream(TunnelStream):
+    """A stream that the peer opened; it is answered with `accept` or `refuse`."""
+
+    __slots__ = ("tunnel",)
+
+    def __init__(self, tunnel: ServerTunnel, stream_id: int) -> None:
+        super().__init__(tunnel, stream_id)
+        self.tunnel = tunnel
+
+    def accept(self, fields: Iterable[tuple[str, str]] = ()) -> None:
+        """Answer 200 with these fields. Harmless on a stream that is gone or was answered."""
+        self.tunnel.hbone.accept(self.id, fields)
+        self.tunnel.flush()
+
+    def refuse(self, status: int) -> None:
+        """Answer with a status, which closes the stream. Harmless on one that is gone or was answered."""
+        self.tunnel.hbone.refuse(self.id, status)
+        self.tunnel.flush()
+
+
+class ServerTunnel(Tunnel[HboneServer, ServerStream]):
+    """A tunnel that a peer has opened to us.
+
+    on_connect: called by the reader for each CONNECT that arrives; it may start tasks.
+    """
+
+    def __init__(
+        self,
+        tls: TlsConnection,
+        hbone: HboneServer,
+        on_connect: Callable[[ServerStream, ConnectReceived], None],
+    ) -> None:
+        super().__init__(tls, hbone)
+        self._on_connect = on_connect
+
+    def _own_event(self, event: Event) -> None:
+        match event:
+            case ConnectReceived():
+                if self.hbone.draining:
+                    self.hbone.refuse_stream(event.stream_id)
+                    return
+                stream = ServerStream(self, event.stream_id)
+                self.streams[stream.id] = stream
+                self._on_connect(stream, event)
