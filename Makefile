@@ -31,10 +31,11 @@ test: setup ## everything: lint, types, unit, property, e2e and interop tests; w
 deps: ## show which programs of the distribution are missing and how to install them; as root, install them
 	@scripts/deps
 
-lint: setup protos-check ## ruff, formatting, and the layers
+lint: setup protos-check ## ruff, formatting, the layers, and code that nobody uses
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

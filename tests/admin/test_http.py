@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.admin.serving import exchange, serving
+from tests.support.logs import capture_logs
 from ztunnel.admin import http
 from ztunnel.admin.http import Request, Response
-from ztunnel.observe.logging import capture_logs
 
 
 async def echo(request: Request) -> Response:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request
 from ztunnel.admin.readiness import Readiness
-from ztunnel.observe.logging import capture_logs
 
 
 class Clock:

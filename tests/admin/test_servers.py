@@ -6,11 +6,11 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 import trio
 
+from tests.support.logs import capture_logs
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.servers import ListenError, loopback_has_ipv6, open_listeners, serve
 from ztunnel.config.model import Localhost
 from ztunnel.model.address import SocketAddress
-from ztunnel.observe.logging import capture_logs
 
 V4 = SocketAddress(IPv4Address("127.0.0.1"), 0)
 needs_ipv6 = pytest.mark.skipif(not loopback_has_ipv6(), reason="IPv6 is disabled on lo of this machine")

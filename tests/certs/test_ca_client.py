@@ -15,6 +15,7 @@ from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.logs import capture_logs
 from ztunnel.certs.ca_client import CALL_SECONDS, METHOD, CaClient
 from ztunnel.certs.certificate_errors import (
     CaChainError,
@@ -29,7 +30,6 @@ from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.grpc.bridge import GrpcChannelError, GrpcStatusError
 from ztunnel.model.identity import Identity
-from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 
 NOW = 1_700_000_000.0

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.revoking import revoke
 from ztunnel.certs.crl import CrlFile, CrlState, parse_crl_file, watch_crl
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.messages import RevocationsChanged
@@ -21,8 +22,8 @@ from ztunnel.tls.revocation import InvalidRevocationListError, Revocations
 
 NOW = 1_700_000_000.0
 CA = IssuingCa(NOW)
-FIRST = CA.revoke([1], NOW)
-SECOND = IssuingCa(NOW, name="other").revoke([2, 3], NOW)
+FIRST = revoke(CA, [1], NOW)
+SECOND = revoke(IssuingCa(NOW, name="other"), [2, 3], NOW)
 MISSING = FileNotFoundError(2, "No such file or directory")
 
 

@@ -9,13 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.logs import capture_logs
 from ztunnel.certs.certificate_errors import CaError, CaUnreachableError, ForgottenIdentityError
 from ztunnel.certs.manager import SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.messages import CertificateFailed, CertificateForgotten, CertificateIssued
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
-from ztunnel.observe.logging import capture_logs
 
 EPOCH = 1_700_000_000.0
 HOUR = 3600.0

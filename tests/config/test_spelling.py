@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.logs import capture_logs
 from ztunnel.config.load import load_config
 from ztunnel.config.spelling import nearest
 from ztunnel.observe.filter import parse_startup_filter
 from ztunnel.observe.labels import unknown_labels
-from ztunnel.observe.logging import capture_logs, get_logger, unknown_scopes, warn_regardless
+from ztunnel.observe.logging import get_logger, unknown_scopes, warn_regardless
 
 BASE = {"FAKE_CA": "true", "XDS_ADDRESS": ""}
 

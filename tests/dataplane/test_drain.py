@@ -7,9 +7,9 @@ from typing import Any
 
 import trio
 
+from tests.support.logs import capture_logs
 from ztunnel.dataplane.drain import drain_samples, progress, report_progress
 from ztunnel.messages import PodInfo
-from ztunnel.observe.logging import capture_logs
 from ztunnel.proxy.connections import ConnectionTable, InboundEntry, OutboundEntry
 
 

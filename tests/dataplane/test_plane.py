@@ -19,9 +19,10 @@ from tests.dataplane.harness import (
     via_socks,
     workload,
 )
+from tests.support.logs import capture_logs
 from ztunnel.messages import Drain
 from ztunnel.observe.filter import Level
-from ztunnel.observe.logging import Record, capture_logs
+from ztunnel.observe.logging import Record
 
 
 def totals(report, family: str):

@@ -16,9 +16,9 @@ import trio.testing
 
 from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.dns.pod import frame, read_frames, running_pod
+from tests.support.logs import capture_logs
 from ztunnel.dns import server as server_module
 from ztunnel.dns.server import DnsProxy
-from ztunnel.observe.logging import capture_logs
 
 FQDN = "productpage.ns1.svc.cluster.local."
 ELSEWHERE = "elsewhere.example."

@@ -17,8 +17,6 @@ from ztunnel.grpc.bridge import (
     GrpcChannel,
     GrpcChannelError,
     GrpcStatusError,
-    open_stream,
-    unary_call,
 )
 
 UNARY = "/test.Service/Unary"
@@ -56,6 +54,8 @@ class Service(grpc.GenericRpcHandler):
                 context.abort(grpc.StatusCode.ABORTED, "enough")
             if request == b"end":
                 return
+            if request == b"done":
+                break
             if request == b"flood":
                 for _ in range(1000):
                     self.sent += 1
@@ -89,7 +89,7 @@ def channel(service) -> Iterator[GrpcChannel]:
 
 
 async def test_a_unary_call_brings_an_answer(channel, service):
-    answer = await unary_call(channel, UNARY, b"abc", metadata=[("key", "value")], deadline_seconds=10)
+    answer = await channel.unary(UNARY, b"abc", metadata=[("key", "value")], deadline_seconds=10)
     assert answer == b"cba"
     assert ("key", "value") in [(key, value) for key, value in service[0].metadata]
 
@@ -138,12 +138,12 @@ async def test_messages_larger_than_grpcs_default_pass(channel):
 
 
 async def test_a_conversation(channel):
-    async with open_stream(channel, STREAM, [("key", "value")]) as stream:
+    async with channel.open_stream(STREAM, [("key", "value")]) as stream:
         for number in range(50):
             await stream.send(str(number).encode())
             assert await stream.receive() == str(number).encode()
         assert stream.headers_received.is_set()
-        await stream.done_sending()
+        await stream.send(b"done")
         assert await stream.receive() == b"you are done"
         for _ in range(2):
             with pytest.raises(GrpcStatusError) as caught:

@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from tests.inpod.agent import SNAPSHOT_SENT, Agent, add_packet, delete_packet, keep_packet
+from tests.support.logs import capture_logs
 from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.session import PodCounts, PodState, PodView
 from ztunnel.inpod.zds_errors import PodStartError, ZdsProtocolError
 from ztunnel.messages import PodInfo
-from ztunnel.observe.logging import capture_logs
 
 INFO = PodInfo("pod", "ns", "sa")
 

@@ -16,6 +16,7 @@ import trio
 
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
+from tests.support.logs import capture_logs
 from tests.xds.conversation import hear, resource, response
 from ztunnel.config.model import Config, RootStatic
 from ztunnel.decide.authorize import authorize
@@ -33,7 +34,7 @@ from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Protocol, Workload
-from ztunnel.observe.logging import Record, capture_logs
+from ztunnel.observe.logging import Record
 from ztunnel.state.store import MeshStore
 from ztunnel.xds.client import XdsClient
 from ztunnel.xds.connect import connector

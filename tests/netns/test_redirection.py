@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from tests.netns.namespaces import made_socket, namespace_of, needs_namespaces
+from tests.support.logs import capture_logs
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, set_kernel_setting
 from ztunnel.demo.redirection import RedirectionOptions
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
-from ztunnel.observe.logging import capture_logs
-from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination, peer_address
+from ztunnel.sockets.addresses import DestinationOrigin, from_sockaddr, local_address, original_destination
 from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import NamespaceSockets, Shelf
 from ztunnel.sockets.keepalive import Keepalive
@@ -94,7 +94,7 @@ async def test_what_a_redirected_application_meant_is_known(captured, version, o
                     origin,
                     None,
                 )
-                assert peer_address(accepted) == SocketAddress(
+                assert from_sockaddr(accepted.getpeername()) == SocketAddress(
                     ip_address(captured.pod.addresses[version == 6]), application.getsockname()[1]
                 )
 
@@ -137,7 +137,7 @@ async def test_a_marked_dial_is_not_redirected_and_an_unmarked_one_is(captured):
             target = SocketAddress(ip_address(captured.other.ipv4), 7001)
             with await connect(target, factory=factory, mark=MARK) as sock, await accept(server) as accepted:
                 assert local_address(sock).ip == ip_address(captured.pod.ipv4), "the pod's own address"
-                assert peer_address(accepted) == local_address(sock)
+                assert from_sockaddr(accepted.getpeername()) == local_address(sock)
             with await connect(target, factory=factory), await accept(outbound) as accepted:
                 assert original_destination(accepted).address == target
 
@@ -159,8 +159,8 @@ async def test_the_application_sees_the_client_and_can_answer(captured, version)
                 ) as sock,
                 await accept(server) as accepted,
             ):
-                assert peer_address(accepted).ip == client.ip
-                assert peer_address(accepted).port != client.port
+                assert from_sockaddr(accepted.getpeername()).ip == client.ip
+                assert from_sockaddr(accepted.getpeername()).port != client.port
                 accepted.send(b"answer")
                 with trio.fail_after(5):
                     await trio.lowlevel.wait_readable(sock)
@@ -175,7 +175,7 @@ async def test_a_pod_without_ipv6_works_by_ipv4_and_harms_no_other(captured):
         with (await pod_listener(without, 15008)).sock as listener:
             target = SocketAddress(ip_address(captured.without_ipv6.ipv4), 15008)
             with await connect(target, factory=with_ipv6, mark=MARK), await accept(listener) as accepted:
-                assert peer_address(accepted).ip == ip_address(captured.pod.ipv4)
+                assert from_sockaddr(accepted.getpeername()).ip == ip_address(captured.pod.ipv4)
         with pytest.raises(OSError, match=r"unreachable|Cannot assign"):
             await connect(SocketAddress(ip_address("fd99::1"), 80), factory=without, mark=MARK)
         with (await pod_listener(with_ipv6, 15008)).sock as listener:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.observe.test_labels import CLIENT, SERVER
+from tests.support.logs import capture_logs
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import (
     AccessLog,
@@ -14,7 +15,6 @@ from ztunnel.observe.access_log import (
 )
 from ztunnel.observe.filter import Level
 from ztunnel.observe.labels import end_from_workload
-from ztunnel.observe.logging import capture_logs
 from ztunnel.observe.render import plain_line
 
 SOURCE = SocketAddress.parse("10.9.0.2:57264")

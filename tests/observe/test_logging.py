@@ -9,13 +9,12 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from tests.support.logs import capture_logs, flush_logs
 from ztunnel.config.config_errors import ConfigError
 from ztunnel.observe import logging
 from ztunnel.observe.filter import FilterError, Level, parse_filter
 from ztunnel.observe.logging import (
-    capture_logs,
     current_filter,
-    flush_logs,
     get_logger,
     run_log_writer,
     set_filter,

@@ -30,10 +30,10 @@ from tests.dataplane.harness import (
 )
 from tests.e2e.raw_hbone import RawHbone, answer_all
 from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
+from tests.support.logs import capture_logs
 from ztunnel.messages import CertificateForgotten, CertificateIssued, CertificateWanted, Resource
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.istio import workload as pbw
 from ztunnel.proxy import attempts, outbound
 from ztunnel.tunnel import answer

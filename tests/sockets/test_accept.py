@@ -10,8 +10,8 @@ from ipaddress import ip_address
 import pytest
 import trio
 
+from tests.support.logs import capture_logs
 from ztunnel.model.address import SocketAddress
-from ztunnel.observe.logging import capture_logs
 from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import HostSockets

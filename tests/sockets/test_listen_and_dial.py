@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from tests.netns.namespaces import open_descriptors
+from tests.support.logs import capture_logs
 from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import own_ipv6_enabled_on_loopback
-from ztunnel.observe.logging import capture_logs
-from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination, peer_address
+from ztunnel.sockets.addresses import DestinationOrigin, from_sockaddr, local_address, original_destination
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.factories import HostSockets
@@ -51,10 +51,10 @@ async def test_dial_and_listen_know_each_other_by_canonical_addresses(text):
         with await connect(listener.address, factory=HostSockets()) as near:
             assert near.gettimeout() == 0
             assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-            assert peer_address(near) == listener.address
+            assert from_sockaddr(near.getpeername()) == listener.address
             await trio.lowlevel.wait_readable(listener.sock)
             with listener.sock.accept()[0] as far:
-                assert peer_address(far) == local_address(near)
+                assert from_sockaddr(far.getpeername()) == local_address(near)
                 assert local_address(far) == listener.address
 
 
@@ -67,7 +67,7 @@ async def test_the_wildcard_accepts_both_families_and_shows_ipv4_as_ipv4():
             with await connect(target, factory=HostSockets()):
                 await trio.lowlevel.wait_readable(listener.sock)
                 with listener.sock.accept()[0] as far:
-                    assert peer_address(far).ip == ip_address(text)
+                    assert from_sockaddr(far.getpeername()).ip == ip_address(text)
                     assert local_address(far) == target
 
 

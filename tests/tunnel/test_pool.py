@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.logs import capture_logs
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.observe.logging import capture_logs
 from ztunnel.tunnel.failures import DialError, TunnelLostError
 from ztunnel.tunnel.pool import Pool, PoolDrainingError, PoolKey
 

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from tests.proxy.test_relay import outcome
+from tests.support.logs import capture_logs
 from tests.tunnel.tunnels import TunnelPair, plain_pair, tunnel_pair
 from ztunnel.hbone import DataReceived, ErrorCode
 from ztunnel.observe.filter import Level
-from ztunnel.observe.logging import capture_logs
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tunnel import stream as stream_module
 from ztunnel.tunnel import tunnel as tunnel_module

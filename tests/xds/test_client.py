@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.support.logs import capture_logs
 from tests.xds.conversation import requests, resource, response
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
-from ztunnel.observe.logging import capture_logs
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest
 from ztunnel.xds.client import StatusError, XdsClient
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.logs import capture_logs
 from ztunnel.config.model import LocalFile, LocalStatic
 from ztunnel.messages import MeshDelta, Origin, Rejected, ResourceKind
-from ztunnel.observe.logging import Record, capture_logs
+from ztunnel.observe.logging import Record
 from ztunnel.state.local import LocalConfigError
 from ztunnel.state.store import MeshStore
 from ztunnel.system import watch_directory

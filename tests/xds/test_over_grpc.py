@@ -13,10 +13,11 @@ import trio
 
 from tests.e2e.fake_ca import FakeCertificateAuthority
 from tests.e2e.fake_istiod import TOKEN, FakeIstiod, server_that_never_answers
+from tests.support.logs import capture_logs
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.config.values import authority
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
-from ztunnel.observe.logging import Record, capture_logs
+from ztunnel.observe.logging import Record
 from ztunnel.xds import client as client_module
 from ztunnel.xds.client import XdsClient
 from ztunnel.xds.connect import connector

@@ -147,23 +147,6 @@ class IssuingCa:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
-    def revoke(self, serials: Sequence[int], now: float) -> bytes:
-        """A revocation list of this CA, in PEM, that was made a day ago and is out of date already."""
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(self.subject)
-            .last_update(_moment(now - 86_400))
-            .next_update(_moment(now - 3_600))
-        )
-        for serial in serials:
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder()
-                .serial_number(serial)
-                .revocation_date(_moment(now - 86_400))
-                .build()
-            )
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
 
 class FakeCa:
     """A `CertificateAuthority` that needs nobody: any identity, at once, for ``lifetime`` seconds.

@@ -325,7 +325,7 @@ class _TagBlindLoader(yaml.SafeLoader):
     """Reads local mesh files for their plain values; the tags of string matches are dropped."""
 
 
-_TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
+_TagBlindLoader.add_multi_constructor("!", lambda _loader, _suffix, node: node.value)
 
 
 def _load(file: Path) -> dict[str, Any]:

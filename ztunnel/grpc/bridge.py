@@ -20,9 +20,6 @@ Everything is raw bytes; who calls knows the message types.
             await stream.headers_received.wait()  # a trio.Event, never set if the call fails before
             message = await stream.receive()  # raises GrpcStatusError at the call's end, "OK" included
             # stream.ended is a trio.Event too, for whoever waits for both.
-
-`open_stream(channel, method, metadata)` and `unary_call(channel, method, request, ...)` are the same as
-functions.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ import os
 import queue
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from types import ModuleType, TracebackType
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
@@ -337,11 +334,6 @@ class GrpcStream:
         if self._ended is not None:
             raise self._ended
 
-    async def done_sending(self) -> None:
-        """Tell the server that no more messages come; its own still arrive."""
-        self._requests.end()
-        await trio.lowlevel.checkpoint()
-
     async def receive(self) -> bytes:
         """The next message. Raises GrpcStatusError when the call has ended, in good order or not."""
         try:
@@ -414,20 +406,6 @@ class _Requests(Iterator[bytes]):
         except trio.RunFinishedError:
             raise StopIteration from None
         return message
-
-
-def open_stream(
-    channel: GrpcChannel, method: str, metadata: Metadata = ()
-) -> AbstractAsyncContextManager[GrpcStream]:
-    """`GrpcChannel.open_stream` as a function."""
-    return channel.open_stream(method, metadata)
-
-
-async def unary_call(
-    channel: GrpcChannel, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
-) -> bytes:
-    """`GrpcChannel.unary` as a function."""
-    return await channel.unary(method, request, metadata=metadata, deadline_seconds=deadline_seconds)
 
 
 def _tell(token: trio.lowlevel.TrioToken, event: trio.Event) -> None:

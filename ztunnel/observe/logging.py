@@ -16,8 +16,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -270,12 +269,6 @@ async def run_log_writer(*, task_status: trio.TaskStatus[None] = trio.TASK_STATU
     await _hub.sink.run(task_status=task_status)
 
 
-def flush_logs(seconds: float = 1.0) -> None:
-    """Write what is queued, waiting up to so long. For the moment before a hard exit."""
-    if _hub.sink is not None:
-        _hub.sink.flush(seconds)
-
-
 def current_filter() -> Filter:
     """The filter in force."""
     return _hub.filter
@@ -320,17 +313,3 @@ def startup_filter() -> Filter:
 def set_filter(wanted: Filter | str) -> None:
     """Replace the filter in force, for all loggers at once. Raises FilterError for a text that is none."""
     _hub.set_filter(parse_filter(wanted) if isinstance(wanted, str) else wanted)
-
-
-@contextmanager
-def capture_logs(wanted: str = "trace") -> Iterator[list[Record]]:
-    """For tests: collect the records of all loggers while the block runs, at every level by default."""
-    before, records = _hub.filter, _hub.records
-    captured: list[Record] = []
-    _hub.records = captured
-    set_filter(wanted)
-    try:
-        yield captured
-    finally:
-        _hub.records = records
-        _hub.set_filter(before)

@@ -24,7 +24,6 @@ class Reply(Enum):
     """The codes in use, of RFC 1928 section 6."""
 
     SUCCEEDED = 0
-    GENERAL_FAILURE = 1
     HOST_UNREACHABLE = 4
     COMMAND_NOT_SUPPORTED = 7
 

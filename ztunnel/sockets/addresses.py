@@ -31,11 +31,6 @@ def from_sockaddr(sockaddr: Any) -> SocketAddress:
     return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
 
 
-def peer_address(sock: socket.socket) -> SocketAddress:
-    """The other end's address. Raises OSError (ENOTCONN) when the connection is already gone."""
-    return from_sockaddr(sock.getpeername())
-
-
 def local_address(sock: socket.socket) -> SocketAddress:
     """The address of this end. Raises OSError when the socket is closed."""
     return from_sockaddr(sock.getsockname())

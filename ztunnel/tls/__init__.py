@@ -2,6 +2,5 @@
 
 `context.client_context` and `context.server_context` make a `TlsContext` from a workload's certificate. Keep
 it: making one costs half as much as a handshake. `transports.SocketTls` and `transports.StreamTls` are
-connections with non-blocking calls, `tls_stream.TlsStream` is a trio stream over either. Errors are in
-`tls_errors`.
+connections with non-blocking calls. Errors are in `tls_errors`.
 """

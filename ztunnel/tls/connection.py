@@ -432,16 +432,3 @@ class TlsConnection(ABC):
     @abstractmethod
     async def wait_sendable(self) -> None:
         """Wait until `try_send` or `close_notify` may get on. Raises trio.ClosedResourceError if closed."""
-
-    @abstractmethod
-    async def wait_send_might_not_block(self) -> None:
-        """Wait until all records are out and the transport looks ready for more."""
-
-
-def verify_server_identity(connection: TlsConnection, expected: Sequence[str]) -> Identity:
-    """Check a finished client handshake against a list of identities once more.
-
-    `TlsConnection.handshake` has checked the list that the connection was made with; this serves a caller
-    that wants to use an existing connection for another destination. Raises PeerIdentityError.
-    """
-    return check_expected_identity(connection.peer, expected)

@@ -32,7 +32,6 @@ Pointer: TypeAlias = Any
 """A C pointer as cffi shows it."""
 
 WANT_READ: Final[int] = lib.SSL_ERROR_WANT_READ
-WANT_WRITE: Final[int] = lib.SSL_ERROR_WANT_WRITE
 ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
 
 # OpenSSL numbers reasons that are received alerts from here on (SSL_AD_REASON_OFFSET).

@@ -81,12 +81,6 @@ class SocketTls(TlsConnection):
             raise trio.ClosedResourceError("this TLS connection was closed")
         await trio.lowlevel.wait_writable(self._socket)
 
-    async def wait_send_might_not_block(self) -> None:
-        """Wait until all records are out and the socket is writable."""
-        await self.wait_sendable()
-        while not self._flush():
-            await self.wait_sendable()
-
 
 class Transport(Protocol):
     """What `StreamTls` needs of a stream, for instance a stream inside an HBONE tunnel."""
@@ -96,9 +90,6 @@ class Transport(Protocol):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Wait for some bytes; empty at the end."""
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until sending may be possible."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -188,9 +179,3 @@ class StreamTls(TlsConnection):
                 self._discard(size)
             else:
                 self._broken = BrokenPipeError(errno.EPIPE, "a TLS record was cut off on its way out")
-
-    async def wait_send_might_not_block(self) -> None:
-        """Write all records to the stream, and wait until it may take more."""
-        while not self._flush():
-            await self.wait_sendable()
-        await self._transport.wait_send_all_might_not_block()
