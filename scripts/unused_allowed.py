@@ -55,3 +55,12 @@ sources
 # Explanations: which clause of a policy decided; the chart of docs/routing.md, which a test holds to be true.
 explain_policy
 mermaid
+
+# Being built: `ztunnel explain` and its page.
+resolves
+services_of_hostname
+read_dump
+plan_of
+ENTRY_BYTES
+latest
+CONNECT
