@@ -1,0 +1,98 @@
+"""A whole cluster: up, and down again."""
+
+import json
+import shutil
+
+from tests.cluster import control_plane, mesh, nodes, programs, requirements
+from tests.cluster.footprint import footprint, left_behind, record
+from tests.cluster.images import Images
+from tests.cluster.mesh import Tools
+from tests.cluster.places import CHECKOUT, Places, Progress
+from tests.cluster.shell import until
+from tests.cluster.topology import NODES
+
+MANIFESTS = CHECKOUT / "tests" / "cluster" / "manifests"
+
+
+def up(places: Places, progress: Progress) -> None:
+    """Brings up what is not up: cluster, Istio, our ztunnel, two applications. Each step may be repeated.
+
+    Raises SystemExit with what is missing on the machine, CommandFailed, TimeoutError, RuntimeError.
+    """
+    lacking = requirements.missing()
+    if lacking:
+        raise SystemExit(
+            "\n".join(["The cluster cannot start. Missing:", *(f"  {each}" for each in lacking)])
+        )
+    programs.build(places, progress)
+    images = Images(places, progress)
+    images.make()
+    progress.say("programs and images are there")
+    places.state.mkdir(parents=True, exist_ok=True)
+    places.state.chmod(0o700)
+    if not (places.state / "footprint.json").exists():
+        record(places.state)
+    bare(places, progress, images)
+    tools = Tools(places)
+    mesh.install_istio(tools)
+    progress.say("istiod and istio-cni are ready")
+    mesh.install_ztunnel(tools)
+    progress.say("ztunnel is ready on both nodes")
+    tools.kubectl("apply", "-f", MANIFESTS / "apps.yaml")
+    for name in ("web", "sleep"):
+        tools.kubectl("-n", "demo", "rollout", "status", f"deployment/{name}", "--timeout=120s")
+    progress.say("the applications are ready")
+
+
+def bare(places: Places, progress: Progress, images: Images) -> None:
+    """Kubernetes alone: control plane, two nodes, CoreDNS."""
+    nodes.connect()
+    control_plane.issue(places)
+    control_plane.start(places)
+    progress.say("the API server is ready")
+    for node in NODES:
+        nodes.start(node, places)
+    images.into_nodes()
+    tools = Tools(places)
+    tools.kubectl("apply", "-f", MANIFESTS / "cluster.yaml")
+    until(
+        "the nodes are registered",
+        60,
+        lambda: len(tools.kubectl("get", "node", "-o", "name").split()) == len(NODES),
+    )
+    tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+    tools.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+    progress.say("both nodes and CoreDNS are ready")
+
+
+def down(places: Places) -> list[str]:
+    """Ends the cluster and removes its state. Answers what is left that was not there before; nothing, as it should be."""
+    for node in NODES:
+        nodes.stop(node, places)
+    control_plane.stop(places)
+    nodes.disconnect()
+    known = places.state / "footprint.json"
+    before = json.loads(known.read_text()) if known.exists() else None
+    if places.state.exists():
+        shutil.rmtree(places.state)
+    return left_behind(before, footprint(places.state)) if before is not None else []
+
+
+def hints(places: Places) -> str:
+    """How to reach the cluster, and five commands worth trying."""
+    ours = f"export KUBECONFIG={places.state}/admin.conf PATH={programs.program('istioctl').path(places).parent}:{mesh.helm().parent}:$PATH"
+    return f"""\
+The cluster is up. To reach it:
+
+  {ours}
+
+Worth trying:
+
+  kubectl -n demo exec deploy/sleep -- curl -s web
+  kubectl -n istio-system logs ds/ztunnel --tail=3
+  istioctl ztunnel-config workload
+  kubectl -n istio-system rollout restart ds/ztunnel
+  kubectl -n istio-system get pods -o wide
+
+`make cluster-down` ends it, and leaves nothing but programs and images in {places.cache}.
+"""

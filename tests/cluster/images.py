@@ -1,0 +1,201 @@
+"""The cluster's images, made on this machine by buildah: base systems by debootstrap, ours by the Dockerfile of this checkout.
+
+All of them lie in one OCI layout in the cache, which shares their layers, and go from there into the containerd of each node.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.cluster import nodes, programs
+from tests.cluster.places import CHECKOUT, Places, Progress
+from tests.cluster.shell import run
+from tests.cluster.topology import NODES
+
+CONTEXT = Path(__file__).parent / "images"
+DEBIAN = "bookworm"
+PYTHON = "3.13"
+PYTHON_BASE = f"localhost/python:{PYTHON}-slim-{DEBIAN}"
+OURS = "localhost/mesh/ztunnel:1"
+
+_TOOLS = "ca-certificates,iptables,nftables,iproute2,curl,python3,netbase,procps,conntrack"
+_UNDER_PYTHON = (
+    "ca-certificates,libssl3,libffi8,libsqlite3-0,libreadline8,libncursesw6,zlib1g,libbz2-1.0,liblzma5,libuuid1,libexpat1,"
+    "netbase,tzdata"
+)
+_PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# name in the cluster -> (Dockerfile, what it copies besides the files of images/)
+_MADE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "localhost/pause:1": ("pause", ("pause",)),
+    "localhost/app:1": ("app", ()),
+    "localhost/coredns:1": ("coredns", ("coredns",)),
+    "localhost/istio/pilot:1": ("pilot", ("pilot-discovery",)),
+    "localhost/istio/install-cni:1": ("install-cni", ("install-cni", "istio-cni")),
+}
+
+
+class Images:
+    """Makes images, and brings them to the nodes. Each step is skipped when what it was made from has not changed."""
+
+    def __init__(self, places: Places, progress: Progress) -> None:
+        self._places, self._progress = places, progress
+        self._home = places.images
+        self._home.mkdir(parents=True, exist_ok=True)
+        storage = self._home / "storage.conf"
+        storage.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._home}/storage"\nrunroot = "{self._home}/run"\n'
+        )
+        self._env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage)}
+
+    def make(self) -> None:
+        """Makes all of them. Raises CommandFailed, subprocess.TimeoutExpired."""
+        self._base("localhost/tools:1", _TOOLS, None)
+        self._base(PYTHON_BASE, _UNDER_PYTHON, _interpreter())
+        context = self._home / "context"
+        context.mkdir(exist_ok=True)
+        for name, (dockerfile, wants) in _MADE.items():
+            for source in CONTEXT.glob("*.py"):
+                shutil.copy2(source, context)
+            for each in wants:
+                if each == "pause":
+                    run("cc", "-O2", "-static", "-o", context / "pause", CONTEXT / "pause.c")
+                else:
+                    run("cp", "-u", programs.program(each).path(self._places), context)
+            self._progress.step(f"image {name}")
+            self._build(name, CONTEXT / f"{dockerfile}.Dockerfile", context)
+        self.make_ours()
+        self._remove(context)
+
+    def make_ours(self, name: str = OURS, source: Path = CHECKOUT) -> None:
+        """Our own image, by the Dockerfile of the checkout, as it stands there."""
+        self._progress.step(f"image {name}")
+        machine = []  # what this machine needs to reach a package index: mounted, so that no layer has it
+        for path in ("/etc/pip.conf", "/etc/ssl/certs"):
+            if Path(path).exists():
+                machine += ["--volume", f"{path}:{path}:ro"]
+        arguments = [
+            f"--build-arg=PYTHON_IMAGE={PYTHON_BASE}",
+            f"--build-arg=ISTIO_VERSION={programs.ISTIO_RELEASE}",
+        ]
+        self._build(name, source / "Dockerfile", source, *machine, *arguments)
+
+    def into_nodes(self) -> None:
+        """Brings what is new into each node's containerd."""
+        layout = self._home / "layout"
+        want = {name: self._identity(name) for name in (*_MADE, OURS)}
+        for name, identity in want.items():
+            mark = self._home / "pushed" / hashlib.sha256(name.encode()).hexdigest()[:12]
+            if mark.exists() and mark.read_text() == identity:
+                continue
+            self._progress.step(f"image {name} into the layout")
+            self._buildah("push", "--quiet", name, f"oci:{layout}:{name}")
+            mark.parent.mkdir(exist_ok=True)
+            mark.write_text(identity)
+        for node in NODES:
+            known = self._places.state / node.name / "images.json"
+            if known.exists() and json.loads(known.read_text()) == want:
+                continue
+            self._progress.step(f"images into {node.name}")
+            importer = nodes.inside(node, self._places, "ctr", "-n", "k8s.io", "images", "import", "-")
+            with subprocess.Popen(["tar", "-C", layout, "-c", "."], stdout=subprocess.PIPE) as tar:
+                subprocess.run(importer, stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            known.write_text(json.dumps(want))
+
+    def _base(self, name: str, packages: str, interpreter: Path | None) -> None:
+        wanted = hashlib.sha256(f"{DEBIAN} {packages} {interpreter}".encode()).hexdigest()
+        mark = self._home / f"{wanted[:12]}.base"
+        if mark.exists() and self._buildah("images", "--quiet", name, check=False).strip():
+            return
+        root = self._home / "root"
+        self._remove(root)
+        self._progress.say(f"base system of {name} by debootstrap; one to two minutes")
+        run("nice", "debootstrap", "--variant=minbase", f"--include={packages}", DEBIAN, root, timeout=1200)
+        for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info",
+                      "usr/lib/locale", "var/log", "debootstrap", "etc/apt/sources.list", "etc/resolv.conf"):  # fmt: skip
+            self._remove(root / waste)
+        if interpreter is not None:
+            _put_interpreter(interpreter, root)
+        container = self._buildah("from", "scratch").strip()
+        try:
+            mounted = Path(self._buildah("mount", container).strip())
+            run("cp", "-a", f"{root}/.", mounted)
+            self._buildah("umount", container)
+            self._buildah("config", "--env", _PATH, "--env", "LANG=C.UTF-8", container)
+            self._buildah("commit", "--quiet", container, name, timeout=600)
+        finally:
+            self._buildah("rm", container)
+        self._remove(root)
+        mark.touch()
+
+    def _build(self, name: str, dockerfile: Path, context: Path, *more: str) -> None:
+        self._buildah(
+            "build",
+            "--quiet",
+            "--layers",
+            "--network=host",
+            *more,
+            "--file",
+            str(dockerfile),
+            "--tag",
+            name,
+            str(context),
+            timeout=1200,
+        )
+
+    def _identity(self, name: str) -> str:
+        return self._buildah("images", "--quiet", "--no-trunc", name).strip()
+
+    def _buildah(self, *arguments: str, check: bool = True, timeout: float = 300.0) -> str:
+        return run("buildah", *arguments, env=self._env, check=check, timeout=timeout)
+
+    def _remove(self, path: Path) -> None:
+        run("rm", "-rf", "--one-file-system", path)
+
+
+def _interpreter() -> Path:
+    """The prefix of a CPython of that version that is not Debian's own, as pyenv makes them.
+
+    The official image has one in /usr/local, where our Dockerfile expects it. Raises SystemExit.
+    """
+    named = os.environ.get("CLUSTER_PYTHON")
+    candidates = [Path(named)] if named else sorted((Path.home() / ".pyenv" / "versions").glob(f"{PYTHON}.*"))
+    for prefix in reversed(candidates):
+        if (prefix / "bin" / f"python{PYTHON}").exists():
+            return prefix
+    raise SystemExit(
+        f"The stand-in for python:{PYTHON}-slim-{DEBIAN} needs a CPython {PYTHON} with a prefix of its own: "
+        f"`pyenv install {PYTHON}`, or name its prefix in CLUSTER_PYTHON."
+    )
+
+
+def _put_interpreter(prefix: Path, root: Path) -> None:
+    """Copies the interpreter and pip to /usr/local of a base system, without tests, headers and other packages."""
+    leave = ("test", "tests", "idlelib", "tkinter", "_tkinter*", "*.a", "turtledemo", "__pycache__", "share", "include",
+             "site-packages/*")  # fmt: skip
+    target = root / "usr/local"
+    for source, excluded in ((".", leave), (f"lib/python{PYTHON}/site-packages/pip", ("__pycache__",))):
+        excludes = [f"--exclude={each}" for each in excluded]
+        with subprocess.Popen(["tar", "-C", prefix, *excludes, "-c", source], stdout=subprocess.PIPE) as tar:
+            subprocess.run(["tar", "-C", target, "--no-same-owner", "-x"], stdin=tar.stdout, check=True)
+    for name in ("python", "python3"):
+        link = target / "bin" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"python{PYTHON}")
+    run("chroot", root, "ldconfig")
+    # Files in site-packages that are no modules of their own do not compile, and need not.
+    run(
+        "chroot",
+        root,
+        "/usr/local/bin/python3",
+        "-m",
+        "compileall",
+        "-q",
+        f"/usr/local/lib/python{PYTHON}",
+        check=False,
+        timeout=600,
+    )
+    run("chroot", root, "/usr/local/bin/python3", "-c", "import ctypes, sqlite3, ssl")

@@ -1,0 +1,110 @@
+"""Traffic as users have it: new connections at a rate, one kept-alive connection, one stream.
+
+usage: client.py URL SECONDS RATE
+
+A line for each failure as it happens, with the time, and a summary in JSON as the last line. SECONDS is at most 900 and RATE 200, so that
+a forgotten client ends.
+"""
+
+import http.client
+import json
+import sys
+import threading
+import time
+import urllib.parse
+
+url = urllib.parse.urlsplit(sys.argv[1])
+seconds, rate = min(float(sys.argv[2]), 900.0), min(float(sys.argv[3]), 200.0)
+end = time.monotonic() + seconds
+lock = threading.Lock()
+result = {kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")}
+result["errors"] = []
+
+
+def connect():
+    return http.client.HTTPConnection(url.hostname, url.port or 80, timeout=15)
+
+
+def get(connection):
+    connection.request("GET", url.path or "/")
+    answer = connection.getresponse()
+    answer.read()
+    if answer.status != 200:
+        raise OSError(f"status {answer.status}")
+
+
+def account(kind, started, error=None):
+    took = time.monotonic() - started
+    with lock:
+        if error is None:
+            result[kind]["ok"] += 1
+            result[kind]["slowest"] = max(result[kind]["slowest"], round(took, 3))
+        else:
+            result[kind]["failed"] += 1
+            words = f"{kind} {type(error).__name__}: {error} after {took:.3f} s"
+            if len(result["errors"]) < 200:
+                result["errors"].append([round(time.time(), 3), words])
+            print(time.strftime("%H:%M:%S", time.gmtime()), words, flush=True)
+
+
+def one():
+    started = time.monotonic()
+    connection = connect()
+    try:
+        get(connection)
+        account("new", started)
+    except (OSError, http.client.HTTPException) as error:
+        account("new", started, error)
+    finally:
+        connection.close()
+
+
+def new():
+    due, threads = time.monotonic(), []
+    while time.monotonic() < end:
+        thread = threading.Thread(target=one, daemon=True)
+        thread.start()
+        threads = [*(each for each in threads if each.is_alive()), thread]
+        due += 1 / rate
+        time.sleep(max(0.0, due - time.monotonic()))
+    for thread in threads:
+        thread.join(20)
+
+
+def kept():
+    connection = None
+    while time.monotonic() < end:
+        started = time.monotonic()
+        try:
+            connection = connection or connect()
+            get(connection)
+            account("kept", started)
+            time.sleep(0.05)
+        except (OSError, http.client.HTTPException) as error:
+            account("kept", started, error)
+            connection = None
+            time.sleep(0.1)
+
+
+def stream():
+    while time.monotonic() < end:
+        started = time.monotonic()
+        try:
+            connection = connect()
+            connection.request("GET", "/stream")
+            answer = connection.getresponse()
+            while time.monotonic() < end:
+                started = time.monotonic()
+                if not answer.readline():
+                    raise OSError("the stream ended")
+                account("stream", started)
+        except (OSError, http.client.HTTPException) as error:
+            account("stream", started, error)
+            time.sleep(0.2)
+
+
+workers = [threading.Thread(target=each, daemon=True) for each in (new, kept, stream)]
+for worker in workers:
+    worker.start()
+workers[0].join(seconds + 30)
+print(json.dumps(result), flush=True)

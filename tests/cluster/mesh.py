@@ -1,0 +1,120 @@
+"""Istio's base, istiod and CNI agent by Istio's own charts, and our ztunnel by ours: what a user does by helm."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.cluster import programs
+from tests.cluster.places import CHECKOUT, Places
+from tests.cluster.shell import CommandFailed, run
+
+NAMESPACE = "istio-system"
+_COMMON = ("--set=profile=ambient", "--set=global.hub=localhost/istio", "--set=global.tag=1", "--set=global.variant=",
+           "--set=global.imagePullPolicy=IfNotPresent")  # fmt: skip
+ZTUNNEL_VALUES = ("--set=profile=ambient", "--set=hub=localhost/mesh", "--set=tag=1", "--set=variant=",
+                  "--set=imagePullPolicy=IfNotPresent")  # fmt: skip
+ISTIOD_VALUES = (
+    "--set=resources.requests.cpu=50m",
+    "--set=resources.requests.memory=256Mi",
+    "--set=autoscaleEnabled=false",
+)
+# With both backends in its image istio-cni picks nft first and legacy after a restart, and then leaves rules behind.
+CNI_VALUES = ("--set=env.FORCE_IPTABLES_BINARY=nft",)
+
+
+class Tools:
+    """kubectl, helm and istioctl against this cluster."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.kubeconfig = places.state / "admin.conf"
+        self.env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+
+    def kubectl(
+        self, *arguments: str | Path, stdin: str | None = None, timeout: float = 180.0, check: bool = True
+    ) -> str:
+        """What kubectl says. Raises CommandFailed."""
+        return run("kubectl", *arguments, env=self.env, stdin=stdin, timeout=timeout, check=check)
+
+    def apply(self, manifest: str) -> None:
+        """Applies objects, given as YAML."""
+        self.kubectl("apply", "-f", "-", stdin=manifest)
+
+    def helm(self, *arguments: str | Path, timeout: float = 300.0) -> str:
+        """What helm says. Raises CommandFailed."""
+        return run(helm(), *arguments, env=self.env, timeout=timeout)
+
+    def istioctl(self, *arguments: str, timeout: float = 180.0, check: bool = True) -> str:
+        """What istioctl says. Raises CommandFailed."""
+        return run(
+            programs.program("istioctl").path(self.places),
+            *arguments,
+            env=self.env,
+            timeout=timeout,
+            check=check,
+        )
+
+
+def helm() -> Path:
+    """The project's own helm, built when it is not there yet."""
+    return Path(run(CHECKOUT / "scripts" / "tools", "helm", timeout=1200).strip())
+
+
+def charts(places: Places) -> Path:
+    """Istio's charts of the pinned version, copied from the module's source into the cache (there they are read-only)."""
+    target = places.cache / "charts" / programs.ISTIO.pinned
+    if not target.exists():
+        source = programs.charts()
+        half = target.with_name(target.name + ".new")
+        shutil.rmtree(half, ignore_errors=True)
+        for name, path in (
+            ("base", "base"),
+            ("istiod", "istio-control/istio-discovery"),
+            ("cni", "istio-cni"),
+        ):
+            shutil.copytree(source / path, half / name, copy_function=shutil.copyfile)
+        run("chmod", "-R", "u+w", half)
+        half.rename(target)
+    return target
+
+
+def install_istio(tools: Tools, *, istiod: tuple[str, ...] = (), cni: tuple[str, ...] = ()) -> None:
+    """Installs or upgrades Istio without a ztunnel; returns when it is ready. Raises CommandFailed."""
+    here = charts(tools.places)
+    if NAMESPACE not in tools.kubectl("get", "namespace", "-o", "name"):
+        tools.kubectl("create", "namespace", NAMESPACE)
+    install = ("upgrade", "--install", "-n", NAMESPACE)
+    tools.helm(*install, "istio-base", here / "base", *_COMMON)
+    tools.helm(
+        *install, "istiod", here / "istiod", *_COMMON, *ISTIOD_VALUES, *istiod, "--wait", "--timeout=3m"
+    )
+    tools.helm(*install, "istio-cni", here / "cni", *_COMMON, *CNI_VALUES, *cni, "--wait", "--timeout=3m")
+
+
+def install_ztunnel(tools: Tools, *values: str, chart: Path = CHECKOUT / "charts" / "ztunnel") -> None:
+    """Installs or upgrades our ztunnel as docs/install.md says; returns when it is ready. Raises CommandFailed."""
+    tools.helm(
+        "upgrade",
+        "--install",
+        "ztunnel",
+        chart,
+        "-n",
+        NAMESPACE,
+        *ZTUNNEL_VALUES,
+        *values,
+        "--wait",
+        "--timeout=3m",
+    )
+    tools.kubectl("-n", NAMESPACE, "rollout", "status", "daemonset/ztunnel", "--timeout=120s")
+
+
+def install_gateway_api(tools: Tools) -> bool:
+    """Installs the CRDs of the Gateway API as Istio's source carries them. Answers whether it has them."""
+    found = sorted(programs.istio_source().glob("tests/integration/pilot/testdata/gateway-api-crd.yaml"))
+    if not found:
+        return False
+    try:
+        tools.kubectl("apply", "--server-side", "-f", found[0])
+    except CommandFailed:
+        tools.kubectl("create", "-f", found[0])
+    return True
