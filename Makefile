@@ -41,7 +41,7 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 unit: setup ## unit and property tests
-	$(BIN)/pytest -q -n auto --maxprocesses=4 --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench
+	$(BIN)/pytest -q -n auto --maxprocesses=4 --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench --ignore=tests/cluster
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
 	$(BIN)/pytest -q tests/e2e
@@ -51,6 +51,15 @@ interop-built: setup
 
 interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
 	BUILD_ISTIOD=1 $(BIN)/pytest -q tests/interop
+
+cluster: setup ## a two-node Kubernetes with istiod, istio-cni and our ztunnel on this machine (as root; the first time half an hour)
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: setup ## end what make cluster began, and check that nothing is left of it
+	@$(BIN)/python -m tests.cluster down
+
+cluster-test: setup ## what users do, in that cluster, with a table as report (TESTS=... for some of it)
+	@$(BIN)/python -m tests.cluster test $(TESTS)
 
 bench: setup ## direct, ours, a real Envoy in ztunnel's place: all figures of docs/performance.md (as root; BENCH="--rows ...")
 	$(BIN)/python -m tests.bench $(BENCH)

@@ -181,3 +181,42 @@ def test_an_interrupt_while_modules_are_loaded_shows_no_traceback():
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == -signal.SIGINT
+
+
+def test_the_collector_rests_while_modules_are_loaded_and_works_in_a_command():
+    program = (
+        "import gc, sys\n"
+        "from types import ModuleType\n"
+        "demo = ModuleType('ztunnel.demo')\n"
+        "demo.main = lambda arguments: print('in the command', gc.isenabled())\n"
+        "class Look:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'ztunnel.cli':\n"
+        "            print('loading', gc.isenabled())\n"
+        "            sys.modules['ztunnel.demo'] = demo\n"
+        "sys.meta_path.insert(0, Look())\n"
+        "sys.argv[1:] = ['demo']\n"
+        "from ztunnel.start import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("loading False\nin the command True\n", 0), done.stderr
+
+
+def test_the_proxy_loads_no_parser_of_dns_messages_and_no_demo():
+    program = "import sys, ztunnel.app; print([name for name in sys.modules if name in sys.argv])"
+    unwanted = [
+        "dns.message",
+        "dns.zone",
+        "ztunnel.demo",
+        "ztunnel.pb.opentelemetry",
+        "unittest",
+        "pydoc",
+        "pdb",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *unwanted], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"

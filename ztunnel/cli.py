@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -130,6 +131,7 @@ def _delegate(module: str, function: str, argument: object) -> int:
 def _command(module: str, argument: object) -> int:
     """Run a command's ``main``; an interrupt raises KeyboardInterrupt in it, as Python programs expect."""
     run = import_module(module).main
+    gc.enable()  # see ztunnel.start
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ztunnel.start
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

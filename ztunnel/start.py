@@ -1,11 +1,13 @@
-"""Where the program begins: an interrupt while modules are still being loaded ends it without a traceback.
+"""Where the program begins, before anything that takes time is imported.
 
-So this module imports nothing that takes time, and the command's own module decides what an interrupt means
-once it has been loaded.
+An interrupt while modules are still being loaded ends the program without a traceback; the command's own
+module decides what an interrupt means once it has been loaded. Python's collector of reference cycles rests
+until then: modules are no garbage, and looking for some among them is a tenth of the start's CPU time.
 """
 
 from __future__ import annotations
 
+import gc
 import signal
 
 
@@ -15,6 +17,7 @@ def main() -> int:
     # the signal is ignored, as in a shell's background job, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from ztunnel.cli import main as run  # noqa: PLC0415 - not before the line above
+    gc.disable()  # a command enables it when it begins: ztunnel.cli, ztunnel.system.memory
+    from ztunnel.cli import main as run  # noqa: PLC0415 - not before the lines above
 
     return run()

@@ -66,7 +66,10 @@ def bare(places: Places, progress: Progress, images: Images) -> None:
 
 
 def down(places: Places) -> list[str]:
-    """Ends the cluster and removes its state. Answers what is left that was not there before; nothing, as it should be."""
+    """Ends the cluster and removes its state.
+
+    Answers what is left that was not there before; nothing, as it should be.
+    """
     for node in NODES:
         nodes.stop(node, places)
     control_plane.stop(places)
@@ -80,7 +83,8 @@ def down(places: Places) -> list[str]:
 
 def hints(places: Places) -> str:
     """How to reach the cluster, and five commands worth trying."""
-    ours = f"export KUBECONFIG={places.state}/admin.conf PATH={programs.program('istioctl').path(places).parent}:{mesh.helm().parent}:$PATH"
+    istioctl = programs.program("istioctl").path(places).parent
+    ours = f"export KUBECONFIG={places.state}/admin.conf PATH={istioctl}:{mesh.helm().parent}:$PATH"
     return f"""\
 The cluster is up. To reach it:
 

@@ -1,6 +1,7 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler: processes in the first node's network namespace.
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
 
-There they reach the services' addresses, as the API server must to call istiod's webhooks.
+They are processes in the first node's network namespace. There they reach the services' addresses, as the
+API server must to call istiod's webhooks.
 """
 
 import signal
@@ -49,29 +50,47 @@ def start(places: Places) -> None:
     pki, here = places.state / "pki", NODES[0]
     commands: dict[str, list[str]] = {
         "etcd": [
-            f"--data-dir={places.state}/etcd", "--unsafe-no-fsync", "--log-level=warn",
-            "--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+            f"--data-dir={places.state}/etcd",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",
         ],
         "kube-apiserver": [
-            "--etcd-servers=http://127.0.0.1:2379", f"--advertise-address={here.ip}", "--bind-address=0.0.0.0",
-            "--secure-port=6443", f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
-            f"--client-ca-file={pki}/ca.crt", f"--kubelet-client-certificate={pki}/admin.crt",
-            f"--kubelet-client-key={pki}/admin.key", "--kubelet-preferred-address-types=InternalIP",
+            "--etcd-servers=http://127.0.0.1:2379",
+            f"--advertise-address={here.ip}",
+            "--bind-address=0.0.0.0",
+            "--secure-port=6443",
+            f"--tls-cert-file={pki}/apiserver.crt",
+            f"--tls-private-key-file={pki}/apiserver.key",
+            f"--client-ca-file={pki}/ca.crt",
+            f"--kubelet-client-certificate={pki}/admin.crt",
+            f"--kubelet-client-key={pki}/admin.key",
+            "--kubelet-preferred-address-types=InternalIP",
             f"--service-account-key-file={pki}/service-accounts.pub",
-            f"--service-account-signing-key-file={pki}/service-accounts.key", f"--service-account-issuer={_ISSUER}",
-            f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true", "--endpoint-reconciler-type=lease",
+            f"--service-account-signing-key-file={pki}/service-accounts.key",
+            f"--service-account-issuer={_ISSUER}",
+            f"--service-cluster-ip-range={SERVICES}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged=true",
+            "--endpoint-reconciler-type=lease",
         ],
         "kube-controller-manager": [
-            f"--kubeconfig={places.state}/controller-manager.conf", "--leader-elect=false",
-            "--use-service-account-credentials=true", f"--root-ca-file={pki}/ca.crt",
-            f"--service-account-private-key-file={pki}/service-accounts.key", f"--cluster-cidr={PODS}",
-            "--allocate-node-cidrs=true", f"--service-cluster-ip-range={SERVICES}",
-            f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
+            f"--kubeconfig={places.state}/controller-manager.conf",
+            "--leader-elect=false",
+            "--use-service-account-credentials=true",
+            f"--root-ca-file={pki}/ca.crt",
+            f"--service-account-private-key-file={pki}/service-accounts.key",
+            f"--cluster-cidr={PODS}",
+            "--allocate-node-cidrs=true",
+            f"--service-cluster-ip-range={SERVICES}",
+            f"--cluster-signing-cert-file={pki}/ca.crt",
+            f"--cluster-signing-key-file={pki}/ca.key",
         ],
         "kube-scheduler": [f"--kubeconfig={places.state}/scheduler.conf", "--leader-elect=false"],
-    }  # fmt: skip
+    }
     for name in _ORDER:
         daemon = _daemon(name, places)
         program = programs.program(name).path(places)

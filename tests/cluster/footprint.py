@@ -1,4 +1,7 @@
-"""What the machine holds that a cluster could leave behind: recorded before `make cluster`, compared after `make cluster-down`."""
+"""What the machine holds that a cluster could leave behind.
+
+Recorded before `make cluster`, compared after `make cluster-down`.
+"""
 
 import json
 from pathlib import Path
@@ -6,8 +9,18 @@ from pathlib import Path
 from tests.cluster.shell import run
 from tests.cluster.topology import NODES
 
-_PATHS = ("/opt/cni", "/etc/cni", "/run/ztunnel", "/run/istio-cni", "/run/containerd", "/run/netns", "/var/lib/kubelet",
-          "/var/lib/containerd", "/var/log/pods", "/var/log/containers")  # fmt: skip
+_PATHS = (
+    "/opt/cni",
+    "/etc/cni",
+    "/run/ztunnel",
+    "/run/istio-cni",
+    "/run/containerd",
+    "/run/netns",
+    "/var/lib/kubelet",
+    "/var/lib/containerd",
+    "/var/log/pods",
+    "/var/log/containers",
+)
 _SWITCHES = (
     "/proc/sys/net/ipv4/ip_forward",
     "/proc/sys/net/ipv4/conf/all/rp_filter",
@@ -16,27 +29,39 @@ _SWITCHES = (
 
 
 def footprint(state: Path) -> dict[str, list[str]]:
-    """Links, routes, rules, namespaces, mounts, cgroups, switches, paths; and the processes that belong to the cluster."""
+    """Links, routes, rules, namespaces, mounts, cgroups, switches, paths.
+
+    And the processes that belong to the cluster.
+    """
     return {
         "links": sorted(line.split(": ")[1].split("@")[0] for line in run("ip", "-o", "link").splitlines()),
-        "routes": sorted(line.strip() for line in run("ip", "route", "show", "table", "all").splitlines() if "cache" not in line),
+        "routes": sorted(
+            line.strip()
+            for line in run("ip", "route", "show", "table", "all").splitlines()
+            if "cache" not in line
+        ),
         "network namespaces": sorted(line.split()[0] for line in run("ip", "netns").splitlines() if line),
         "nft rules": sorted(set(run("nft", "list", "tables").splitlines())),
         "iptables rules": [
             line for line in run("iptables-save", check=False).splitlines() if line and line[0] not in "#:"
         ],
         "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
-        "cgroups": sorted(str(path) for node in NODES for path in Path("/sys/fs/cgroup").glob(f"**/{node.cgroup}")),
+        "cgroups": sorted(
+            str(path) for node in NODES for path in Path("/sys/fs/cgroup").glob(f"**/{node.cgroup}")
+        ),
         "switches": [f"{path}={Path(path).read_text().strip()}" for path in _SWITCHES],
         "paths": [
-            entry for path in _PATHS if Path(path).exists() for entry in [path, *(str(below) for below in Path(path).iterdir())]
+            entry
+            for path in _PATHS
+            if Path(path).exists()
+            for entry in [path, *(str(below) for below in Path(path).iterdir())]
         ],
         "processes": processes(state),
-    }  # fmt: skip
+    }
 
 
 def processes(state: Path) -> list[str]:
-    """Processes that run from the cluster's state or in one of its network namespaces, as "number command"."""
+    """Processes that run from the cluster's state or in one of its namespaces, as "number command"."""
     spaces = set()
     for node in NODES:
         try:

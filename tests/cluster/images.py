@@ -1,6 +1,8 @@
-"""The cluster's images, made on this machine by buildah: base systems by debootstrap, ours by the Dockerfile of this checkout.
+"""The cluster's images, made on this machine by buildah.
 
-All of them lie in one OCI layout in the cache, which shares their layers, and go from there into the containerd of each node.
+Base systems come from debootstrap, our own image from the Dockerfile of this checkout.
+All of them lie in one OCI layout in the cache, which shares their layers, and go from there into the
+containerd of each node.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from tests.cluster.places import CHECKOUT, Places, Progress
 from tests.cluster.shell import run
 from tests.cluster.topology import NODES
 
-CONTEXT = Path(__file__).parent / "images"
+CONTEXT = Path(__file__).parent / "image-context"
 DEBIAN = "bookworm"
 PYTHON = "3.13"
 PYTHON_BASE = f"localhost/python:{PYTHON}-slim-{DEBIAN}"
@@ -28,7 +30,7 @@ _UNDER_PYTHON = (
 )
 _PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# name in the cluster -> (Dockerfile, what it copies besides the files of images/)
+# name in the cluster -> (Dockerfile, what it copies besides the files of image-context/)
 _MADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "localhost/pause:1": ("pause", ("pause",)),
     "localhost/app:1": ("app", ()),
@@ -39,7 +41,10 @@ _MADE: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Images:
-    """Makes images, and brings them to the nodes. Each step is skipped when what it was made from has not changed."""
+    """Makes images, and brings them to the nodes.
+
+    Each step is skipped when what it was made from has not changed.
+    """
 
     def __init__(self, places: Places, progress: Progress) -> None:
         self._places, self._progress = places, progress
@@ -47,7 +52,8 @@ class Images:
         self._home.mkdir(parents=True, exist_ok=True)
         storage = self._home / "storage.conf"
         storage.write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._home}/storage"\nrunroot = "{self._home}/run"\n'
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._home}/storage"\n'
+            f'runroot = "{self._home}/run"\n'
         )
         self._env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage)}
 
@@ -114,8 +120,19 @@ class Images:
         self._remove(root)
         self._progress.say(f"base system of {name} by debootstrap; one to two minutes")
         run("nice", "debootstrap", "--variant=minbase", f"--include={packages}", DEBIAN, root, timeout=1200)
-        for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info",
-                      "usr/lib/locale", "var/log", "debootstrap", "etc/apt/sources.list", "etc/resolv.conf"):  # fmt: skip
+        for waste in (
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+            "usr/share/info",
+            "usr/lib/locale",
+            "var/log",
+            "debootstrap",
+            "etc/apt/sources.list",
+            "etc/resolv.conf",
+        ):
             self._remove(root / waste)
         if interpreter is not None:
             _put_interpreter(interpreter, root)
@@ -173,9 +190,23 @@ def _interpreter() -> Path:
 
 
 def _put_interpreter(prefix: Path, root: Path) -> None:
-    """Copies the interpreter and pip to /usr/local of a base system, without tests, headers and other packages."""
-    leave = ("test", "tests", "idlelib", "tkinter", "_tkinter*", "*.a", "turtledemo", "__pycache__", "share", "include",
-             "site-packages/*")  # fmt: skip
+    """Copies the interpreter and pip to /usr/local of a base system.
+
+    Without tests, headers, other packages, and without bytecode: the official image has none.
+    """
+    leave = (
+        "test",
+        "tests",
+        "idlelib",
+        "tkinter",
+        "_tkinter*",
+        "*.a",
+        "turtledemo",
+        "__pycache__",
+        "share",
+        "include",
+        "site-packages/*",
+    )
     target = root / "usr/local"
     for source, excluded in ((".", leave), (f"lib/python{PYTHON}/site-packages/pip", ("__pycache__",))):
         excludes = [f"--exclude={each}" for each in excluded]
@@ -186,16 +217,4 @@ def _put_interpreter(prefix: Path, root: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(f"python{PYTHON}")
     run("chroot", root, "ldconfig")
-    # Files in site-packages that are no modules of their own do not compile, and need not.
-    run(
-        "chroot",
-        root,
-        "/usr/local/bin/python3",
-        "-m",
-        "compileall",
-        "-q",
-        f"/usr/local/lib/python{PYTHON}",
-        check=False,
-        timeout=600,
-    )
-    run("chroot", root, "/usr/local/bin/python3", "-c", "import ctypes, sqlite3, ssl")
+    run("chroot", root, "/usr/local/bin/python3", "-Bc", "import ctypes, sqlite3, ssl")

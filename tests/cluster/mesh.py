@@ -1,4 +1,7 @@
-"""Istio's base, istiod and CNI agent by Istio's own charts, and our ztunnel by ours: what a user does by helm."""
+"""Istio's base, istiod and CNI agent by Istio's own charts, and our ztunnel by ours.
+
+What a user does by helm.
+"""
 
 import os
 import shutil
@@ -9,16 +12,27 @@ from tests.cluster.places import CHECKOUT, Places
 from tests.cluster.shell import CommandFailed, run
 
 NAMESPACE = "istio-system"
-_COMMON = ("--set=profile=ambient", "--set=global.hub=localhost/istio", "--set=global.tag=1", "--set=global.variant=",
-           "--set=global.imagePullPolicy=IfNotPresent")  # fmt: skip
-ZTUNNEL_VALUES = ("--set=profile=ambient", "--set=hub=localhost/mesh", "--set=tag=1", "--set=variant=",
-                  "--set=imagePullPolicy=IfNotPresent")  # fmt: skip
+_COMMON = (
+    "--set=profile=ambient",
+    "--set=global.hub=localhost/istio",
+    "--set=global.tag=1",
+    "--set=global.variant=",
+    "--set=global.imagePullPolicy=IfNotPresent",
+)
+ZTUNNEL_VALUES = (
+    "--set=profile=ambient",
+    "--set=hub=localhost/mesh",
+    "--set=tag=1",
+    "--set=variant=",
+    "--set=imagePullPolicy=IfNotPresent",
+)
 ISTIOD_VALUES = (
     "--set=resources.requests.cpu=50m",
     "--set=resources.requests.memory=256Mi",
     "--set=autoscaleEnabled=false",
 )
-# With both backends in its image istio-cni picks nft first and legacy after a restart, and then leaves rules behind.
+# With both backends in its image istio-cni picks nft first and legacy after a restart, and then leaves
+# rules behind.
 CNI_VALUES = ("--set=env.FORCE_IPTABLES_BINARY=nft",)
 
 
@@ -61,7 +75,7 @@ def helm() -> Path:
 
 
 def charts(places: Places) -> Path:
-    """Istio's charts of the pinned version, copied from the module's source into the cache (there they are read-only)."""
+    """Istio's charts of the pinned version, copied into the cache, where they can be written."""
     target = places.cache / "charts" / programs.ISTIO.pinned
     if not target.exists():
         source = programs.charts()
@@ -92,7 +106,10 @@ def install_istio(tools: Tools, *, istiod: tuple[str, ...] = (), cni: tuple[str,
 
 
 def install_ztunnel(tools: Tools, *values: str, chart: Path = CHECKOUT / "charts" / "ztunnel") -> None:
-    """Installs or upgrades our ztunnel as docs/install.md says; returns when it is ready. Raises CommandFailed."""
+    """Installs or upgrades our ztunnel as docs/install.md says.
+
+    Returns when it is ready. Raises CommandFailed.
+    """
     tools.helm(
         "upgrade",
         "--install",

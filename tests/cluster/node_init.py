@@ -1,9 +1,13 @@
-"""Process 1 of a node: containerd, kubelet and kube-proxy, in network, mount, process, host name and IPC namespaces of their own.
+"""Process 1 of a node: containerd, kubelet and kube-proxy, in namespaces of their own.
+
+Those are network, mounts, processes, host name and IPC.
 
 usage: python -m tests.cluster.node_init NODE CACHE        (started by tests.cluster.nodes, never by hand)
 
-The node writes nowhere but below its directory in the cluster's state: /run is a new tmpfs; /etc, /opt, /var/lib and /var/log are
-overlays over the host's. When this process ends, the kernel ends everything in the node, and its mounts go with it.
+The node writes nowhere but below its directory in the cluster's state: /run is a new tmpfs; /etc, /opt,
+/var/lib and /var/log are
+overlays over the host's. When this process ends, the kernel ends everything in the node, and its mounts go
+with it.
 """
 
 import json
@@ -37,12 +41,20 @@ def main(node: Node, places: Places) -> None:
     daemons = {
         "containerd": ["containerd", "-c", str(home / "containerd.toml")],
         "kubelet": [
-            str(programs.program("kubelet").path(places)), f"--config={home}/kubelet.yaml",
-            f"--kubeconfig={places.state}/{node.name}.conf", f"--hostname-override={node.name}", f"--node-ip={node.ip}",
-            "--root-dir=/var/lib/kubelet", "--v=1",
+            str(programs.program("kubelet").path(places)),
+            f"--config={home}/kubelet.yaml",
+            f"--kubeconfig={places.state}/{node.name}.conf",
+            f"--hostname-override={node.name}",
+            f"--node-ip={node.ip}",
+            "--root-dir=/var/lib/kubelet",
+            "--v=1",
         ],
-        "kube-proxy": [str(programs.program("kube-proxy").path(places)), f"--config={home}/proxy.yaml", "--v=1"],
-    }  # fmt: skip
+        "kube-proxy": [
+            str(programs.program("kube-proxy").path(places)),
+            f"--config={home}/proxy.yaml",
+            "--v=1",
+        ],
+    }
     signal.signal(signal.SIGTERM, _end)
     running: dict[int, str] = {}
     for name, command in daemons.items():
@@ -102,9 +114,13 @@ def _mounts(home: Path) -> None:
 
 def _switches() -> None:
     run(
-        "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
+        "sysctl",
+        "-qw",
+        "net.ipv4.ip_forward=1",
+        "net.ipv4.conf.all.rp_filter=0",
+        "net.ipv4.conf.default.rp_filter=0",
         "net.ipv6.conf.all.forwarding=1",
-    )  # fmt: skip
+    )
 
 
 def _cgroups(node: Node) -> None:
@@ -138,7 +154,9 @@ def _write_configuration(node: Node, places: Places, home: Path) -> None:
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
-            "x509": {"clientCAFile": f"{pki}/ca.crt"}, "webhook": {"enabled": True}, "anonymous": {"enabled": False},
+            "x509": {"clientCAFile": f"{pki}/ca.crt"},
+            "webhook": {"enabled": True},
+            "anonymous": {"enabled": False},
         },
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": f"{pki}/{node.name}.crt",
@@ -155,14 +173,17 @@ def _write_configuration(node: Node, places: Places, home: Path) -> None:
         "localStorageCapacityIsolation": False,
         "makeIPTablesUtilChains": False,
         "evictionHard": {
-            "memory.available": "10Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%",
+            "memory.available": "10Mi",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "maxPods": 200,
         "nodeStatusReportFrequency": "1m",
-    }  # fmt: skip
+    }
     proxy: dict[str, Any] = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -178,15 +199,21 @@ def _write_configuration(node: Node, places: Places, home: Path) -> None:
         "name": "pods",
         "plugins": [
             {
-                "type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True,
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": True,
+                "ipMasq": False,
+                "hairpinMode": True,
                 "ipam": {
-                    "type": "host-local", "ranges": [[{"subnet": node.pods}]], "routes": [{"dst": "0.0.0.0/0"}],
+                    "type": "host-local",
+                    "ranges": [[{"subnet": node.pods}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
                     "dataDir": "/run/netns/ipam",
                 },
             },
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
-    }  # fmt: skip
+    }
     (home / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
     (home / "proxy.yaml").write_text(yaml.safe_dump(proxy))
     conflist = Path("/etc/cni/net.d/10-pods.conflist")

@@ -11,7 +11,7 @@ from tests.cluster.topology import BRIDGE, HOST, NODES, Node
 
 
 def connect() -> None:
-    """A bridge on the host, a network namespace with a link to it for each node, routes to the pods of each."""
+    """A bridge on the host, a network namespace linked to it for each node, routes to the pods of each."""
     if not Path(f"/sys/class/net/{BRIDGE}").exists():
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "address", "add", f"{HOST}/24", "dev", BRIDGE)
@@ -42,13 +42,25 @@ def start(node: Node, places: Places) -> None:
         (home / "up").unlink(missing_ok=True)
         daemon.start(
             [
-                "nsenter", f"--net=/run/netns/{node.netns}",
-                "unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child",
-                sys.executable, "-m", "tests.cluster.node_init", node.name, places.cache,
+                "nsenter",
+                f"--net=/run/netns/{node.netns}",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--uts",
+                "--ipc",
+                "--fork",
+                "--mount-proc",
+                "--kill-child",
+                sys.executable,
+                "-m",
+                "tests.cluster.node_init",
+                node.name,
+                places.cache,
             ],
             home / "init.log",
             cwd=CHECKOUT,
-        )  # fmt: skip
+        )
 
     def up() -> bool:
         if daemon.pid() is None:
@@ -68,7 +80,10 @@ def init_pid(node: Node, places: Places) -> int | None:
 
 
 def inside(node: Node, places: Places, *command: str | Path) -> list[str]:
-    """The command line that runs `command` in all of the node's namespaces. Raises LookupError when the node does not run."""
+    """The command line that runs `command` in all of the node's namespaces.
+
+    Raises LookupError when the node does not run.
+    """
     pid = init_pid(node, places)
     if pid is None:
         raise LookupError(f"{node.name} does not run")

@@ -26,12 +26,15 @@ class Authority:
         now = datetime.now(UTC)
         self._certificate = (
             x509.CertificateBuilder()
-            .subject_name(self._name).issuer_name(self._name).public_key(self._key.public_key())
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + _LIFETIME)
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + _LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
-        )  # fmt: skip
+        )
         self._write("ca", self._key, self._certificate)
         accounts = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._write("service-accounts", accounts, None)
@@ -49,7 +52,10 @@ class Authority:
         dns: tuple[str, ...] = (),
         ips: tuple[str, ...] = (),
     ) -> None:
-        """Writes file.crt and file.key, good for both ends of a connection. `name` and `group` are Kubernetes' user and group."""
+        """Writes file.crt and file.key, good for both ends of a connection.
+
+        `name` and `group` are Kubernetes' user and group.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
         if group is not None:
@@ -57,13 +63,17 @@ class Authority:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name(subject)).issuer_name(self._name).public_key(key.public_key())
+            .subject_name(x509.Name(subject))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + _LIFETIME)
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + _LIFETIME)
             .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
             )
-        )  # fmt: skip
+        )
         names: list[x509.GeneralName] = [x509.DNSName(each) for each in dns]
         names += [x509.IPAddress(ipaddress.ip_address(each)) for each in ips]
         if names:

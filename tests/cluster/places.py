@@ -35,7 +35,10 @@ def places() -> Places:
 
 
 class Progress:
-    """Says what is being done: on a terminal one line that changes, elsewhere a line at most every half minute."""
+    """Says what is being done.
+
+    On a terminal one line that changes, elsewhere a line at most every half minute.
+    """
 
     def __init__(self) -> None:
         self._started = time.monotonic()

@@ -1,7 +1,9 @@
 """The cluster's programs, built once from their Go modules and kept in the cache.
 
-Versions are pinned in programs/*/go.mod and go.sum, and nowhere else. A program's directory in the cache carries the version
-of its module, so that a new version is built beside the old one. Compilers run one at a time and last in line for the
+Versions are pinned in go-modules/*/go.mod and go.sum, and nowhere else. A program's directory in the cache
+carries the version
+of its module, so that a new version is built beside the old one. Compilers run one at a time and last in
+line for the
 processor; a cold build of everything takes half an hour to three quarters of an hour on one core.
 """
 
@@ -16,12 +18,15 @@ from pathlib import Path
 
 from tests.cluster.places import Places, Progress
 
-SOURCES = Path(__file__).parent / "programs"
+SOURCES = Path(__file__).parent / "go-modules"
 
 
 @dataclass(frozen=True)
 class Module:
-    """A directory below programs/ with a go.mod: the module it builds from, and how that is told its version."""
+    """A directory below go-modules/ with a go.mod.
+
+    The module it builds from, and how that is told its version.
+    """
 
     name: str
     path: str
@@ -46,7 +51,8 @@ KUBE = Module(
 COREDNS = Module("coredns", "github.com/coredns/coredns")
 ISTIO = Module("istio", "istio.io/istio", ("istio.io/istio/pkg/version.buildVersion",))
 
-# The module proxy has Istio's commits under pseudo-versions; this is the release that the pinned commit leads to.
+# The module proxy has Istio's commits under pseudo-versions; this is the release that the pinned commit
+# leads to.
 ISTIO_RELEASE = "1.31.0"
 
 
@@ -96,7 +102,10 @@ def charts() -> Path:
 
 
 def build(places: Places, progress: Progress, wanted: Iterable[Program] = PROGRAMS) -> None:
-    """Builds what is missing, one after the other. Raises subprocess.CalledProcessError with the compiler's words printed."""
+    """Builds what is missing, one after the other.
+
+    Raises subprocess.CalledProcessError with the compiler's words printed.
+    """
     todo = [each for each in wanted if not each.path(places).exists()]
     if not todo:
         return
@@ -120,33 +129,25 @@ def _build(each: Program, places: Places, progress: Progress, label: str) -> Non
     progress.step(f"{label}: what it needs")
     packages = len(_go(each, "list", "-deps", each.package).split())
     half = target.with_name(target.name + ".new")
-    command = [
-        "nice",
-        "-n",
-        "19",
-        "go",
-        "build",
-        "-v",
-        "-p",
-        "1",
-        "-trimpath",
-        "-ldflags",
-        flags,
-        "-o",
-        str(half),
-        each.package,
-    ]
-    compiled, said = 0, []
+    # Istio is compiled as tests/interop does it, so that Go's cache has most of it when those tests were run.
+    trim = [] if each.module is ISTIO else ["-trimpath"]
+    compile_to = ("build", "-v", "-p", "1", *trim, "-ldflags", flags, "-o", half, each.package)
+    command = [str(part) for part in ("nice", "-n", "19", "go", *compile_to)]
+    compiled = 0
+    said: list[str] = []
     with subprocess.Popen(
-        command, cwd=SOURCES / each.module.name, env=_environment(), stderr=subprocess.PIPE, text=True
+        command,
+        cwd=SOURCES / each.module.name,
+        env=_environment(each.module),
+        stderr=subprocess.PIPE,
+        text=True,
     ) as compiler:
         assert compiler.stderr is not None
         for line in compiler.stderr:
             said = [*said[-20:], line]
-            compiled += 1
-            progress.step(
-                f"{label}: {compiled} packages compiled, at most {packages}, {time.monotonic() - started:.0f} s"
-            )
+            compiled += not line.startswith("go: ")  # go: downloading ...
+            took = time.monotonic() - started
+            progress.step(f"{label}: {compiled} packages compiled, at most {packages}; {took:.0f} s")
     if compiler.returncode:
         progress.say("".join(said))
         raise subprocess.CalledProcessError(compiler.returncode, command)
@@ -157,15 +158,14 @@ def _build(each: Program, places: Places, progress: Progress, label: str) -> Non
 def _go(each: Program, *arguments: str) -> str:
     return subprocess.run(
         ["nice", "-n", "19", "go", *arguments],
-        cwd=SOURCES / each.module.name, env=_environment(), check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
+        cwd=SOURCES / each.module.name,
+        env=_environment(each.module),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
-def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "CGO_ENABLED": "0",
-        "GOFLAGS": "-buildvcs=false -mod=readonly",
-        "GOMAXPROCS": "1",
-        "GOWORK": "off",
-    }
+def _environment(module: Module) -> dict[str, str]:
+    goes_alone = {} if module is ISTIO else {"CGO_ENABLED": "0"}  # static: CoreDNS has an image of its own
+    return {**os.environ, "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "1", "GOWORK": "off", **goes_alone}

@@ -4,36 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
-# program -> Debian package
-_PROGRAMS = {
-    "buildah": "buildah",
-    "containerd": "containerd",
-    "runc": "runc",
-    "debootstrap": "debootstrap",
-    "kubectl": "kubernetes-client",
-    "cc": "gcc",
-    "ip": "iproute2",
-    "nft": "nftables",
-    "iptables-save": "iptables",
-    "conntrack": "conntrack",
-    "nsenter": "util-linux",
-    "pgrep": "procps",
-}
-_PLUGINS = Path("/usr/lib/cni/bridge")
+from tests.needs import deps
 
 
 def missing() -> list[str]:
     """Sentences that say what is missing; empty when all is there."""
     if os.geteuid() != 0:
         return ["It needs root: namespaces, mounts and cgroups are made."]
-    wants = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
-    if not _PLUGINS.exists():
-        wants.append("containernetworking-plugins")
     said = []
+    wants = [program for program in deps.read_list(cluster=True) if not deps.is_there(program)]
     if wants:
-        said.append(
-            f"Debian packages: apt-get install --no-install-recommends {' '.join(sorted(set(wants)))}"
-        )
+        said.append(f"{', '.join(wants)}, which `scripts/deps --cluster` installs:\n{deps.explain(wants)}")
     if shutil.which("go") is None:
         said.append("Go 1.26, which compiles the cluster's programs: https://go.dev/dl/")
     if not Path("/sys/fs/cgroup/memory").is_dir() and not Path("/sys/fs/cgroup/cgroup.controllers").exists():

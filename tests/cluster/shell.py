@@ -44,7 +44,10 @@ def run(
 
 
 def until(what: str, seconds: float, ready: Callable[[], bool], every: float = 0.2) -> float:
-    """Waits until `ready` answers true; returns how long that took, in seconds. Raises TimeoutError that names `what`."""
+    """Waits until `ready` answers true.
+
+    Returns how long that took, in seconds. Raises TimeoutError that names `what`.
+    """
     started = time.monotonic()
     while not ready():
         if time.monotonic() - started > seconds:
@@ -62,7 +65,10 @@ def _ticks(pid: int) -> str | None:
 
 
 class Daemon:
-    """A process that outlives the command that started it. Its file in the state directory says which process it is."""
+    """A process that outlives the command that started it.
+
+    Its file in the state directory says which process it is.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -139,14 +140,7 @@ class _Build:
                 for below in stage.layers:
                     found = below / source.lstrip("/")
                     if found.exists():
-                        # Layers never change, so that one file can be in several.
-                        shutil.copytree(
-                            found,
-                            made / target.lstrip("/"),
-                            symlinks=True,
-                            dirs_exist_ok=True,
-                            copy_function=_link,
-                        )
+                        _merge(found, made / target.lstrip("/"))
         else:
             files = {
                 target_of(path, source, target, many=len(sources) > 1 or rest.endswith("/")): path
@@ -170,8 +164,30 @@ class _Build:
         _run(self.image, ["/bin/sh", "-c", rest])
 
 
-def _link(source: str, target: str) -> None:
-    os.link(source, target, follow_symlinks=False)
+def _merge(source: Path, target: Path) -> None:
+    """Put what a layer says of a directory on top of what the layers below it said.
+
+    A file that it removed is a character device 0:0, a directory that it replaced has an attribute: the
+    kernel's
+    overlayfs.rst, "whiteouts and opaque directories".
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in os.scandir(source):
+        place = target / entry.name
+        state = entry.stat(follow_symlinks=False)
+        removed = stat.S_ISCHR(state.st_mode) and state.st_rdev == 0
+        if entry.is_dir(follow_symlinks=False):
+            if "trusted.overlay.opaque" in os.listxattr(entry.path):
+                shutil.rmtree(place, ignore_errors=True)
+            _merge(Path(entry.path), place)
+            continue
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+        if not removed:
+            # Layers never change, so that one file can be in several.
+            os.link(entry.path, place, follow_symlinks=False)
 
 
 def target_of(path: Path, source: str, target: str, *, many: bool) -> str:

@@ -103,6 +103,16 @@ def test_modules_are_compiled_beforehand_since_nothing_can_be_written_later(imag
     assert any((layer / cached).exists() for layer in image.layers)
 
 
+def test_nothing_that_running_does_not_need_is_in_it(image):
+    ours = [path for layer in image.layers[1:] for path in layer.rglob("*") if path.is_file()]
+    assert [path for path in ours if path.name == "ztunnel" and path.parent.name == "bin"]
+    waste = [
+        path for path in ours if "_tests" in path.parts or path.suffix in {".pyi", ".c", ".h", ".pyx", ".pxd"}
+    ]
+    tools = [path for path in ours if path.parent.name == "bin" and path.name != "ztunnel"]
+    assert (waste, tools) == ([], [])
+
+
 def test_only_what_the_image_needs_is_sent_to_a_container_engine():
     sent = {str(path.relative_to(images.REPOSITORY)) for path in images.context(".")}
     assert {"pyproject.toml", "ztunnel/cli.py", "requirements-runtime.lock"} <= sent

@@ -26,6 +26,12 @@ def test_what_is_alive_is_out_of_the_collectors_sight_and_still_freed():
     assert gc.get_freeze_count() <= frozen - 1000
 
 
+def test_the_collector_works_once_the_start_is_over():
+    gc.disable()
+    spare_collector()
+    assert gc.isenabled()
+
+
 def test_it_is_done_again_only_when_the_mesh_has_grown_by_half():
     watch = GrowthWatch(1000)
     kept: list[object] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import dns.exception
-import dns.message
 import dns.rcode
 import dns.rdatatype
 
@@ -30,6 +29,9 @@ _NOTHING = Found((), 0)
 
 def addresses_in(reply: bytes) -> Found:
     """The addresses that a reply has for what it was asked; none when it is an error, or no message."""
+    # Few meshes ask for hostnames, and dnspython's parser is 3 % of the start's CPU time.
+    import dns.message  # noqa: PLC0415
+
     try:
         message = dns.message.from_wire(reply)
     except (dns.exception.DNSException, ValueError):

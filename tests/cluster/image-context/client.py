@@ -2,7 +2,8 @@
 
 usage: client.py URL SECONDS RATE
 
-A line for each failure as it happens, with the time, and a summary in JSON as the last line. SECONDS is at most 900 and RATE 200, so that
+A line for each failure as it happens, with the time, and a summary in JSON as the last line. SECONDS is at
+most 900 and RATE 200, so that
 a forgotten client ends.
 """
 
@@ -17,12 +18,14 @@ url = urllib.parse.urlsplit(sys.argv[1])
 seconds, rate = min(float(sys.argv[2]), 900.0), min(float(sys.argv[3]), 200.0)
 end = time.monotonic() + seconds
 lock = threading.Lock()
-result = {kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")}
-result["errors"] = []
+result: dict[str, dict[str, float]] = {
+    kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")
+}
+errors: list[tuple[float, str]] = []
 
 
 def connect():
-    return http.client.HTTPConnection(url.hostname, url.port or 80, timeout=15)
+    return http.client.HTTPConnection(str(url.hostname), url.port or 80, timeout=15)
 
 
 def get(connection):
@@ -42,8 +45,8 @@ def account(kind, started, error=None):
         else:
             result[kind]["failed"] += 1
             words = f"{kind} {type(error).__name__}: {error} after {took:.3f} s"
-            if len(result["errors"]) < 200:
-                result["errors"].append([round(time.time(), 3), words])
+            if len(errors) < 200:
+                errors.append((round(time.time(), 3), words))
             print(time.strftime("%H:%M:%S", time.gmtime()), words, flush=True)
 
 
@@ -60,7 +63,8 @@ def one():
 
 
 def new():
-    due, threads = time.monotonic(), []
+    threads: list[threading.Thread] = []
+    due = time.monotonic()
     while time.monotonic() < end:
         thread = threading.Thread(target=one, daemon=True)
         thread.start()
@@ -95,9 +99,11 @@ def stream():
             answer = connection.getresponse()
             while time.monotonic() < end:
                 started = time.monotonic()
-                if not answer.readline():
-                    raise OSError("the stream ended")
-                account("stream", started)
+                line = answer.readline()
+                account("stream", started, None if line else OSError("the stream ended"))
+                if not line:
+                    time.sleep(0.2)
+                    break
         except (OSError, http.client.HTTPException) as error:
             account("stream", started, error)
             time.sleep(0.2)
@@ -107,4 +113,4 @@ workers = [threading.Thread(target=each, daemon=True) for each in (new, kept, st
 for worker in workers:
     worker.start()
 workers[0].join(seconds + 30)
-print(json.dumps(result), flush=True)
+print(json.dumps({**result, "errors": errors}), flush=True)

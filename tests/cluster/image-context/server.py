@@ -1,4 +1,7 @@
-"""The cluster's web application: says who it is and whom it saw; streams; has a probe. usage: server.py [PORT]"""
+"""The cluster's web application.
+
+Says who it is and whom it saw; streams; has a probe. usage: server.py [PORT]
+"""
 
 import http.server
 import os
@@ -21,7 +24,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"%d\n" % number)
                 number += 1
                 time.sleep(1)
-        body = f"{os.environ.get('VERSION', 'web')} {socket.gethostname()} saw {self.client_address[0]}\n".encode()
+        name = os.environ.get("VERSION", "web")
+        body = f"{name} {socket.gethostname()} saw {self.client_address[0]}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
