@@ -2,7 +2,7 @@
 #
 #   docker build --build-arg ISTIO_VERSION=1.31.0 -t <hub>/ztunnel:<tag> .
 #
-# tests/e2e/image.py carries these steps out without a container engine, and tests/e2e/test_chart.py runs the outcome.
+# tests/support/image.py carries these steps out without a container engine, and tests/e2e/test_chart.py runs the outcome.
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-bookworm
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.e2e import image as images
 from tests.needs import unavailable
+from tests.support import image as images
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tools"
 

@@ -5,11 +5,15 @@ import zlib
 from collections.abc import Mapping
 
 from tests.admin.serving import serving
-from tests.observe.test_traffic import other
 from ztunnel.admin.metrics import MetricsPage
 from ztunnel.observe.exposition import OPENMETRICS_TYPE
+from ztunnel.observe.labels import TRAFFIC_LABELS
 
 OPENED = "istio_tcp_connections_opened_total"
+
+
+def other(name: str) -> tuple[str, ...]:
+    return ("source", name, *["unknown"] * (len(TRAFFIC_LABELS) - 2))
 
 
 async def collect() -> Mapping[str, Mapping[tuple[str, ...], float]]:

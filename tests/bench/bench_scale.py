@@ -28,9 +28,10 @@ from pathlib import Path
 
 import grpc
 
-from tests.bench import meshes, scale
+from tests.bench import scale
 from tests.bench.setups import Setup, read
-from tests.e2e.control_plane import ControlledMesh, deny, workload
+from tests.support import big_meshes as meshes
+from tests.support.control_plane import ControlledMesh, deny, workload
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.machine import interruptible
 from ztunnel.demo.namespaces import may_make_namespaces

@@ -14,9 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
-from tests.interop.envoy_peer import (
+from tests.support.envoy_peer import (
     Credentials,
     cluster,
     envoy_binary,
@@ -27,6 +25,8 @@ from tests.interop.envoy_peer import (
     originate,
     terminate,
 )
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod
 from ztunnel.demo.dedicated import connect
 from ztunnel.demo.namespaces import PUBLISHED
 from ztunnel.demo.processes import Process

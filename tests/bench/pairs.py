@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from tests.bench.envoy_ztunnel import EnvoyZtunnel
 from tests.bench.processes import cpu_seconds
-from tests.e2e.mesh import Mesh
-from tests.e2e.node_deployment import NodeDeployment, NodeZtunnel
-from tests.e2e.pod import MeshPod
+from tests.support.mesh import Mesh
+from tests.support.node_deployment import NodeDeployment, NodeZtunnel
+from tests.support.pod import MeshPod
 from ztunnel.demo.processes import Process
 
 PORT = 8080

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import meshes
+from tests.support import big_meshes as meshes
 from ztunnel.messages import MeshDelta, Resource, ResourceKind
 from ztunnel.state.dump import dump_services, dump_workloads
 from ztunnel.state.store import MeshStore

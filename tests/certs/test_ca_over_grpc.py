@@ -8,8 +8,8 @@ import pytest
 import trio
 from cryptography import x509
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_istiod import FakeIstiod
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_istiod import FakeIstiod
 from ztunnel.certs import ca_client
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.certificate_errors import CaUnreachableError, WrongIdentityError

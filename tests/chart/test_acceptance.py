@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, render
+from tests.support.chart import CHART, render
 from tests.tools import find_tool
 
 # The oldest here is the first that has ClusterTrustBundle volumes.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, render
+from tests.support.chart import CHART, render
 
 STANDARD_LABELS = {
     "app.kubernetes.io/name": "ztunnel",

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, Rendering, RenderingError, render
+from tests.support.chart import CHART, Rendering, RenderingError, render
 
 PRESETS = yaml.safe_load((CHART / "files" / "presets.yaml").read_text())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chart.chart import render
+from tests.support.chart import render
 
 OPENSHIFT = ["ClusterRole", "ClusterRoleBinding"]
 ALL_ON = {

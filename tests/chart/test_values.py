@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.chart import CHART, RenderingError, render
+from tests.support.chart import CHART, RenderingError, render
 
 POD = ("DaemonSet", "spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.dataplane.harness import (
+from tests.support.data_plane import (
     CONFIG,
     deny_port,
     echo,

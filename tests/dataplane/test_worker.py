@@ -10,7 +10,7 @@ import sys
 import pytest
 import trio
 
-from tests.dataplane.harness import deny_port, echo, is_closed, read_all, server, via_socks, worker_process
+from tests.support.data_plane import deny_port, echo, is_closed, read_all, server, via_socks, worker_process
 from ztunnel.dataplane.socketpair import WireError, control_end, worker_end
 from ztunnel.messages import Drain, PodAdded, PodInfo, PodRemoved, ReportWanted
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.decide.fake_mesh import (
+from tests.support.fake_mesh import (
     HBONE,
     TCP,
     FakeMesh,

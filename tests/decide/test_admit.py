@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decide.fake_mesh import HBONE, ILLEGAL_PORTS, FakeMesh, at, by_address, by_hostname
+from tests.support.fake_mesh import HBONE, ILLEGAL_PORTS, FakeMesh, at, by_address, by_hostname
 from ztunnel.decide.admit import admit_connect, admit_plaintext, label_service
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, Refusal, RefusalKind
 from ztunnel.decide.proxy_protocol import proxy_header

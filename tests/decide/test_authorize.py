@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.decide.fake_mesh import FakeMesh, at
+from tests.support.fake_mesh import FakeMesh, at
 from ztunnel.decide.authorize import MAX_CLUES, NONE_ALLOWED, authorize, explain_policy
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.identity import Identity

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.decide import naive_policy
-from tests.decide.fake_mesh import FakeMesh
+from tests.support.fake_mesh import FakeMesh
 from ztunnel.decide.authorize import authorize, explain_policy
 from ztunnel.decide.plans import PolicyFacts
 from ztunnel.model.address import SocketAddress

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decide.fake_mesh import HBONE, FakeMesh, balancer, by_address
+from tests.support.fake_mesh import HBONE, FakeMesh, balancer, by_address
 from ztunnel.decide.balance import (
     Selected,
     SelectionMode,

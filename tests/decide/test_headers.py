@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decide.fake_mesh import at
+from tests.support.fake_mesh import at
 from ztunnel.decide.headers import (
     Baggage,
     HostAuthority,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decide.fake_mesh import FakeMesh
+from tests.support.fake_mesh import FakeMesh
 from ztunnel.decide.names import (
     TYPE_A,
     TYPE_AAAA,

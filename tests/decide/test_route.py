@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.decide.fake_mesh import HBONE, ILLEGAL_PORTS, TCP, FakeMesh, at, by_hostname
 from tests.decide.scenarios import SCENARIOS, Goes, Refused, Scenario
+from tests.support.fake_mesh import HBONE, ILLEGAL_PORTS, TCP, FakeMesh, at, by_hostname
 from ztunnel.decide.plans import OutboundPlan, OutboundRequest, Refusal, RefusalKind
 from ztunnel.decide.route import route, unresolved, with_ip
 from ztunnel.model.service import IpFamilies

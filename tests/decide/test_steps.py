@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from tests.decide.fake_mesh import ILLEGAL_PORTS
 from tests.decide.scenarios import SCENARIOS
+from tests.support.fake_mesh import ILLEGAL_PORTS
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.decide.route import route
 from ztunnel.decide.steps import WAYS, Step, mermaid

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.decide.fake_mesh import HBONE, FakeMesh, balancer
-from tests.decide.test_route_properties import Builder
+from tests.support.fake_mesh import HBONE, FakeMesh, balancer
+from tests.support.random_mesh import Builder
 from ztunnel.decide.balance import SelectionMode, select_endpoint
 from ztunnel.decide.survey import survey_endpoints
 from ztunnel.model.service import LoadBalancerMode, LoadBalancerScope

@@ -12,7 +12,7 @@ from random import Random
 import dns.message
 import trio
 
-from tests.decide.fake_mesh import FakeMesh
+from tests.support.fake_mesh import FakeMesh
 from ztunnel.config.model import Config
 from ztunnel.decide.names import pod_search_domains
 from ztunnel.dns.resolv_conf import ResolvConf

@@ -15,7 +15,7 @@ import dns.rrset
 import pytest
 import trio
 
-from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
+from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from ztunnel.dns import on_demand as on_demand_module
 from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.dns.lookup import addresses_in

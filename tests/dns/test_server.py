@@ -14,8 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.dns.pod import frame, read_frames, running_pod
+from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.support.logs import capture_logs
 from ztunnel.dns import server as server_module
 from ztunnel.dns.server import DnsProxy

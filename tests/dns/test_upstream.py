@@ -13,7 +13,7 @@ import dns.rcode
 import pytest
 import trio
 
-from tests.dns.fake_resolver import answer_with, fake_resolver, reply_to, silent
+from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from ztunnel.dns import upstream as upstream_module
 from ztunnel.dns.dns_errors import (
     NoNameserverError,

@@ -12,23 +12,23 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from tests.chart.chart import Rendering, render
 from tests.e2e.cluster_dns import ClusterDns
-from tests.e2e.container import Container
-from tests.e2e.control_plane import ISTIOD_NAME, workload
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_cni import FakeCni
-from tests.e2e.fake_istiod import FakeIstiod
-from tests.e2e.image import Image
 from tests.e2e.kubelet import Surroundings, container_of
-from tests.e2e.pod import MeshPod
+from tests.support.chart import Rendering, render
+from tests.support.container import Container
+from tests.support.control_plane import ISTIOD_NAME, workload
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_cni import FakeCni
+from tests.support.fake_istiod import FakeIstiod
+from tests.support.image import Image
+from tests.support.pod import MeshPod
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.network import Node, Pod
 from ztunnel.messages import PodInfo
 from ztunnel.pb.istio import workload as pb
 
 if TYPE_CHECKING:
-    from tests.e2e.mesh import Mesh
+    from tests.support.mesh import Mesh
 
 NAMESPACE = "istio-system"
 ISTIOD_PORT = 15012
@@ -108,7 +108,7 @@ class ChartNode:
 
 
 class ChartDeployment:
-    """A `tests.e2e.mesh.Deployment` of what the chart renders for ``values``, and an image."""
+    """A `tests.support.mesh.Deployment` of what the chart renders for ``values``, and an image."""
 
     def __init__(self, image: Image, values: Mapping[str, Any] | None = None) -> None:
         self.image = image

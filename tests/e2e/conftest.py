@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod, eventually
+from tests.support.census import take_census
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod, eventually
 from ztunnel.demo.namespaces import may_make_namespaces
 
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import trio
 
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_hbone import HBONE_PORT, RawHbone, RawServer, RawStream, raw_server
-from tests.e2e.raw_tls import TlsChoices
+from tests.support.pod import MeshPod
+from tests.support.raw_hbone import HBONE_PORT, RawHbone, RawServer, RawStream, raw_server
+from tests.support.raw_tls import TlsChoices
 
 
 class Gateway:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.container import Container, Mount
-from tests.e2e.image import Image, machine_directories
+from tests.support.container import Container, Mount
+from tests.support.image import Image, machine_directories
 
 
 class UnknownFieldError(Exception):

@@ -15,8 +15,8 @@ import dns.rdatatype
 import dns.rrset
 import trio
 
-from tests.e2e.mesh import DedicatedDeployment, Mesh
-from tests.e2e.pod import MeshPod
+from tests.support.mesh import DedicatedDeployment, Mesh
+from tests.support.pod import MeshPod
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment, ztunnel_command
 
 

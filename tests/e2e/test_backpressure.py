@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.traffic import pattern, read_exactly, receive_pattern, serve
+from tests.support.pod import MeshPod, eventually
+from tests.support.traffic import pattern, read_exactly, receive_pattern, serve
 from ztunnel.demo.network import set_kernel_setting
 
 MEBIBYTE = 1024**2

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e import image as images
-from tests.e2e.census import take_census
 from tests.e2e.chart_deployment import ChartDeployment
-from tests.e2e.control_plane import ISTIOD_NAME
-from tests.e2e.image import Image
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
-from tests.e2e.traffic import echo, serve
+from tests.support import image as images
+from tests.support.census import take_census
+from tests.support.control_plane import ISTIOD_NAME
+from tests.support.image import Image
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod
+from tests.support.traffic import echo, serve
 from tests.tools import build_image, find_tool
 
 VALUES = {

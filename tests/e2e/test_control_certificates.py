@@ -12,13 +12,13 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from tests.e2e.census import take_census
-from tests.e2e.control_plane import ControlledMesh, service
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_istiod import FakeIstiod
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
-from tests.e2e.traffic import ended_by, read_exactly, serve
+from tests.support.census import take_census
+from tests.support.control_plane import ControlledMesh, service
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_istiod import FakeIstiod
+from tests.support.pod import MeshPod, eventually
+from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
+from tests.support.traffic import ended_by, read_exactly, serve
 from ztunnel.pb.istio import workload as pb
 from ztunnel.tls import openssl as tls_openssl
 from ztunnel.xds.session import ADDRESS_TYPE

@@ -12,13 +12,13 @@ import grpc
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.control_plane import ControlledMesh, deny, membership, service, workload
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_istiod import Stream, server_that_never_answers
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.raw_tls import KeyPair, RawTls, TlsChoices
-from tests.e2e.traffic import ended_by, read_exactly, serve
+from tests.support.census import take_census
+from tests.support.control_plane import ControlledMesh, deny, membership, service, workload
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_istiod import Stream, server_that_never_answers
+from tests.support.pod import MeshPod, eventually
+from tests.support.raw_tls import KeyPair, RawTls, TlsChoices
+from tests.support.traffic import ended_by, read_exactly, serve
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment
 from ztunnel.pb.istio import workload as pb
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.census import take_census
 from tests.needs import needs_programs
+from tests.support.census import take_census
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ztunnel_command
 from ztunnel.demo.machine import PREFIX

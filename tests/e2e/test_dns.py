@@ -19,12 +19,12 @@ import dns.rcode
 import pytest
 import trio
 
-from tests.dns.fake_resolver import Behaviour, FakeResolver, answer_with, fake_resolver, reply_to, silent
-from tests.e2e.census import take_census
-from tests.e2e.mesh import DedicatedDeployment, Mesh
-from tests.e2e.node_deployment import NodeDeployment
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.traffic import read_exactly, serve
+from tests.support.census import take_census
+from tests.support.fake_resolver import Behaviour, FakeResolver, answer_with, fake_resolver, reply_to, silent
+from tests.support.mesh import DedicatedDeployment, Mesh
+from tests.support.node_deployment import NodeDeployment
+from tests.support.pod import MeshPod, eventually
+from tests.support.traffic import read_exactly, serve
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment, ztunnel_command
 from ztunnel.demo.redirection import RedirectionOptions
 

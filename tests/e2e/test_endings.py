@@ -9,7 +9,15 @@ import pytest
 import trio
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.traffic import ended_by, read_all, read_exactly, receive_pattern, reset, send_pattern, serve
+from tests.support.traffic import (
+    ended_by,
+    read_all,
+    read_exactly,
+    receive_pattern,
+    reset,
+    send_pattern,
+    serve,
+)
 
 PATHS = ["HBONE", "plaintext in", "plaintext out"]
 

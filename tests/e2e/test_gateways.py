@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.census import take_census
 from tests.e2e.east_west import gateway
-from tests.e2e.mesh import Mesh, waypoint
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.quiet import quiet
-from tests.e2e.raw_hbone import raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import (
+from tests.support.census import take_census
+from tests.support.mesh import Mesh, waypoint
+from tests.support.pod import MeshPod, eventually
+from tests.support.quiet import quiet
+from tests.support.raw_hbone import raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import (
     ended_by,
     pattern,
     read_all,

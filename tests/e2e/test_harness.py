@@ -8,11 +8,11 @@ import pytest
 import trio
 import yaml
 
-from tests.e2e.local_file import Exact, Presence, to_yaml
-from tests.e2e.mesh import Mesh
-from tests.e2e.raw_hbone import raw_client, raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import ended_by, pattern, read_exactly, receive_pattern, reset, send_pattern, serve
+from tests.support.local_file import Exact, Presence, to_yaml
+from tests.support.mesh import Mesh
+from tests.support.raw_hbone import raw_client, raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import ended_by, pattern, read_exactly, receive_pattern, reset, send_pattern, serve
 
 
 async def test_raw_peers_talk_to_each_other(fresh_mesh: Mesh) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import image as images
-from tests.e2e.container import Container
-from tests.e2e.image import Image, ImageError
+from tests.support import image as images
+from tests.support.container import Container
+from tests.support.image import Image, ImageError
 from tests.tools import build_image
 
 

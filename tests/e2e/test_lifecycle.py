@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.e2e.census import open_descriptors
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.raw_hbone import raw_client
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import ended_by, read_exactly, serve
+from tests.support.census import open_descriptors
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod, eventually
+from tests.support.raw_hbone import raw_client
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import ended_by, read_exactly, serve
 
 
 @dataclass

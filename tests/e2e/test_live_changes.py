@@ -10,11 +10,11 @@ import trio
 from h2.errors import ErrorCodes
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.local_file import Exact, Presence
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.raw_hbone import raw_client
-from tests.e2e.raw_tls import KeyPair, TlsAlertError, TlsChoices
-from tests.e2e.traffic import Server, ended_by, read_exactly, serve
+from tests.support.local_file import Exact, Presence
+from tests.support.pod import MeshPod, eventually
+from tests.support.raw_hbone import raw_client
+from tests.support.raw_tls import KeyPair, TlsAlertError, TlsChoices
+from tests.support.traffic import Server, ended_by, read_exactly, serve
 
 
 @contextlib.asynccontextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.local_file import Presence
-from tests.e2e.traffic import echo, ended_by, read_exactly, serve
+from tests.support.local_file import Presence
+from tests.support.traffic import echo, ended_by, read_exactly, serve
 
 
 @pytest.mark.parametrize("version", [4, 6])

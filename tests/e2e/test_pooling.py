@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_hbone import RawHbone, RawServer, answer_all, raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import read_all, read_exactly
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod
+from tests.support.raw_hbone import RawHbone, RawServer, answer_all, raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import read_all, read_exactly
 
 
 @dataclass

@@ -16,11 +16,11 @@ from functools import partial
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh
-from tests.e2e.node_deployment import NodeDeployment
-from tests.e2e.pod import MeshPod
-from tests.e2e.traffic import read_all, read_exactly
+from tests.support.census import take_census
+from tests.support.mesh import Mesh
+from tests.support.node_deployment import NodeDeployment
+from tests.support.pod import MeshPod
+from tests.support.traffic import read_all, read_exactly
 from ztunnel.demo.network import netlink
 from ztunnel.demo.redirection import RedirectionOptions
 

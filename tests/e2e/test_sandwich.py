@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh, waypoint
-from tests.e2e.pod import MeshPod
-from tests.e2e.quiet import quiet
-from tests.e2e.raw_hbone import raw_client
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import Server, echo, ended_by, read_exactly, serve
+from tests.support.census import take_census
+from tests.support.mesh import Mesh, waypoint
+from tests.support.pod import MeshPod
+from tests.support.quiet import quiet
+from tests.support.raw_hbone import raw_client
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import Server, echo, ended_by, read_exactly, serve
 
 TUNNEL_PORT = 15088
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")

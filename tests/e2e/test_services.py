@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh
 from tests.e2e.name_server import ResolvingDeployment, name_server
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.quiet import quiet
-from tests.e2e.raw_hbone import raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import Handler, ended_by, read_all, read_exactly, serve
+from tests.support.census import take_census
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod, eventually
+from tests.support.quiet import quiet
+from tests.support.raw_hbone import raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import Handler, ended_by, read_all, read_exactly, serve
 
 NAMED = "spiffe://cluster.local/ns/default/sa/named"
 

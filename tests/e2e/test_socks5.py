@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.pod import MeshPod, eventually
-from tests.e2e.traffic import ended_by, read_all, read_exactly, serve
+from tests.support.pod import MeshPod, eventually
+from tests.support.traffic import ended_by, read_all, read_exactly, serve
 
 GREETING = b"\x05\x01\x00"
 

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.pod import MeshPod
-from tests.e2e.traffic import echo, ended_by, read_all, read_exactly, serve
+from tests.support.pod import MeshPod
+from tests.support.traffic import echo, ended_by, read_all, read_exactly, serve
 
 ASKED, ANSWERED = b"hello world", b"hello worldhello world"
 

@@ -7,10 +7,10 @@ import random
 import pytest
 import trio
 
-from tests.e2e.census import cpu_seconds
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.pod import eventually
-from tests.e2e.traffic import read_all, read_exactly, receive_pattern, send_pattern, serve
+from tests.support.census import cpu_seconds
+from tests.support.pod import eventually
+from tests.support.traffic import read_all, read_exactly, receive_pattern, send_pattern, serve
 
 VOLUME = 2 * 1024**3
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.mesh import Mesh, waypoint
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_hbone import raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices
-from tests.e2e.traffic import ended_by, read_exactly, serve
+from tests.support.mesh import Mesh, waypoint
+from tests.support.pod import MeshPod
+from tests.support.raw_hbone import raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices
+from tests.support.traffic import ended_by, read_exactly, serve
 
 
 @dataclass

@@ -11,10 +11,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.local_file import Exact
-from tests.e2e.raw_hbone import HBONE_PORT, RawStream, connect_headers, raw_client
-from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError, unrelated_root
-from tests.e2e.traffic import Server, serve
+from tests.support.local_file import Exact
+from tests.support.raw_hbone import HBONE_PORT, RawStream, connect_headers, raw_client
+from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError, unrelated_root
+from tests.support.traffic import Server, serve
 
 GOOD = "spiffe://cluster.local/ns/default/sa/outside"
 OTHER_DOMAIN = "spiffe://other.domain/ns/default/sa/outside"

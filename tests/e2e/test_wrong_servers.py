@@ -9,11 +9,11 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_hbone import RawHbone, answer_all, raw_server
-from tests.e2e.raw_tls import KeyPair, TlsChoices, unrelated_root
-from tests.e2e.traffic import ended_by, read_exactly
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod
+from tests.support.raw_hbone import RawHbone, answer_all, raw_server
+from tests.support.raw_tls import KeyPair, TlsChoices, unrelated_root
+from tests.support.traffic import ended_by, read_exactly
 
 
 @dataclass

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh
-from tests.e2e.node_deployment import NodeDeployment, NodeZtunnel
-from tests.e2e.pod import MeshPod, eventually
+from tests.support.census import take_census
+from tests.support.mesh import Mesh
+from tests.support.node_deployment import NodeDeployment, NodeZtunnel
+from tests.support.pod import MeshPod, eventually
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.redirection import RedirectionOptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from random import Random
 
-from tests.decide.fake_mesh import FakeMesh
-from tests.decide.test_route_properties import Builder
+from tests.support.fake_mesh import FakeMesh
+from tests.support.random_mesh import Builder
 from ztunnel.explain.saved import SavedMesh, read_dump
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.policy import (

@@ -11,7 +11,7 @@ import grpc
 import pytest
 import trio
 
-from tests.tls.tls_peers import CA, SERVER, certificate
+from tests.support.tls_peers import CA, SERVER, certificate
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.grpc.bridge import (
     GrpcChannel,

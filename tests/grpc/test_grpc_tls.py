@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
+from tests.support.fake_ca import FakeCertificateAuthority
 
 CLIENT = """
 import sys, trio

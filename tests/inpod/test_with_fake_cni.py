@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e.fake_cni import FakeCni, NoZtunnelError
-from tests.netns.namespaces import namespace_of, needs_namespaces, open_descriptors
+from tests.support.fake_cni import FakeCni, NoZtunnelError
+from tests.support.namespaces import namespace_of, needs_namespaces, open_descriptors
 from ztunnel.demo.machine import Machine
 from ztunnel.inpod.client import ZdsClient
 from ztunnel.inpod.session import PodCounts

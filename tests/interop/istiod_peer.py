@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
+from tests.support.fake_ca import FakeCertificateAuthority
 
 SOURCE = Path(__file__).parent / "istiod"
 BINARY = Path(__file__).parents[2] / ".cache" / "istiod" / "istiod"

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh, waypoint
-from tests.e2e.pod import MeshPod
-from tests.e2e.quiet import quiet
-from tests.e2e.traffic import ended_by, read_all, read_exactly, receive_pattern, send_pattern, serve
-from tests.interop import envoy_peer as envoy
 from tests.needs import unavailable
+from tests.support import envoy_peer as envoy
+from tests.support.census import take_census
+from tests.support.mesh import Mesh, waypoint
+from tests.support.pod import MeshPod
+from tests.support.quiet import quiet
+from tests.support.traffic import ended_by, read_all, read_exactly, receive_pattern, send_pattern, serve
 from ztunnel.demo.namespaces import may_make_namespaces
 
 pytestmark = pytest.mark.e2e

@@ -17,7 +17,7 @@ import trio
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
 from tests.support.logs import capture_logs
-from tests.xds.conversation import hear, resource, response
+from tests.support.xds_conversation import hear, resource, response
 from ztunnel.config.model import Config, RootStatic
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.names import answer

@@ -20,13 +20,13 @@ import dns.rdatatype
 import pytest
 import trio
 
-from tests.e2e.census import take_census
-from tests.e2e.mesh import Mesh
-from tests.e2e.node_deployment import NodeDeployment
-from tests.e2e.pod import MeshPod
-from tests.e2e.traffic import ended_by, read_exactly, serve
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
+from tests.support.census import take_census
+from tests.support.mesh import Mesh
+from tests.support.node_deployment import NodeDeployment
+from tests.support.pod import MeshPod
+from tests.support.traffic import ended_by, read_exactly, serve
 from ztunnel.demo.namespaces import may_make_namespaces
 
 pytestmark = pytest.mark.skipif(

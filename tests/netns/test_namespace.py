@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.netns.namespaces import (
+from tests.support.namespaces import (
     made_socket,
     namespace_of,
     needs_namespaces,

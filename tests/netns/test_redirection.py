@@ -10,8 +10,8 @@ from ipaddress import ip_address
 import pytest
 import trio
 
-from tests.netns.namespaces import made_socket, namespace_of, needs_namespaces
 from tests.support.logs import capture_logs
+from tests.support.namespaces import made_socket, namespace_of, needs_namespaces
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, set_kernel_setting
 from ztunnel.demo.redirection import RedirectionOptions

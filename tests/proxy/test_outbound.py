@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.dataplane.conftest import _own_network_namespace  # noqa: F401 - used by pytest
-from tests.dataplane.harness import (
+from tests.support.data_plane import (
     CONFIG,
     Control,
     echo,
@@ -28,9 +27,10 @@ from tests.dataplane.harness import (
     via_socks,
     workload,
 )
-from tests.e2e.raw_hbone import RawHbone, answer_all
-from tests.e2e.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
 from tests.support.logs import capture_logs
+from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
+from tests.support.raw_hbone import RawHbone, answer_all
+from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
 from ztunnel.messages import CertificateForgotten, CertificateIssued, CertificateWanted, Resource
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.tunnel.tunnels import plain_pair, tunnel_pair
+from tests.support.tunnels import outcome, plain_pair, tunnel_pair
 from ztunnel.hbone import ErrorCode, HboneSettings
 from ztunnel.proxy.relay import relay_plain, relay_stream
 from ztunnel.sockets.splice import PipePool
@@ -66,20 +66,6 @@ async def send_until_refused(stream: trio.SocketStream) -> None:
 def reset(stream: trio.SocketStream) -> None:
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()
-
-
-async def outcome(stream: trio.SocketStream) -> tuple[bytes, str]:
-    """Everything that arrives, and how it ended."""
-    data = b""
-    with trio.fail_after(10):
-        while True:
-            try:
-                piece = await stream.receive_some()
-            except trio.BrokenResourceError:
-                return data, "reset"
-            if not piece:
-                return data, "end"
-            data += piece
 
 
 @pytest.mark.parametrize("first", ["client", "server"])

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 import trio
 
-from tests.netns.namespaces import open_descriptors
 from tests.support.logs import capture_logs
+from tests.support.namespaces import open_descriptors
 from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import own_ipv6_enabled_on_loopback

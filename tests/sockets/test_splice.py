@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import trio
 
-from tests.netns.namespaces import open_descriptors
+from tests.support.namespaces import open_descriptors
 from ztunnel.sockets.linger import close_with_reset
 from ztunnel.sockets.splice import PipePool, splice_direction
 

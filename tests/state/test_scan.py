@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bench import meshes
 from tests.state import messages
+from tests.support import big_meshes as meshes
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
 from ztunnel.state.convert import RejectedError, ServiceParts, WorkloadParts

@@ -12,7 +12,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tls.tls_peers import CLIENT_CONTEXT, DEADLINE, SERVER, SERVER_CONTEXT, Pair, sockets
+from tests.support.tls_peers import CLIENT_CONTEXT, DEADLINE, SERVER, SERVER_CONTEXT, Pair, sockets
 from ztunnel.tls.connection import CHUNK, TlsConnection
 from ztunnel.tls.openssl import lib
 from ztunnel.tls.tls_errors import TlsProtocolError, TlsTruncatedError

@@ -9,7 +9,7 @@ import trio
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
-from tests.tls.tls_peers import (
+from tests.support.tls_peers import (
     CA,
     CLIENT,
     CLIENT_CERTIFICATE,

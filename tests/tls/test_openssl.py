@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from tests.tls.tls_peers import CLIENT_CERTIFICATE
+from tests.support.tls_peers import CLIENT_CERTIFICATE
 from ztunnel.tls import openssl as tls_openssl
 from ztunnel.tls.peer import MalformedCertificateError, parse_certificate
 

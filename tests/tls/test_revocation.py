@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.revoking import revoke
-from tests.tls.tls_peers import (
+from tests.support.tls_peers import (
     CA,
     CLIENT,
     CLIENT_CERTIFICATE,

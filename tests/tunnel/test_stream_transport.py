@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.tunnel.tunnels import tunnel_pair
+from tests.support.tunnels import tunnel_pair
 from ztunnel.hbone import ErrorCode, HboneSettings
 from ztunnel.tunnel.stream_transport import StreamTransport
 

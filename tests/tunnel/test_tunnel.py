@@ -8,9 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.proxy.test_relay import outcome
 from tests.support.logs import capture_logs
-from tests.tunnel.tunnels import TunnelPair, plain_pair, tunnel_pair
+from tests.support.tunnels import TunnelPair, outcome, plain_pair, tunnel_pair
 from ztunnel.hbone import DataReceived, ErrorCode
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream

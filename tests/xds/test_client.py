@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.support.logs import capture_logs
-from tests.xds.conversation import requests, resource, response
+from tests.support.xds_conversation import requests, resource, response
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest

@@ -11,8 +11,8 @@ import grpc
 import pytest
 import trio
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_istiod import TOKEN, FakeIstiod, server_that_never_answers
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_istiod import TOKEN, FakeIstiod, server_that_never_answers
 from tests.support.logs import capture_logs
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.config.values import authority

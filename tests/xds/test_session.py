@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.xds.conversation import changed, hear, requests, resource, response
+from tests.support.xds_conversation import changed, hear, requests, resource, response
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.pb.envoy.service.discovery.v3 import Node
 from ztunnel.xds import session as session_module

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
-from tests.e2e.fake_istiod import FakeIstiod
-from tests.e2e.mesh import Mesh
-from tests.e2e.node_deployment import NodeDeployment
-from tests.e2e.pod import MeshPod
+from tests.support.fake_ca import FakeCertificateAuthority
+from tests.support.fake_istiod import FakeIstiod
+from tests.support.mesh import Mesh
+from tests.support.node_deployment import NodeDeployment
+from tests.support.pod import MeshPod
 from ztunnel.demo.network import Pod
 from ztunnel.pb.istio import workload as pb
 from ztunnel.pb.istio.security import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from tests.e2e.pod import MeshPod, eventually
+from tests.support.pod import MeshPod, eventually
 
 
 async def quiet(pods: Iterable[MeshPod]) -> None:

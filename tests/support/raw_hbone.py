@@ -14,8 +14,8 @@ import h2.settings
 import trio
 from hyperframe.frame import GoAwayFrame
 
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_tls import RawTls, TlsAlertError, TlsChoices, TlsEndError
+from tests.support.pod import MeshPod
+from tests.support.raw_tls import RawTls, TlsAlertError, TlsChoices, TlsEndError
 
 HBONE_PORT = 15008
 

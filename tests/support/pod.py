@@ -19,7 +19,7 @@ from ztunnel.demo.network import Pod
 from ztunnel.demo.redirection import RedirectionOptions
 
 if TYPE_CHECKING:
-    from tests.e2e.mesh import Mesh
+    from tests.support.mesh import Mesh
 
 
 async def eventually(condition: Callable[[], object], what: str, timeout: float = 10) -> None:

@@ -11,15 +11,15 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tests.e2e.fake_cni import FakeCni
-from tests.e2e.pod import MeshPod, eventually
+from tests.support.fake_cni import FakeCni
+from tests.support.pod import MeshPod, eventually
 from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
 from ztunnel.demo.dedicated import INHERITED, Ztunnel, ztunnel_command
 from ztunnel.demo.network import Node, Pod
 from ztunnel.messages import PodInfo
 
 if TYPE_CHECKING:
-    from tests.e2e.mesh import Mesh
+    from tests.support.mesh import Mesh
 
 
 class NodeZtunnel:
@@ -108,7 +108,7 @@ class NodeZtunnel:
 
 
 class NodeDeployment:
-    """A `tests.e2e.mesh.Deployment` in shared mode.
+    """A `tests.support.mesh.Deployment` in shared mode.
 
     environments: further variables of the ztunnels of some nodes, by the node's name.
     """

@@ -16,9 +16,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.e2e.mesh import Mesh
-from tests.e2e.pod import MeshPod
-from tests.e2e.raw_tls import KeyPair
+from tests.support.mesh import Mesh
+from tests.support.pod import MeshPod
+from tests.support.raw_tls import KeyPair
 from ztunnel.demo.dedicated import connect
 
 Config = dict[str, Any]

@@ -81,3 +81,17 @@ def plain_pair() -> tuple[socket.socket, trio.SocketStream]:
         ours, _ = listener.accept()
     ours.setblocking(False)
     return ours, trio.SocketStream(trio.socket.from_stdlib_socket(application))
+
+
+async def outcome(stream: trio.SocketStream) -> tuple[bytes, str]:
+    """Everything that arrives, and how it ended."""
+    data = b""
+    with trio.fail_after(10):
+        while True:
+            try:
+                piece = await stream.receive_some()
+            except trio.BrokenResourceError:
+                return data, "reset"
+            if not piece:
+                return data, "end"
+            data += piece

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
-from tests.e2e.pod import MeshPod
+from tests.support.pod import MeshPod
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 

@@ -31,7 +31,7 @@ from typing import Self
 import grpc
 from cryptography import x509
 
-from tests.e2e.fake_ca import FakeCertificateAuthority
+from tests.support.fake_ca import FakeCertificateAuthority
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest
 from ztunnel.pb.istio.security import Authorization
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.pod import MeshPod
+from tests.support.pod import MeshPod
 from ztunnel.demo.machine import PREFIX
 from ztunnel.demo.namespaces import PUBLISHED
 

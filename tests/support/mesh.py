@@ -12,7 +12,7 @@ Nodes and pods are network namespaces (`ztunnel.demo.network`), the redirection 
 ztunnels are real processes. What a test adds or changes after `start` takes effect with `update`. How ztunnel
 is deployed is a strategy (`Deployment`): in each pod, or one on each node.
 
-By hand, as root: ``python -m tests.e2e.mesh`` makes two nodes and a few pods and waits for Ctrl-C.
+By hand, as root: ``python -m tests.support.mesh`` makes two nodes and a few pods and waits for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, Protocol
 
 import trio
 
-from tests.e2e.local_file import to_yaml
-from tests.e2e.pod import MeshPod
+from tests.support.local_file import to_yaml
+from tests.support.pod import MeshPod
 from ztunnel.certs.shared_root import write_root
 from ztunnel.demo.capture import Capture
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment

@@ -1,0 +1,35 @@
+"""The ports of a data plane are fixed, so its tests run in a network namespace of their own if they may."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_network_namespace():
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        if libc.unshare(CLONE_NEWNET) != 0:
+            # Without root: the ports of this machine have to do, for one module at a time.
+            with Path(tempfile.gettempdir(), f"ztunnel-test-ports-{os.geteuid()}").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            return
+        with IPRoute() as routes:
+            routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
+        try:
+            yield
+        finally:
+            assert libc.setns(before, CLONE_NEWNET) == 0
+    finally:
+        os.close(before)

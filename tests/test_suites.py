@@ -1,0 +1,44 @@
+"""Suites stand alone: what one borrows from another lives in tests/support/."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules of tests/ that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("tests."))
+
+
+def suite_of(name: str) -> str | None:
+    """The suite that a dotted name below ``tests`` is in, None for what lies beside the suites."""
+    first = name.split(".")[1]
+    return first if (TESTS / first).is_dir() else None
+
+
+def borrowed(file: Path) -> list[str]:
+    own = file.relative_to(TESTS).parts[0]
+    return [name for name in imported(file) if suite_of(name) not in (None, own, "support")]
+
+
+def test_no_suite_borrows_from_another():
+    found = {str(file.relative_to(TESTS)): names for file in TESTS.rglob("*.py") if (names := borrowed(file))}
+    assert found == {}
+
+
+def test_a_loan_is_seen(tmp_path):
+    file = TESTS / "support" / "logs.py"
+    assert [name for name in imported(file) if suite_of(name)] == []
+    assert suite_of("tests.e2e.mesh.Mesh") == "e2e"
+    assert suite_of("tests.needs.unavailable") is None
