@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from ztunnel.admin.dump import AdminProviders
+from ztunnel.admin.inspection import Inspection
 from ztunnel.admin.levels import LogLevels
 from ztunnel.admin.metrics import MetricsPage
 from ztunnel.admin.pages import Admin
@@ -45,6 +46,7 @@ from ztunnel.observe.logging import (
     warn_regardless,
 )
 from ztunnel.observe.nurseries import TaskAges
+from ztunnel.proxy.waits import WORDS
 from ztunnel.sockets.descriptors import raise_descriptor_limit
 from ztunnel.system.memory import spare_collector, use_one_arena
 from ztunnel.version import build_info
@@ -124,7 +126,14 @@ async def _run(config: Config, ages: TaskAges) -> None:
         nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")
-        admin = Admin(_providers(config, control), levels=levels, shutdown=stop.set, ages=ages)
+        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS)
+        admin = Admin(
+            _providers(config, control),
+            levels=levels,
+            shutdown=stop.set,
+            ages=ages,
+            pages=inspection.pages(),
+        )
         await server("admin", config.admin_addr, admin.handle, stop, name="admin server")
         page = MetricsPage(control.metrics)
         drained = trio.Event()

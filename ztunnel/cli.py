@@ -33,6 +33,7 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "proxy": Command("run the proxy (the default); it is configured by its environment"),
     "demo": Command("run a small mesh on this machine and show a request through it", "ztunnel.demo"),
+    "explain": Command("say why a connection goes where it goes, or how it ended", "ztunnel.tools.explain"),
     "version": Command("say which build this is"),
     "help": Command("show this text, or that of a command"),
 }
@@ -79,7 +80,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return _proxy(args, variables)
     command = COMMANDS.get(name)
     if command is not None:
-        return _command(command.module, args[1:])
+        try:
+            return _command(command.module, args[1:])
+        except SystemExit as end:  # argparse's way to end
+            return int(end.code or 0)
     meant = nearest(name, COMMANDS, 0.6)
     sys.stderr.write(f"unknown command: {name}" + (f"; did you mean {meant}?\n" if meant else "\n"))
     sys.stdout.write(HELP)

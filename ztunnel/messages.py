@@ -144,6 +144,28 @@ class DumpWanted(Message, frozen=True):
     section: DumpSection
 
 
+class Topic(Enum):
+    """What a person may ask of a data plane; see `ztunnel.dataplane.answers` for parameters and items."""
+
+    EXPLAIN = "explain"
+    CONNECTIONS = "connections"
+    WHAT_IF = "what-if"
+    TASKS = "tasks"
+    SOCKETS = "sockets"
+    POOL = "pool"
+
+
+class Asked(Message, frozen=True):
+    """A question of a person, answered in `DumpChunk` messages with the same number.
+
+    Where there are several data planes each is asked, and the items are put together.
+    """
+
+    number: int
+    topic: Topic
+    parameters: dict[str, str] = {}
+
+
 class ReportWanted(Message, frozen=True):
     """Ask for a `Report` with the same number."""
 
@@ -178,11 +200,15 @@ class CertificateUnneeded(Message, frozen=True):
 
 
 class DumpChunk(Message, frozen=True):
-    """A part of an answer to `DumpWanted`: items of a list, or ``[key, value]`` pairs of an object."""
+    """A part of the answer to `DumpWanted` or `Asked`: items, or ``[key, value]`` pairs of an object.
+
+    error: why a question could not be answered, in the last part.
+    """
 
     number: int
     items: tuple[msgspec.Raw, ...]
     last: bool
+    error: str = ""
 
 
 class ResourceDemanded(Message, frozen=True):
@@ -272,6 +298,7 @@ ToDataPlane: TypeAlias = (
     | LogLevels
     | ReportWanted
     | DumpWanted
+    | Asked
 )
 FromDataPlane: TypeAlias = (
     DeltaApplied

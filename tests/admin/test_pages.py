@@ -11,7 +11,8 @@ import pytest
 from ztunnel.admin.dump import AdminProviders, config_dump
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.levels import LogLevels
-from ztunnel.admin.pages import Admin, Page
+from ztunnel.admin.page import Page
+from ztunnel.admin.pages import Admin
 from ztunnel.config.model import Config
 from ztunnel.config.view import config_view
 from ztunnel.observe.nurseries import TaskAges

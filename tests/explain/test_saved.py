@@ -30,7 +30,7 @@ def test_live_and_dump_agree_on_random_meshes():
                 said = explain(live, question, Setting())
                 assert explain(dumped.catalogue, question, dumped.setting) == said
                 outcomes[said.outcome] += 1
-    assert set(outcomes) == set(Outcome)
+    assert set(outcomes) == set(Outcome) - {Outcome.FAILING}
     assert min(outcomes.values()) > 50
 
 

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -22,10 +23,12 @@ from ztunnel.config.model import Config, ProxyMode
 from ztunnel.dataplane.plane import DataPlane
 from ztunnel.dataplane.socketpair import control_end
 from ztunnel.messages import (
+    Asked,
     CertificateIssued,
     CertificateWanted,
     DeltaApplied,
     Drained,
+    DumpChunk,
     FromDataPlane,
     MeshDelta,
     PodAdded,
@@ -37,6 +40,7 @@ from ztunnel.messages import (
     Resource,
     ResourceKind,
     ToDataPlane,
+    Topic,
 )
 from ztunnel.model.address import SocketAddress
 from ztunnel.pb.istio import security as pbs
@@ -115,6 +119,19 @@ class Control:
 
     async def policies(self, *resources: Resource, removed=()):
         return await self.apply(*resources, removed=removed, kind=ResourceKind.AUTHORIZATION)
+
+    async def ask(self, topic: Topic, **parameters: str) -> list[Any]:
+        """The items of an answer."""
+        self._number += 1
+        number = self._number
+        await self.to_plane.send(Asked(number, topic, parameters))
+        items: list[Any] = []
+        while True:
+            chunk = await self.wait_for(DumpChunk, number=number)
+            items += [msgspec.json.decode(item) for item in chunk.items]
+            if chunk.last:
+                assert chunk.error == ""
+                return items
 
     async def start_pod(self, uid: str = UID, info: PodInfo = INFO) -> None:
         await self.to_plane.send(PodAdded(uid, info))

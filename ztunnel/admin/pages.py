@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from html import escape
 from itertools import islice
 
 import trio
 
 from ztunnel.admin.dump import AdminProviders, config_dump
-from ztunnel.admin.http import Handler, Request, Response
+from ztunnel.admin.http import Request, Response
 from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.page import Page
 from ztunnel.admin.pprof import TRACED_FRAMES, CpuProfile, encode_cpu, encode_heap
 from ztunnel.config.spelling import nearest
 from ztunnel.observe.logging import get_logger
@@ -26,14 +26,6 @@ _HEAP_OFF = "heap profiling not active; activate with /debug/pprof/heap/profilin
 _LINES = 500
 
 log = get_logger("admin")
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page of the admin server: what the index says of it, and who answers."""
-
-    description: str
-    handler: Handler
 
 
 class Admin:

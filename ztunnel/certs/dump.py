@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from cryptography import x509
 
@@ -34,6 +34,42 @@ class DumpedIdentity(TypedDict):
 def dump_certificates(rotations: Iterable[Rotation], now: float) -> list[DumpedIdentity]:
     """The dump of all identities, in the order given. No key is in it. ``now`` is in epoch seconds."""
     return [_identity(rotation, now) for rotation in rotations]
+
+
+def certificate_states(rotations: Iterable[Rotation], now: float) -> list[dict[str, Any]]:
+    """What is true of each identity's certificate, for people. No key and no PEM is in it.
+
+    ``now`` is in epoch seconds. A time that is not known is None.
+    """
+    return [_state(rotation, now) for rotation in rotations]
+
+
+def _state(rotation: Rotation, now: float) -> dict[str, Any]:
+    certificate = rotation.certificate
+    shown: dict[str, Any] = {
+        "identity": str(rotation.identity),
+        "phase": rotation.phase.value,
+        "nextAttemptSeconds": round(rotation.due - now, 1),
+        "failures": rotation.failures,
+        "lastError": str(rotation.error) if rotation.error is not None else None,
+        "lastErrorCode": rotation.error.code if rotation.error is not None else None,
+    }
+    if certificate is not None:
+        leaf = x509.load_pem_x509_certificate(certificate.chain[0])
+        shown |= {
+            "issuer": leaf.issuer.rfc4514_string(),
+            "serialNumber": f"{leaf.serial_number:x}",
+            "validFrom": leaf.not_valid_before_utc.strftime(_TIME),
+            "expires": leaf.not_valid_after_utc.strftime(_TIME),
+            "expiresInSeconds": round(certificate.not_after - now, 1),
+            "roots": [_subject(pem) for pem in certificate.roots],
+        }
+    return shown
+
+
+def _subject(pem: bytes) -> str:
+    root = x509.load_pem_x509_certificate(pem)
+    return f"{root.subject.rfc4514_string()}, until {root.not_valid_after_utc.strftime(_TIME)}"
 
 
 def _identity(rotation: Rotation, now: float) -> DumpedIdentity:

@@ -7,7 +7,7 @@ the mesh) is asked of it when somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +19,7 @@ from ztunnel.admin.http import Request, Response
 from ztunnel.admin.readiness import Readiness
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.crl import watch_crl
-from ztunnel.certs.dump import dump_certificates
+from ztunnel.certs.dump import certificate_states, dump_certificates
 from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.config.model import Config, ProxyMode
@@ -43,6 +43,7 @@ from ztunnel.messages import (
     ResourceDemanded,
     RevocationsChanged,
     ToDataPlane,
+    Topic,
 )
 from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
@@ -279,6 +280,10 @@ class Control:
         """The certificates of the config dump."""
         yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
 
+    def certificate_states(self) -> list[dict[str, Any]]:
+        """Each identity's certificate: whose it is, until when, who signed it, and what renewal does."""
+        return certificate_states(self.certificates.rotations(), self._wall_clock())
+
     async def workload_state(self) -> dict[str, Any] | None:
         """``workloadState`` of the config dump; it exists in shared mode only."""
         if self.zds is None:
@@ -307,6 +312,10 @@ class Control:
     async def static_config(self) -> dict[str, Any]:
         """``staticConfig`` of the config dump: what is in force of the local file."""
         return static_config(self.mesh.local.config if self.mesh.local is not None else None)
+
+    async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
+        """The items of all data planes' answers to a question of a person, as JSON values."""
+        return [msgspec.json.decode(item) for item in await self.link.ask(topic, parameters)]
 
     def levels_changed(self, wanted: Filter) -> None:
         """The log filter is another: data planes follow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -12,6 +12,7 @@ import trio
 
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import (
+    Asked,
     DeltaApplied,
     Drain,
     Drained,
@@ -25,6 +26,7 @@ from ztunnel.messages import (
     Report,
     ReportWanted,
     ToDataPlane,
+    Topic,
 )
 
 
@@ -35,6 +37,15 @@ class DataPlaneGoneError(ZtunnelError):
 
     def __init__(self) -> None:
         super().__init__("The data plane process ended before it answered.")
+
+
+class QuestionFailedError(ZtunnelError):
+    """A data plane met a bug when it answered a person's question. Traffic is not affected."""
+
+    code = "ZT-INT-006"
+
+    def __init__(self, error: str) -> None:
+        super().__init__(f"The question could not be answered: {error}")
 
 
 ANSWER_TIMEOUT = 5.0
@@ -133,6 +144,24 @@ class DataPlaneLink:
                 assert isinstance(answer, DumpChunk)
                 last = answer.last
                 yield answer.items
+
+    async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
+        """The items of the answer to a question. Raises trio.TooSlowError when a piece does not come."""
+        items: list[msgspec.Raw] = []
+        error = ""
+        async with self._question() as (number, answers):
+            await self.send(Asked(number, topic, dict(parameters)))
+            last = False
+            while not last:
+                with trio.fail_after(ANSWER_TIMEOUT):
+                    answer = await answers.receive()
+                assert isinstance(answer, DumpChunk)
+                last = answer.last
+                items += answer.items
+                error = answer.error
+        if error:
+            raise QuestionFailedError(error)
+        return items
 
     @asynccontextmanager
     async def _question(

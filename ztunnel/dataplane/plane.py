@@ -9,9 +9,11 @@ import msgspec
 import trio
 
 from ztunnel.config.model import Config
+from ztunnel.dataplane.answers import Surroundings, answer
 from ztunnel.dataplane.pods import Pods
 from ztunnel.dns.on_demand import OnDemandResolver
 from ztunnel.messages import (
+    Asked,
     CertificateFailed,
     CertificateForgotten,
     CertificateIssued,
@@ -165,6 +167,8 @@ class DataPlane:
                 set_filter(message.filter)
             case ReportWanted():
                 nursery.start_soon(self._report, message.number, pods, name="report")
+            case Asked():
+                nursery.start_soon(self._answer, message, pods, name=f"answer to {message.topic.value}")
             case DumpWanted():
                 nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
 
@@ -218,6 +222,25 @@ class DataPlane:
             await trio.lowlevel.checkpoint()
         samples += pods.drain_samples()
         self._send(Report(number, tuple(samples), pods.connections()))
+
+    async def _answer(self, asked: Asked, pods: Pods) -> None:
+        """Send the items of an answer a few at a time, so that nobody is held up by a long one."""
+        encode = msgspec.json.encode
+        items: list[msgspec.Raw] = []
+        error = ""
+        try:
+            for item in answer(asked, Surroundings(self._config, self._shared, pods.all())):
+                if item is not None:
+                    items.append(msgspec.Raw(encode(item)))
+                if item is None or len(items) == DUMP_SLICE:
+                    self._send(DumpChunk(asked.number, tuple(items), last=False))
+                    items = []
+                    await trio.lowlevel.checkpoint()
+        except Exception as failure:
+            # Whoever asks must not harm those who do not.
+            log.error("a question could not be answered", topic=asked.topic.value, exc_info=failure)
+            error = str(failure) or type(failure).__name__
+        self._send(DumpChunk(asked.number, tuple(items), last=True, error=error))
 
     async def _dump(self, wanted: DumpWanted) -> None:
         sections: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {

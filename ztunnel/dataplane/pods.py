@@ -147,6 +147,10 @@ class Pods:
         for pod in list(self._pods.values()):
             close_revoked(pod, revocations)
 
+    def all(self) -> list[PodProxy]:
+        """Every pod that is served."""
+        return list(self._pods.values())
+
     def connections(self) -> tuple[PodConnections, ...]:
         """What every pod has open, for the admin dump."""
         return tuple(

@@ -15,6 +15,8 @@ class Outcome(Enum):
     """It is carried, and the other end lets it in."""
     REFUSED = "refused"
     """Somebody on the way refuses it; ``code`` and ``summary`` say who."""
+    FAILING = "failing"
+    """Nothing in the mesh forbids it, and the last connection failed, or there is no certificate for it."""
     PLAIN = "plaintext"
     """It leaves as plain TCP, to somebody outside the mesh."""
     UNKNOWN = "unknown"

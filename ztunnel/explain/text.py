@@ -103,9 +103,11 @@ def _live(live: dict[str, Any]) -> Iterator[str]:
     for sentence in live.get("sentences", ()):
         yield f"  {sentence}"
     for tunnel in live.get("tunnels", ()):
+        window = tunnel["sendWindow"]
+        room = "" if window is None else f", smallest send window {window}"
         yield (
             f"  a tunnel to {tunnel['peer']} stands: {tunnel['streams']} streams, "
-            f"age {tunnel['ageSeconds']:.0f} s, send window {tunnel['sendWindow']}"
+            f"age {tunnel['ageSeconds']:.0f} s{room}"
         )
     for one in live.get("connections", ()):
         end = f"{one['error']} ({one['code']})" if one.get("error") else one.get("state", "")

@@ -63,6 +63,11 @@ class Penalties:
         if self._until:
             self._until.pop(uid, None)
 
+    def since(self) -> dict[str, float]:
+        """Who is avoided now, and for how many seconds already."""
+        now = trio.current_time()
+        return {uid: now - until + PENALTY for uid, until in self._until.items() if until > now}
+
     def current(self) -> Collection[str]:
         """Who is to be avoided now."""
         penalties = self._until

@@ -66,6 +66,18 @@ class CertificateStore:
             if held.error is not None:
                 raise IdentityUnavailableError(held.error)
 
+    def state(self, identity: Identity) -> float | str | None:
+        """When an identity's certificate ends (seconds since the epoch), or why there is none.
+
+        None when nobody has asked for it yet.
+        """
+        held = self._held.get(identity)
+        if held is None:
+            return None
+        if held.certificate is not None:
+            return held.certificate.not_after
+        return held.error or "it is being fetched"
+
     def client(self, certificate: Certificate) -> TlsContext:
         """The TLS context with which this identity dials; made once for a certificate."""
         held = self._held.get(certificate.identity)

@@ -68,7 +68,7 @@ class OutboundProxy:
         config = pod.shared.config
         self.shared = pod.shared
         self._pod = pod
-        self._penalties = Penalties()
+        self.penalties = Penalties()
         self.pool = Pool(
             nursery,
             self._dial_tunnel,
@@ -103,7 +103,7 @@ class OutboundProxy:
     ) -> RelayEnd:
         """Try endpoints until one takes the connection, then relay."""
         table = self._pod.connections.outbound
-        attempts = Attempts(self._penalties)
+        attempts = Attempts(self.penalties)
         table.add(entry)
         try:
             plan = await self._plan(request, attempts, report)

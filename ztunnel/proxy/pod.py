@@ -46,12 +46,16 @@ class _Component(NamedTuple):
 
 
 class PodProxy:
-    """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`."""
+    """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`.
+
+    ``listeners``: its listening sockets with the names of what they serve, to look at only.
+    """
 
     def __init__(self, context: PodContext) -> None:
         self.context = context
         self.outbound: OutboundProxy | None = None
         self.inbound: InboundProxy | None = None
+        self.listeners: list[tuple[str, socket.socket]] = []
         self._dns: DnsProxy | None = None
         self._accepting = trio.CancelScope()
         self._connections: trio.Nursery | None = None
@@ -66,6 +70,7 @@ class PodProxy:
         """
         with self._everything:
             components = await self._bind()
+            self.listeners = [(one.name, one.listener.sock) for one in components]
             try:
                 started()
                 async with trio.open_nursery() as tunnels:

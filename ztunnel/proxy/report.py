@@ -72,9 +72,9 @@ class ConnectionReport:
         headers: ConnectHeaders = NO_HEADERS,
     ) -> None:
         self._pod = pod
-        self._direction = direction
-        self._source = source
-        self._destination = destination
+        self.direction = direction
+        self.source = source
+        self.destination = destination
         self._authority = authority
         self._headers = headers
         self._began = trio.current_time()
@@ -97,11 +97,11 @@ class ConnectionReport:
 
         Made on demand, since most never need it.
         """
-        outbound = self._direction is Direction.OUTBOUND
+        outbound = self.direction is Direction.OUTBOUND
         log = (_OUTBOUND_LOG if outbound else _INBOUND_LOG).bind_span("proxy", wl=self._pod.name)
         if outbound:
             return log.bind_span("outbound", id=self.trace.trace_id)
-        return log.bind_span("inbound", id=self.trace.trace_id, peer=self._source)
+        return log.bind_span("inbound", id=self.trace.trace_id, peer=self.source)
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -109,6 +109,27 @@ class ConnectionReport:
         metrics = self._metrics
         received, sent = self._earlier
         return (received, sent) if metrics is None else (received + metrics.received, sent + metrics.sent)
+
+    @property
+    def pod_name(self) -> str:
+        """``namespace/name`` of the pod that it is of."""
+        return self._pod.name
+
+    @property
+    def next_hop(self) -> SocketAddress | None:
+        """Whom it is carried to, None while that is not known."""
+        if self._plan is not None:
+            return self._plan.next_hop
+        return None if self._inbound_plan is None else self._inbound_plan.dial
+
+    @property
+    def protocol(self) -> str:
+        """How it is carried between the nodes, "" while that is not known."""
+        if self._plan is not None:
+            return self._plan.protocol.value
+        if self._inbound_plan is None:
+            return ""
+        return "TCP" if self._authority is None else "HBONE"
 
     @property
     def attempts(self) -> tuple[str, ...]:
@@ -178,15 +199,15 @@ class ConnectionReport:
             baggage = parse_baggage(headers.baggage)
         peer: Workload | None = None
         if not is_foreign_network(headers.network, config.network):
-            peer = shared.store.workload_by_address(config.network, self._source.ip)
+            peer = shared.store.workload_by_address(config.network, self.source.ip)
         source = inbound_source(peer, baggage, identity)
         destination = end_from_workload(plan.workload, plan.workload.identity)
         mtls = identity is not None
         self._labels = traffic_labels("destination", source, destination, plan.service, mtls=mtls)
         self._entry = AccessLogEntry(
-            self._direction,
-            self._source,
-            self._destination,
+            self.direction,
+            self.source,
+            self.destination,
             source,
             destination,
             self._authority,
@@ -234,7 +255,7 @@ class ConnectionReport:
         if verdict.dry_run_refuses:
             self.log.info(
                 "a dry-run policy would refuse this connection",
-                **{"src.addr": self._source, "dst.addr": self._destination},
+                **{"src.addr": self.source, "dst.addr": self.destination},
                 policy=verdict.dry_run_refuses,
                 connection=self.id,
             )
@@ -266,14 +287,14 @@ class ConnectionReport:
         """The end of a connection of which nothing but its addresses is known."""
         code = code_of(failure)
         self._pod.access_log.failed(
-            self._direction,
-            self._source,
-            self._destination,
+            self.direction,
+            self.source,
+            self.destination,
             str(failure),
             code=code,
             connection=self.id,
         )
-        self._end(failure, Level.WARN, self._destination, (0, 0))
+        self._end(failure, Level.WARN, self.destination, (0, 0))
 
     def finish(self, failure: ConnectionFailure | None) -> None:
         """Count and log the end. Called once, by `closing`."""
@@ -307,12 +328,12 @@ class ConnectionReport:
         explained = None
         if failure is not None:
             explained = explain(failure, self._plan or self._inbound_plan, self._verdict)
-            self._pod.shared.traffic.connection_failed(self._direction.value, code_of(failure))
+            self._pod.shared.traffic.connection_failed(self.direction.value, code_of(failure))
         if explained is not None:
             fields = {
-                "src.addr": self._source,
+                "src.addr": self.source,
                 "dst.addr": address,
-                "direction": self._direction.value,
+                "direction": self.direction.value,
                 "code": explained.code,
                 "policy": explained.policy,
                 "why": explained.why,
@@ -327,11 +348,11 @@ class ConnectionReport:
     ) -> None:
         shared = self._pod.shared
         history = shared.history
-        entry, plan, inbound = self._entry, self._plan, self._inbound_plan
+        entry, inbound = self._entry, self._inbound_plan
         seconds = trio.current_time() - self._began
         other = None
         if entry is not None:
-            other = entry.destination if self._direction is Direction.OUTBOUND else entry.source
+            other = entry.destination if self.direction is Direction.OUTBOUND else entry.source
         why = "" if explained is None else short(explained.why)
         if failure is not None and not why and self._verdict is not None:
             why = short(str(failure))
@@ -339,16 +360,16 @@ class ConnectionReport:
             Remembered(
                 id=self.id,
                 pod=self._pod.name,
-                direction=self._direction.value,
-                client=self._source,
-                destination=self._destination if inbound is None else inbound.destination,
+                direction=self.direction.value,
+                client=self.source,
+                destination=self.destination if inbound is None else inbound.destination,
                 began=shared.wall_clock() - seconds,
                 seconds=seconds,
-                next_hop=plan.next_hop if plan is not None else inbound.dial if inbound is not None else None,
+                next_hop=self.next_hop,
                 peer=f"{other.namespace}/{other.shown}" if other is not None and other.shown else "",
                 service="" if entry is None else short(entry.service or ""),
                 peer_identity="" if other is None or entry is None or not entry.mtls else other.principal,
-                protocol=plan.protocol.value if plan is not None else "HBONE" if self._authority else "TCP",
+                protocol=self.protocol,
                 received=count[0],
                 sent=count[1],
                 error="" if failure is None else short(str(failure)),
@@ -381,8 +402,8 @@ class ConnectionReport:
         mtls = plan.protocol is not OutboundProtocol.TCP
         self._labels = traffic_labels(reporter, source, destination, service, mtls=mtls)
         self._entry = AccessLogEntry(
-            self._direction,
-            self._source,
+            self.direction,
+            self.source,
             address,
             source,
             destination,

@@ -140,6 +140,21 @@ class TunnelStream:
         """Whether it was the peer that reset the stream."""
         return self._book.reset_by_peer
 
+    @property
+    def held(self) -> int:
+        """Bytes that arrived and that the application has not taken."""
+        return sum(map(len, self._inbox))
+
+    @property
+    def send_window(self) -> int:
+        """Bytes that the peer permits us to send now."""
+        return self._hbone.send_window(self.id)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the tunnel's wire is full."""
+        return self._carrier.blocked
+
     def attach(self, sock: socket.socket, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
         """From now on write what arrives to ``sock`` (non-blocking, owned by the caller).
 

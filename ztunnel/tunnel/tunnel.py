@@ -71,7 +71,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     hbone: the sans-IO client or server; its ``state`` is the tunnel's.
 
     ``blocked``: the wire is full, or takes nothing any more. ``failure``: why it ended, for a log line.
-    ``heard``: when the last byte came. ``ended``: `run` is over.
+    ``heard``: when the last byte came. ``opened``: when it was made. ``round_trip``: seconds of its last
+    PING, None before. ``ended``: `run` is over.
     """
 
     def __init__(self, tls: TlsConnection, hbone: HboneT) -> None:
@@ -81,6 +82,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self.blocked = False
         self.failure: str | None = None
         self.heard: float = trio.current_time()
+        self.opened: float = self.heard
+        self.round_trip: float | None = None
         self.ended = trio.Event()
         self._backlog = Backlog(tls)
         self._writer = trio.lowlevel.ParkingLot()
@@ -247,10 +250,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         while True:
             await trio.sleep(PING_INTERVAL)
             self._pong = trio.Event()
+            asked = trio.current_time()
             self.hbone.ping(PING_OPAQUE)
             self.flush()
             with trio.move_on_after(PING_TIMEOUT):
                 await self._pong.wait()
+                self.round_trip = trio.current_time() - asked
                 continue
             self.failure = self.failure or "HBONE ping timeout"
             self._ping_unanswered()

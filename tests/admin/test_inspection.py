@@ -1,0 +1,132 @@
+"""The pages that answer questions, with data planes made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ztunnel.admin.http import Request, Response
+from ztunnel.admin.inspection import Inspection, merged_explanation
+from ztunnel.messages import Topic
+from ztunnel.observe.nurseries import TaskAges
+
+VIEW = {
+    "id": "a-1",
+    "state": "closed",
+    "direction": "outbound",
+    "pod": "ns/a",
+    "client": "10.0.0.1:5",
+    "destination": "10.0.0.2:80",
+    "ageSeconds": 3.0,
+    "durationSeconds": 0.5,
+    "error": "http status: 503 Service Unavailable",
+    "code": "ZT-HBN-010",
+    "why": "Nothing listens.",
+    "route": ["It is a workload."],
+}
+EXPLANATION = {
+    "asked_from": "ns/a",
+    "asked_to": "web",
+    "outcome": "allowed",
+    "summary": "It goes.",
+    "live": {"sentences": ["one"]},
+}
+
+
+class Planes:
+    """Answers by topic, and what was asked."""
+
+    def __init__(self, **answers: list[Any]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Topic, Mapping[str, str]]] = []
+
+    async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
+        self.asked.append((topic, parameters))
+        return self.answers.get(topic.name.lower(), [])
+
+
+async def page(planes: Planes, path: str, **query: str) -> tuple[Response, str]:
+    inspection = Inspection(planes.ask, lambda: [{"identity": "spiffe://a"}], TaskAges())
+    response = await inspection.pages()[path].handler(Request("GET", path, query))
+    assert isinstance(response.body, bytes)
+    return response, response.body.decode()
+
+
+async def test_explain_asks_and_writes_text_or_json():
+    planes = Planes(explain=[EXPLANATION])
+    response, text = await page(planes, "/explain", **{"from": "ns/a", "to": "web"})
+    assert planes.asked == [(Topic.EXPLAIN, {"from": "ns/a", "to": "web"})]
+    assert (response.status, text.splitlines()[-1]) == (200, "=> It goes.")
+    response, text = await page(planes, "/explain", **{"from": "ns/a", "to": "web", "json": ""})
+    assert response.content_type == "application/json"
+    assert json.loads(text)["summary"] == "It goes."
+
+
+async def test_explain_of_unknown_names_is_404_with_the_nearest():
+    unknown = {**EXPLANATION, "outcome": "unknown", "summary": "There is none.", "nearest": ["ns/ab"]}
+    response, text = await page(Planes(explain=[unknown]), "/explain", **{"from": "ns/b", "to": "web"})
+    assert response.status == 404
+    assert "  ns/ab\n" in text
+
+
+async def test_explain_without_a_question_says_how_to_ask():
+    response, text = await page(Planes(), "/explain", to="web")
+    assert (response.status, text.startswith("usage: /explain?from=")) == (400, True)
+
+
+async def test_a_connection_is_explained_by_its_id():
+    planes = Planes(connections=[VIEW])
+    response, text = await page(planes, "/explain", connection="a-1")
+    assert planes.asked == [(Topic.CONNECTIONS, {"id": "a-1"})]
+    assert response.status == 200
+    assert "=> http status: 503 Service Unavailable (ZT-HBN-010)\n     Nothing listens." in text
+    response, _ = await page(Planes(), "/explain", connection="a-2")
+    assert response.status == 404
+
+
+async def test_connections_of_several_planes_are_sorted_and_cut():
+    views = [{**VIEW, "id": str(age), "ageSeconds": age, "receivedBytes": age % 3} for age in (5, 1, 4, 2)]
+    _, text = await page(Planes(connections=views), "/connections")
+    assert [one["id"] for one in json.loads(text)] == ["1", "2", "4", "5"]
+    _, text = await page(Planes(connections=views), "/connections", sort="age", limit="2")
+    assert [one["id"] for one in json.loads(text)] == ["5", "4"]
+    _, text = await page(Planes(connections=views), "/connections", sort="bytes", limit="1")
+    assert [one["id"] for one in json.loads(text)] in (["5"], ["2"])
+    _, text = await page(Planes(connections=views), "/connections", text="1")
+    assert text.count("Connection ") == 4
+
+
+async def test_a_wrong_parameter_is_named():
+    for query in ({"stat": "open"}, {"state": "opened"}, {"sort": "size"}, {"limit": "0"}, {"limit": "x"}):
+        planes = Planes()
+        response, text = await page(planes, "/connections", **query)
+        assert (response.status, planes.asked) == (400, [])
+        assert "(ZT-EXP-003)" in text
+
+
+async def test_tasks_of_this_process_and_of_others():
+    other = [{"pid": 4}, {"depth": 0, "kind": "task", "name": "worker"}]
+    planes = Planes(tasks=other)
+    _, text = await page(planes, "/debug/tasks")
+    assert "test_tasks_of_this_process_and_of_others" in text
+    assert text.endswith("process 4\nworker\n")
+    _, text = await page(planes, "/debug/tasks", format="json")
+    first, second = json.loads(text)
+    assert any("test_tasks_of_this" in node["name"] for node in first["tasks"])
+    assert second == {"pid": 4, "tasks": other[1:]}
+
+
+async def test_the_other_pages_are_lists():
+    for path, key in (("/debug/sockets", "sockets"), ("/debug/pool", "pool")):
+        _, text = await page(Planes(**{key: [{"a": 1}]}), path)
+        assert json.loads(text) == [{"a": 1}]
+    _, text = await page(Planes(), "/debug/certificates")
+    assert json.loads(text) == [{"identity": "spiffe://a"}]
+
+
+def test_live_parts_of_several_planes_are_put_together():
+    merged = merged_explanation(
+        [{"live": {"sentences": ["a"]}}, {"live": {"sentences": ["a", "b"], "tunnels": [1]}}]
+    )
+    assert merged == {"live": {"sentences": ["a", "b"], "tunnels": [1]}}

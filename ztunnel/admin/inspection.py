@@ -1,0 +1,171 @@
+"""The pages that answer questions: explain, connections, and what is open, waits and expires.
+
+The data planes know, so each request becomes a question to them (`ztunnel.messages.Asked`), and what several
+answer is put together here. Nothing shows keys, tokens or payload.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+import trio
+
+from ztunnel.admin.http import Request, Response
+from ztunnel.admin.page import Page
+from ztunnel.errors import ZtunnelError
+from ztunnel.explain.answer import Explanation, Outcome
+from ztunnel.explain.connections import Selection, connection_lines, ordered
+from ztunnel.explain.text import lines
+from ztunnel.messages import Topic
+from ztunnel.observe.nurseries import TaskAges, TaskNode, Words, task_nodes
+
+Ask = Callable[[Topic, Mapping[str, str]], Awaitable[list[Any]]]
+_TEXT = "text/plain; charset=utf-8"
+_SLICE = 200
+_EXPLAIN_USAGE = (
+    "usage: /explain?from=NAMESPACE/POD&to=SERVICE-OR-ADDRESS[:PORT] or /explain?connection=ID; "
+    "&json=1 for programs\n"
+)
+
+
+class Inspection:
+    """Answers the pages.
+
+    ask: puts a question to all data planes, and gives the items of their answers. certificates: the state of
+    each identity's. ages, words: for the tasks of this process.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        certificates: Callable[[], list[dict[str, Any]]],
+        ages: TaskAges | None = None,
+        words: Words | None = None,
+    ) -> None:
+        self._ask = ask
+        self._certificates = certificates
+        self._ages = ages
+        self._words = words
+
+    def pages(self) -> Mapping[str, Page]:
+        """The pages by path."""
+        return {
+            "/explain": Page(
+                "Explain a connection: ?from=ns/pod&to=service:port, or ?connection=ID", self.explain
+            ),
+            "/connections": Page(
+                "List connections: ?state=open|closed&pod=&peer=&failed=1&code=", self.connections
+            ),
+            "/debug/tasks": Page("Show the tree of nurseries and tasks (?format=json)", self.tasks),
+            "/debug/sockets": Page("Show every descriptor: whose, what for, in which state", self.sockets),
+            "/debug/pool": Page("Show every tunnel: identities, streams, windows, ages", self.pool),
+            "/debug/certificates": Page("Show every certificate: expiry, issuer, renewal", self.certificates),
+        }
+
+    async def explain(self, request: Request) -> Response:
+        """Why a connection would go where it goes, or why one ended as it did."""
+        query = request.query
+        if "connection" in query:
+            return await self._connection(request)
+        if not (query.get("from") and query.get("to")):
+            return Response(400, _EXPLAIN_USAGE.encode(), _TEXT)
+        answers = await self._ask(Topic.EXPLAIN, {"from": query["from"], "to": query["to"]})
+        answer = msgspec.convert(merged_explanation(answers), Explanation)
+        status = 404 if answer.outcome is Outcome.UNKNOWN else 200
+        if _wants_json(request):
+            return _json(answer, status)
+        return Response(status, _text(lines(answer)), _TEXT)
+
+    async def _connection(self, request: Request) -> Response:
+        found = await self._ask(Topic.CONNECTIONS, {"id": request.query["connection"]})
+        if not found:
+            text = "There is no such connection among those that are open or remembered.\n"
+            return Response(404, text.encode(), _TEXT)
+        if _wants_json(request):
+            return _json(found[0])
+        return Response(200, _text(connection_lines(found[0])), _TEXT)
+
+    async def connections(self, request: Request) -> Response:
+        """Connections that are open or were."""
+        parameters = {name: value for name, value in request.query.items() if name not in ("text", "json")}
+        try:
+            selection = Selection.parse(parameters)
+        except ZtunnelError as error:
+            return Response(400, f"{error} ({error.code})\n".encode(), _TEXT)
+        shown = ordered(await self._ask(Topic.CONNECTIONS, parameters), selection)
+        if "text" in request.query:
+            return Response(200, _text(line for one in shown for line in (*connection_lines(one), "")), _TEXT)
+        return _json(shown)
+
+    async def tasks(self, request: Request) -> Response:
+        """The tree of this process, and those of the processes that carry traffic."""
+        pid = os.getpid()
+        own: list[TaskNode] = []
+        for number, node in enumerate(task_nodes(self._ages, words=self._words), 1):
+            own.append(node)
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
+        processes = [
+            {"pid": pid, "tasks": own},
+            *_by_process(await self._ask(Topic.TASKS, {"pid": str(pid)})),
+        ]
+        if request.query.get("format") == "json" or "json" in request.query:
+            return _json(processes)
+        pieces = []
+        for process in processes:
+            if len(processes) > 1:
+                pieces.append(f"process {process['pid']}")
+            pieces += [str(node) for node in process["tasks"]]
+        return Response(200, _text(pieces), _TEXT)
+
+    async def sockets(self, _request: Request) -> Response:
+        """Every descriptor of the processes that carry traffic."""
+        return _json(await self._ask(Topic.SOCKETS, {}))
+
+    async def pool(self, _request: Request) -> Response:
+        """Every tunnel."""
+        return _json(await self._ask(Topic.POOL, {}))
+
+    async def certificates(self, _request: Request) -> Response:
+        """Every certificate."""
+        return _json(self._certificates())
+
+
+def merged_explanation(answers: list[Any]) -> Any:
+    """One explanation of those of several data planes: what is live is put together."""
+    first, *others = answers
+    live = first.get("live", {})
+    for other in others:
+        for name, items in other.get("live", {}).items():
+            known = live.setdefault(name, [])
+            known += [item for item in items if item not in known]
+    if live:
+        first["live"] = live
+    return first
+
+
+def _by_process(items: list[Any]) -> list[dict[str, Any]]:
+    """Trees of other processes: each begins with its pid."""
+    processes: list[dict[str, Any]] = []
+    for item in items:
+        if "pid" in item:
+            processes.append({"pid": item["pid"], "tasks": []})
+        else:
+            processes[-1]["tasks"].append(msgspec.convert(item, TaskNode))
+    return processes
+
+
+def _wants_json(request: Request) -> bool:
+    return "json" in request.query or "application/json" in request.headers.get("accept", "")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    return Response(status, text + b"\n", "application/json")
+
+
+def _text(pieces: Iterable[str]) -> bytes:
+    return ("\n".join(pieces) + "\n").encode("utf-8", "backslashreplace")

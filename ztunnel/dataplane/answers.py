@@ -1,0 +1,224 @@
+"""What a data plane answers to the questions of people (`ztunnel.messages.Asked`).
+
+By topic, the parameters and the items of the answer:
+
+- EXPLAIN: ``from``, ``to``. One `Explanation`; where several data planes answer they agree but for ``live``.
+- CONNECTIONS: those of `ztunnel.explain.connections.Selection`. A `ConnectionView` each.
+- TASKS: the pid of this process, then a `TaskNode` each; with ``pid`` given, nothing if it is ours.
+- SOCKETS, POOL: a mapping for each descriptor or tunnel.
+- WHAT_IF: ``policies`` (YAML), ``without`` (keys, with commas). A `ztunnel.explain.whatif.Change` each.
+
+An answer is a generator. It yields None where others may run, for long ones are gone through in slices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ztunnel.config.model import Config
+from ztunnel.decide.plans import OutboundPlan
+from ztunnel.explain.answer import Explanation, Outcome
+from ztunnel.explain.arrival import Setting
+from ztunnel.explain.catalogue import StoreCatalogue
+from ztunnel.explain.connections import ConnectionView, Selection
+from ztunnel.explain.way import Question, explain, plan_of
+from ztunnel.messages import Asked, Topic
+from ztunnel.model.workload import Workload
+from ztunnel.observe.nurseries import task_nodes
+from ztunnel.proxy.descriptors import descriptors
+from ztunnel.proxy.flows import closed_view, open_connections, tunnels
+from ztunnel.proxy.pod import PodProxy
+from ztunnel.proxy.podcontext import Shared
+from ztunnel.proxy.waits import WORDS
+
+SLICE = 50
+"""Connections, tasks or descriptors looked at between two checkpoints: a millisecond or so."""
+
+_LATEST = 5
+"""Connections of the past that an explanation shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What answers are made from."""
+
+    config: Config
+    shared: Shared
+    pods: list[PodProxy]
+
+
+def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
+    """The items of an answer, and None where others may run."""
+    match asked.topic:
+        case Topic.EXPLAIN:
+            return _explain(asked.parameters, here)
+        case Topic.CONNECTIONS:
+            return _connections(Selection.parse(asked.parameters), here)
+        case Topic.TASKS:
+            return _tasks(asked.parameters)
+        case Topic.SOCKETS:
+            return _sliced(descriptors(here.pods))
+        case Topic.POOL:
+            return _sliced(one for pod in here.pods for one in tunnels(pod))
+        case Topic.WHAT_IF:
+            return iter(())
+
+
+def setting_of(config: Config) -> Setting:
+    """What explanations need of the configuration."""
+    return Setting(
+        network=config.network,
+        illegal_ports=config.illegal_ports,
+        localhost_app_tunnel=config.localhost_app_tunnel,
+        cluster_domain=config.cluster_domain,
+    )
+
+
+def _sliced(items: Iterator[Any]) -> Iterator[Any]:
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % SLICE == 0:
+            yield None
+
+
+# -- connections -----------------------------------------------------------------------------------------
+
+
+def _connections(selection: Selection, here: Surroundings) -> Iterator[ConnectionView | None]:
+    for looked, view in enumerate(_all_connections(selection.state, here), 1):
+        if selection.takes(view):
+            yield view
+        if looked % SLICE == 0:
+            yield None
+
+
+def _all_connections(state: str, here: Surroundings) -> Iterator[ConnectionView]:
+    if state != "closed":
+        for pod in here.pods:
+            yield from open_connections(pod)
+    if state != "open":
+        now = here.shared.wall_clock()
+        for entry in here.shared.history.latest():
+            yield closed_view(entry, now)
+
+
+def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
+    pid = os.getpid()
+    if parameters.get("pid") == str(pid):
+        return
+    yield {"pid": pid}
+    yield from _sliced(task_nodes(words=WORDS))
+
+
+# -- explanations ----------------------------------------------------------------------------------------
+
+
+def _explain(parameters: dict[str, str], here: Surroundings) -> Iterator[Any]:
+    catalogue, setting = StoreCatalogue(here.shared.store), setting_of(here.config)
+    question = Question(parameters.get("from", ""), parameters.get("to", ""))
+    first = plan_of(catalogue, question, setting)
+    pod = None if first is None else _pod_of(first[0], here.pods)
+    if pod is not None and pod.outbound is not None:
+        avoid = frozenset(pod.outbound.penalties.current())
+        question = Question(question.source, question.destination, avoid)
+    explanation = explain(catalogue, question, setting)
+    if first is not None:
+        explanation.live = _live(first[0], pod, catalogue, question, setting, here)
+        _judge(explanation)
+    yield explanation
+
+
+def _judge(explanation: Explanation) -> None:
+    """What is true at this moment may be worse than what the mesh says."""
+    if explanation.outcome not in (Outcome.ALLOWED, Outcome.PLAIN):
+        return
+    expired = explanation.live.get("certificateTrouble")
+    latest = next((one for one in explanation.live.get("connections", ()) if one.state == "closed"), None)
+    if expired:
+        explanation.summary += f" But {expired}"
+        explanation.code = "ZT-CA-010"
+    elif latest is not None and latest.error and latest.code != "ZT-DRN-001":
+        explanation.summary += f" But the last one, {latest.age_seconds:.0f} s ago, failed: {latest.error}."
+        if latest.why:
+            explanation.summary += f" {latest.why}"
+        explanation.code = latest.code
+    else:
+        return
+    explanation.outcome = Outcome.FAILING
+
+
+def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
+    for pod in pods:
+        info = pod.context.info
+        if (info.namespace, info.name) == (workload.namespace, workload.name):
+            return pod
+    return None
+
+
+def _live(
+    source: Workload,
+    pod: PodProxy | None,
+    catalogue: StoreCatalogue,
+    question: Question,
+    setting: Setting,
+    here: Surroundings,
+) -> dict[str, Any]:
+    """What is true at this moment: tunnels, who is avoided, the certificate, the last connections."""
+    if pod is None or pod.outbound is None:
+        where = f"on node {source.node}" if source.node else "elsewhere"
+        elsewhere = (
+            f"{source.namespace}/{source.name} is not served by this ztunnel ({where}): tunnels, "
+            "certificates and past connections have to be asked for there."
+        )
+        return {"sentences": [elsewhere]}
+    planned = plan_of(catalogue, question, setting)
+    assert planned is not None
+    _, address, plan = planned
+    certificate, trouble = _certificate(source, here)
+    sentences = [certificate, *_avoided(pod)]
+    live: dict[str, Any] = {"certificateTrouble": certificate} if trouble else {}
+    if isinstance(plan, OutboundPlan) and plan.authority is not None:
+        live["tunnels"] = [
+            one
+            for one in tunnels(pod)
+            if one["direction"] == "outbound" and one["peer"] == str(plan.next_hop)
+        ]
+        if not live["tunnels"]:
+            sentences.append(f"no tunnel to {plan.next_hop} stands; the next connection makes one.")
+    live["connections"] = _latest(pod, str(address), here)
+    live["sentences"] = sentences
+    return live
+
+
+def _certificate(source: Workload, here: Surroundings) -> tuple[str, bool]:
+    """What is to be said of the client's certificate, and whether that is why connections fail."""
+    held, identity = here.shared.certificates.state(source.identity), source.identity
+    if held is None:
+        return f"no certificate of {identity} has been asked for yet; the first connection does.", False
+    if isinstance(held, str):
+        return f"there is no certificate of {identity}: {held}", True
+    left = held - here.shared.wall_clock()
+    if left > 0:
+        return f"the certificate of {identity} is valid for {left / 60:.0f} more minutes.", False
+    return f"the certificate of {identity} expired {-left / 60:.0f} minutes ago and was not renewed.", True
+
+
+def _avoided(pod: PodProxy) -> Iterator[str]:
+    if pod.outbound is not None:
+        for uid, seconds in sorted(pod.outbound.penalties.since().items()):
+            yield f"endpoint {uid} failed {seconds:.1f} s ago and is avoided while there are others."
+
+
+def _latest(pod: PodProxy, address: str, here: Surroundings) -> list[ConnectionView]:
+    """The last connections of a pod to a destination, those that are open first."""
+    found = [view for view in open_connections(pod) if view.destination == address]
+    now, name = here.shared.wall_clock(), pod.context.name
+    for entry in here.shared.history.latest():
+        if len(found) >= _LATEST:
+            break
+        if entry.pod == name and entry.direction == "outbound" and str(entry.destination) == address:
+            found.append(closed_view(entry, now))
+    return found[:_LATEST]

@@ -1,0 +1,162 @@
+"""One connection as it is shown to people and programs, and how many of them are chosen and ordered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from ztunnel.errors import ZtunnelError
+
+LIMIT = 500
+"""Connections of one answer, if nobody asks for another number."""
+
+MOST = 20_000
+
+
+class ConnectionView(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """A connection that is open or was.
+
+    pod, peer: ``namespace/name``. client: where it came from; destination: where it wanted to go. age: since
+    it began. idle: since the application's socket last moved a byte. waits_for: ``client``, ``server``,
+    ``peer's window``, ``nobody`` (no byte is under way), or what it waits for before it is established.
+    send_window: what the peer permits on its stream; held: bytes that wait for an application that does not
+    read.
+    """
+
+    id: str
+    state: str
+    direction: str
+    pod: str
+    client: str
+    destination: str
+    age_seconds: float
+    peer: str = ""
+    next_hop: str = ""
+    service: str = ""
+    protocol: str = ""
+    peer_identity: str = ""
+    duration_seconds: float | None = None
+    idle_seconds: float | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    waits_for: str = ""
+    send_window: int | None = None
+    held_bytes: int = 0
+    error: str = ""
+    code: str = ""
+    why: str = ""
+    policy: str = ""
+    route: tuple[str, ...] = ()
+    attempts: tuple[str, ...] = ()
+    trace: str = ""
+
+
+class SelectionError(ZtunnelError):
+    """A parameter of ``/connections`` is unknown or has a value that means nothing."""
+
+    code = "ZT-EXP-003"
+
+
+_ORDERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "age": lambda view: view["ageSeconds"],
+    "recent": lambda view: -view["ageSeconds"],
+    "bytes": lambda view: view.get("receivedBytes", 0) + view.get("sentBytes", 0),
+    "idle": lambda view: view.get("idleSeconds") or 0.0,
+}
+PARAMETERS = ("state", "pod", "peer", "failed", "code", "id", "sort", "limit")
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which connections are wanted, and in which order."""
+
+    state: str = ""
+    pod: str = ""
+    peer: str = ""
+    failed: bool = False
+    code: str = ""
+    id: str = ""
+    sort: str = "recent"
+    limit: int = LIMIT
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> Selection:
+        """Read the parameters of a request. Raises SelectionError."""
+        for name in parameters:
+            if name not in PARAMETERS:
+                raise SelectionError(f"There is no parameter {name[:40]}; there are {', '.join(PARAMETERS)}.")
+        state, sort = parameters.get("state", ""), parameters.get("sort", "recent")
+        if state not in ("", "open", "closed"):
+            raise SelectionError(f"state={state[:40]} is neither open nor closed.")
+        if sort not in _ORDERS:
+            raise SelectionError(f"sort={sort[:40]} is none of {', '.join(_ORDERS)}.")
+        limit = parameters.get("limit", str(LIMIT))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 7 and 0 < int(limit) <= MOST):
+            raise SelectionError(f"limit={limit[:40]} is no number from 1 to {MOST}.")
+        return cls(
+            state,
+            parameters.get("pod", ""),
+            parameters.get("peer", ""),
+            parameters.get("failed", "0") not in ("0", "false", ""),
+            parameters.get("code", ""),
+            parameters.get("id", ""),
+            sort,
+            int(limit),
+        )
+
+    def takes(self, view: ConnectionView) -> bool:
+        """Whether a connection is wanted. ``peer`` may be a name, an address or an identity."""
+        if self.id and view.id != self.id:
+            return False
+        if (self.state and view.state != self.state) or (self.failed and not view.error):
+            return False
+        if (self.pod and view.pod != self.pod) or (self.code and view.code != self.code):
+            return False
+        if not self.peer:
+            return True
+        others = (view.peer, view.peer_identity, view.service, *map(_host, (view.next_hop, view.destination)))
+        return self.peer in (*others, _host(view.client), view.next_hop, view.destination, view.client)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+
+def ordered(views: Iterable[Mapping[str, Any]], selection: Selection) -> list[Mapping[str, Any]]:
+    """Views as JSON gave them, of one data plane or several: in order, and no more than wanted."""
+    return sorted(views, key=_ORDERS[selection.sort], reverse=True)[: selection.limit]
+
+
+def connection_lines(view: Mapping[str, Any]) -> Iterable[str]:
+    """One connection as text, its explanation included."""
+    yield f"Connection {view['id']} of pod {view['pod']}: {view['direction']}, {view['state']}"
+    yield f"  from {view['client']} to {view['destination']}" + (
+        f" (service {view['service']})" if view.get("service") else ""
+    )
+    if view.get("nextHop"):
+        peer = f" ({view['peer']})" if view.get("peer") else ""
+        yield f"  next hop {view['nextHop']}{peer}, {view.get('protocol', '')}"
+    if view.get("peerIdentity"):
+        yield f"  the other end is {view['peerIdentity']}"
+    age = f"{view['ageSeconds']:.1f} s ago"
+    if view.get("durationSeconds") is not None:
+        age += f", for {view['durationSeconds']:.3f} s"
+    received, sent = view.get("receivedBytes", 0), view.get("sentBytes", 0)
+    yield f"  began {age}; {received} bytes to the server, {sent} back"
+    if view.get("idleSeconds") is not None:
+        yield f"  the application's socket last moved a byte {view['idleSeconds']:.1f} s ago"
+    if view.get("waitsFor"):
+        window = f", its send window is {view['sendWindow']}" if view.get("sendWindow") is not None else ""
+        held = f", {view['heldBytes']} bytes wait for the application" if view.get("heldBytes") else ""
+        yield f"  it waits for {view['waitsFor']}{window}{held}"
+    for number, sentence in enumerate(view.get("route", ()), 1):
+        yield f"  {number}. {sentence}"
+    for attempt in view.get("attempts", ()):
+        yield f"  tried before: {attempt}"
+    if view.get("error"):
+        yield f"  => {view['error']} ({view.get('code', '')})"
+        if view.get("why"):
+            yield f"     {view['why']}"
+    if view.get("trace"):
+        yield f"  trace {view['trace']}: the other end's log lines carry the same"

@@ -1,0 +1,54 @@
+"""What a task of ours waits for, in words: read from the variables of the function that waits.
+
+The keys are qualified names of functions of the data path (tests/proxy/test_waits.py holds that they exist).
+Nothing of this runs before somebody looks at the tree of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ztunnel.observe.nurseries import Words
+
+
+def _connection(variables: Mapping[str, Any]) -> str | None:
+    report = variables.get("report")
+    if report is None:
+        report = getattr(variables.get("self"), "_report", None)
+    if report is None:
+        return None
+    received, sent = report.counted
+    where = f" to {report.next_hop}" if report.next_hop is not None else ""
+    return (
+        f"connection {report.id} of pod {report.pod_name}{where}, {received} bytes to the server, {sent} back"
+    )
+
+
+def _window(variables: Mapping[str, Any]) -> str | None:
+    stream = variables["self"]
+    if stream.blocked:
+        return f"stream {stream.id} waits until the tunnel's peer reads"
+    return f"stream {stream.id} waits for the peer's window"
+
+
+def _tunnel(variables: Mapping[str, Any]) -> str | None:
+    key, dial = variables["key"], variables["dial"]
+    tunnel = dial.tunnel
+    peer = f"{key.next_hop} ({' or '.join(key.expected)})"
+    if tunnel is None:
+        return f"dials {peer}"
+    return f"tunnel to {peer}, {len(tunnel.streams)} streams"
+
+
+WORDS: Words = {
+    "CertificateStore.get": lambda v: f"waits for the certificate of {v['identity']}",
+    "PodContext.local_workload": lambda v: f"waits for the control plane to tell of pod {v['self'].name}",
+    "Pool.tunnel": lambda v: f"waits for a tunnel to {v['key'].next_hop}",
+    "Pool._run": _tunnel,
+    "TunnelStream.wait_room": _window,
+    "TunnelStream.wait_response": lambda v: f"stream {v['self'].id} waits for the answer to its CONNECT",
+    "OutboundProxy.serve": _connection,
+    "_Connect.serve": _connection,
+    "PlaintextProxy.serve": _connection,
+}

@@ -1,0 +1,1 @@
+"""Commands that ask a ztunnel, or a dump of one, and print what it says."""

@@ -1,0 +1,65 @@
+"""Asking a running ztunnel's admin server, and how a command ends."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+from ztunnel.errors import ZtunnelError
+
+ADMIN = "http://127.0.0.1:15000"
+TIMEOUT = 15.0
+"""Seconds for one answer."""
+
+REFUSED, UNCLEAR = 1, 2
+"""Exit statuses: the answer is no; the question could not be answered."""
+
+
+class AskError(ZtunnelError):
+    """A ztunnel could not be asked."""
+
+    code = "ZT-EXP-004"
+
+
+class Answer(NamedTuple):
+    """What the admin server said."""
+
+    status: int
+    body: bytes
+
+
+def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET", body: bytes = b"") -> Answer:
+    """Ask the admin server at a base URL. Raises AskError when nobody answers."""
+    parts = urlsplit(admin if "://" in admin else f"http://{admin}")
+    try:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 15000, timeout=TIMEOUT)
+        try:
+            target = f"{path}?{urlencode(query)}" if query else path
+            connection.request(method, target, body=body or None)
+            response = connection.getresponse()
+            return Answer(response.status, response.read())
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise AskError(
+            f"No ztunnel answers at {admin}: {error}. In a cluster: "
+            "kubectl -n istio-system port-forward POD 15000, or kubectl exec into its pod."
+        ) from error
+
+
+def read_file(path: str) -> bytes:
+    """A file's bytes, of standard input for ``-``. Raises AskError."""
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise AskError(f"cannot read {path}: {error.strerror}") from error
+
+
+def fail(error: ZtunnelError) -> int:
+    """Print an error as the start of ztunnel does. Returns the exit status."""
+    sys.stderr.write(f"Error: {error} ({error.code})\n")
+    return UNCLEAR
