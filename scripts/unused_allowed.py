@@ -8,6 +8,12 @@ out when its reason has gone.
 # configuration's (`config_view` shows every field), and those of tuples that are compared as a whole.
 expirationTime
 serialNumber
+duration_seconds
+idle_seconds
+received_bytes
+sent_bytes
+waits_for
+held_bytes
 validFrom
 certChain
 rootCerts

@@ -221,6 +221,7 @@ class DataPlane:
             samples += part
             await trio.lowlevel.checkpoint()
         samples += pods.drain_samples()
+        samples += pods.stall_samples()
         self._send(Report(number, tuple(samples), pods.connections()))
 
     async def _answer(self, asked: Asked, pods: Pods) -> None:

@@ -19,7 +19,9 @@ from ztunnel.messages import (
     Sample,
 )
 from ztunnel.netns.namespace import Namespace
+from ztunnel.observe import families
 from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.flows import stalled
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
@@ -114,6 +116,14 @@ class Pods:
     def drain_samples(self) -> list[Sample]:
         """Metrics of a drain under way; none otherwise."""
         return [] if self._deadline is None else drain_samples(self._alive, self._deadline)
+
+    def stall_samples(self) -> list[Sample]:
+        """Metrics of what cannot move at this moment."""
+        counted = [stalled(pod) for pod in self._pods.values()]
+        return [
+            Sample(families.STALLED_STREAMS.name, (), sum(count for count, _ in counted)),
+            Sample(families.HELD_BYTES.name, (), sum(held for _, held in counted)),
+        ]
 
     def stop(self) -> None:
         """End all pods at once."""

@@ -184,6 +184,14 @@ DRY_RUN = Family(
     "Connections that a dry-run policy matched, and what it would have said: allow or deny.",
     ("policy", "verdict"),
 )
+STALLED_STREAMS = Family(
+    "ztunnel_stalled_streams",
+    _G,
+    "Streams that cannot move now: the peer's window is closed, or the application does not read.",
+)
+HELD_BYTES = Family(
+    "ztunnel_held_bytes", _G, "Bytes that arrived for applications which have not read them.", unit="bytes"
+)
 
 CATALOGUE: tuple[Family, ...] = (
     OPEN_FDS,
@@ -218,6 +226,8 @@ CATALOGUE: tuple[Family, ...] = (
     DRAIN_REMAINING,
     FAILURES,
     DRY_RUN,
+    STALLED_STREAMS,
+    HELD_BYTES,
 )
 
 BY_SAMPLE: dict[str, Family] = {sample: family for family in CATALOGUE for sample in family.samples}
