@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # Every target is a name, but for the stamp.
-.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(firstword $(MAKEFILE_LIST))) bounds
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	@$(BIN)/python scripts/bounds --check
 	@$(BIN)/vulture || { echo "nobody uses this: take it out, or say in scripts/unused_allowed.py why it stays"; exit 1; }
 
 types: setup ## mypy, strict
@@ -69,6 +70,9 @@ bench-compare: setup ## this checkout's ztunnel beside another revision's, in on
 
 bench-scale: setup ## a mesh of 1,000 to 300,000 workloads: memory, CPU, connections during pushes (as root, minutes)
 	$(BIN)/python -m tests.bench.bench_scale
+
+bounds: setup ## write the table of bounds in docs/architecture.md from ztunnel/bounds.py
+	@$(BIN)/python scripts/bounds
 
 protos: setup ## regenerate ztunnel/pb/ from protos/
 	scripts/protos "$(BIN)" ztunnel/pb

@@ -31,15 +31,16 @@ from tests.support.logs import capture_logs
 from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
 from tests.support.raw_hbone import RawHbone, answer_all
 from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
+from ztunnel.bounds import Bounds, ConnectionBounds, TunnelBounds
 from ztunnel.messages import CertificateForgotten, CertificateIssued, CertificateWanted, Resource
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.pb.istio import workload as pbw
-from ztunnel.proxy import attempts, outbound
-from ztunnel.tunnel import answer
 
 # The pod's own HBONE port must leave 127.0.1.x to the endpoints.
 HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))
+IMPATIENT = Bounds(connection=ConnectionBounds(attempt_patience=0.2))
+PROBING = Bounds(tunnel=TunnelBounds(probe_after=0.1, probe_timeout=0.2))
 VIP, PORT = "10.96.0.1", 80
 HOSTNAME = "web.default.svc.cluster.local"
 REFUSED_STREAM = 7
@@ -277,10 +278,9 @@ async def test_a_single_endpoint_is_asked_once():
         assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
 
 
-async def test_an_endpoint_that_failed_is_avoided_for_a_while(monkeypatch):
-    monkeypatch.setattr(attempts, "PENALTY", 1.0)
+async def test_an_endpoint_that_failed_is_avoided_for_a_while():
     async with (
-        running_plane(HERE) as control,
+        running_plane(HERE, Bounds(connection=ConnectionBounds(penalty=1.0))) as control,
         play(control, 1, answering(503)) as bad,
         play(control, 2) as good,
     ):
@@ -381,14 +381,17 @@ async def test_a_tunnel_that_had_worked_and_dies_is_replaced(addressed):
         assert await counters(control) == {"opened": 2, "closed": 2, "failed": 0}
 
 
-async def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(answer, "ANSWER_TIMEOUT", 0.2)
+async def test_an_endpoint_that_never_answers_is_given_up():
 
     async def say_nothing(connection: RawHbone) -> None:
         while True:
             await connection.step()
 
-    async with running_plane(HERE) as control, play(control, 1, say_nothing) as silent, play(control, 2):
+    async with (
+        running_plane(HERE, Bounds(tunnel=TunnelBounds(answer_timeout=0.2))) as control,
+        play(control, 1, say_nothing) as silent,
+        play(control, 2),
+    ):
         await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
         with capture_logs("info") as lines:
             assert await ask()
@@ -481,10 +484,9 @@ def black_hole(number: int, port: int = 15008) -> Iterator[None]:
             yield
 
 
-async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another(monkeypatch):
-    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another():
     with black_hole(1):
-        async with running_plane(HERE) as control, play(control, 2) as good:
+        async with running_plane(HERE, IMPATIENT) as control, play(control, 2) as good:
             await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
             with capture_logs("info") as lines:
                 for _ in range(3):
@@ -494,16 +496,16 @@ async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another(monkeypatch
 
 
 @pytest.mark.parametrize("protocol", ["HBONE", "NONE"])
-async def test_without_another_endpoint_a_slow_one_is_waited_for(monkeypatch, protocol):
-    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
-    monkeypatch.setattr(outbound, "CONNECT_TIMEOUT", 0.6)
+async def test_without_another_endpoint_a_slow_one_is_waited_for(protocol):
     port = pbw.PortList(ports=[pbw.Port(service_port=80, target_port=8080)])
     fields: dict[str, Any] = {
         "tunnel_protocol": pbw.TunnelProtocol[protocol],
         "services": {f"default/{HOSTNAME}": port},
     }
     with black_hole(1, 15008 if protocol == "HBONE" else 8080):
-        async with running_plane(HERE) as control:
+        async with running_plane(
+            HERE, Bounds(connection=ConnectionBounds(attempt_patience=0.2, dial_timeout=0.6))
+        ) as control:
             await control.apply(service(), endpoint(1, **fields))
             with capture_logs("info") as lines:
                 assert not await ask()
@@ -518,9 +520,7 @@ async def test_without_another_endpoint_a_slow_one_is_waited_for(monkeypatch, pr
             assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
 
 
-async def test_a_tunnel_that_fell_silent_is_left_alone(monkeypatch):
-    monkeypatch.setattr(answer, "PROBE_AFTER", 0.1)
-    monkeypatch.setattr(answer, "PROBE_TIMEOUT", 0.2)
+async def test_a_tunnel_that_fell_silent_is_left_alone():
     silent = trio.Event()
 
     async def fall_silent(connection: RawHbone) -> None:
@@ -531,7 +531,11 @@ async def test_a_tunnel_that_fell_silent_is_left_alone(monkeypatch):
                 scope.cancel()
         await trio.sleep(60)
 
-    async with running_plane(HERE) as control, play(control, 1, fall_silent) as first, play(control, 2):
+    async with (
+        running_plane(HERE, PROBING) as control,
+        play(control, 1, fall_silent) as first,
+        play(control, 2),
+    ):
         await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
         assert await ask()
         silent.set()
@@ -542,9 +546,7 @@ async def test_a_tunnel_that_fell_silent_is_left_alone(monkeypatch):
         assert first.accepted == 2, "a new tunnel to the same endpoint is tried first"
 
 
-async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(monkeypatch):
-    monkeypatch.setattr(answer, "PROBE_AFTER", 0.1)
-    monkeypatch.setattr(answer, "PROBE_TIMEOUT", 0.2)
+async def test_a_slow_application_behind_a_living_tunnel_is_waited_for():
 
     async def answer_late(connection: RawHbone) -> None:
         with trio.move_on_after(0.8):
@@ -557,7 +559,7 @@ async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(monkeypat
         await connection.until(lambda: connection.goaway)
 
     async with (
-        running_plane(HERE) as control,
+        running_plane(HERE, PROBING) as control,
         play(control, 1, answer_late) as slow,
         play(control, 2) as other,
     ):
@@ -566,10 +568,9 @@ async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(monkeypat
         assert (slow.requests, other.requests) == (1, 0)
 
 
-async def test_nobody_is_blamed_for_the_wait_for_our_own_certificate(monkeypatch):
-    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+async def test_nobody_is_blamed_for_the_wait_for_our_own_certificate():
     identity = Identity("cluster.local", "default", "default")
-    async with running_plane(HERE) as control, play(control, 1) as one, play(control, 2) as two:
+    async with running_plane(HERE, IMPATIENT) as control, play(control, 1) as one, play(control, 2) as two:
         await control.apply(service(), endpoint(1), endpoint(2))
         control.issue = False
         control.came.clear()

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import trio
 
+from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.config.model import Config, ProxyMode
 from ztunnel.dataplane.plane import DataPlane
@@ -155,12 +156,12 @@ class Control:
 
 
 @asynccontextmanager
-async def running_plane(config: Config = CONFIG):
+async def running_plane(config: Config = CONFIG, bounds: Bounds = DEFAULTS):
     """A data plane in this process, with the workload of `workload` and its pod started."""
     to_plane, inbox = trio.open_memory_channel[ToDataPlane](16)
     out, from_plane = trio.open_memory_channel[FromDataPlane](math.inf)
     control = Control(to_plane)
-    plane = DataPlane(config, out.send_nowait, random=Random(1), wall_clock=time.time)
+    plane = DataPlane(config, out.send_nowait, random=Random(1), wall_clock=time.time, bounds=bounds)
 
     async def listen():
         async for message in from_plane:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.hbone import HboneClient, HboneServer, HboneSettings
 from ztunnel.model.identity import Identity
@@ -47,7 +48,9 @@ class TunnelPair:
 
 @asynccontextmanager
 async def tunnel_pair(
-    settings: HboneSettings | None = None, wire: tuple[socket.socket, socket.socket] | None = None
+    settings: HboneSettings | None = None,
+    wire: tuple[socket.socket, socket.socket] | None = None,
+    bounds: TunnelBounds = DEFAULTS.tunnel,
 ):
     """Two tunnels that talk to each other; both end with the block.
 
@@ -64,8 +67,10 @@ async def tunnel_pair(
         nursery.start_soon(client_tls.handshake, 10)
         nursery.start_soon(server_tls.handshake, 10)
     streams, accepted = trio.open_memory_channel[ServerStream](100)
-    client = ClientTunnel(client_tls, HboneClient(settings))
-    server = ServerTunnel(server_tls, HboneServer(settings), lambda stream, _: streams.send_nowait(stream))
+    client = ClientTunnel(client_tls, HboneClient(settings), bounds)
+    server = ServerTunnel(
+        server_tls, HboneServer(settings), lambda stream, _: streams.send_nowait(stream), bounds
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run)
         nursery.start_soon(server.run)

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import (
     ConnectReceived,
     DataReceived,
@@ -20,7 +21,7 @@ from ztunnel.hbone import (
     StreamReset,
     WindowOpened,
 )
-from ztunnel.tunnel.stream import LAST_WORDS, StreamClosedError, TunnelStream
+from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
 
 SMALL = HboneSettings(stream_window=100_000, connection_window=200_000)
 
@@ -29,6 +30,7 @@ class Link:
     """Carries one stream between two sans-IO ends; what the tunnel's reader does is done by `flush`."""
 
     def __init__(self) -> None:
+        self.bounds = DEFAULTS.tunnel
         self.hbone = HboneClient(SMALL)
         self.peer = HboneServer(SMALL)
         self.blocked = False
@@ -246,7 +248,7 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
         else:
             link.lose()
         await stream.download_done.wait()
-        assert trio.current_time() - began == pytest.approx(LAST_WORDS)
+        assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.last_words)
     assert not stream._inbox
 
 

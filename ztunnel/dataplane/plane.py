@@ -8,6 +8,7 @@ from random import Random
 import msgspec
 import trio
 
+from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.model import Config
 from ztunnel.dataplane.answers import Surroundings, answer
 from ztunnel.dataplane.pods import Pods
@@ -66,6 +67,7 @@ class DataPlane:
     """One data plane. `run` is its whole life.
 
     send: gives a message to the control side; must not block.
+    bounds: timeouts and limits of everything in it.
     random, wall_clock: where randomness and the time of day come from.
     """
 
@@ -76,6 +78,7 @@ class DataPlane:
         *,
         random: Random,
         wall_clock: Callable[[], float],
+        bounds: Bounds = DEFAULTS,
     ) -> None:
         self._send = send
         self._config = config
@@ -97,7 +100,10 @@ class DataPlane:
             budget=DescriptorBudget.current(),
             pipes=PipePool(),
             history=History(config.connection_history, random),
-            demands=Demands(self.store, send) if config.xds_on_demand else None,
+            demands=Demands(self.store, send, bounds.connection.demand_timeout)
+            if config.xds_on_demand
+            else None,
+            bounds=bounds,
         )
 
     async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:

@@ -3,11 +3,11 @@
 As long as not one byte of the application has been forwarded, nothing is lost by asking somebody else. So a
 connection that could not be established is planned once more, with the endpoints that failed left out; load
 balancing mode, health and capacity bound the choice as ever. It ends when the plan brings nothing new, and
-after `ATTEMPTS`. What was said by somebody who knew what was asked (policy: 401; a request that is wrong:
-400) is the answer, and nobody else is asked.
+after `ConnectionBounds.attempts`. What was said by somebody who knew what was asked (policy: 401; a request
+that is wrong: 400) is the answer, and nobody else is asked.
 
-Silence is treated alike: when an endpoint has not been reached after `PATIENCE`, another is asked if there is
-one. Pods that are gone mostly do not refuse, they do not answer.
+Silence is treated alike: when an endpoint has not been reached after `ConnectionBounds.attempt_patience`,
+another is asked if there is one. Pods that are gone mostly do not refuse, they do not answer.
 
 An endpoint that failed is also avoided by the pod's other connections, for a few seconds: during a rollout
 the control plane tells of the end of a pod a moment after it has happened. With a network gateway two
@@ -24,20 +24,10 @@ from enum import Enum
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ConnectionBounds
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.model.address import SocketAddress
 from ztunnel.tunnel.failures import ConnectionFailure
-
-ATTEMPTS = 3
-"""Plans that are carried out before a connection fails."""
-
-PENALTY = 5.0
-"""Seconds for which an endpoint that failed is avoided, if there are others."""
-
-PATIENCE = 3.0
-"""Seconds to wait for an endpoint to be reached while there may be others; without others it is waited for as
-long as dialling may take.
-"""
 
 
 class Progress(Enum):
@@ -51,12 +41,13 @@ class Progress(Enum):
 class Penalties:
     """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: ConnectionBounds = DEFAULTS.connection) -> None:
+        self.bounds = bounds
         self._until: dict[str, float] = {}
 
     def punish(self, uid: str) -> None:
         """Avoid a workload from now on."""
-        self._until[uid] = trio.current_time() + PENALTY
+        self._until[uid] = trio.current_time() + self.bounds.penalty
 
     def forgive(self, uid: str) -> None:
         """It works after all."""
@@ -66,7 +57,7 @@ class Penalties:
     def since(self) -> dict[str, float]:
         """Who is avoided now, and for how many seconds already."""
         now = trio.current_time()
-        return {uid: now - until + PENALTY for uid, until in self._until.items() if until > now}
+        return {uid: now - until + self.bounds.penalty for uid, until in self._until.items() if until > now}
 
     def current(self) -> Collection[str]:
         """Who is to be avoided now."""
@@ -99,9 +90,13 @@ class Attempts:
 
     def patience(self, plan: OutboundPlan) -> float:
         """Seconds to wait for this plan's next hop before another is thought of."""
-        if self._insisting or plan.destination_service is None or self.count >= ATTEMPTS - 1:
+        if (
+            self._insisting
+            or plan.destination_service is None
+            or self.count >= self._penalties.bounds.attempts - 1
+        ):
             return math.inf
-        return PATIENCE
+        return self._penalties.bounds.attempt_patience
 
     def insist(self) -> None:
         """There is nobody else: from now on wait for as long as it takes."""
@@ -123,7 +118,7 @@ class Attempts:
             self._penalties.punish(workload.uid)
         if plan.endpoint_uid:
             self._failed.add(plan.endpoint_uid)
-        return self.count < ATTEMPTS
+        return self.count < self._penalties.bounds.attempts
 
     def is_new(self, plan: OutboundPlan) -> bool:
         """Whether a plan leads elsewhere than those that failed, or to a gateway that may choose anew."""

@@ -19,14 +19,16 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.state.store import MeshStore
 
-PATIENCE = 6.0
-"""Seconds after which a connection goes on without an answer; the control side gives up a little earlier."""
-
 
 class Demands:
-    """The keys that connections of a data plane wait for. ``send`` tells the control side."""
+    """The keys that connections of a data plane wait for. ``send`` tells the control side.
 
-    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None]) -> None:
+    patience: seconds after which a connection goes on without an answer; the control side gives up a little
+        earlier.
+    """
+
+    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None], patience: float) -> None:
+        self._patience = patience
         self._store = store
         self._send = send
         self._waiting: dict[str, trio.Event] = {}
@@ -56,7 +58,7 @@ class Demands:
         if event is None:
             event = self._waiting[key] = trio.Event()
             self._send(ResourceDemanded(key))
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(self._patience):
             await event.wait()
             return
         if self._waiting.get(key) is event:

@@ -43,12 +43,6 @@ from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 
 log = get_logger("proxy::inbound")
 
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds for a client's TLS handshake; a connection that sends nothing is not held for longer."""
-
-DIAL_TIMEOUT = 10.0
-"""Seconds that an application has to take a connection."""
-
 _LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
@@ -88,7 +82,7 @@ class InboundProxy:
             sock.close()
             raise
         try:
-            await tls.handshake(HANDSHAKE_TIMEOUT)
+            await tls.handshake(shared.bounds.connection.handshake_timeout)
         except (TlsError, OSError) as error:
             tls.close()
             if isinstance(error, RevokedCertificateError):
@@ -101,13 +95,14 @@ class InboundProxy:
         await self._serve_tunnel(tls, peer, local)
 
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
+        shared = self._pod.shared
         async with trio.open_nursery() as streams:
 
             def on_connect(stream: ServerStream, request: ConnectReceived) -> None:
                 name = f"inbound {peer} → {request.authority}"
                 streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 
-            tunnel = ServerTunnel(tls, HboneServer(self._pod.shared.hbone_settings), on_connect)
+            tunnel = ServerTunnel(tls, HboneServer(shared.hbone_settings), on_connect, shared.bounds.tunnel)
             self.tunnels.add(tunnel)
             try:
                 if self._draining:
@@ -264,7 +259,7 @@ async def dial_application(
             source=source,
             mark=pod.mark,
             keepalive=pod.shared.keepalive,
-            timeout=DIAL_TIMEOUT,
+            timeout=pod.shared.bounds.connection.dial_timeout,
         )
     except OSError as error:
         raise ApplicationDialError(os_error_text(error)) from error

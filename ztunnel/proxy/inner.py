@@ -4,7 +4,7 @@ It belongs to one connection and is never shared. That makes its end delicate: a
 streams and so has all the time it needs to write what was entrusted to it. Here the last bytes may still wait
 for the outer stream's window when both directions are over, and a reset of the outer stream would throw them
 away, also at the gateway. So the end is an orderly one: everything is written, then close_notify inside,
-END_STREAM outside, and then we wait for the peer to end its side, for as long as `LINGER`.
+END_STREAM outside, and then we wait for the peer to end its side (`ConnectionBounds.inner_linger`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
 from ztunnel.tunnel.failures import ConnectionFailure, DialError
 from ztunnel.tunnel.stream_transport import StreamTransport
 
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds for the TLS handshake inside the outer stream."""
-
-LINGER = 30.0
-"""Seconds that the last bytes, and then the peer's own end, may take once both directions are over."""
-
 
 async def relay_inside(
     sock: socket.socket,
@@ -51,7 +45,7 @@ async def relay_inside(
     not. ``sock`` and ``outer`` stay the caller's to close.
     """
     tls = await _handshake(outer, plan, shared)
-    tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings))
+    tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
     entry.tunnels = (outer.tunnel, tunnel)
     failure: ConnectionFailure | None = None
     end = RelayEnd(None)
@@ -74,7 +68,7 @@ async def relay_inside(
         except ConnectionFailure as error:
             # Raised after the nursery, which would wrap it in a group.
             failure = error
-        await _end(tunnel, outer)
+        await _end(tunnel, outer, shared.bounds.connection.inner_linger)
     if failure is not None:
         raise failure
     return end
@@ -85,7 +79,7 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
     context = shared.certificates.client(certificate)
     tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
     try:
-        await tls.handshake(HANDSHAKE_TIMEOUT)
+        await tls.handshake(shared.bounds.connection.handshake_timeout)
     except (TlsError, OSError) as error:
         tls.close()
         # Where the service names nobody, nobody is accepted: asking again changes nothing.
@@ -96,9 +90,9 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
     return tls
 
 
-async def _end(tunnel: ClientTunnel, outer: ClientStream) -> None:
+async def _end(tunnel: ClientTunnel, outer: ClientStream, linger: float) -> None:
     """Let the tunnel end in order if the peer plays along; it has ended when this returns."""
-    with trio.move_on_after(LINGER):
+    with trio.move_on_after(linger):
         if await tunnel.finish():
             outer.send_end()
             await tunnel.ended.wait()

@@ -47,12 +47,6 @@ from ztunnel.tunnel.failures import (
 )
 from ztunnel.tunnel.pool import Pool, PoolDrainingError, PoolKey
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds for a TCP connection, and again for the TLS handshake on it."""
-
-TUNNELS = 3
-"""Tunnels to one next hop that a connection tries when it finds them closing."""
-
 _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """Failures to dial that have nothing to do with whom we dial."""
 
@@ -68,12 +62,13 @@ class OutboundProxy:
         config = pod.shared.config
         self.shared = pod.shared
         self._pod = pod
-        self.penalties = Penalties()
+        self.penalties = Penalties(pod.shared.bounds.connection)
         self.pool = Pool(
             nursery,
             self._dial_tunnel,
             max_streams=config.pool_max_streams_per_conn,
             idle_timeout=config.pool_unused_release_timeout,
+            stillborn=pod.shared.bounds.tunnel.stillborn,
         )
 
     async def serve(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:
@@ -212,22 +207,23 @@ class OutboundProxy:
                 again = isinstance(failure, StreamRefusedError) or (
                     isinstance(failure, TunnelLostError) and had_worked
                 )
-                if not again or tunnels == TUNNELS:
+                if not again or tunnels == self.shared.bounds.connection.tunnels:
                     raise
 
     async def connect(self, destination: SocketAddress, patience: float = math.inf) -> socket.socket:
         """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds."""
         pod = self._pod
+        limit = pod.shared.bounds.connection.dial_timeout
         try:
             return await connect(
                 destination,
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
-                timeout=min(CONNECT_TIMEOUT, patience),
+                timeout=min(limit, patience),
             )
         except ConnectTimedOut as error:
-            if patience < CONNECT_TIMEOUT:
+            if patience < limit:
                 raise EndpointSlowError(patience) from error
             raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
@@ -246,7 +242,7 @@ class OutboundProxy:
             raise
         tls = SocketTls(context, sock, key.expected)
         try:
-            await tls.handshake(CONNECT_TIMEOUT)
+            await tls.handshake(shared.bounds.connection.handshake_timeout)
         except (TlsError, OSError) as error:
             tls.close()
             if isinstance(error, RevokedCertificateError):
@@ -257,7 +253,7 @@ class OutboundProxy:
         except BaseException:
             tls.close()
             raise
-        return ClientTunnel(tls, HboneClient(shared.hbone_settings))
+        return ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
 
 
 class _Attempt:

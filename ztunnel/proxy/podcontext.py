@@ -9,6 +9,7 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.model import Config
 from ztunnel.hbone import HboneSettings
 from ztunnel.messages import PodInfo
@@ -53,6 +54,7 @@ class Shared:
 
     demands: on-demand xDS, None when it is off.
     history: the connections that were.
+    bounds: timeouts and limits.
     changed: woken whenever something of the mesh was applied.
     wall_clock: seconds since the epoch.
     """
@@ -68,6 +70,7 @@ class Shared:
     pipes: PipePool
     history: History
     demands: Demands | None = None
+    bounds: Bounds = DEFAULTS
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property

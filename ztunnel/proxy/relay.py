@@ -28,9 +28,6 @@ in large ones.
 TURN = 4
 """Reads in a row before another task gets its turn: at most 1 MiB."""
 
-RESET_GRACE = 1.0
-"""Seconds that an application has to read what came before a reset of its peer."""
-
 RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 """What a socket says when its application is gone; not an error of ours."""
 
@@ -67,13 +64,13 @@ async def relay_stream(
             finally:
                 stream.detach()
         if stream.dead:
-            await _reset_after_sending(sock)
+            await _reset_after_sending(sock, stream.bounds.reset_grace)
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:
         stream.close()
 
 
-async def _reset_after_sending(sock: socket.socket) -> None:
+async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
     """Have the application see a reset, after what the peer had sent before it.
 
     A reset throws away what the kernel has not sent yet, so that is waited for, as long as the application
@@ -81,7 +78,7 @@ async def _reset_after_sending(sock: socket.socket) -> None:
     """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
-        with trio.move_on_after(RESET_GRACE):
+        with trio.move_on_after(grace):
             await trio.lowlevel.wait_writable(sock)
     except OSError:
         return

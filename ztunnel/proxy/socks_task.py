@@ -13,9 +13,6 @@ from ztunnel.proxy.socks import LONGEST_MESSAGE, Reply, SocksError, SocksServer,
 
 log = get_logger("proxy::socks5")
 
-NEGOTIATION_TIMEOUT = 10.0
-"""Seconds for greeting and request together; a client that stays silent is not held for longer."""
-
 
 async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext) -> SocketAddress | None:
     """Find out what the client wants; None when it got its refusal, or is gone. ``sock`` stays the caller's.
@@ -24,7 +21,7 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
     request.
     """
     server = SocksServer()
-    with trio.move_on_after(NEGOTIATION_TIMEOUT):
+    with trio.move_on_after(pod.shared.bounds.connection.socks_timeout):
         try:
             target = await _negotiate(sock, server)
             if target is None:

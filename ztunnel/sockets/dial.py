@@ -12,6 +12,7 @@ import socket
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.errors import ZtunnelError, os_error_text
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.observe.logging import get_logger
@@ -20,9 +21,6 @@ from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IPV6_TRANSPARENT
 
 log = get_logger("socket")
-
-DIAL_TIMEOUT = 10.0
-"""Seconds that any dial may take."""
 
 
 class ConnectTimedOut(ZtunnelError, TimeoutError):
@@ -41,7 +39,7 @@ async def connect(
     source: SocketAddress | None = None,
     mark: int | None = None,
     keepalive: Keepalive | None = None,
-    timeout: float = DIAL_TIMEOUT,  # noqa: ASYNC109 # the limit is part of the contract of a dial
+    timeout: float = DEFAULTS.connection.dial_timeout,  # noqa: ASYNC109 # the limit is part of the contract of a dial
 ) -> socket.socket:
     """Dial; the caller closes the socket, which has TCP_NODELAY, and keepalive and mark when given.
 

@@ -20,15 +20,6 @@ from ztunnel.tunnel.failures import (
 )
 from ztunnel.tunnel.stream import StreamClosedError
 
-ANSWER_TIMEOUT = 20.0
-"""Seconds for the answer to CONNECT: the other end may itself wait ten for its application."""
-
-PROBE_AFTER = 1.0
-"""Seconds without an answer after which the peer is asked for a sign of life."""
-
-PROBE_TIMEOUT = 2.0
-"""Seconds for that sign: any byte will do."""
-
 
 async def accepted(stream: ClientStream) -> ClientStream:
     """Wait for the answer to a CONNECT; the stream is closed unless it is 200.
@@ -37,12 +28,13 @@ async def accepted(stream: ClientStream) -> ClientStream:
     request, TunnelLostError (also for a tunnel that gives no sign of life), Http2Error for any other reset,
     ConnectTimeoutError.
     """
+    timeout = stream.tunnel.bounds.answer_timeout
     try:
-        with trio.fail_after(ANSWER_TIMEOUT):
+        with trio.fail_after(timeout):
             response = await _answer(stream)
     except trio.TooSlowError:
         stream.close()
-        raise ConnectTimeoutError(ANSWER_TIMEOUT) from None
+        raise ConnectTimeoutError(timeout) from None
     except StreamClosedError as error:
         stream.close()
         if error.code is None:
@@ -61,14 +53,15 @@ async def accepted(stream: ClientStream) -> ClientStream:
 
 
 async def _answer(stream: ClientStream) -> Responded:
-    with trio.move_on_after(PROBE_AFTER):
-        return await stream.wait_response()
     tunnel = stream.tunnel
+    bounds = tunnel.bounds
+    with trio.move_on_after(bounds.probe_after):
+        return await stream.wait_response()
     asked = trio.current_time()
     tunnel.probe()
-    with trio.move_on_after(PROBE_TIMEOUT):
+    with trio.move_on_after(bounds.probe_timeout):
         return await stream.wait_response()
     if tunnel.heard < asked:
         stream.close()
-        raise TunnelLostError(f"no sign of life within {PROBE_TIMEOUT:g} s")
+        raise TunnelLostError(f"no sign of life within {bounds.probe_timeout:g} s")
     return await stream.wait_response()

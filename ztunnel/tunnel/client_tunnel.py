@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import Event, HboneClient, PeerSettingsReceived, Responded
 from ztunnel.observe.logging import get_logger
 from ztunnel.tls.connection import TlsConnection
@@ -51,8 +52,10 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
     stream has ended.
     """
 
-    def __init__(self, tls: TlsConnection, hbone: HboneClient) -> None:
-        super().__init__(tls, hbone)
+    def __init__(
+        self, tls: TlsConnection, hbone: HboneClient, bounds: TunnelBounds = DEFAULTS.tunnel
+    ) -> None:
+        super().__init__(tls, hbone, bounds)
         self.answered = False
         self.idle_since: float = trio.current_time()
         self.on_change: Callable[[], None] | None = None

@@ -13,22 +13,17 @@ import trio
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 
-GOODBYE = 5.0
-"""Seconds for the end of a tunnel: for what still has to be written, and to arrive."""
-
-CLOSING = 0.25
-"""Of these, seconds for a peer that has got everything to close its end."""
-
 _GLANCE = 0.02
 """Seconds between two looks at how much has not arrived yet."""
 
 
-async def wait_received(tls: TlsConnection) -> None:
+async def wait_received(tls: TlsConnection, closing: float) -> None:
     """After close_notify: wait until the peer has everything. What it sends is dropped.
 
-    The caller bounds the wait, and closes.
+    closing: seconds for a peer that has everything to close its end. The caller bounds the whole wait, and
+    closes.
     """
-    patience = CLOSING
+    patience = closing
     while patience > 0:
         if not tls.unacknowledged:
             patience -= _GLANCE

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
@@ -27,9 +28,6 @@ from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import TunnelLostError
 
 log = get_logger("proxy::pool")
-
-STILLBORN = 3
-"""Tunnels that end before their first stream which a caller waits for, before it gives up."""
 
 
 class PoolKey(NamedTuple):
@@ -68,6 +66,7 @@ class Pool:
         connection's log shall say. It bounds its own waits.
     max_streams: streams of ours on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
+    stillborn: tunnels that end before they are used, until that is a failure.
     """
 
     def __init__(
@@ -77,7 +76,9 @@ class Pool:
         *,
         max_streams: int,
         idle_timeout: float,
+        stillborn: int = DEFAULTS.tunnel.stillborn,
     ) -> None:
+        self._stillborn = stillborn
         self._nursery = nursery
         self._dial = dial
         self._max_streams = max_streams
@@ -112,7 +113,7 @@ class Pool:
             made = dial.tunnel
             if made is not None and not made.can_open and not made.streams:
                 lost += 1
-                if lost == STILLBORN:
+                if lost == self._stillborn:
                     raise TunnelLostError(made.failure or "the tunnel was closed")
 
     def retire(self, key: PoolKey, tunnel: ClientTunnel) -> None:

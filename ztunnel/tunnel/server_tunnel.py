@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import ConnectReceived, Event, HboneServer
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tunnel.stream import TunnelStream
@@ -41,8 +42,9 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
         tls: TlsConnection,
         hbone: HboneServer,
         on_connect: Callable[[ServerStream, ConnectReceived], None],
+        bounds: TunnelBounds = DEFAULTS.tunnel,
     ) -> None:
-        super().__init__(tls, hbone)
+        super().__init__(tls, hbone, bounds)
         self._on_connect = on_connect
 
     def _own_event(self, event: Event) -> None:

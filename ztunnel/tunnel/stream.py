@@ -21,16 +21,11 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode, HboneConnection, StreamEnded, StreamReset, code_text
 
 _VECTOR = 64
 """Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
-
-
-LAST_WORDS = 60.0
-"""Seconds for which an application that takes nothing is waited for after its stream is dead: what it has not
-read is memory that nobody else bounds any more.
-"""
 
 
 class StreamClosedError(Exception):
@@ -46,6 +41,10 @@ class StreamClosedError(Exception):
 
 class Carrier(Protocol):
     """What a stream needs of the tunnel that it is on."""
+
+    @property
+    def bounds(self) -> TunnelBounds:
+        """How long is waited for whom."""
 
     @property
     def hbone(self) -> HboneConnection:
@@ -109,6 +108,11 @@ class TunnelStream:
         self._wake_writer = trio.lowlevel.ParkingLot()
 
     # -- for the connection -------------------------------------------------------------------------------
+
+    @property
+    def bounds(self) -> TunnelBounds:
+        """The tunnel's."""
+        return self._carrier.bounds
 
     @property
     def end_sent(self) -> bool:
@@ -297,7 +301,7 @@ class TunnelStream:
 
     def _bound_last_words(self) -> None:
         if self._drain_scope is not None and self.dead:
-            self._drain_scope.deadline = trio.current_time() + LAST_WORDS
+            self._drain_scope.deadline = trio.current_time() + self._carrier.bounds.last_words
 
     def _write_inbox(self) -> bool:
         """Write until the inbox is empty, and half-close after the end.

@@ -30,6 +30,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import (
     ConnectionFailed,
     DataReceived,
@@ -46,17 +47,11 @@ from ztunnel.hbone import (
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
-from ztunnel.tunnel.goodbye import GOODBYE, wait_received
+from ztunnel.tunnel.goodbye import wait_received
 from ztunnel.tunnel.stream import TunnelStream
 
 BATCH = 2
 """Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
-
-PING_INTERVAL = 10.0
-"""Seconds from an answered PING to the next (as the existing implementation)."""
-
-PING_TIMEOUT = 20.0
-"""Seconds to wait for an answer before the tunnel counts as dead."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
 
@@ -75,9 +70,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     PING, None before. ``ended``: `run` is over.
     """
 
-    def __init__(self, tls: TlsConnection, hbone: HboneT) -> None:
+    def __init__(self, tls: TlsConnection, hbone: HboneT, bounds: TunnelBounds = DEFAULTS.tunnel) -> None:
         self.tls = tls
         self.hbone = hbone
+        self.bounds = bounds
         self.streams: dict[int, StreamT] = {}
         self.blocked = False
         self.failure: str | None = None
@@ -169,9 +165,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     with self._reading:
                         await self._read()
                     self._lose_streams()
-                    with trio.move_on_after(GOODBYE):
+                    with trio.move_on_after(self.bounds.goodbye):
                         if not self._end_received and await self.finish():
-                            await wait_received(self.tls)
+                            await wait_received(self.tls, self.bounds.closing)
                     nursery.cancel_scope.cancel()
         finally:
             self.hbone.receive_eof()
@@ -248,12 +244,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
 
     async def _ping(self) -> None:
         while True:
-            await trio.sleep(PING_INTERVAL)
+            await trio.sleep(self.bounds.ping_interval)
             self._pong = trio.Event()
             asked = trio.current_time()
             self.hbone.ping(PING_OPAQUE)
             self.flush()
-            with trio.move_on_after(PING_TIMEOUT):
+            with trio.move_on_after(self.bounds.ping_timeout):
                 await self._pong.wait()
                 self.round_trip = trio.current_time() - asked
                 continue
