@@ -62,11 +62,5 @@ sources
 explain_policy
 mermaid
 
-# Being built: `ztunnel explain` and its page.
+# Fields of explanations, changes and connections: ``--json`` shows each of them.
 resolves
-services_of_hostname
-read_dump
-plan_of
-ENTRY_BYTES
-latest
-CONNECT

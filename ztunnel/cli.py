@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, Command] = {
     "proxy": Command("run the proxy (the default); it is configured by its environment"),
     "demo": Command("run a small mesh on this machine and show a request through it", "ztunnel.demo"),
     "explain": Command("say why a connection goes where it goes, or how it ended", "ztunnel.tools.explain"),
+    "what-if": Command("say which connections a change of policy would cut", "ztunnel.tools.what_if"),
     "version": Command("say which build this is"),
     "help": Command("show this text, or that of a command"),
 }

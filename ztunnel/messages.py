@@ -149,7 +149,6 @@ class Topic(Enum):
 
     EXPLAIN = "explain"
     CONNECTIONS = "connections"
-    WHAT_IF = "what-if"
     TASKS = "tasks"
     SOCKETS = "sockets"
     POOL = "pool"

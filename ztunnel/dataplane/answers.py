@@ -6,7 +6,6 @@ By topic, the parameters and the items of the answer:
 - CONNECTIONS: those of `ztunnel.explain.connections.Selection`. A `ConnectionView` each.
 - TASKS: the pid of this process, then a `TaskNode` each; with ``pid`` given, nothing if it is ours.
 - SOCKETS, POOL: a mapping for each descriptor or tunnel.
-- WHAT_IF: ``policies`` (YAML), ``without`` (keys, with commas). A `ztunnel.explain.whatif.Change` each.
 
 An answer is a generator. It yields None where others may run, for long ones are gone through in slices.
 """
@@ -63,8 +62,6 @@ def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
             return _sliced(descriptors(here.pods))
         case Topic.POOL:
             return _sliced(one for pod in here.pods for one in tunnels(pod))
-        case Topic.WHAT_IF:
-            return iter(())
 
 
 def setting_of(config: Config) -> Setting:

@@ -16,7 +16,7 @@ from itertools import islice
 
 from ztunnel.decide.networks import contains
 from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
-from ztunnel.decide.view import MeshView
+from ztunnel.decide.view import PolicyView
 from ztunnel.model.address import IPNetwork, canonical
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import (
@@ -60,7 +60,7 @@ class _Peer:
         self.principal = None if identity is None else identity.principal
 
 
-def authorize(view: MeshView, workload: Workload, facts: PolicyFacts) -> Verdict:
+def authorize(view: PolicyView, workload: Workload, facts: PolicyFacts) -> Verdict:
     """Decide with the policies that apply to ``workload``, the connection's destination.
 
     ``facts.destination`` is the address and port finally dialled; the network of an address is not looked
@@ -155,7 +155,7 @@ _NOTHING_ALLOWS_OR_DENIES: tuple[tuple[str, str | None], ...] = (("no allow poli
 
 
 def applicable_policies(
-    view: MeshView, workload: Workload
+    view: PolicyView, workload: Workload
 ) -> tuple[Sequence[Authorization], tuple[str, ...]]:
     """The policies that apply to a workload, and the keys it refers to that are not known.
 

@@ -11,7 +11,20 @@ from ztunnel.model.service import CidrVip, Endpoint, Service
 from ztunnel.model.workload import Workload
 
 
-class MeshView(Protocol):
+class PolicyView(Protocol):
+    """A read-only view of policies. No call blocks, and none raises for absence."""
+
+    def policy(self, key: str) -> Authorization | None:
+        """The policy stored under ``namespace/name``."""
+
+    def namespace_policies(self, namespace: str) -> Sequence[Authorization]:
+        """All policies of scope NAMESPACE in this namespace."""
+
+    def global_policies(self) -> Sequence[Authorization]:
+        """All policies of scope GLOBAL."""
+
+
+class MeshView(PolicyView, Protocol):
     """A read-only view of workloads, services and policies. No call blocks, and none raises for absence.
 
     Two calls made without an await between them see the same state.
@@ -49,12 +62,3 @@ class MeshView(Protocol):
 
     def services_of(self, workload: Workload) -> Iterable[Service]:
         """The known services that list this workload's uid among their endpoints, in the workload's order."""
-
-    def policy(self, key: str) -> Authorization | None:
-        """The policy stored under ``namespace/name``."""
-
-    def namespace_policies(self, namespace: str) -> Sequence[Authorization]:
-        """All policies of scope NAMESPACE in this namespace."""
-
-    def global_policies(self) -> Sequence[Authorization]:
-        """All policies of scope GLOBAL."""

@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from ztunnel.explain.connections import ConnectionView
+from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import InboundEntry, OutboundEntry
 from ztunnel.proxy.descriptors import address_of
@@ -58,7 +59,7 @@ def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView |
         direction=report.direction.value,
         pod=pod,
         client=str(report.source),
-        destination=str(report.destination),
+        destination=str(_judged_destination(entry) or report.destination),
         age_seconds=round(trio.current_time() - entry.opened, 3),
         peer=f"{other.namespace}/{other.shown}" if other is not None and other.shown else "",
         next_hop=str(report.next_hop or ""),
@@ -75,6 +76,11 @@ def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView |
         attempts=report.attempts,
         trace=report.trace.trace_id,
     )
+
+
+def _judged_destination(entry: InboundEntry | OutboundEntry) -> SocketAddress | None:
+    """The address that policy looked at, for an incoming connection that was admitted."""
+    return entry.facts.destination if isinstance(entry, InboundEntry) and entry.facts is not None else None
 
 
 def _waits_for(entry: InboundEntry | OutboundEntry, *, outbound: bool) -> str:

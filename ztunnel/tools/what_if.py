@@ -1,0 +1,186 @@
+"""``ztunnel what-if``: which connections a change of policy would cut, refuse or allow."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ztunnel.decide.plans import PolicyFacts
+from ztunnel.errors import ZtunnelError
+from ztunnel.explain.kubernetes import Converted, read_policies
+from ztunnel.explain.names import UnclearError, find_source
+from ztunnel.explain.saved import SavedMesh, read_dump
+from ztunnel.explain.whatif import Change, Connection, PolicyChange
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.identity import Identity, InvalidIdentityError
+from ztunnel.model.workload import Workload
+from ztunnel.tools.ask import ADMIN, REFUSED, AskError, fail, get, read_file
+
+_EPILOG = """\
+exit status: 0 nothing would be cut or refused, 1 something would, 2 the question could not be answered.
+
+examples:
+  ztunnel what-if -f policy.yaml
+  ztunnel what-if -f policies/ --without shop/allow-web
+  ztunnel what-if -f policy.yaml --dump node-a.json --dump node-b.json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="ztunnel what-if",
+        description="Tells which open connections a change of policy would cut, and which of the remembered "
+        "ones it would have refused or allowed, and by which clause. Policies are Kubernetes "
+        "AuthorizationPolicy and PeerAuthentication objects, as one writes them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "-f", "--file", action="append", default=[], help="YAML, a directory of it, or - (repeatable)"
+    )
+    made.add_argument(
+        "--without", action="append", default=[], metavar="NS/NAME", help="as if it were not there"
+    )
+    made.add_argument(
+        "--dump", action="append", default=[], metavar="FILE", help="a node's config dump (repeatable)"
+    )
+    made.add_argument("--admin", metavar="URL", default=ADMIN, help=f"a running ztunnel (default: {ADMIN})")
+    made.add_argument("--root-namespace", default="istio-system", help="whose policies apply everywhere")
+    made.add_argument("--json", action="store_true", help="for programs")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command. Returns the exit status."""
+    options = parser()
+    args = options.parse_args(list(arguments))
+    if not (args.file or args.without):
+        options.error("-f or --without is needed")
+    try:
+        changed = [one for path in args.file for one in _read(path, args.root_namespace)]
+        nodes = [_dumped(path) for path in args.dump] or [_live(args.admin)]
+    except ZtunnelError as error:
+        return fail(error)
+    notes: dict[str, None] = {}
+    changes: list[Change] = []
+    looked_at: Counter[bool] = Counter()
+    for mesh, connections in nodes:
+        change = PolicyChange(mesh.store, changed, args.without, args.root_namespace)
+        changes += change.effects(connections)
+        looked_at.update(one.open for one in connections)
+        notes.update(dict.fromkeys(change.notes))
+    if args.json:
+        answer = {
+            "changes": changes,
+            "notes": list(notes),
+            "open": looked_at[True],
+            "remembered": looked_at[False],
+        }
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(answer), indent=2) + b"\n")
+    else:
+        sys.stdout.write("\n".join(_lines(changes, notes, looked_at)) + "\n")
+    return REFUSED if any(one.effect != "allowed" for one in changes) else 0
+
+
+def _read(path: str, root: str) -> list[Converted]:
+    """The policies of a file, a directory, or standard input."""
+    if path != "-" and Path(path).is_dir():
+        files = sorted(one for one in Path(path).rglob("*") if one.suffix in (".yaml", ".yml", ".json"))
+        return [policy for one in files for policy in _read(str(one), root)]
+    return read_policies(read_file(path).decode("utf-8", "replace"), root, path)
+
+
+def _lines(changes: list[Change], notes: Mapping[str, None], looked_at: Mapping[bool, int]) -> Iterator[str]:
+    words = {
+        "cut": "would be cut",
+        "refused": "would have been refused",
+        "allowed": "would have been allowed",
+    }
+    for effect, title in words.items():
+        chosen = [one for one in changes if one.effect == effect]
+        if chosen:
+            yield f"{len(chosen)} {title}:"
+            for one in chosen:
+                whom = one.identity or "no identity"
+                yield f"  {one.client} ({whom}) → {one.pod} {one.destination}  connection {one.connection}"
+                yield f"      {one.policy + ': ' if one.policy else ''}{one.why}"
+    for note in notes:
+        yield f"note: {note}"
+    yield (
+        f"=> Of {looked_at[True]} open and {looked_at[False]} remembered connections, "
+        + ", ".join(
+            f"{sum(one.effect == effect for one in changes)} {title}" for effect, title in words.items()
+        )
+        + "."
+    )
+
+
+# -- where connections come from -------------------------------------------------------------------------
+
+
+def _live(admin: str) -> tuple[SavedMesh, list[Connection]]:
+    """The mesh of a running node, and its incoming connections, open and remembered."""
+    dump = get(admin, "/config_dump", {})
+    found = get(admin, "/connections", {"limit": "20000"})
+    for answer in (dump, found):
+        if answer.status != 200:
+            raise AskError(f"{admin} answers {answer.status}: {answer.body[:200].decode(errors='replace')}")
+    mesh = read_dump(dump.body)
+    views = [one for one in msgspec.json.decode(found.body) if one["direction"] == "inbound"]
+    return mesh, [one for view in views if (one := _from_view(mesh, view)) is not None]
+
+
+def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> Connection | None:
+    pod = _pod(mesh, view["pod"])
+    if pod is None or (view.get("error") and view.get("code") not in ("ZT-POL-001", "ZT-POL-002")):
+        return None
+    identity = _identity(view.get("peerIdentity", ""))
+    facts = PolicyFacts(
+        SocketAddress.parse(view["client"]), SocketAddress.parse(view["destination"]), identity
+    )
+    return Connection(view["id"], pod, facts, view["state"] == "open", view["ageSeconds"])
+
+
+def _dumped(path: str) -> tuple[SavedMesh, list[Connection]]:
+    """The mesh of a dump, and the connections that it shows as open."""
+    data = read_file(path)
+    mesh = read_dump(data)
+    connections = []
+    state = msgspec.json.decode(data).get("workloadState") or {}
+    for uid, one in state.items():
+        info = one["info"]
+        pod = _pod(mesh, f"{info['namespace']}/{info['name']}")
+        for number, inbound in enumerate(one.get("connections", {}).get("inbound", ())):
+            if pod is not None:
+                source = SocketAddress.parse(inbound["src"])
+                identity = _identity_at(mesh, source) if inbound["protocol"] == "HBONE" else None
+                facts = PolicyFacts(source, SocketAddress.parse(inbound["actualDst"]), identity)
+                connections.append(Connection(f"{uid[:8]}-{number}", pod, facts, open=True))
+    return mesh, connections
+
+
+def _pod(mesh: SavedMesh, name: str) -> Workload | None:
+    try:
+        return find_source(mesh.catalogue, name, mesh.setting.network)
+    except UnclearError:
+        return None
+
+
+def _identity(text: str) -> Identity | None:
+    try:
+        return Identity.parse(text)
+    except InvalidIdentityError:
+        return None
+
+
+def _identity_at(mesh: SavedMesh, address: SocketAddress) -> Identity | None:
+    """A dump does not tell the identities of peers; that of the workload at the address stands for it."""
+    found = mesh.store.workload_by_address(mesh.setting.network, address.ip)
+    return None if found is None else found.identity
