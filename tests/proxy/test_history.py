@@ -9,7 +9,9 @@ from random import Random
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.proxy.history import ENTRY_BYTES, History, Remembered, short
+from ztunnel.proxy.history import History, Remembered, short
+
+ENTRY_BYTES = 3500
 
 
 def remembered(history: History, number: int, length: int = 60) -> Remembered:

@@ -26,10 +26,6 @@ class Catalogue(Protocol):
         """The keys of all services, in no order."""
         ...
 
-    def services_of_hostname(self, hostname: str) -> Iterable[NamespacedHostname]:
-        """The keys of the services with this hostname."""
-        ...
-
 
 class StoreCatalogue:
     """The catalogue of a store."""
@@ -51,7 +47,3 @@ class StoreCatalogue:
         for hostname in self._store.services.hostnames():
             for entry in self._store.services.by_hostname(hostname):
                 yield entry.key
-
-    def services_of_hostname(self, hostname: str) -> Iterable[NamespacedHostname]:
-        """The keys of the services with this hostname."""
-        return [entry.key for entry in self._store.services.by_hostname(hostname)]

@@ -2,8 +2,8 @@
 
 An entry is made when a connection ends, of values that exist anyway; texts are made of it when somebody
 asks. Sentences are shared between entries, since most connections of a pod have the same reasons. The number
-of entries is bounded, and so is the length of each text in them: `ENTRY_BYTES` is the most that an entry was
-measured to take (tests/proxy/test_history.py).
+of entries is bounded, and so is the length of each text in them: an entry whose texts are all as long as may
+be takes less than 3.5 kB, most take a third of that (tests/proxy/test_history.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,6 @@ import msgspec
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-
-ENTRY_BYTES = 3500
-"""An upper bound of what one entry takes, all its texts as long as may be: 10,000 take less than 34 MiB. Most
-take a third of that.
-"""
 
 _TEXT = 300
 _SENTENCES = 12

@@ -48,8 +48,7 @@ class Phase(Enum):
     """How far a connection has come: what it waits for."""
 
     WORKLOAD = "the control plane, to tell of this pod"
-    ENDPOINT = "a certificate, or a connection to the next hop"
-    CONNECT = "the answer to its CONNECT"
+    ENDPOINT = "a certificate, a connection to the next hop, or the answer to its CONNECT"
     APPLICATION = "the application, to take the connection"
     RELAY = ""
 
