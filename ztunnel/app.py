@@ -26,6 +26,7 @@ from ztunnel.admin.metrics import MetricsPage
 from ztunnel.admin.pages import Admin
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.servers import serve
+from ztunnel.bounds import Bounds, ControlBounds
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
@@ -112,16 +113,24 @@ async def _run(config: Config, ages: TaskAges) -> None:
     if config.dns_proxy:
         readiness.register(DNS_PROXY)
     random = SystemRandom()
+    bounds = Bounds()
     to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
     from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)
-    plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time)
+    plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time, bounds=bounds)
     control = Control(
-        config, _authority(config), readiness, to_plane, control_inbox, random=random, wall_clock=time.time
+        config,
+        _authority(config, bounds.control),
+        readiness,
+        to_plane,
+        control_inbox,
+        random=random,
+        wall_clock=time.time,
+        bounds=bounds,
     )
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(_watch_signals, stop), name="signals")
-        server = partial(nursery.start, serve)
+        server = partial(nursery.start, partial(serve, bounds=bounds.admin))
         await server("readiness", config.readiness_addr, control.ready, stop, name="readiness server")
         nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)
@@ -149,9 +158,9 @@ async def _run(config: Config, ages: TaskAges) -> None:
         nursery.cancel_scope.cancel()
 
 
-def _authority(config: Config) -> CertificateAuthority:
+def _authority(config: Config, bounds: ControlBounds) -> CertificateAuthority:
     if not config.fake_ca:
-        return CaClient(config)
+        return CaClient(config, bounds=bounds)
     ca_log.warn(FAKE_CA_WARNING)
     root = load_root(config.fake_ca_root) if config.fake_ca_root is not None else None
     return FakeCa(time.time, lifetime=config.secret_ttl, root=root)

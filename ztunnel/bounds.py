@@ -60,11 +60,58 @@ class ConnectionBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class DnsBounds:
+    """Of the DNS proxy of a pod, and of our own lookups."""
+
+    queries: int = count(2048, "queries of a pod over UDP that wait; then SERVFAIL at once")
+    query_bytes: int = size(4 * MIB, "their bytes, and those of what is forwarded")
+    forwarded: int = count(2048, "queries of a pod that are forwarded at a time")
+    connections: int = count(256, "TCP connections of a pod")
+    idle_timeout: float = seconds(5, "a TCP connection without a query, or that takes no reply")
+    avoid: float = seconds(30, "a nameserver that did not answer is asked last")
+    lookup_timeout: float = seconds(15, "to resolve the hostname of a workload or network gateway")
+    cached_names: int = count(4096, "such hostnames that are remembered, for as long as their TTL says")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminBounds:
+    """Of the readiness, admin and metrics servers, each by itself."""
+
+    connections: int = count(100, "connections; idle ones make room")
+    head_bytes: int = size(8192, "the head of a request")
+    body_bytes: int = size(64 * 1024, "what a request may bring beside its head")
+    head_timeout: float = seconds(2, "for the head of a request, and for its body")
+    idle_timeout: float = seconds(60, "between two requests")
+    write_timeout: float = seconds(10, "for a client to take a piece of an answer")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlBounds:
+    """Of the conversations with the control plane, the CA, the CNI agent and the data plane."""
+
+    xds_connect: float = seconds(5, "to connect to the control plane, with TLS")
+    xds_silence_warning: float = seconds(15, "without a first response on an xDS stream, until a warning")
+    xds_silence_limit: float = seconds(120, "without one, until the stream is given up")
+    xds_demand: float = seconds(5, "on-demand xDS: for the answer of the control plane")
+    demands_waiting: int = count(10_000, "on-demand xDS: keys that are waited for")
+    demands_remembered: int = count(10_000, "on-demand xDS: keys that stay subscribed")
+    ca_call: float = seconds(30, "for a certificate to be issued")
+    cni_send: float = seconds(5, "for the CNI agent to take a message")
+    cni_start: float = seconds(4, "for a pod to start; then the CNI agent is told of a failure")
+    cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
+    data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
+    watch_retry: float = seconds(10, "until a directory that cannot be watched is looked at again")
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """All of them, by who keeps them."""
 
     tunnel: TunnelBounds = field(default_factory=TunnelBounds)
     connection: ConnectionBounds = field(default_factory=ConnectionBounds)
+    dns: DnsBounds = field(default_factory=DnsBounds)
+    admin: AdminBounds = field(default_factory=AdminBounds)
+    control: ControlBounds = field(default_factory=ControlBounds)
 
 
 DEFAULTS = Bounds()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h11
 import trio
 
 from ztunnel.admin.http import Handler, HttpServer
 from ztunnel.admin.servers import open_listeners
+from ztunnel.bounds import AdminBounds
 from ztunnel.model.address import SocketAddress
 
 
@@ -73,10 +74,10 @@ async def exchange(
 
 
 @asynccontextmanager
-async def serving(handler: Handler, *, connections: int = 100) -> AsyncIterator[Served]:
+async def serving(handler: Handler, **bounds: Any) -> AsyncIterator[Served]:
     listeners = open_listeners("test", SocketAddress(IPv4Address("127.0.0.1"), 0))
     stop = trio.Event()
-    server = HttpServer("test", handler, connections=connections)
+    server = HttpServer("test", handler, AdminBounds(**bounds))
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, listeners, stop)
         yield Served(listeners[0].socket.getsockname()[1], stop)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.admin.serving import exchange, serving
 from tests.support.logs import capture_logs
-from ztunnel.admin import http
 from ztunnel.admin.http import Request, Response
 
 
@@ -242,9 +241,8 @@ async def test_a_large_body_ends_the_connection_after_the_answer():
             assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-    async with serving(echo) as served:
+async def test_a_head_that_does_not_come_ends_the_connection():
+    async with serving(echo, head_timeout=0.05) as served:
         async with await served.connect() as stream:
             assert await until_closed(stream) == b""
         async with await served.connect() as stream:
@@ -252,9 +250,8 @@ async def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
             assert await until_closed(stream) == b""
 
 
-async def test_a_second_head_has_its_own_time(monkeypatch):
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-    async with serving(echo) as served, await served.connect() as stream:
+async def test_a_second_head_has_its_own_time():
+    async with serving(echo, head_timeout=0.05) as served, await served.connect() as stream:
         client = h11.Connection(h11.CLIENT)
         await exchange(stream, "GET", "/1", connection=client)
         await trio.sleep(0.15)  # idle, longer than a head may take
@@ -264,15 +261,13 @@ async def test_a_second_head_has_its_own_time(monkeypatch):
         assert await until_closed(stream) == b""
 
 
-async def test_an_idle_connection_is_closed_after_a_while(monkeypatch):
-    monkeypatch.setattr(http, "IDLE_SECONDS", 0.05)
-    async with serving(echo) as served, await served.connect() as stream:
+async def test_an_idle_connection_is_closed_after_a_while():
+    async with serving(echo, idle_timeout=0.05) as served, await served.connect() as stream:
         await exchange(stream, "GET", "/1")
         assert await until_closed(stream) == b""
 
 
-async def test_a_client_that_takes_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(http, "WRITE_SECONDS", 0.05)
+async def test_a_client_that_takes_nothing_is_given_up():
     closed = trio.Event()
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -285,7 +280,7 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch):
     async def handler(_request: Request) -> Response:
         return Response(200, endless(), "text/plain")
 
-    async with serving(handler) as served, await served.connect() as stream:
+    async with serving(handler, write_timeout=0.05) as served, await served.connect() as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with trio.fail_after(5):
             await closed.wait()

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.logs import capture_logs
-from ztunnel.certs.ca_client import CALL_SECONDS, METHOD, CaClient
+from ztunnel.bounds import DEFAULTS
+from ztunnel.certs.ca_client import METHOD, CaClient
 from ztunnel.certs.certificate_errors import (
     CaChainError,
     CaError,
@@ -86,7 +87,7 @@ async def test_a_node_asks_for_a_pods_identity():
     assert certificate.identity == WHO
     assert certificate.roots == (ROOT.pem,)
     ((method, request, metadata, deadline),) = kit.channels[0].calls
-    assert (method, deadline) == (METHOD, CALL_SECONDS)
+    assert (method, deadline) == (METHOD, DEFAULTS.control.ca_call)
     assert metadata == [("authorization", "Bearer secret"), ("clusterid", "c1"), ("x", "y")]
     message = IstioCertificateRequest.parse(request)
     assert message.validity_duration == 600

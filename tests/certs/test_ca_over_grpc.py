@@ -10,7 +10,7 @@ from cryptography import x509
 
 from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import FakeIstiod
-from ztunnel.certs import ca_client
+from ztunnel.bounds import ControlBounds
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.certificate_errors import CaUnreachableError, WrongIdentityError
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
@@ -104,13 +104,12 @@ async def test_an_istiod_that_comes_back_is_used_again(istiod):
                     return
 
 
-async def test_a_hung_ca_does_not_hold_a_call_for_ever(istiod, monkeypatch):
-    monkeypatch.setattr(ca_client, "CALL_SECONDS", 0.3)
+async def test_a_hung_ca_does_not_hold_a_call_for_ever(istiod):
     istiod.misbehaviour.hang = True
-    with CaClient(config_for(istiod)) as ca, trio.fail_after(20):
+    with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=0.3)) as ca, trio.fail_after(20):
         with pytest.raises(CaUnreachableError) as caught:
             await ca.issue(POD)
         assert caught.value.status == "DEADLINE_EXCEEDED"
         istiod.misbehaviour.hang = False
-        monkeypatch.setattr(ca_client, "CALL_SECONDS", 10.0)
+    with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=10)) as ca, trio.fail_after(20):
         assert await ca.issue(POD)

@@ -13,6 +13,7 @@ import dns.message
 import trio
 
 from tests.support.fake_mesh import FakeMesh
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.config.model import Config
 from ztunnel.decide.names import pod_search_domains
 from ztunnel.dns.resolv_conf import ResolvConf
@@ -122,6 +123,7 @@ async def running_pod(
     timeout: float = 5.0,
     address: SocketAddress | None = None,
     reuse_port: bool = False,
+    bounds: DnsBounds = DEFAULTS.dns,
 ) -> AsyncIterator[Pod]:
     """Serve on a free port of 127.0.0.1 (or at ``address``), and forward to that port there."""
     mesh = make_mesh()
@@ -148,7 +150,13 @@ async def running_pod(
     while True:
         at = address or free_address()
         proxy = DnsProxy(
-            resolver, at, name="ns1/client", sockets=HostSockets(), mark=None, reuse_port=reuse_port
+            resolver,
+            at,
+            name="ns1/client",
+            sockets=HostSockets(),
+            mark=None,
+            reuse_port=reuse_port,
+            bounds=bounds,
         )
         try:
             await proxy.bind()

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
-from ztunnel.dns import on_demand as on_demand_module
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.dns.lookup import addresses_in
 from ztunnel.dns.on_demand import OnDemandResolver
@@ -27,9 +27,11 @@ from ztunnel.sockets.factories import HostSockets
 CONF = ResolvConf((ip_address("127.0.0.1"),), search=("ns.svc.cluster.local", "cluster.local"), ndots=2)
 
 
-def make_resolver(port: int, *, ipv6: bool = True, conf: ResolvConf = CONF) -> OnDemandResolver:
+def make_resolver(
+    port: int, *, ipv6: bool = True, conf: ResolvConf = CONF, bounds: DnsBounds = DEFAULTS.dns
+) -> OnDemandResolver:
     upstream = Upstream(conf, HostSockets(), mark=None, random=Random(1), port=port)
-    return OnDemandResolver(ipv6=ipv6, conf=conf, upstream=upstream)
+    return OnDemandResolver(ipv6=ipv6, conf=conf, upstream=upstream, bounds=bounds)
 
 
 def zone(records: dict[str, list[str]], soa: int | None = None):
@@ -122,11 +124,10 @@ async def test_without_a_time_nothing_is_kept():
     assert len(upstream.asked) == 4
 
 
-async def test_the_cache_has_a_bound(monkeypatch):
-    monkeypatch.setattr(on_demand_module, "CACHED_NAMES", 3)
+async def test_the_cache_has_a_bound():
     records = {f"n{number}.": [f"n{number}. 60 IN A 10.0.0.1"] for number in range(5)}
     async with fake_resolver(zone(records)) as upstream:
-        resolver = make_resolver(upstream.port, ipv6=False)
+        resolver = make_resolver(upstream.port, ipv6=False, bounds=DnsBounds(cached_names=3))
         for number in range(5):
             await resolver.resolve(f"n{number}.")
         assert len(resolver._cache) == 3

@@ -17,7 +17,7 @@ import trio.testing
 from tests.dns.pod import frame, read_frames, running_pod
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.support.logs import capture_logs
-from ztunnel.dns import server as server_module
+from ztunnel.bounds import DnsBounds
 from ztunnel.dns.server import DnsProxy
 
 FQDN = "productpage.ns1.svc.cluster.local."
@@ -216,9 +216,11 @@ async def test_a_thousand_queries_at_once_against_a_dead_resolver(autojump_clock
     assert codes == [dns.rcode.SERVFAIL] * 1000
 
 
-async def test_beyond_the_limit_there_is_a_failure_at_once(autojump_clock, monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_DATAGRAMS", 5)
-    async with fake_resolver(silent) as resolver, running_pod(resolver.port) as pod:
+async def test_beyond_the_limit_there_is_a_failure_at_once(autojump_clock):
+    async with (
+        fake_resolver(silent) as resolver,
+        running_pod(resolver.port, bounds=DnsBounds(queries=5)) as pod,
+    ):
         replies: list[float] = []
 
         async def client(number: int) -> None:
@@ -270,9 +272,11 @@ async def test_a_pod_not_yet_known_is_waited_for(autojump_clock):
         assert texts(answers[0])
 
 
-async def test_large_queries_that_wait_are_bounded_in_bytes(autojump_clock, monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_BYTES", 100_000)
-    async with fake_resolver(silent) as resolver, running_pod(resolver.port, known=False) as pod:
+async def test_large_queries_that_wait_are_bounded_in_bytes(autojump_clock):
+    async with (
+        fake_resolver(silent) as resolver,
+        running_pod(resolver.port, known=False, bounds=DnsBounds(query_bytes=100_000)) as pod,
+    ):
         replies: list[float] = []
 
         async def client() -> None:
@@ -482,9 +486,11 @@ async def test_a_client_that_takes_no_answers_is_dropped(autojump_clock):
                 dropped = True
 
 
-async def test_there_are_only_so_many_connections(autojump_clock, monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 3)
-    async with fake_resolver(silent) as resolver, running_pod(resolver.port) as pod:
+async def test_there_are_only_so_many_connections(autojump_clock):
+    async with (
+        fake_resolver(silent) as resolver,
+        running_pod(resolver.port, bounds=DnsBounds(connections=3)) as pod,
+    ):
         streams = [await pod.connect() for _ in range(5)]
         await trio.sleep(1)
         closed = []

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
-from ztunnel.dns import upstream as upstream_module
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.dns.dns_errors import (
     NoNameserverError,
     TooManyQueriesError,
@@ -53,8 +53,13 @@ class CountingSockets(HostSockets):
         return sum(sock.fileno() >= 0 for sock in self.made)
 
 
-def make_upstream(port: int, conf: ResolvConf = CONF, sockets: HostSockets | None = None) -> Upstream:
-    return Upstream(conf, sockets or HostSockets(), mark=None, random=Random(5), port=port)
+def make_upstream(
+    port: int,
+    conf: ResolvConf = CONF,
+    sockets: HostSockets | None = None,
+    bounds: DnsBounds = DEFAULTS.dns,
+) -> Upstream:
+    return Upstream(conf, sockets or HostSockets(), mark=None, random=Random(5), port=port, bounds=bounds)
 
 
 def ask_for(name: str = "a.example.", qtype: str = "A", **options) -> Query:
@@ -281,9 +286,8 @@ async def test_a_thousand_queries_against_a_dead_server_end_in_time(autojump_clo
     assert sockets.open == 0
 
 
-@pytest.mark.parametrize("bound", ["MOST_EXCHANGES", "MOST_BYTES"])
-async def test_more_than_the_bound_is_refused_at_once(autojump_clock, monkeypatch, bound):
-    monkeypatch.setattr(upstream_module, bound, 10 if bound == "MOST_EXCHANGES" else 10 * 28)
+@pytest.mark.parametrize("bounds", [DnsBounds(forwarded=10), DnsBounds(query_bytes=10 * 28)])
+async def test_more_than_the_bound_is_refused_at_once(autojump_clock, bounds):
     failures: list[UpstreamError] = []
 
     async def client(name: str) -> None:
@@ -293,7 +297,7 @@ async def test_more_than_the_bound_is_refused_at_once(autojump_clock, monkeypatc
             failures.append(error)
 
     async with fake_resolver(silent) as resolver:
-        upstream = make_upstream(resolver.port)
+        upstream = make_upstream(resolver.port, bounds=bounds)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for number in range(10, 25):

@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.support.logs import capture_logs
 from tests.support.xds_conversation import requests, resource, response
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest
@@ -92,9 +93,9 @@ class Server:
     def message(self, url: str, size: int) -> None:
         self.messages.append((url, size))
 
-    def client(self, *, on_demand: bool = False) -> XdsClient:
+    def client(self, *, on_demand: bool = False, bounds: ControlBounds = DEFAULTS.control) -> XdsClient:
         session = XdsSession(b"", on_demand=on_demand)
-        return XdsClient(session, self.connect, self.apply, address=ADDRESS, metrics=self)
+        return XdsClient(session, self.connect, self.apply, address=ADDRESS, metrics=self, bounds=bounds)
 
 
 def texts(records) -> list[str]:
@@ -341,14 +342,14 @@ class TestDemand:
 
     async def test_a_demand_is_given_up_after_a_while_and_may_be_made_again(self, autojump_clock):
         server = Server()
-        client = server.client(on_demand=True)
+        client = server.client(on_demand=True, bounds=ControlBounds(xds_demand=2))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)
             await wait_all_tasks_blocked()
             start = trio.current_time()
-            assert not await client.demand("key", 2)
+            assert not await client.demand("key")
             assert trio.current_time() - start == pytest.approx(2)
-            assert not await client.demand("key", 2)
+            assert not await client.demand("key")
             stream = server.streams[0]
             asked = [(r.resource_names_subscribe, r.resource_names_unsubscribe) for r in stream.heard()[2:]]
             assert asked == [(["key"], []), (["key", "*"], ["*"])]

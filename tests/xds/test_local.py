@@ -12,12 +12,12 @@ import pytest
 import trio
 
 from tests.support.logs import capture_logs
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import LocalFile, LocalStatic
 from ztunnel.messages import MeshDelta, Origin, Rejected, ResourceKind
 from ztunnel.observe.logging import Record
 from ztunnel.state.local import LocalConfigError
 from ztunnel.state.store import MeshStore
-from ztunnel.system import watch_directory
 from ztunnel.xds.local import LocalFileError, LocalXds
 
 WORKLOAD = "- {{uid: {0}, name: {0}, namespace: ns, workloadIps: [10.0.0.{1}], services: {{}}}}\n"
@@ -54,9 +54,11 @@ class Mesh:
 
 
 @asynccontextmanager
-async def watching(path: Path) -> AsyncIterator[tuple[Mesh, LocalXds, list[Record]]]:
+async def watching(
+    path: Path, bounds: ControlBounds = DEFAULTS.control
+) -> AsyncIterator[tuple[Mesh, LocalXds, list[Record]]]:
     mesh = Mesh()
-    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02)
+    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02, bounds=bounds)
     with capture_logs() as records, trio.fail_after(20):
         await local.load()
         async with trio.open_nursery() as nursery:
@@ -195,13 +197,12 @@ async def test_a_config_map_is_followed_when_its_symlink_is_swapped(tmp_path):
         await mesh.until(lambda: mesh.names("a", "b") == {"b"})
 
 
-async def test_a_directory_that_is_replaced_is_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch_directory, "RETRY_SECONDS", 0.05)
+async def test_a_directory_that_is_replaced_is_followed(tmp_path):
     directory = tmp_path / "config"
     directory.mkdir()
     path = directory / "mesh.yaml"
     path.write_text(workloads("a"))
-    async with watching(path) as (mesh, local, _):
+    async with watching(path, ControlBounds(watch_retry=0.05)) as (mesh, local, _):
         shutil.rmtree(directory)
         await error_of(local)
         directory.mkdir()

@@ -14,11 +14,11 @@ import trio
 from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import TOKEN, FakeIstiod, server_that_never_answers
 from tests.support.logs import capture_logs
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
 from ztunnel.config.values import authority
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.observe.logging import Record
-from ztunnel.xds import client as client_module
 from ztunnel.xds.client import XdsClient
 from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
@@ -114,7 +114,9 @@ def config_for(istiod: FakeIstiod, **changes: object) -> Config:
 
 
 @asynccontextmanager
-async def running(config: Config, connect_seconds: float = 5.0) -> AsyncIterator[Peer]:
+async def running(
+    config: Config, connect_seconds: float = 5.0, bounds: ControlBounds = DEFAULTS.control
+) -> AsyncIterator[Peer]:
     mesh, counters = Mesh(), Counters()
     session = XdsSession(encode_node(config, []), on_demand=config.xds_on_demand)
     assert config.xds_address is not None
@@ -124,6 +126,7 @@ async def running(config: Config, connect_seconds: float = 5.0) -> AsyncIterator
         mesh.apply,
         address=config.xds_address,
         metrics=counters,
+        bounds=bounds,
     )
     with capture_logs("debug") as records, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -283,11 +286,10 @@ async def test_garbage_is_told_changes_nothing_and_heals(istiod):
         assert peer.mesh.addresses == {"a": b"1"}
 
 
-async def test_a_hung_istiod_is_told_of_and_given_up_and_heals(istiod, monkeypatch):
-    monkeypatch.setattr(client_module, "SILENCE_WARNING", 0.1)
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT", 0.2)
+async def test_a_hung_istiod_is_told_of_and_given_up_and_heals(istiod):
+    bounds = ControlBounds(xds_silence_warning=0.1, xds_silence_limit=0.2)
     istiod.misbehaviour.hang = True
-    async with running(config_for(istiod)) as peer:
+    async with running(config_for(istiod), bounds=bounds) as peer:
         await peer.until_ended("Error")
         assert peer.lines("XDS client: no response from the control plane")
         istiod.misbehaviour.hang = False

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.xds_conversation import changed, hear, requests, resource, response
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.pb.envoy.service.discovery.v3 import Node
-from ztunnel.xds import session as session_module
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, SLICE, XdsSession
 from ztunnel.xds.wire import MalformedResponseError
 
@@ -265,8 +265,8 @@ class TestTooManyNamesForOneRequest:
 
 
 class TestOnDemand:
-    def opened(self) -> XdsSession:
-        session = XdsSession(NODE, on_demand=True)
+    def opened(self, bounds: ControlBounds = DEFAULTS.control) -> XdsSession:
+        session = XdsSession(NODE, on_demand=True, bounds=bounds)
         address, authorization = requests(session.open())
         assert address.resource_names_subscribe == ["*"]
         assert address.resource_names_unsubscribe == ["*"]
@@ -351,18 +351,16 @@ class TestOnDemand:
         (request,) = requests([session.demand("key") or b""])
         assert request.resource_names_subscribe == ["key"]
 
-    def test_what_is_waited_for_is_bounded(self, monkeypatch):
-        monkeypatch.setattr(session_module, "MAX_WAITED_FOR", 2)
-        session = self.opened()
+    def test_what_is_waited_for_is_bounded(self):
+        session = self.opened(ControlBounds(demands_waiting=2))
         assert session.demand("a")
         assert session.demand("b")
         assert session.demand("c") is None
         session.abandon("a")
         assert session.demand("c")
 
-    def test_what_is_remembered_is_bounded(self, monkeypatch):
-        monkeypatch.setattr(session_module, "MAX_REMEMBERED", 2)
-        session = self.opened()
+    def test_what_is_remembered_is_bounded(self):
+        session = self.opened(ControlBounds(demands_remembered=2))
         asked = requests([session.demand(key) or b"" for key in "abc"])
         assert [r.resource_names_subscribe for r in asked] == [["a"], ["b"], ["c", "*"]]
 

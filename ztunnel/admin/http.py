@@ -26,14 +26,9 @@ from urllib.parse import parse_qs, unquote
 import h11
 import trio
 
+from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.observe.logging import get_logger
 
-HEAD_BYTES = 8192
-HEAD_SECONDS = 2.0
-IDLE_SECONDS = 60.0
-WRITE_SECONDS = 10.0
-BODY_BYTES = 64 * 1024
-CONNECTIONS = 100
 _READ = 16 * 1024
 
 log = get_logger("hyper_util")
@@ -70,13 +65,14 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 class HttpServer:
     """Serves one handler on some listeners.
 
-    name: for logs and tasks. connections: how many may be open at once.
+    name: for logs and tasks. bounds: how much and how long a client may.
     """
 
-    def __init__(self, name: str, handler: Handler, *, connections: int = CONNECTIONS) -> None:
+    def __init__(self, name: str, handler: Handler, bounds: AdminBounds = DEFAULTS.admin) -> None:
         self._name = name
         self._handler = handler
-        self._capacity = connections
+        self.bounds = bounds
+        self._capacity = bounds.connections
         self._open = 0
         self._idle: dict[_Connection, None] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -167,7 +163,7 @@ class _Connection:
         self.server = server
         self.stream = stream
         self.scope = trio.CancelScope()
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=server.bounds.head_bytes)
 
     async def run(self) -> None:
         """Take requests until one side wants to end."""
@@ -193,14 +189,15 @@ class _Connection:
         return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
 
     async def _head(self, *, first: bool) -> Request | None:
-        deadline = trio.current_time() + (HEAD_SECONDS if first else IDLE_SECONDS)
+        bounds = self.server.bounds
+        deadline = trio.current_time() + (bounds.head_timeout if first else bounds.idle_timeout)
         started = first
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 if not started and self._h11.trailing_data[0]:
                     started = True
-                    deadline = trio.current_time() + HEAD_SECONDS
+                    deadline = trio.current_time() + bounds.head_timeout
                 if not await self._receive(deadline, idle=not started):
                     return None
                 continue
@@ -255,14 +252,15 @@ class _Connection:
 
     async def _send(self, data: bytes) -> None:
         if data:
-            with trio.fail_after(WRITE_SECONDS):
+            with trio.fail_after(self.server.bounds.write_timeout):
                 await self.stream.send_all(data)
 
     async def _skip_body(self) -> None:
         """Read what comes beside the request, if it is little; else the connection is not used again."""
-        deadline = trio.current_time() + HEAD_SECONDS
+        bounds = self.server.bounds
+        deadline = trio.current_time() + bounds.head_timeout
         taken = 0
-        while self._h11.their_state is h11.SEND_BODY and taken <= BODY_BYTES:
+        while self._h11.their_state is h11.SEND_BODY and taken <= bounds.body_bytes:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 if self._h11.they_are_waiting_for_100_continue or not await self._receive(

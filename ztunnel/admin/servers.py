@@ -15,6 +15,7 @@ from typing import ClassVar
 import trio
 
 from ztunnel.admin.http import Handler, HttpServer, no_delay
+from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.config.model import ListenAddress, Localhost
 from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import SocketAddress, parse_ip
@@ -99,6 +100,7 @@ async def serve(
     handler: Handler,
     stop: trio.Event,
     *,
+    bounds: AdminBounds = DEFAULTS.admin,
     task_status: trio.TaskStatus[list[SocketAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a handler until ``stop`` is set and the requests that were under way are answered.
@@ -113,7 +115,9 @@ async def serve(
         for address in addresses:
             log.info("listener established", address=address, component=name)
         async with trio.open_nursery() as nursery:
-            await nursery.start(HttpServer(name, handler).serve, listeners, stop, name=f"{name} server")
+            await nursery.start(
+                HttpServer(name, handler, bounds).serve, listeners, stop, name=f"{name} server"
+            )
             task_status.started(addresses)
     finally:
         for listener in listeners:

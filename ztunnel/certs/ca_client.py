@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.certs.certificate_errors import (
     CaChainError,
     CaError,
@@ -30,8 +31,6 @@ from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-CALL_SECONDS: Final = 30.0
-"""How long a call may take: without a bound, as in the replaced implementation, a hung CA blocks a slot."""
 _HTTPS_PORT: Final = 443
 
 log = get_logger("identity::caclient")
@@ -56,7 +55,13 @@ class CaClient:
     it is there for tests.
     """
 
-    def __init__(self, config: Config, make_channel: Callable[[bytes], Channel] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        make_channel: Callable[[bytes], Channel] | None = None,
+        bounds: ControlBounds = DEFAULTS.control,
+    ) -> None:
+        self._bounds = bounds
         if config.ca_address is None:
             raise ValueError("there is no CA address")
         target = authority(config.ca_address)
@@ -73,7 +78,7 @@ class CaClient:
         self._connection: _Connection | None = None
 
     async def issue(self, identity: Identity) -> Certificate:
-        """A new key, and a certificate for it. Takes at most `CALL_SECONDS`. Raises CaError."""
+        """A new key, and a certificate for it. Takes at most `ControlBounds.ca_call`. Raises CaError."""
         try:
             request = make_signing_request(identity)
         except ValueError as error:
@@ -85,7 +90,9 @@ class CaClient:
         )
         try:
             with connection as channel:
-                answer = await channel.unary(METHOD, body, metadata=metadata, deadline_seconds=CALL_SECONDS)
+                answer = await channel.unary(
+                    METHOD, body, metadata=metadata, deadline_seconds=self._bounds.ca_call
+                )
         except GrpcStatusError as error:
             raise CaUnreachableError(error.status, error.meaning, error.details) from error
         except GrpcChannelError as error:

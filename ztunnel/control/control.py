@@ -17,6 +17,7 @@ import trio
 
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.readiness import Readiness
+from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.crl import watch_crl
 from ztunnel.certs.dump import certificate_states, dump_certificates
@@ -76,6 +77,7 @@ class Control:
 
     authority: who issues certificates.
     to_plane, from_plane: the line to the data plane.
+    bounds: timeouts and limits of its conversations.
     """
 
     def __init__(
@@ -88,13 +90,14 @@ class Control:
         *,
         random: Random,
         wall_clock: Callable[[], float],
+        bounds: Bounds = DEFAULTS,
     ) -> None:
         self._config = config
         self._readiness = readiness
         self._wall_clock = wall_clock
         self._demanded, self._demands = trio.open_memory_channel[str](float("inf"))
         self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
-        self.link = DataPlaneLink(to_plane, from_plane, self._on_message)
+        self.link = DataPlaneLink(to_plane, from_plane, self._on_message, bounds.control)
         self.pods = PodStarter(self.link, self._pod_ended)
         self.certificates = SecretManager(
             authority, clock=wall_clock, random=random.random, publish=self._publish
@@ -102,11 +105,17 @@ class Control:
         self.zds: ZdsClient | None = None
         self._enrolling = trio.CancelScope()
         if config.proxy_mode is ProxyMode.SHARED:
-            self.zds = ZdsClient(config.inpod_uds, self.pods, on_ready=self._zds_ready, randomness=random)
+            self.zds = ZdsClient(
+                config.inpod_uds,
+                self.pods,
+                on_ready=self._zds_ready,
+                randomness=random,
+                bounds=bounds.control,
+            )
             readiness.register(WORKLOAD_MANAGER)
         self._metrics = ControlMetrics(config.istio_version, shared=config.proxy_mode is ProxyMode.SHARED)
         self._reported = ReportedMetrics()
-        self.mesh = MeshSource(config, self.link.apply, self._metrics)
+        self.mesh = MeshSource(config, self.link.apply, self._metrics, bounds.control)
         self._counted = PodCounts(active=0, pending=0, started=0, stopped=0)
         self._draining = False
         self._proxy_ended = trio.Event()

@@ -10,6 +10,7 @@ from itertools import count
 import msgspec
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import (
     Asked,
@@ -48,13 +49,6 @@ class QuestionFailedError(ZtunnelError):
         super().__init__(f"The question could not be answered: {error}")
 
 
-ANSWER_TIMEOUT = 5.0
-"""Seconds for a report or a piece of a dump.
-
-A data plane that is busier than that is told of by the one who asked.
-"""
-
-
 class DataPlaneLink:
     """Talks to one data plane.
 
@@ -68,7 +62,9 @@ class DataPlaneLink:
         send: trio.abc.SendChannel[ToDataPlane],
         inbox: trio.abc.ReceiveChannel[FromDataPlane],
         on_message: Callable[[FromDataPlane], None],
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
+        self._patience = bounds.data_plane_answer
         self._outbox = send
         self._inbox = inbox
         self._on_message = on_message
@@ -127,7 +123,7 @@ class DataPlaneLink:
     async def report(self) -> Report:
         """What it has counted and holds open. Raises trio.TooSlowError."""
         async with self._question() as (number, answers):
-            with trio.fail_after(ANSWER_TIMEOUT):
+            with trio.fail_after(self._patience):
                 await self.send(ReportWanted(number))
                 answer = await answers.receive()
         assert isinstance(answer, Report)
@@ -139,7 +135,7 @@ class DataPlaneLink:
             await self.send(DumpWanted(number, section))
             last = False
             while not last:
-                with trio.fail_after(ANSWER_TIMEOUT):
+                with trio.fail_after(self._patience):
                     answer = await answers.receive()
                 assert isinstance(answer, DumpChunk)
                 last = answer.last
@@ -153,7 +149,7 @@ class DataPlaneLink:
             await self.send(Asked(number, topic, dict(parameters)))
             last = False
             while not last:
-                with trio.fail_after(ANSWER_TIMEOUT):
+                with trio.fail_after(self._patience):
                     answer = await answers.receive()
                 assert isinstance(answer, DumpChunk)
                 last = answer.last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+from ztunnel.bounds import ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics
@@ -19,9 +20,11 @@ log = get_logger("xds::client")
 class MeshSource:
     """The xDS client and the local file of a configuration; either may be None."""
 
-    def __init__(self, config: Config, apply: Apply, metrics: ControlMetrics) -> None:
+    def __init__(self, config: Config, apply: Apply, metrics: ControlMetrics, bounds: ControlBounds) -> None:
         numbers = count(1)
-        self.local = LocalXds(config.local_xds, apply, numbers) if config.local_xds is not None else None
+        self.local: LocalXds | None = None
+        if config.local_xds is not None:
+            self.local = LocalXds(config.local_xds, apply, numbers, bounds=bounds)
         self.xds: XdsClient | None = None
         if config.xds_address is not None:
             problems: list[str] = []
@@ -29,11 +32,12 @@ class MeshSource:
             for problem in problems:
                 log.error(problem)
             self.xds = XdsClient(
-                XdsSession(node, on_demand=config.xds_on_demand, numbers=numbers),
-                connector(config),
+                XdsSession(node, on_demand=config.xds_on_demand, numbers=numbers, bounds=bounds),
+                connector(config, connect_seconds=bounds.xds_connect),
                 apply,
                 address=config.xds_address,
                 metrics=_Counted(metrics),
+                bounds=bounds,
             )
 
     @property

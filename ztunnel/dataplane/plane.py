@@ -94,7 +94,7 @@ class DataPlane:
                 drop_labels=config.metrics_drop_labels,
                 now=trio.current_time,
             ),
-            resolver=OnDemandResolver(ipv6=config.ipv6_enabled, random=random),
+            resolver=OnDemandResolver(ipv6=config.ipv6_enabled, random=random, bounds=bounds.dns),
             random=random,
             wall_clock=wall_clock,
             budget=DescriptorBudget.current(),

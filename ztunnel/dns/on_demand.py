@@ -13,6 +13,7 @@ from random import Random, SystemRandom
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.dns.dns_errors import NameResolutionError, UpstreamError, UpstreamTimedOut
 from ztunnel.dns.lookup import Found, look_up
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
@@ -22,10 +23,6 @@ from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.factories import HostSockets
 
 log = get_logger("dns::resolver")
-
-CACHED_NAMES = 4096
-LOOKUP_TIMEOUT = 15.0
-"""Seconds for all attempts together, as for forwarded queries."""
 
 
 class OnDemandResolver:
@@ -41,7 +38,9 @@ class OnDemandResolver:
         random: Random | None = None,
         conf: ResolvConf | None = None,
         upstream: Upstream | None = None,
+        bounds: DnsBounds = DEFAULTS.dns,
     ) -> None:
+        self._bounds = bounds
         self._versions = (4, 6) if ipv6 else (4,)
         self._random = random or SystemRandom()
         self._conf = conf
@@ -58,7 +57,7 @@ class OnDemandResolver:
         except ValueError:
             pass
         problem: UpstreamError | ValueError = UpstreamTimedOut()
-        with trio.move_on_after(LOOKUP_TIMEOUT):
+        with trio.move_on_after(self._bounds.lookup_timeout):
             try:
                 for name in self._candidates(hostname.lower()):
                     addresses = await self._resolve_one(name)
@@ -109,7 +108,7 @@ class OnDemandResolver:
         found = await look_up(self._ready_upstream(), name, version)
         if found.ttl > 0:
             self._cache[key] = trio.current_time() + found.ttl, found
-            if len(self._cache) > CACHED_NAMES:
+            if len(self._cache) > self._bounds.cached_names:
                 self._cache.popitem(last=False)
         return found.addresses
 

@@ -22,13 +22,13 @@ from typing import Any
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.config.model import ListenAddress, Localhost
 from ztunnel.dns.dns_errors import QueryLoopError, TooManyQueriesError
 from ztunnel.dns.framing import MessageStream
 from ztunnel.dns.message import LONGEST_TCP, TYPE_AXFR, TYPE_IXFR, Query, Rcode, Refused, parse_query
 from ztunnel.dns.reply import error_reply
 from ztunnel.dns.resolver import Resolver
-from ztunnel.dns.upstream import MOST_BYTES
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.accept import accept_forever, accept_waiting
@@ -39,12 +39,6 @@ from ztunnel.sockets.listen import Listener, SocketOptions, bind_datagram, liste
 
 log = get_logger("dns::server")
 
-MOST_DATAGRAMS = 2048
-"""Datagrams of one pod that may wait for their answers."""
-MOST_CONNECTIONS = 256
-"""TCP connections of one pod."""
-IDLE_SECONDS = 5.0
-"""How long a TCP client may take for its next query, or for taking an answer."""
 _READS_PER_WAKEUP = 16
 _PAUSE_SECONDS = 0.1
 _RECEIVE_BUFFER = 2 * 1024 * 1024
@@ -67,7 +61,9 @@ class DnsProxy:
         mark: int | None,
         reuse_port: bool,
         budget: DescriptorBudget | None = None,
+        bounds: DnsBounds = DEFAULTS.dns,
     ) -> None:
+        self._bounds = bounds
         self._resolver = resolver
         self._address = address
         self._sockets = sockets
@@ -137,9 +133,9 @@ class DnsProxy:
             listener.close()
         for sock in self._datagrams:
             try:
-                self._read_some(sock, MOST_DATAGRAMS)
+                self._read_some(sock, self._bounds.queries)
                 sock.connect(sock.getsockname())
-                self._read_some(sock, MOST_DATAGRAMS)
+                self._read_some(sock, self._bounds.queries)
             except OSError as error:
                 self._log.debug(f"could not close a DNS socket to queries: {error}")
         if not self._waiting:
@@ -205,7 +201,10 @@ class DnsProxy:
         key = (peer, message)
         if key in self._waiting:
             return None
-        if len(self._waiting) >= MOST_DATAGRAMS or self._waiting_bytes + len(message) > MOST_BYTES:
+        if (
+            len(self._waiting) >= self._bounds.queries
+            or self._waiting_bytes + len(message) > self._bounds.query_bytes
+        ):
             return self._overload(query, tcp=False)
         assert self._nursery is not None
         self._waiting.add(key)
@@ -231,7 +230,7 @@ class DnsProxy:
         finally:
             self._waiting.discard(key)
             self._waiting_bytes -= len(key[1])
-            if len(self._waiting) < MOST_DATAGRAMS // 2:
+            if len(self._waiting) < self._bounds.queries // 2:
                 self._overloaded = False
             if self._shut and not self._waiting:
                 self._close_datagrams()
@@ -253,7 +252,7 @@ class DnsProxy:
 
     async def _on_connection(self, sock: socket.socket, peer: SocketAddress) -> None:
         try:
-            if self._connections >= MOST_CONNECTIONS:
+            if self._connections >= self._bounds.connections:
                 self._log.debug("too many DNS connections of this pod; one was closed", peer=peer)
                 return
             self._connections += 1
@@ -282,12 +281,12 @@ class DnsProxy:
                 await self._transfer(stream, query)
                 return
             reply = await self._reply(query, peer) if isinstance(query, Query) else query
-            if not await _deliver(stream, reply):
+            if not await _deliver(stream, reply, self._bounds.idle_timeout):
                 return
 
     async def _next_query(self, stream: MessageStream) -> bytes | None:
         # Once shut, only what has arrived is read.
-        with trio.move_on_after(0 if self._shut else IDLE_SECONDS) as scope:
+        with trio.move_on_after(0 if self._shut else self._bounds.idle_timeout) as scope:
             self._idle.add(scope)
             try:
                 return await stream.receive()
@@ -305,7 +304,7 @@ class DnsProxy:
         """A zone transfer is many messages, whose end only its client recognises."""
 
         async def pass_on(message: bytes) -> None:
-            if not await _deliver(stream, message):
+            if not await _deliver(stream, message, self._bounds.idle_timeout):
                 raise ConnectionResetError("the client takes nothing more")
 
         await self._resolver.transfer(query, pass_on)
@@ -328,9 +327,9 @@ def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:
         log.debug(f"could not send a DNS reply: {error}")
 
 
-async def _deliver(stream: MessageStream, reply: bytes) -> bool:
+async def _deliver(stream: MessageStream, reply: bytes, patience: float) -> bool:
     """Send over TCP; False when the client does not take it."""
-    with trio.move_on_after(IDLE_SECONDS):
+    with trio.move_on_after(patience):
         await stream.send(reply)
         return True
     return False

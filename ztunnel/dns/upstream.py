@@ -31,6 +31,7 @@ from random import Random
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.dns.dns_errors import (
     NoNameserverError,
     TooManyQueriesError,
@@ -48,13 +49,8 @@ from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import SocketFactory
 
 PORT = 53
-MOST_EXCHANGES = 2048
-"""Different queries that one pod may have under way."""
-MOST_BYTES = 4 * 1024 * 1024
-"""Bytes of queries that one pod may have under way; an ordinary one has a hundred."""
 _MOST_WRONG = 64
 """Datagrams that are no answer, after which a socket is given up."""
-_AVOID_SECONDS = 30.0
 _TRY_ELSEWHERE = {Rcode.SERVFAIL, Rcode.REFUSED}
 
 
@@ -87,7 +83,9 @@ class Upstream:
         mark: int | None,
         random: Random,
         port: int = PORT,
+        bounds: DnsBounds = DEFAULTS.dns,
     ) -> None:
+        self._bounds = bounds
         self._conf = conf
         self._sockets = sockets
         self._mark = mark
@@ -123,7 +121,8 @@ class Upstream:
     async def _lead(self, key: tuple[bool, bytes], query: Query, *, tcp: bool) -> _Exchange:
         """Ask on behalf of everybody who will want to know the same meanwhile."""
         size = len(query.message)
-        if len(self._exchanges) >= MOST_EXCHANGES or self._bytes + size > MOST_BYTES:
+        bounds = self._bounds
+        if len(self._exchanges) >= bounds.forwarded or self._bytes + size > bounds.query_bytes:
             raise TooManyQueriesError
         exchange = self._exchanges[key] = _Exchange()
         exchange.error = UpstreamUnreachable("the query was cancelled")
@@ -155,7 +154,7 @@ class Upstream:
         return servers
 
     def _avoid(self, server: IPAddress) -> None:
-        self._avoid_until[server] = trio.current_time() + _AVOID_SECONDS
+        self._avoid_until[server] = trio.current_time() + self._bounds.avoid
 
     # -- UDP ---------------------------------------------------------------------------------------------
 

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.errors import os_error_text
 from ztunnel.inpod.codec import AddPod, decode_request, encode_ack, encode_hello
 from ztunnel.inpod.session import (
-    RETRY_SECONDS,
     Command,
     Commands,
     Fail,
@@ -50,8 +50,6 @@ _FIRST_CONNECT_PAUSE = 0.020
 _FIRST_HELLO_PAUSE = 0.005
 _LONGEST_PAUSE = 15.0
 _JITTER = 0.2
-_SEND_SECONDS = 5.0
-_START_SECONDS = 4.0  # the agent waits 5 s for an ack, and a late one shifts all that follow
 
 
 class PodManager(Protocol):
@@ -92,12 +90,14 @@ class ZdsClient:
         *,
         on_ready: Callable[[bool], None],
         randomness: random.Random,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
+        self._bounds = bounds
         self._path = path
         self._manager = manager
         self._on_ready = on_ready
         self._randomness = randomness
-        self._session = Session()
+        self._session = Session(bounds.cni_retry)
         self._ready = False
         self._resync_at: float | None = None
         self._receiving = trio.CancelScope()
@@ -118,7 +118,7 @@ class ZdsClient:
         """
         self._session.ended(uid)
         if self._resync_at is None:
-            self._resync_at = trio.current_time() + RETRY_SECONDS
+            self._resync_at = trio.current_time() + self._bounds.cni_retry
             self._receiving.deadline = min(self._receiving.deadline, self._resync_at)
 
     async def run(self) -> None:
@@ -212,12 +212,12 @@ class ZdsClient:
     async def _carry_out_one(self, command: Command, connection: Connection) -> Commands:
         match command:
             case SendHello():
-                await connection.send(encode_hello(), _SEND_SECONDS)
+                await connection.send(encode_hello(), self._bounds.cni_send)
             case SendAck(error):
                 if error is not None:
                     log.warn("request refused", error=error)
                 self._show_readiness()
-                await connection.send(encode_ack(error), _SEND_SECONDS)
+                await connection.send(encode_ack(error), self._bounds.cni_send)
             case StartPod():
                 return await self._start(command)
             case StopPod(uid):
@@ -235,7 +235,7 @@ class ZdsClient:
         info = command.info
         pod_log.info("starting proxy of pod", uid=command.uid, name=info.name, namespace=info.namespace)
         failure = PodStartError("deadline has elapsed")
-        with trio.move_on_after(_START_SECONDS):
+        with trio.move_on_after(self._bounds.cni_start):
             try:
                 await self._manager.start(command.uid, info, command.netns.descriptor)
             except PodStartError as error:

@@ -31,12 +31,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, Request, SnapshotSent
 from ztunnel.inpod.zds_errors import PodStartError, ZdsProtocolError, ZdsReadError
 from ztunnel.messages import PodInfo
-
-RETRY_SECONDS = 5.0
-"""From a failed start until all pending pods are tried again."""
 
 
 class NamespaceHandle(Protocol):
@@ -160,7 +158,8 @@ class _Start(NamedTuple):
 class Session:
     """The books about the node's pods and the place in the protocol. Not for concurrent use."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_seconds: float = DEFAULTS.control.cni_retry) -> None:
+        self._retry_seconds = retry_seconds
         self._phase = Phase.DISCONNECTED
         self._running: dict[str, _Running] = {}
         self._pending: dict[str, _Pending] = {}
@@ -256,7 +255,7 @@ class Session:
         start = self._take_start()
         self._pending[start.uid] = _Pending(start.info, start.netns)
         if self._retry_at is None:
-            self._retry_at = now + RETRY_SECONDS
+            self._retry_at = now + self._retry_seconds
         return [SendAck(str(error))] if start.requested else []
 
     def retry(self, now: float) -> Commands:
@@ -277,7 +276,7 @@ class Session:
         if self._round:
             self._retry_at = now
         elif self._pending:
-            self._retry_at = now + RETRY_SECONDS
+            self._retry_at = now + self._retry_seconds
         else:
             self._retry_at = None
         return commands

@@ -51,7 +51,7 @@ def make_resolver(pod: PodContext, conf: ResolvConf | None = None) -> Resolver:
         config=config,
         view=shared.store,
         client=_PodClient(pod),
-        upstream=Upstream(conf, pod.sockets, mark=pod.mark, random=shared.random),
+        upstream=Upstream(conf, pod.sockets, mark=pod.mark, random=shared.random, bounds=shared.bounds.dns),
         search_domains=domains,
         traffic=shared.traffic,
         random=shared.random,
@@ -70,4 +70,5 @@ def make_dns_proxy(pod: PodContext, resolver: Resolver) -> DnsProxy:
         mark=config.packet_mark if shared_mode else None,
         reuse_port=shared_mode and config.inpod_port_reuse,
         budget=pod.shared.budget,
+        bounds=pod.shared.bounds.dns,
     )

@@ -19,6 +19,7 @@ from typing import Final, Never
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.observe.logging import get_logger
 
 # From <sys/inotify.h>.
@@ -41,14 +42,15 @@ _READ_SIZE: Final = 64 * 1024
 QUIET_SECONDS: Final = 2.0
 """How long to wait after a change before looking: several files are often written together."""
 
-RETRY_SECONDS: Final = 10.0
-"""How long until a directory that cannot be watched, for instance because it is not there, is tried again."""
-
 log = get_logger("watch")
 
 
 async def watch_directory(
-    path: Path, look: Callable[[], Awaitable[None]], *, quiet_seconds: float = QUIET_SECONDS
+    path: Path,
+    look: Callable[[], Awaitable[None]],
+    *,
+    quiet_seconds: float = QUIET_SECONDS,
+    retry_seconds: float = DEFAULTS.control.watch_retry,
 ) -> Never:
     """Call ``look`` when the watch begins, and after each group of changes in a directory (not below it).
 
@@ -67,7 +69,7 @@ async def watch_directory(
                     "cannot watch the directory, looking again from time to time", path=path, error=error
                 )
             await look()
-            await trio.sleep(RETRY_SECONDS)
+            await trio.sleep(retry_seconds)
             continue
         warned = False
         try:

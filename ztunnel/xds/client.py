@@ -11,8 +11,8 @@ is never cleared: while there is no control plane, traffic goes on with what is 
 
 Silence. istiod answers the first requests even if it has nothing to say. A server that takes the stream and
 does not answer (it hangs, or waits for its own caches) would be waited for without end; here an operator is
-told after `SILENCE_WARNING`, and after `SILENCE_LIMIT` the stream is given up, which may lead to another
-replica. A connection that is dead is found by the HTTP/2 pings of the bridge, not here.
+told after `xds_silence_warning`, and after `xds_silence_limit` the stream is given up, which may lead to
+another replica. A connection that is dead is found by the HTTP/2 pings of the bridge, not here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.observe.logging import Logger, get_logger
@@ -34,20 +35,11 @@ from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused,
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
 from ztunnel.xds.wire import MalformedResponseError
 
-SILENCE_WARNING = 15.0
-"""Seconds without a first response after which a line says so."""
-
-SILENCE_LIMIT = 120.0
-"""Seconds without a first response after which the stream is given up."""
-
 BIG = 2 * 1024 * 1024
 """Bytes of payload from which on a response's memory is worth giving back."""
 
 SMALL_MESH = 5_000
 """Objects that the garbage collector may go through: 2 ms."""
-
-DEMAND_TIMEOUT = 5.0
-"""Seconds that a lookup waits for an on-demand answer, unless its caller says otherwise."""
 
 log = get_logger("xds::client")
 
@@ -105,9 +97,9 @@ class XdsNoAnswerError(ZtunnelError):
 
     code = "ZT-XDS-002"
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, seconds: float) -> None:
         super().__init__(
-            f"{address} has sent no response within {SILENCE_LIMIT:.0f}s; "
+            f"{address} has sent no response within {seconds:.0f}s; "
             "its name does not resolve, or it is hung, overloaded or not yet synced"
         )
 
@@ -130,8 +122,16 @@ class XdsClient:
     """
 
     def __init__(
-        self, session: XdsSession, connect: Connect, apply: Apply, *, address: str, metrics: XdsMetrics
+        self,
+        session: XdsSession,
+        connect: Connect,
+        apply: Apply,
+        *,
+        address: str,
+        metrics: XdsMetrics,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
+        self._bounds = bounds
         self._session = session
         self._connect = connect
         self._apply = apply
@@ -178,8 +178,8 @@ class XdsClient:
                 stream_log.warn(retry.message)
             await trio.sleep(retry.wait)
 
-    async def demand(self, key: str, patience: float = DEMAND_TIMEOUT) -> bool:
-        """Ask for an address on demand and wait for the answer, ``patience`` seconds at most.
+    async def demand(self, key: str) -> bool:
+        """Ask for an address on demand and wait for the answer, for as long as `ControlBounds.xds_demand`.
 
         True when the control plane has answered; whether it knows the key, a look into the mesh tells. False
         when it has not, or too many keys are waited for already. Many may wait for one key: it is asked for
@@ -197,7 +197,7 @@ class XdsClient:
         answered = trio.Event()
         waiting.append(answered)
         try:
-            with trio.move_on_after(patience):
+            with trio.move_on_after(self._bounds.xds_demand):
                 await answered.wait()
         finally:
             waiting.remove(answered)
@@ -231,7 +231,7 @@ class XdsClient:
         sender, receiver = trio.open_memory_channel[bytes](math.inf)
         heard = trio.Event()
         # Only silence, which cancels the reading, leaves this as it is.
-        end: End = Failed(str(XdsNoAnswerError(self._address)))
+        end: End = Failed(str(XdsNoAnswerError(self._address, self._bounds.xds_silence_limit)))
         failure: StatusError | None = None
         async with sender, receiver, trio.open_nursery() as nursery:
             for request in self._session.open():
@@ -273,10 +273,10 @@ class XdsClient:
 
     async def _watch_silence(self, heard: trio.Event, stream: trio.CancelScope, stream_log: Logger) -> None:
         """Tell of a stream without a first response, then give it up."""
-        with trio.move_on_after(SILENCE_WARNING):
+        with trio.move_on_after(self._bounds.xds_silence_warning):
             await heard.wait()
             return
-        waited = f"{SILENCE_WARNING:.0f}s"
+        waited = f"{self._bounds.xds_silence_warning:.0f}s"
         self.last_error = f"{self._address} has sent no response within {waited}"
         stream_log.warn(
             "XDS client: no response from the control plane; "
@@ -285,7 +285,7 @@ class XdsClient:
             waited=waited,
             code=XdsNoAnswerError.code,
         )
-        with trio.move_on_after(SILENCE_LIMIT - SILENCE_WARNING):
+        with trio.move_on_after(self._bounds.xds_silence_limit - self._bounds.xds_silence_warning):
             await heard.wait()
             return
         stream.cancel()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.config.model import Config
 from ztunnel.config.values import authority
 from ztunnel.grpc.bridge import GrpcChannel, GrpcStatusError, GrpcStream
@@ -14,10 +15,9 @@ from ztunnel.grpc.credentials import TokenError, authorization, read_roots
 from ztunnel.xds.client import Connect, StatusError, Stream
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-CONNECT_SECONDS = 5.0
 
 
-def connector(config: Config, *, connect_seconds: float = CONNECT_SECONDS) -> Connect:
+def connector(config: Config, *, connect_seconds: float = DEFAULTS.control.xds_connect) -> Connect:
     """What opens a stream to ``config.xds_address``, which must be set.
 
     ``connect_seconds`` bounds each attempt to connect, TLS included.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import LocalFile, LocalXdsSource
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
@@ -59,8 +60,15 @@ class LocalXds:
     """
 
     def __init__(
-        self, source: LocalXdsSource, apply: Apply, numbers: Iterator[int], *, quiet: float = QUIET
+        self,
+        source: LocalXdsSource,
+        apply: Apply,
+        numbers: Iterator[int],
+        *,
+        quiet: float = QUIET,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
+        self._bounds = bounds
         self._source = source
         self._apply = apply
         self._numbers = numbers
@@ -90,7 +98,12 @@ class LocalXds:
     async def watch(self) -> None:
         """Put each later content of the file into force, until cancelled. Returns at once for inline text."""
         if isinstance(self._source, LocalFile):
-            await watch_directory(Path(self._source.path).parent, self._look, quiet_seconds=self._quiet)
+            await watch_directory(
+                Path(self._source.path).parent,
+                self._look,
+                quiet_seconds=self._quiet,
+                retry_seconds=self._bounds.watch_retry,
+            )
 
     async def _look(self) -> None:
         status = _FileStatus.of(self._path)

@@ -44,6 +44,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.xds.wire import ResponseScanner, encode_request, encode_version
 
@@ -58,12 +59,6 @@ REQUEST_BUDGET = 4_000_000
 
 SLICE = 250
 """How many resources are read without a pause: half a millisecond."""
-
-MAX_WAITED_FOR = 10_000
-"""How many keys may be waited for at a time; a demand beyond that is a miss at once."""
-
-MAX_REMEMBERED = 10_000
-"""How many demanded keys of a stream are remembered; beyond, every key counts as asked for before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +158,9 @@ class XdsSession:
         on_demand: bool = False,
         numbers: Iterator[int] | None = None,
         request_budget: int = REQUEST_BUDGET,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
+        self._bounds = bounds
         self._node = node
         self._numbers = count(1) if numbers is None else numbers
         self._on_demand = on_demand
@@ -307,12 +304,12 @@ class XdsSession:
         """
         if key in self._pending:
             return b""
-        if len(self._pending) >= MAX_WAITED_FOR:
+        if len(self._pending) >= self._bounds.demands_waiting:
             return None
         self._pending.add(key)
         if not self._is_open:
             return b""
-        if key in self._subscribed or len(self._subscribed) >= MAX_REMEMBERED:
+        if key in self._subscribed or len(self._subscribed) >= self._bounds.demands_remembered:
             return encode_request(ADDRESS_TYPE, subscribe=(key, "*"), unsubscribe=("*",))
         self._subscribed.add(key)
         return encode_request(ADDRESS_TYPE, subscribe=(key,))
