@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from ipaddress import ip_address
+from random import Random
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import NamespaceSockets, Shelf
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.listen import Listener, SocketOptions, listen
+from ztunnel.sockets.source import ClientSources
 
 pytestmark = needs_namespaces
 MARK = 1337
@@ -146,7 +148,7 @@ async def test_a_marked_dial_is_not_redirected_and_an_unmarked_one_is(captured):
 async def test_the_application_sees_the_client_and_can_answer(captured, version):
     """The last hop: from the client's address, which is not ours, to the application in the pod."""
     address = captured.pod.addresses[version == 6]
-    client = SocketAddress(ip_address(captured.other.addresses[version == 6]), 40000)
+    client = ip_address(captured.other.addresses[version == 6])
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     async with sockets_of(captured.pod) as factory:
         with made_socket(captured.pod.namespace, family) as server:
@@ -154,13 +156,17 @@ async def test_the_application_sees_the_client_and_can_answer(captured, version)
             server.listen()
             with (
                 capture_logs() as records,
+                closing(ClientSources(factory, Random(1))) as sources,
                 await connect(
-                    SocketAddress(ip_address(address), 7002), factory=factory, source=client, mark=MARK
+                    SocketAddress(ip_address(address), 7002),
+                    factory=factory,
+                    client=client,
+                    sources=sources,
+                    mark=MARK,
                 ) as sock,
                 await accept(server) as accepted,
             ):
-                assert from_sockaddr(accepted.getpeername()).ip == client.ip
-                assert from_sockaddr(accepted.getpeername()).port != client.port
+                assert from_sockaddr(accepted.getpeername()).ip == client
                 accepted.send(b"answer")
                 with trio.fail_after(5):
                     await trio.lowlevel.wait_readable(sock)

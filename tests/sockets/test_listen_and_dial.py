@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import closing
 from ipaddress import ip_address
+from random import Random
 
 import pytest
 import trio
@@ -20,6 +22,7 @@ from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.linger import close_with_reset, set_reset_on_close
 from ztunnel.sockets.listen import BindError, bind_datagram, listen
+from ztunnel.sockets.source import ClientSources
 
 LOOPBACK = ip_address("127.0.0.1")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for SO_MARK and IP_TRANSPARENT")
@@ -140,6 +143,9 @@ class Forbidding(socket.socket):
 
 
 class ForbiddingFactory(HostSockets):
+    async def conntrack(self) -> socket.socket:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     async def stream(self, family: int) -> socket.socket:
         return Forbidding(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
@@ -232,10 +238,17 @@ async def test_a_mark_that_cannot_be_set_fails_the_dial(monkeypatch):
 @needs_root
 async def test_a_dial_comes_from_the_address_it_is_told():
     with (await listen(address("127.0.0.1:0"), factory=HostSockets())).sock as listener:
-        source = address("127.0.0.77:4000")
-        with await connect(local_address(listener), factory=HostSockets(), source=source) as sock:
-            assert local_address(sock).ip == source.ip
-            assert local_address(sock).port != source.port
+        client = ip_address("127.0.0.77")
+        sources = ClientSources(HostSockets(), Random(1))
+        target = local_address(listener)
+        with (
+            closing(sources),
+            await connect(target, factory=HostSockets(), client=client, sources=sources),
+        ):
+            await trio.lowlevel.wait_readable(listener)
+            far, (seen, _) = listener.accept()
+            far.close()
+            assert seen == str(client)
 
 
 async def test_the_destinations_own_address_is_not_bound():
@@ -243,7 +256,12 @@ async def test_the_destinations_own_address_is_not_bound():
         target = local_address(listener)
         with (
             capture_logs() as records,
-            await connect(target, factory=ForbiddingFactory(), source=target) as sock,
+            await connect(
+                target,
+                factory=ForbiddingFactory(),
+                client=target.ip,
+                sources=ClientSources(ForbiddingFactory(), Random(1)),
+            ) as sock,
         ):
             assert local_address(sock).ip == LOOPBACK
         assert records == []
@@ -252,23 +270,28 @@ async def test_the_destinations_own_address_is_not_bound():
 @pytest.mark.parametrize(
     ("source", "warning"),
     [
-        ("192.0.2.1:0", "failed to set freebind: Operation not permitted (os error 1)"),
+        ("192.0.2.1", "failed to set freebind: Operation not permitted (os error 1)"),
         (
-            "[2001:db8::1]:0",
+            "2001:db8::1",
             "failed to bind local addr: 2001:db8::1 and 127.0.0.1 are of different address families",
         ),
     ],
 )
 async def test_a_source_that_cannot_be_taken_is_a_warning_and_the_dial_goes_on(source, warning):
     with (await listen(address("127.0.0.1:0"), factory=HostSockets())).sock as listener:
+        sources = ClientSources(ForbiddingFactory(), Random(1))
         with (
             capture_logs() as records,
+            closing(sources),
             await connect(
-                local_address(listener), factory=ForbiddingFactory(), source=address(source)
+                local_address(listener),
+                factory=ForbiddingFactory(),
+                client=ip_address(source),
+                sources=sources,
             ) as sock,
         ):
             assert local_address(sock).ip == LOOPBACK
-        assert [record.message for record in records] == [warning]
+        assert [record.message for record in records if "code" not in record.fields] == [warning]
 
 
 async def test_over_the_budget_nothing_is_dialled():

@@ -10,7 +10,6 @@ import pytest
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.sockets.addresses import local_address
-from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.listen import bind_datagram, listen
 from ztunnel.sockets.takeover import steer_to_newest
@@ -82,18 +81,3 @@ def test_a_kernel_that_refuses_is_no_failure():
 
     with Refusing() as sock:
         steer_to_newest(sock)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="showing another's address needs a privilege")
-async def test_the_last_hop_never_gets_a_port_that_clients_are_given():
-    """The client's own connection to the same destination is known to connection tracking as well."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        target = SocketAddress(LOOPBACK, server.getsockname()[1])
-        for _ in range(10):
-            source = SocketAddress(ip_address("127.0.0.9"), 0)
-            with await connect(target, factory=HostSockets(), source=source) as last_hop:
-                own = local_address(last_hop)
-            with socket.socket() as client:
-                client.connect(server.getsockname())
-                assert own.ip == source.ip
-                assert own.port % 2 != client.getsockname()[1] % 2

@@ -8,7 +8,6 @@ the application has taken the connection, so that a client is never told of a su
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
@@ -17,7 +16,7 @@ from ztunnel.decide.headers import ConnectHeaders, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
-from ztunnel.model.address import IPAddress, SocketAddress
+from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
@@ -42,8 +41,6 @@ from ztunnel.tunnel.failures import (
 from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 
 log = get_logger("proxy::inbound")
-
-_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 class InboundProxy:
@@ -233,10 +230,7 @@ class _Connect:
         return plan
 
     async def _dial(self, plan: InboundPlan) -> socket.socket:
-        source = plan.spoof
-        if plan.loopback:
-            source = SocketAddress(_LOOPBACK[plan.dial.ip.version], 0)
-        return await dial_application(self._pod, plan.dial, source)
+        return await dial_application(self._pod, plan.dial, plan.spoof)
 
     def _refuse(self, failure: ConnectionFailure) -> None:
         """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
@@ -251,12 +245,13 @@ class _Connect:
 async def dial_application(
     pod: PodContext, destination: SocketAddress, source: SocketAddress | None
 ) -> socket.socket:
-    """Connect to an application of the pod, from an address to show to it. Raises ApplicationDialError."""
+    """Connect to an application of the pod, which sees ``source``. Raises ApplicationDialError."""
     try:
         return await connect(
             destination,
             factory=pod.sockets,
-            source=source,
+            client=source.ip if source is not None else None,
+            sources=pod.sources,
             mark=pod.mark,
             keepalive=pod.shared.keepalive,
             timeout=pod.shared.bounds.connection.dial_timeout,

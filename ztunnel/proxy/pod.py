@@ -85,6 +85,7 @@ class PodProxy:
                     component.listener.close()
                 if self._dns is not None:
                     self._dns.close()
+                self.context.sources.close()
 
     async def _bind(self) -> list[_Component]:
         """Open all listeners, or none."""

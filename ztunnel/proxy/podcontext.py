@@ -25,6 +25,7 @@ from ztunnel.proxy.history import History
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
+from ztunnel.sockets.source import ClientSources
 from ztunnel.sockets.splice import PipePool
 from ztunnel.state.store import MeshStore
 from ztunnel.tunnel.failures import ConnectionFailure, UnknownWorkloadError
@@ -103,6 +104,7 @@ class PodContext:
 
     listening: makes the sockets that listen, which may use the reserve of descriptors: other pods' traffic
         must not keep a pod from starting. None is the same as ``sockets``.
+    sources: shows clients' addresses to the pod's applications; closed by who runs the pod.
     cut_because: set before its connections are cancelled, so that each can say why it ended.
     inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source
         of a connection is never shown to the application, which is ourselves.
@@ -118,11 +120,13 @@ class PodContext:
     listening: SocketFactory | None = None
     names: Names | None = None
     name: str = field(init=False)
+    sources: ClientSources = field(init=False)
     access_log: AccessLog = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = f"{self.info.namespace}/{self.info.name}"
         self.access_log = AccessLog(self.name)
+        self.sources = ClientSources(self.sockets, self.shared.random)
 
     @property
     def mark(self) -> int | None:

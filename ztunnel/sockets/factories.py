@@ -24,9 +24,15 @@ import outcome
 
 from ztunnel.netns.namespace import Namespace, close_sockets, make_sockets, own_ipv6_enabled_on_loopback
 from ztunnel.netns.namespace import ipv6_enabled_on_loopback as namespace_ipv6_enabled_on_loopback
+from ztunnel.sockets.conntrack import NETLINK_NETFILTER
 from ztunnel.sockets.descriptors import DescriptorBudget
 
 _BATCH = 8
+
+
+def make_netlink_socket() -> socket.socket:
+    """A non-blocking netlink socket of the calling thread's namespace, for its connection tracking."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_NETFILTER)
 
 
 class SocketFactory(Protocol):
@@ -43,6 +49,10 @@ class SocketFactory(Protocol):
 
     async def datagram(self, family: int) -> socket.socket:
         """A UDP socket of AF_INET or AF_INET6, unbound."""
+        ...
+
+    async def conntrack(self) -> socket.socket:
+        """A netlink socket for `ztunnel.sockets.conntrack`. It may use the reserve of descriptors."""
         ...
 
     async def ipv6_on_loopback(self) -> bool:
@@ -74,6 +84,10 @@ class HostSockets:
     async def datagram(self, family: int) -> socket.socket:
         """A UDP socket; see `SocketFactory`."""
         return _within(self._budget, socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+
+    async def conntrack(self) -> socket.socket:
+        """A netlink socket; see `SocketFactory`."""
+        return make_netlink_socket()
 
     async def ipv6_on_loopback(self) -> bool:
         """Whether ``::1`` can be bound."""
@@ -155,6 +169,10 @@ class NamespaceSockets:
     async def datagram(self, family: int) -> socket.socket:
         """A UDP socket; see `SocketFactory`."""
         return _within(self._budget, (await self._namespace.sockets(family, socket.SOCK_DGRAM))[0])
+
+    async def conntrack(self) -> socket.socket:
+        """A netlink socket of the pod; see `SocketFactory`."""
+        return await self._namespace.run(make_netlink_socket, lambda sock: sock.close())
 
     async def ipv6_on_loopback(self) -> bool:
         """Whether ``::1`` can be bound in the pod."""

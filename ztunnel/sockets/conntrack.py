@@ -1,0 +1,188 @@
+"""Connection tracking's table, over netlink: an entry that translates one connection's source.
+
+The messages are nfnetlink's (linux/netfilter/nfnetlink_conntrack.h, ctnetlink). The kernel works on a message
+within ``send`` and has the answer ready when it returns, so nothing here waits. An entry belongs to the
+network namespace in which the netlink socket was made; adding and removing need CAP_NET_ADMIN.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+NETLINK_NETFILTER = 12
+
+_REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
+_NEW, _GET, _DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_…
+_NLMSG_ERROR = 2
+
+_TUPLE_ORIG, _TUPLE_REPLY, _PROTOINFO, _NAT_SRC, _TIMEOUT = 1, 2, 4, 6, 7  # CTA_…
+_NESTED = 0x8000
+_HEADER = struct.Struct("=IHHII")
+_GENERIC = struct.Struct("!BBH")
+_ATTRIBUTE = struct.Struct("=HH")
+_PORT_ATTRIBUTE = struct.Struct("=HH2sH")
+_ERRNO = struct.Struct("=i")
+
+_UNUSED_SECONDS = 30
+"""How long an entry lives whose first packet does not come."""
+
+
+class Endpoint(NamedTuple):
+    """An address as the network's bytes (4 or 16), and a port."""
+
+    ip: bytes
+    port: int
+
+
+class TcpState(IntEnum):
+    """The states of a tracked connection that has ended (linux/netfilter/nf_conntrack_tcp.h)."""
+
+    TIME_WAIT = 7
+    CLOSE = 8
+
+
+class _Family(NamedTuple):
+    """What depends on the length of an address: the family's number, and those of its attributes."""
+
+    number: int
+    source: int
+    destination: int
+    least: int
+    most: int
+
+
+_FAMILIES = {4: _Family(socket.AF_INET, 1, 2, 1, 2), 16: _Family(socket.AF_INET6, 3, 4, 4, 5)}
+
+
+def encode_add(sequence: int, source: Endpoint, destination: Endpoint, shown: Endpoint) -> bytes:
+    """A request to add a TCP connection from ``source`` that ``destination`` sees come from ``shown``."""
+    family = _FAMILIES[len(source.ip)]
+    nat = (
+        _attribute(family.least, shown.ip)
+        + _attribute(family.most, shown.ip)
+        + _attribute(3 | _NESTED, _port(1, shown.port) + _port(2, shown.port))
+    )
+    body = (
+        _tuple(_TUPLE_ORIG, source, destination)
+        + _tuple(_TUPLE_REPLY, destination, source)
+        + _attribute(_NAT_SRC | _NESTED, nat)
+        + _attribute(_TIMEOUT, _UNUSED_SECONDS.to_bytes(4, "big"))
+    )
+    return _message(_NEW, _ACK | _CREATE | _EXCL, sequence, family, body)
+
+
+def encode_get(sequence: int, source: Endpoint, destination: Endpoint) -> bytes:
+    """A request for the entry whose replies go from ``source`` to ``destination``."""
+    return _message(_GET, 0, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination))
+
+
+def encode_delete(sequence: int, source: Endpoint, destination: Endpoint) -> bytes:
+    """A request to remove the entry whose replies go from ``source`` to ``destination``."""
+    return _message(
+        _DELETE, _ACK, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination)
+    )
+
+
+def _message(kind: int, flags: int, sequence: int, family: _Family, body: bytes) -> bytes:
+    length = _HEADER.size + _GENERIC.size + len(body)
+    header = _HEADER.pack(length, kind, _REQUEST | flags, sequence, 0)
+    return header + _GENERIC.pack(family.number, 0, 0) + body
+
+
+def _tuple(kind: int, source: Endpoint, destination: Endpoint) -> bytes:
+    family = _FAMILIES[len(source.ip)]
+    addresses = _attribute(family.source, source.ip) + _attribute(family.destination, destination.ip)
+    ports = _TCP + _port(2, source.port) + _port(3, destination.port)
+    return _attribute(kind | _NESTED, _attribute(1 | _NESTED, addresses) + _attribute(2 | _NESTED, ports))
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    """A netlink attribute. All data here is of whole words, or it would have to be padded."""
+    return _ATTRIBUTE.pack(4 + len(data), kind) + data
+
+
+def _port(kind: int, port: int) -> bytes:
+    return _PORT_ATTRIBUTE.pack(6, kind, port.to_bytes(2, "big"), 0)
+
+
+_TCP = _ATTRIBUTE.pack(5, 1) + bytes((socket.IPPROTO_TCP, 0, 0, 0))
+
+
+class Reply(NamedTuple):
+    """What came back: for which request, the errno (0: done), and the state of a connection asked for."""
+
+    sequence: int
+    error: int
+    state: int | None
+
+
+def decode_reply(message: bytes) -> Reply:
+    """Read one message of the kernel. Raises ValueError for what is none."""
+    if len(message) < _HEADER.size + 4:
+        raise ValueError("a netlink message is cut short")
+    _, kind, _, sequence, _ = _HEADER.unpack_from(message)
+    if kind == _NLMSG_ERROR:
+        return Reply(sequence, -_ERRNO.unpack_from(message, _HEADER.size)[0], None)
+    state = None
+    for kind, data in _attributes(message[_HEADER.size + _GENERIC.size :]):
+        if kind == _PROTOINFO:
+            for _, tcp in _attributes(data):
+                state = next((value[0] for number, value in _attributes(tcp) if number == 1), None)
+    return Reply(sequence, 0, state)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        if length < 4:
+            raise ValueError("a netlink attribute is shorter than its header")
+        yield kind & ~_NESTED, data[position + 4 : position + length]
+        position += (length + 3) & ~3
+
+
+class Conntrack:
+    """The table of one network namespace. ``sock``: a non-blocking netlink socket of it; `close` closes it.
+
+    All methods raise OSError.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket. Entries stay until their connections have ended, and a while longer."""
+        self._sock.close()
+
+    def add(self, source: Endpoint, destination: Endpoint, shown: Endpoint) -> bool:
+        """Have a connection that is about to be made translated. False when ``shown`` is taken there."""
+        self._sequence += 1
+        error = self._ask(encode_add(self._sequence, source, destination, shown)).error
+        if error == errno.EEXIST:
+            return False
+        if error:
+            raise OSError(error, os.strerror(error))
+        return True
+
+    def forget_ended(self, destination: Endpoint, shown: Endpoint) -> bool:
+        """Remove the entry that keeps `add` from succeeding, if its connection has ended."""
+        self._sequence += 1
+        found = self._ask(encode_get(self._sequence, destination, shown))
+        if found.error or found.state not in {TcpState.TIME_WAIT, TcpState.CLOSE}:
+            return False
+        self._sequence += 1
+        return not self._ask(encode_delete(self._sequence, destination, shown)).error
+
+    def _ask(self, request: bytes) -> Reply:
+        self._sock.send(request)
+        while True:
+            reply = decode_reply(self._sock.recv(8192))
+            if reply.sequence == self._sequence:
+                return reply

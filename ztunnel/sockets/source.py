@@ -1,0 +1,231 @@
+"""How an application is shown its client's address, though it is ztunnel that connects to it.
+
+The plain way is to bind the socket to the client's address (IP_TRANSPARENT). Its trouble is the port. To
+connection tracking a connection is addresses and ports, and a client that reaches this pod in plaintext has
+connections from that address to that application itself, which arrive in the same namespace. Where both use
+one port, the client's packets are taken for ours, or ours for the client's, and somebody waits for ever. No
+choice of the port prevents it: the client may choose the same one a moment later.
+
+So the socket is bound to an address that nobody else has (``127.64.0.0/10``, ``100::/64``), and connection
+tracking translates it to the client's. Its entry is added over netlink before the first packet
+(`ztunnel.sockets.conntrack`). The packets of client and ztunnel then never look the same on the way in, and
+the kernel refuses an entry whose answers could not be told apart, so that another port is tried. It costs
+18 µs a connection and 1 µs a round trip, the same at any number of connections; binding to an address with
+many ports in TIME-WAIT takes a third of a millisecond and more (docs/measurements/source-ports.md).
+
+The translation works only where the CNI's rules are: without a NAT rule in the namespace the kernel
+translates nothing. So each pod tries it once, with a listener of its own. Where it does not work the plain
+way is taken, which is logged, with ports from a range that clients seldom use.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from random import Random
+from typing import ClassVar
+
+import trio
+
+from ztunnel.errors import ZtunnelError, os_error_text
+from ztunnel.model.address import IPAddress, SocketAddress
+from ztunnel.observe.logging import get_logger
+from ztunnel.sockets.conntrack import Conntrack, Endpoint
+from ztunnel.sockets.factories import SocketFactory
+from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IPV6_TRANSPARENT
+
+log = get_logger("socket")
+
+TRIAL_SECONDS = 2.0
+"""How long a trial may take. It stays within the machine, so that only a lost packet makes it wait."""
+
+RETRIAL_SECONDS = 60.0
+"""After a trial that failed: the CNI's rules may have come meanwhile."""
+
+_FIRST_PORT = 1024
+_PORTS = 65536 - _FIRST_PORT
+_HIDDEN_PORTS = range(32768, 60999)  # no application listens there
+_PLAIN_PORTS = range(16384, 32768)  # below the range that Linux gives to clients
+_TRIES = 64
+
+
+class SharedPortsError(ZtunnelError):
+    """Ports that applications see are taken from those that clients use."""
+
+    code: ClassVar[str] = "ZT-NET-015"
+
+    def __str__(self) -> str:
+        return f"connections to the application share their ports with its clients' own: {self.args[0]}"
+
+
+class _UntrackedError(Exception):
+    """The translation cannot be used for this connection."""
+
+
+class ClientSources:
+    """Shows clients' addresses to the applications of one pod. ``factory``: makes the pod's sockets.
+
+    `close` it with the pod.
+    """
+
+    def __init__(self, factory: SocketFactory, random: Random) -> None:
+        self._factory = factory
+        self._random = random
+        self._table: Conntrack | None = None
+        self._translates: dict[int, bool] = {}
+        self._try_again: dict[int, float] = {}
+        self._trial = trio.Lock()
+        self._closed = False
+        self._next_port = random.randrange(_PORTS)
+        self._next_hidden = random.randrange(1 << 40)
+
+    def close(self) -> None:
+        """Close what is open for it. Connections that were made stay as they are."""
+        self._closed = True
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    async def prepare(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
+        """Have ``sock``, which is not bound yet and has its mark, come from ``client``.
+
+        A failure is only warned about; the application then sees this pod's address.
+        """
+        version = destination.ip.version
+        if client.version != version:
+            log.warn(
+                f"failed to bind local addr: {client} and {destination.ip} are of different address families"
+            )
+            return
+        if version not in self._translates or trio.current_time() >= self._try_again.get(version, 0):
+            await self._find_out(destination.ip, client, sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
+        if self._translates.get(version):
+            try:
+                self._bind_translated(sock, destination, client)
+            except _UntrackedError as reason:
+                self._warn(version, str(reason))
+            else:
+                return
+        _bind_plain(sock, client, self._random)
+
+    # -- translated ----------------------------------------------------------------------------------------
+
+    def _bind_translated(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
+        """Bind to nobody's address, which the application sees as the client's. Raises _UntrackedError."""
+        if self._table is None:
+            raise _UntrackedError("the pod is being closed")
+        target = Endpoint(destination.ip.packed, destination.port)
+        try:
+            if destination.ip.version == 6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            # An application may want to listen on all addresses at a port that is in use here.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for _ in range(_TRIES):
+                hidden = self._hidden(destination.ip.version)
+                self._add(hidden, target, client.packed)
+                if _bound(sock, hidden):
+                    return
+        except OSError as error:
+            raise _UntrackedError(os_error_text(error)) from error
+        raise _UntrackedError("no address is free")
+
+    def _add(self, hidden: Endpoint, target: Endpoint, client: bytes) -> None:
+        """Find a port of the client's for which the table takes an entry. Raises OSError."""
+        assert self._table is not None
+        for _ in range(_TRIES):
+            self._next_port = (self._next_port + 1) % _PORTS
+            shown = Endpoint(client, _FIRST_PORT + self._next_port)
+            if self._table.add(hidden, target, shown):
+                return
+            # The ring has come round; what stood here has ended long since, or is skipped.
+            if self._table.forget_ended(target, shown) and self._table.add(hidden, target, shown):
+                return
+        raise OSError(errno.EADDRNOTAVAIL, "no port of the client's address is free")
+
+    def _hidden(self, version: int) -> Endpoint:
+        """The next address and port to bind to; they come round after a hundred billion connections."""
+        self._next_hidden += 1
+        host, port = divmod(self._next_hidden, len(_HIDDEN_PORTS))
+        if version == 4:
+            address = (0x7F400000 | host % (1 << 22)).to_bytes(4, "big")
+        else:
+            address = ((0x0100 << 112) | host % (1 << 64)).to_bytes(16, "big")
+        return Endpoint(address, _HIDDEN_PORTS[port])
+
+    # -- the trial -----------------------------------------------------------------------------------------
+
+    async def _find_out(self, own: IPAddress, client: IPAddress, mark: int) -> None:
+        """Try the translation out, once for all who wait."""
+        version = own.version
+        async with self._trial:
+            if version in self._translates and trio.current_time() < self._try_again.get(version, 0):
+                return
+            problem = "no answer within the machine"
+            with trio.move_on_after(TRIAL_SECONDS):
+                try:
+                    problem = await self._tried(own, client, mark)
+                except (OSError, _UntrackedError) as error:
+                    problem = os_error_text(error) if isinstance(error, OSError) else str(error)
+            self._translates[version] = not problem
+            self._try_again[version] = trio.current_time() + RETRIAL_SECONDS if problem else float("inf")
+            if problem:
+                self._warn(version, problem)
+
+    async def _tried(self, own: IPAddress, client: IPAddress, mark: int) -> str:
+        """Connect to a listener of ours and see what it sees; empty when it sees the client."""
+        if self._closed:
+            return "the pod is being closed"
+        if self._table is None:
+            self._table = Conntrack(await self._factory.conntrack())
+        family = socket.AF_INET if own.version == 4 else socket.AF_INET6
+        with await self._factory.stream(family) as listener, await self._factory.stream(family) as near:
+            listener.bind((str(own), 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            if mark:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            self._bind_translated(near, SocketAddress(own, port), client)
+            if near.connect_ex((str(own), port)) not in {0, errno.EINPROGRESS}:
+                return "this machine cannot be reached"
+            await trio.lowlevel.wait_writable(near)
+            await trio.lowlevel.wait_readable(listener)
+            far, (seen, *_) = listener.accept()
+            far.close()
+            return "" if seen == str(client) else "the kernel translates no addresses here"
+
+    def _warn(self, version: int, reason: str) -> None:
+        error = SharedPortsError(reason)
+        log.warn(str(error), code=error.code, family=f"IPv{version}")
+
+
+def _bound(sock: socket.socket, endpoint: Endpoint) -> bool:
+    address = IPv4Address(endpoint.ip) if len(endpoint.ip) == 4 else IPv6Address(endpoint.ip)
+    try:
+        sock.bind((str(address), endpoint.port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+def _bind_plain(sock: socket.socket, client: IPAddress, random: Random) -> None:
+    """Bind to an address that is not ours. A failure is only warned about; the application then sees ours."""
+    try:
+        if client.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+    except OSError as error:
+        log.warn(f"failed to set freebind: {os_error_text(error)}")
+        return
+    try:
+        for _ in range(8):
+            if _bound(sock, Endpoint(client.packed, random.choice(_PLAIN_PORTS))):
+                return
+        sock.bind((str(client), 0))
+    except OSError as error:
+        log.warn(f"failed to bind local addr: {os_error_text(error)}")
