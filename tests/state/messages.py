@@ -1,28 +1,15 @@
-"""Random protobuf messages of the mesh, damaged ones, and Google's own reader as the judge of both."""
+"""Random protobuf messages of the mesh, and damaged ones."""
 
 from __future__ import annotations
 
-import tempfile
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import grpc_tools
-from google.protobuf import (  # type: ignore[import-untyped]  # has no stubs
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-)
-from grpc_tools import protoc
 from hypothesis import strategies as st
 
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
-from ztunnel.state.wire import Fields, Kind, Schema
-
-PROTOS = Path(__file__).parents[2] / "protos"
 
 
 def delta(
@@ -197,69 +184,3 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
         else:
             body += body[at:]
     return bytes(body)
-
-
-@cache
-def google(name: str) -> Any:
-    """A message class of Google's runtime for protos/, by full name."""
-    well_known = Path(grpc_tools.__file__).parent / "_proto"
-    with tempfile.TemporaryDirectory() as directory:
-        output = Path(directory, "descriptors")
-        arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}", "--include_imports"]
-        assert protoc.main([*arguments, f"--descriptor_set_out={output}", "authorization.proto"]) == 0
-        files = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())
-    pool = descriptor_pool.DescriptorPool()
-    for file in files.file:
-        pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
-
-
-def google_fields(schema: Schema, message: Any) -> Fields:
-    """What Google's reader saw, in the form of `ztunnel.state.wire.decode`, without what is as by default."""
-    fields: Fields = {}
-    for number, (field, _, _) in schema.table.items():
-        descriptor = message.DESCRIPTOR.fields_by_number[number]
-        value = getattr(message, descriptor.name)
-        inner = field.message
-        if field.kind is Kind.MAP:
-            assert inner is not None
-            values = inner.table[2][0].message
-            assert values is not None
-            fields[field.name] = {key: google_fields(values, item) for key, item in value.items()}
-        elif field.repeated:
-            fields[field.name] = [item if inner is None else google_fields(inner, item) for item in value]
-        elif descriptor.has_presence:
-            if message.HasField(descriptor.name):
-                fields[field.name] = value if inner is None else google_fields(inner, value)
-            continue
-        else:
-            fields[field.name] = value
-        if not fields[field.name]:
-            del fields[field.name]
-    return fields
-
-
-def without_defaults(schema: Schema, fields: Fields) -> Fields:
-    """The same form of what our reader saw: a field that is absent or as by default is no difference."""
-    result: Fields = {}
-    for field, _, _ in schema.table.values():
-        if field.name not in fields:
-            continue
-        value, inner = fields[field.name], field.message
-        if field.kind is Kind.MAP:
-            assert inner is not None
-            values = inner.table[2][0].message
-            assert values is not None
-            value = {key: without_defaults(values, item) for key, item in value.items()}
-        elif inner is not None:
-            value = (
-                [without_defaults(inner, item) for item in value]
-                if field.repeated
-                else without_defaults(inner, value)
-            )
-        present = (inner is not None and not field.repeated and field.kind is not Kind.MAP) or (
-            field.oneof is not None or (schema.name == "NetworkAddress" and field.name == "length")
-        )
-        if value or present:
-            result[field.name] = value
-    return result

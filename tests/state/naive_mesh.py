@@ -13,7 +13,8 @@ from ztunnel.model.address import IPAddress, NamespacedHostname
 from ztunnel.model.service import Endpoint, HealthPolicy, Service
 from ztunnel.model.workload import HealthStatus, NetworkMode, Protocol, Workload
 from ztunnel.state import convert
-from ztunnel.state.convert import RejectedError, WorkloadParts
+from ztunnel.state.convert import WorkloadParts
+from ztunnel.state.kinds import RejectedError
 
 
 def accepts(service: Service, endpoint: Endpoint) -> bool:

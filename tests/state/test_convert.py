@@ -25,21 +25,23 @@ from ztunnel.model.workload import (
 )
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
-from ztunnel.state.convert import RejectedError, ServiceParts, WorkloadParts
+from ztunnel.state.convert import ServiceParts, WorkloadParts
+from ztunnel.state.kinds import RejectedError
+from ztunnel.state.values import written_network
 
 
-def workload(message: pb.Workload, *, local: bool = False) -> Workload:
-    return workload_parts(message, local=local).workload
+def workload(message: pb.Workload) -> Workload:
+    return workload_parts(message).workload
 
 
-def workload_parts(message: pb.Workload, *, local: bool = False) -> WorkloadParts:
-    parts = convert.address(bytes(pb.Address(workload=message)), local=local)
+def workload_parts(message: pb.Workload) -> WorkloadParts:
+    parts = convert.address(bytes(pb.Address(workload=message)), local=False)
     assert isinstance(parts, WorkloadParts)
     return parts
 
 
-def service(message: pb.Service, *, local: bool = False) -> Service:
-    parts = convert.address(bytes(pb.Address(service=message)), local=local)
+def service(message: pb.Service) -> Service:
+    parts = convert.address(bytes(pb.Address(service=message)), local=False)
     assert isinstance(parts, ServiceParts)
     return parts.service
 
@@ -57,7 +59,9 @@ def test_an_empty_workload_gets_the_defaults_of_xds():
 
 
 def test_an_empty_workload_of_the_file_stays_empty():
-    value = workload(pb.Workload(), local=True)
+    parts = convert.address(b'{"workload": {"workloadIps": [], "namespace": "", "services": {}}}', local=True)
+    assert isinstance(parts, WorkloadParts)
+    value = parts.workload
     assert (value.trust_domain, value.service_account, value.cluster_id, value.workload_type) == (
         "",
         "",
@@ -175,7 +179,7 @@ def test_an_address_with_a_length_is_a_range_unless_it_is_all_of_it(octets, leng
 
 
 def test_a_range_compares_by_its_network_whatever_host_bits_it_shows():
-    written = convert.network_from_bytes(IPV4, 8)
+    written = written_network(IPv4Address(IPV4), 8)
     assert written == IPv4Network("11.0.0.0/8")
     assert IPv4Address("11.9.9.9") in written
 

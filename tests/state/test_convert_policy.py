@@ -18,8 +18,8 @@ from ztunnel.model.policy import (
 )
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
-from ztunnel.state.convert import RejectedError
 from ztunnel.state.convert_policy import authorization
+from ztunnel.state.kinds import RejectedError
 
 BAD_IP = security.Address(address=b"abc", length=8)
 LONG_PREFIX = security.Address(address=bytes(4), length=33)

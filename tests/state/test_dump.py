@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 
+from hypothesis import given, settings
+
+from tests.state import messages
 from tests.state.messages import address, delta, policy
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
+from ztunnel.state import convert
+from ztunnel.state.convert import WorkloadParts
+from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads, workload_json
+from ztunnel.state.kinds import RejectedError
 from ztunnel.state.store import MeshStore
 
 
@@ -248,3 +254,17 @@ def test_dumping_decodes_without_displacing_what_connections_use():
     store.apply(delta(*(address(pb.Workload(uid=f"w{number}")) for number in range(5))))
     list(dump_workloads(store))
     assert len(store.workloads._decoded) == 0
+
+
+@settings(deadline=None)
+@given(messages.workloads)
+def test_a_workload_is_dumped_as_its_model_would_be(message: pb.Workload):
+    body = bytes(pb.Address(workload=message))
+    try:
+        parts = convert.address(body, local=False)
+    except RejectedError:
+        return
+    assert isinstance(parts, WorkloadParts)
+    store = MeshStore(None)
+    store.apply(delta(address(message)))
+    assert list(dump_workloads(store)) == [workload_json(parts.workload)]

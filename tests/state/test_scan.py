@@ -1,6 +1,8 @@
-"""The fast scanner sees what the general reader sees, or gives up."""
+"""The keys of workloads, read the quick way, are those of the workload read in full."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -10,42 +12,40 @@ from tests.state import messages
 from tests.support import big_meshes as meshes
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
-from ztunnel.state.convert import RejectedError, ServiceParts, WorkloadParts
+from ztunnel.state.convert import ServiceParts, WorkloadParts
+from ztunnel.state.kinds import RejectedError
 from ztunnel.state.scan import Scanner, WorkloadKeys
 
 NODE = "node"
 workload_bytes = messages.workloads.map(lambda message: bytes(pb.Address(workload=message)))
 
 
-def check(body: bytes, scanner: Scanner) -> bool:
-    """Compare both ways to read; returns whether the fast one did."""
-    fast = scanner.fast(body)
-    if fast is not None:
-        parts = convert.address(body, local=False)
-        assert isinstance(parts, WorkloadParts)
-        assert fast == scanner.keys(parts)
-    return fast is not None
+def outcome(read: Callable[[], object]) -> object:
+    try:
+        return read()
+    except RejectedError as error:
+        return str(error)
+
+
+def check(body: bytes, scanner: Scanner) -> None:
+    """Compare both ways to read, refusals too."""
+    expected = outcome(lambda: convert.address(body, local=False))
+    if isinstance(expected, WorkloadParts):
+        expected = scanner.keys(expected)
+    assert outcome(lambda: scanner.scan(body, local=False)) == expected
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(workload_bytes, min_size=1, max_size=3), st.sampled_from([NODE, None, ""]))
-def test_the_fast_way_agrees_with_the_slow_one(bodies: list[bytes], node: str | None):
+def test_the_quick_way_agrees_with_the_full_one(bodies: list[bytes], node: str | None):
     scanner = Scanner(node)
     for body in bodies:
-        taken = check(body, scanner)
-        try:
-            convert.address(body, local=False)
-        except RejectedError:
-            continue
-        # What a known writer writes is read the fast way, unless a number is one that only few would know.
-        message = pb.Address.parse(body).workload
-        assert message is not None
-        assert taken or message.workload_type.value > 127
+        check(body, scanner)
 
 
 @settings(deadline=None, max_examples=150)
 @given(messages.damaged(workload_bytes))
-def test_the_fast_way_never_takes_what_the_slow_one_refuses(body: bytes):
+def test_the_quick_way_never_takes_what_the_full_one_refuses(body: bytes):
     check(body, Scanner(NODE))
 
 
@@ -65,9 +65,12 @@ def test_scanning_raises_nothing_but_rejections(body: bytes):
 def test_the_keys_are_those_that_betterproto_reads(message: pb.Workload):
     body = bytes(pb.Address(workload=message))
     read = pb.Address.parse(body).workload
-    keys = Scanner(NODE).fast(body)
-    if keys is None or read is None:
+    assert read is not None
+    try:
+        keys = Scanner(NODE).scan(body, local=False)
+    except RejectedError:
         return
+    assert isinstance(keys, WorkloadKeys)
     assert keys.uid == read.uid
     assert keys.network == read.network
     assert keys.native_tunnel == read.native_tunnel
@@ -79,50 +82,48 @@ def test_the_keys_are_those_that_betterproto_reads(message: pb.Workload):
         assert [number.to_bytes(4 if v == 4 else 16, "big") for v, number in keys.addresses] == read.addresses
 
 
-def test_a_typical_workload_is_read_the_fast_way():
+def scan(body: bytes, node: str | None = None) -> WorkloadKeys:
+    keys = Scanner(node).scan(body, local=False)
+    assert isinstance(keys, WorkloadKeys)
+    return keys
+
+
+def test_the_keys_of_a_typical_workload():
     body = meshes.workload(17).body
     assert 180 < len(body) < 240
-    keys = Scanner("node-17").fast(body)
-    assert keys is not None
+    keys = scan(body, "node-17")
     assert keys.account == ("app-1-7d4b9c6f5-00011", "ns-1", "sa-1")
     assert keys.services == ((("ns-1", "app-1.ns-1.svc.cluster.local"), b"\x00P\x00\x90\x1f"),)
 
 
 def test_a_workload_of_another_node_has_no_account():
-    keys = Scanner("another").fast(meshes.workload(17).body)
-    assert keys is not None
+    keys = scan(meshes.workload(17).body, "another")
     assert not keys.on_node
     assert keys.account is None
 
 
-def test_a_text_longer_than_127_bytes_is_read_the_fast_way():
-    long = "é" * 500
-    keys = Scanner(None).fast(bytes(pb.Address(workload=pb.Workload(uid=long))))
-    assert keys is not None
-    assert keys.uid == long
-
-
 def test_halves_of_a_character_in_two_texts_are_not_taken_for_one():
     # name = C3, namespace = A9: together they would be an é.
-    body = b"\x0a\x06\x0a\x01\xc3\x12\x01\xa9"
-    assert Scanner(None).fast(body) is None
     with pytest.raises(RejectedError, match="not UTF-8"):
-        Scanner(None).scan(body, local=False)
+        scan(b"\x0a\x06\x0a\x01\xc3\x12\x01\xa9")
 
 
-def test_a_text_that_comes_twice_is_left_to_the_slow_way_and_the_last_wins():
-    body = b"\x0a\x08\xa2\x01\x01a\xa2\x01\x01b"
-    assert Scanner(None).fast(body) is None
-    keys = Scanner(None).scan(body, local=False)
-    assert isinstance(keys, WorkloadKeys)
-    assert keys.uid == "b"
+def test_of_a_text_that_comes_twice_the_last_wins():
+    assert scan(b"\x0a\x08\xa2\x01\x01a\xa2\x01\x01b").uid == "b"
 
 
-def test_inner_messages_are_remembered_without_limit_to_their_number():
+def test_a_service_that_comes_twice_is_one_with_the_last_ports():
+    entry = b"\xb2\x01\x0e\x0a\x04ns/a\x12\x06\x0a\x04\x08\x50\x10%c"
+    workload = entry % 1 + entry % 2
+    keys = scan(b"\x0a" + bytes((len(workload),)) + workload)
+    assert keys.services == ((("ns", "a"), b"\x00P\x00\x02\x00"),)
+
+
+def test_memberships_are_remembered_without_limit_to_their_number():
     scanner = Scanner(None)
     for number in range(9000):
         body = bytes(pb.Address(workload=pb.Workload(services={f"ns/{number}": pb.PortList()})))
-        keys = scanner.fast(body)
-        assert keys is not None
+        keys = scanner.scan(body, local=False)
+        assert isinstance(keys, WorkloadKeys)
         assert keys.services[0][0] == ("ns", str(number))
     assert len(scanner._services) <= 8192

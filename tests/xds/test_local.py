@@ -16,7 +16,7 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import LocalFile, LocalStatic
 from ztunnel.messages import MeshDelta, Origin, Rejected, ResourceKind
 from ztunnel.observe.logging import Record
-from ztunnel.state.local import LocalConfigError
+from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
 from ztunnel.xds.local import LocalFileError, LocalXds
 

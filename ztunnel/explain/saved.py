@@ -18,15 +18,10 @@ from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.service import Endpoint
-from ztunnel.state.encode import encode_policy, encode_service, encode_workload
-from ztunnel.state.local import (
-    SERVICE_FIELDS,
-    WORKLOAD_FIELDS,
-    LocalConfigError,
-    read_policy,
-    read_service,
-    read_workload,
-)
+from ztunnel.state.convert import file_service, file_workload
+from ztunnel.state.description import AUTHORIZATION, SERVICE, WORKLOAD
+from ztunnel.state.local import policy_body, service_body, workload_body
+from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
 
 
@@ -58,7 +53,7 @@ class SavedMesh:
 
     def _fill(self, dump: Mapping[str, Any]) -> None:
         numbers = count(1)
-        services = [read_service(_service(value), f"services[{i}]") for i, value in _items(dump, "services")]
+        services = [file_service(_service(value), f"services[{i}]") for i, value in _items(dump, "services")]
         ports: dict[str, dict[str, Mapping[int, int]]] = {}
         for service, endpoints in services:
             _collect(ports, str(service.key), endpoints)
@@ -67,18 +62,20 @@ class SavedMesh:
             for uid, endpoint in value.items() if isinstance(value, Mapping) else ():
                 own = endpoint.get("port", {}) if isinstance(endpoint, Mapping) else {}
                 ports.setdefault(uid, {})[key] = {int(port): target for port, target in own.items()}
-        resources = [Resource(str(service.key), encode_service(service)) for service, _ in services]
+        resources = [Resource(str(one.service.key), service_body(one._replace(endpoints={}))) for one in services]
         for i, value in _items(dump, "workloads"):
-            workload = read_workload(_workload(value), f"workloads[{i}]").workload
+            uid = file_workload(_workload(value, {}), f"workloads[{i}]").workload.uid
             # an endpoint that its service's health policy left out is in no list, but the workload names it
             named: dict[str, Mapping[int, int]] = {key: {} for key in _service_keys(value)} | ports.get(
-                workload.uid, {}
+                uid, {}
             )
-            resources.append(Resource(workload.uid, encode_workload(workload, named, local=True)))
-        policies = [read_policy(value, f"policies[{i}]") for i, value in _items(dump, "policies")]
+            resources.append(
+                Resource(uid, workload_body(file_workload(_workload(value, named), f"workloads[{i}]")))
+            )
+        policies = [AUTHORIZATION.parse(value, f"policies[{i}]") for i, value in _items(dump, "policies")]
         for kind, parts in (
             (ResourceKind.ADDRESS, resources),
-            (ResourceKind.AUTHORIZATION, [Resource(one.key, encode_policy(one)) for one in policies]),
+            (ResourceKind.AUTHORIZATION, [Resource(one.key, policy_body(one)) for one in policies]),
         ):
             done = self.store.apply(MeshDelta(next(numbers), kind, tuple(parts), origin=Origin.LOCAL))
             for name, reason in done.rejected:
@@ -110,18 +107,18 @@ def _service_keys(workload: Any) -> list[str]:
     return [str(key) for key in found or ()]
 
 
-def _workload(value: Any) -> Any:
-    """What is known of a workload; what newer versions add is left out, and the keys of its services."""
+def _workload(value: Any, services: Mapping[str, Mapping[int, int]]) -> Any:
+    """What is known of a workload, with these services; what newer versions add is left out."""
     if not isinstance(value, Mapping):
         return value
-    return {**{key: item for key, item in value.items() if key in WORKLOAD_FIELDS}, "services": {}}
+    return {**{key: item for key, item in value.items() if key in WORKLOAD.known}, "services": services}
 
 
 def _service(value: Any) -> Any:
     """What is known of a service. Older dumps write a range as ``network/cidr``."""
     if not isinstance(value, Mapping):
         return value
-    known = {key: item for key, item in value.items() if key in SERVICE_FIELDS}
+    known = {key: item for key, item in value.items() if key in SERVICE.known}
     ranges = known.get("cidrVips")
     if isinstance(ranges, list):
         known["cidrVips"] = [_range(one) if isinstance(one, str) else one for one in ranges]

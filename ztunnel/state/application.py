@@ -25,15 +25,16 @@ from typing import NamedTuple
 from ztunnel.messages import MeshDelta, Origin, Resource
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.identity import Identity
-from ztunnel.state.convert import RejectedError, ServiceParts
+from ztunnel.state.convert import ServiceParts
 from ztunnel.state.convert_policy import authorization
+from ztunnel.state.kinds import RejectedError
 from ztunnel.state.policies import PolicyIndex
 from ztunnel.state.scan import Scanner, WorkloadKeys
 from ztunnel.state.services import ServiceIndex
 from ztunnel.state.workloads import WorkloadIndex
 
-_SERVICE = b"\x12"
-"""The first byte of an Address that holds a service, as every writer writes it."""
+_SERVICE = (b"\x12", b'{"service"')
+"""How an Address that holds a service begins, as every writer writes it, and how one of the file does."""
 
 _POSTPONED_PER_ITEM = 16
 """To see that a resource is a service, whose turn comes later, costs this much less than to apply one."""
@@ -139,7 +140,9 @@ class PolicyApplication(Application):
         while max_items > 0 and self._next < len(resources):
             name, body = resources[self._next].name, resources[self._next].body
             try:
-                self._policies.insert(name, authorization(body), from_file=self._from_file)
+                self._policies.insert(
+                    name, authorization(body, local=self._from_file), from_file=self._from_file
+                )
             except RejectedError as error:
                 self._refused[self._next] = error
             else:
@@ -178,7 +181,7 @@ class AddressApplication(Application):
             index = self._next
             self._next += 1
             resource = resources[index]
-            if resource.body[:1] == _SERVICE:
+            if resource.body.startswith(_SERVICE):
                 self._later.append(index)
                 budget -= 1
             else:

@@ -8,14 +8,15 @@ not exactly as in the existing implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop
 from typing import Any, TypeAlias
 
-from ztunnel.model.address import GatewayAddress, IPNetwork
-from ztunnel.model.policy import Authorization, Match, ServiceAccountMatch, StringMatch, StringMatchKind
+from ztunnel.model.policy import Authorization
 from ztunnel.model.service import Endpoint, Service
-from ztunnel.model.workload import UNKNOWN_LOCALITY, Workload
+from ztunnel.model.workload import Workload
+from ztunnel.state import wire
+from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.store import MeshStore
 
 Json: TypeAlias = dict[str, Any]
@@ -24,9 +25,13 @@ Json: TypeAlias = dict[str, Any]
 def dump_workloads(store: MeshStore) -> Iterator[Json]:
     """All workloads, sorted by uid."""
     for uid in _sorted(store.workloads.uids()):
-        workload = store.workloads.read(uid)
-        if workload is not None:
-            yield workload_json(workload)
+        body = store.workloads.body(uid)
+        if body is None:
+            continue
+        if store.workloads.from_file(uid):
+            yield workload_json(store.workloads.stored(uid, body).workload)
+        else:
+            yield WORKLOAD.display(wire.ADDRESS.FromString(body).workload)
 
 
 def dump_services(store: MeshStore) -> Iterator[Json]:
@@ -54,152 +59,24 @@ def dump_staged(store: MeshStore) -> Iterator[tuple[str, Json]]:
 
 def workload_json(workload: Workload) -> Json:
     """One workload. Empty fields are left out, but for those that readers expect."""
-    tunnel = workload.application_tunnel
-    optional: Json = {
-        "applicationTunnel": tunnel and {"port": tunnel.port, "protocol": tunnel.protocol.value},
-        "authorizationPolicies": list(workload.authorization_policies),
-        "canonicalName": workload.canonical_name,
-        "canonicalRevision": workload.canonical_revision,
-        "hostname": workload.hostname,
-        "locality": None if workload.locality == UNKNOWN_LOCALITY else workload.locality._asdict(),
-        "nativeTunnel": workload.native_tunnel,
-        "network": workload.network,
-        "networkGateway": gateway_json(workload.network_gateway),
-        "node": workload.node,
-        "serviceAccount": workload.service_account,
-        "services": [str(key) for key in workload.services],
-        "trustDomain": workload.trust_domain,
-        "uid": workload.uid,
-        "waypoint": gateway_json(workload.waypoint),
-        "workloadName": workload.workload_name,
-        "workloadType": workload.workload_type,
-    }
-    return {
-        "capacity": workload.capacity,
-        "clusterId": workload.cluster_id,
-        "name": workload.name,
-        "namespace": workload.namespace,
-        "networkMode": workload.network_mode.value,
-        "protocol": workload.protocol.value,
-        "status": workload.status.value,
-        "workloadIps": [str(ip) for ip in workload.addresses],
-        **_given(optional),
-    }
+    return WORKLOAD.show(workload)
 
 
 def service_json(service: Service, endpoints: Mapping[str, Endpoint]) -> Json:
     """One service with its endpoints."""
-    balancer = service.load_balancer
-    optional: Json = {
-        "cidrVips": [{"cidr": str(vip.cidr), "network": vip.network} for vip in service.cidr_vips],
-        "ipFamilies": service.ip_families and service.ip_families.value,
-        "loadBalancer": balancer
-        and {
-            "healthPolicy": balancer.health_policy.value,
-            "mode": balancer.mode.value,
-            "routingPreferences": [scope.value for scope in balancer.routing_preferences],
-        },
-        "waypoint": gateway_json(service.waypoint),
-        "weightedWaypoints": [
-            {"destination": gateway_json(weighted.destination), "weight": weighted.weight}
-            for weighted in service.weighted_waypoints
-        ],
-    }
-    return {
-        "canonical": service.canonical,
-        "endpoints": endpoints_json(endpoints),
-        "hostname": service.hostname,
-        "name": service.name,
-        "namespace": service.namespace,
-        "ports": ports_json(service.ports),
-        "subjectAltNames": list(service.subject_alt_names),
-        "vips": [str(vip) for vip in service.vips],
-        "visibility": service.visibility.value,
-        **_given(optional),
-    }
+    shown = SERVICE.show(service)
+    shown["endpoints"] = endpoints_json(endpoints)
+    return shown
 
 
 def endpoints_json(endpoints: Mapping[str, Endpoint]) -> Json:
     """The endpoints of a service by workload uid, sorted."""
-    return {
-        uid: {
-            "port": ports_json(endpoint.ports),
-            "status": endpoint.status.value,
-            "workloadUid": endpoint.workload_uid,
-        }
-        for uid, endpoint in sorted(endpoints.items())
-    }
-
-
-def ports_json(ports: Mapping[int, int]) -> dict[str, int]:
-    """A port map; the names of members of a JSON object are texts."""
-    return {str(port): target for port, target in ports.items()}
-
-
-def gateway_json(gateway: GatewayAddress | None) -> Json | None:
-    """A waypoint or network gateway."""
-    if gateway is None:
-        return None
-    return {"destination": str(gateway.destination), "hboneMtlsPort": gateway.hbone_mtls_port}
+    return {uid: ENDPOINT.show(endpoint) for uid, endpoint in sorted(endpoints.items())}
 
 
 def policy_json(policy: Authorization) -> Json:
     """One policy."""
-    return {
-        "action": policy.action.value,
-        "dryRun": policy.dry_run,
-        "name": policy.name,
-        "namespace": policy.namespace,
-        "rules": [[[_match(match) for match in clause] for clause in rule] for rule in policy.rules],
-        "scope": policy.scope.value,
-    }
-
-
-def _match(match: Match) -> Json:
-    return _given(
-        {
-            name: [shape(value) for value in getattr(match, field)]
-            for name, (field, shape) in MATCH_FIELDS.items()
-        }
-    )
-
-
-def _string(match: StringMatch) -> Json:
-    return {match.kind.value: [] if match.kind is StringMatchKind.PRESENCE else match.value}
-
-
-def _service_account(match: ServiceAccountMatch) -> Json:
-    return {"namespace": match.namespace, "serviceAccount": match.service_account}
-
-
-def _network(network: IPNetwork) -> str:
-    return str(network)
-
-
-def _port(port: int) -> int:
-    return port
-
-
-MATCH_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "destinationIps": ("destination_ips", _network),
-    "destinationPorts": ("destination_ports", _port),
-    "namespaces": ("namespaces", _string),
-    "notDestinationIps": ("not_destination_ips", _network),
-    "notDestinationPorts": ("not_destination_ports", _port),
-    "notNamespaces": ("not_namespaces", _string),
-    "notPrincipals": ("not_principals", _string),
-    "notServiceAccounts": ("not_service_accounts", _service_account),
-    "notSourceIps": ("not_source_ips", _network),
-    "principals": ("principals", _string),
-    "serviceAccounts": ("service_accounts", _service_account),
-    "sourceIps": ("source_ips", _network),
-}
-"""The members of a match by their names in JSON: the field of the model, and the shape of one value."""
-
-
-def _given(members: Json) -> Json:
-    """Without the members that are empty."""
-    return {name: value for name, value in members.items() if value}
+    return AUTHORIZATION.show(policy)
 
 
 def _sorted(keys: Iterable[str]) -> Iterator[str]:

@@ -12,8 +12,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from ztunnel.errors import ZtunnelError
-from ztunnel.model.address import IPAddress, IPNetwork
-from ztunnel.state.convert import RejectedError, written_network
+from ztunnel.model.address import IPAddress
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Enum)
@@ -168,17 +167,6 @@ def address(value: Any, place: str) -> IPAddress:
         return ip_address(plain)
     except ValueError:
         raise problem(place, "invalid IP address syntax") from None
-
-
-def network(value: Any, place: str) -> IPNetwork:
-    """A network with its prefix length; host bits are kept."""
-    start, slash, length = text(value, place).partition("/")
-    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3):
-        raise problem(place, "invalid IP address syntax")
-    try:
-        return written_network(address(start, place), int(length))
-    except RejectedError:
-        raise problem(place, "invalid IP prefix length") from None
 
 
 def _one_of(names: Iterable[str]) -> str:

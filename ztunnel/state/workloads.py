@@ -65,8 +65,14 @@ class WorkloadIndex:
         body = self._bodies.get(uid)
         if body is None:
             return None
+        return self.stored(uid, body).workload
+
+    def stored(self, uid: str, body: bytes) -> WorkloadParts:
+        """What the stored bytes of a workload hold."""
         parts = convert.address(body, local=uid in self._from_file)
-        return parts.workload if isinstance(parts, WorkloadParts) else None
+        if not isinstance(parts, WorkloadParts):
+            raise TypeError(f"what is stored as workload {uid} is a service")
+        return parts
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
         """The best workload at an address: the highest rank, the last inserted among equals."""

@@ -19,7 +19,8 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import LocalFile, LocalXdsSource
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
-from ztunnel.state.local import LocalConfig, LocalConfigError, deltas, parse
+from ztunnel.state.local import LocalConfig, deltas, parse
+from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.system.watch_directory import watch_directory
 from ztunnel.xds.client import Apply
 
