@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from tests.support.fake_mesh import FakeMesh, at
-from ztunnel.decide.authorize import MAX_CLUES, NONE_ALLOWED, authorize, explain_policy
+from ztunnel.decide.authorize import _FIELDS, MAX_CLUES, NONE_ALLOWED, authorize, explain_policy
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import (
@@ -474,3 +474,7 @@ def test_clues_are_bounded_in_a_verdict_and_complete_when_explained(mesh, server
     policy = mesh.add_policy("long", ALLOW, *rules)
     assert len(authorize(mesh, server, facts()).clues) == MAX_CLUES
     assert len(explain_policy(policy, facts())[1]) == 100
+
+
+def test_every_field_of_a_match_is_compared():
+    assert sorted(field for field, _, _ in _FIELDS) == sorted(field.name for field in fields(Match))

@@ -11,8 +11,9 @@ cost more and are gathered only for what decided.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
 from ztunnel.decide.networks import contains
 from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
@@ -205,57 +206,15 @@ def _clause_holds(clause: Clause, peer: _Peer) -> bool:
     return False
 
 
-def _failed_field(match: Match, peer: _Peer) -> str | None:  # noqa: C901, PLR0912 - a flat list of twelve fields
+def _failed_field(match: Match, peer: _Peer) -> str | None:
     """The first field of a match that does not hold, ``"match"`` if it has no field, None if all hold."""
     constrained = False
-    if match.namespaces:
-        constrained = True
-        if not _text_matches(match.namespaces, peer.namespace):
-            return "namespaces"
-    if match.not_namespaces:
-        constrained = True
-        if _text_matches(match.not_namespaces, peer.namespace):
-            return "not_namespaces"
-    if match.service_accounts:
-        constrained = True
-        if not _account_matches(match.service_accounts, peer):
-            return "service_accounts"
-    if match.not_service_accounts:
-        constrained = True
-        if _account_matches(match.not_service_accounts, peer):
-            return "not_service_accounts"
-    if match.principals:
-        constrained = True
-        if peer.principal is None or not _text_matches(match.principals, peer.principal):
-            return "principals"
-    if match.not_principals:
-        constrained = True
-        if peer.principal is not None and _text_matches(match.not_principals, peer.principal):
-            return "not_principals"
-    if match.source_ips:
-        constrained = True
-        if not contains(match.source_ips, peer.source_ip):
-            return "source_ips"
-    if match.not_source_ips:
-        constrained = True
-        if contains(match.not_source_ips, peer.source_ip):
-            return "not_source_ips"
-    if match.destination_ips:
-        constrained = True
-        if not contains(match.destination_ips, peer.destination_ip):
-            return "destination_ips"
-    if match.not_destination_ips:
-        constrained = True
-        if contains(match.not_destination_ips, peer.destination_ip):
-            return "not_destination_ips"
-    if match.destination_ports:
-        constrained = True
-        if peer.destination_port not in match.destination_ports:
-            return "destination_ports"
-    if match.not_destination_ports:
-        constrained = True
-        if peer.destination_port in match.not_destination_ports:
-            return "not_destination_ports"
+    for field, holds, negated in _FIELDS:
+        wanted = getattr(match, field)
+        if wanted:
+            constrained = True
+            if holds(wanted, peer) is negated:
+                return field
     return None if constrained else "match"
 
 
@@ -299,7 +258,7 @@ def _matched(policy: Authorization, rule: int, peer: _Peer) -> Clue:
 def _holding_fields(clause: Clause, peer: _Peer) -> Iterator[str]:
     for match in clause:
         if _failed_field(match, peer) is None:
-            yield from (field for field in _FIELDS if getattr(match, field))
+            yield from (field for field, _, _ in _FIELDS if getattr(match, field))
             return
 
 
@@ -334,13 +293,10 @@ def _failure_text(match: Match, field: str, peer: _Peer) -> str:
 
 
 def _actual(field: str, peer: _Peer) -> str:
-    name = field.removeprefix("not_")
-    if name == "source_ips":
-        return f"the source is {peer.source_ip}"
-    if name == "destination_ips":
-        return f"the destination is {peer.destination_ip}"
-    if name == "destination_ports":
-        return f"the port is {peer.destination_port}"
+    return _COMPARISONS[field.removeprefix("not_")].actual(peer)
+
+
+def _actual_identity(peer: _Peer) -> str:
     if peer.principal is None:
         return "the peer has no identity (plaintext)"
     return f"the peer is {peer.principal}"
@@ -360,15 +316,39 @@ def _show(value: StringMatch | ServiceAccountMatch | IPNetwork | int) -> str:
     return str(value)
 
 
+class _Comparison(NamedTuple):
+    """What a field of a match compares.
+
+    holds: whether one of its values is that of the peer.
+    actual: what the peer's is, for people.
+    """
+
+    holds: Callable[[Any, _Peer], bool]
+    actual: Callable[[_Peer], str]
+
+
+_COMPARISONS: Mapping[str, _Comparison] = {
+    "namespaces": _Comparison(lambda wanted, peer: _text_matches(wanted, peer.namespace), _actual_identity),
+    "service_accounts": _Comparison(_account_matches, _actual_identity),
+    "principals": _Comparison(
+        lambda wanted, peer: peer.principal is not None and _text_matches(wanted, peer.principal),
+        _actual_identity,
+    ),
+    "source_ips": _Comparison(
+        lambda wanted, peer: contains(wanted, peer.source_ip), lambda peer: f"the source is {peer.source_ip}"
+    ),
+    "destination_ips": _Comparison(
+        lambda wanted, peer: contains(wanted, peer.destination_ip),
+        lambda peer: f"the destination is {peer.destination_ip}",
+    ),
+    "destination_ports": _Comparison(
+        lambda wanted, peer: peer.destination_port in wanted,
+        lambda peer: f"the port is {peer.destination_port}",
+    ),
+}
 _FIELDS = tuple(
-    prefix + name
-    for name in (
-        "namespaces",
-        "service_accounts",
-        "principals",
-        "source_ips",
-        "destination_ips",
-        "destination_ports",
-    )
+    (prefix + name, comparison.holds, bool(prefix))
+    for name, comparison in _COMPARISONS.items()
     for prefix in ("", "not_")
 )
+"""The fields of a match, in the order of comparison; whether one with ``not_`` is meant comes third."""

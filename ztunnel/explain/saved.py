@@ -62,7 +62,9 @@ class SavedMesh:
             for uid, endpoint in value.items() if isinstance(value, Mapping) else ():
                 own = endpoint.get("port", {}) if isinstance(endpoint, Mapping) else {}
                 ports.setdefault(uid, {})[key] = {int(port): target for port, target in own.items()}
-        resources = [Resource(str(one.service.key), service_body(one._replace(endpoints={}))) for one in services]
+        resources = [
+            Resource(str(one.service.key), service_body(one._replace(endpoints={}))) for one in services
+        ]
         for i, value in _items(dump, "workloads"):
             uid = file_workload(_workload(value, {}), f"workloads[{i}]").workload.uid
             # an endpoint that its service's health policy left out is in no list, but the workload names it

@@ -184,7 +184,7 @@ SERVICE = Record(
 
 # -- policies ----------------------------------------------------------------------------------------------
 
-_SERVICE_ACCOUNT_MATCH = Record(
+_SERVICE_ACCOUNTMATCH = Record(
     ServiceAccountMatch,
     Field("namespace", TEXT, required=True, always=True),
     Field("service_account", TEXT, wire="serviceAccount", required=True, always=True),
@@ -200,7 +200,7 @@ MATCHES: tuple[tuple[str, Kind], ...] = (
 )
 """What a match compares: values of which one must hold, and under ``not_`` values of which none may."""
 
-_MATCH = Record(
+MATCH = Record(
     Match,
     *(Field(prefix + name, many(kind)) for name, kind in MATCHES for prefix in ("", "not_")),
     closed=False,
@@ -211,7 +211,7 @@ _ACTION = enumeration(Action, numbers("istio.security.Action", Action))
 
 # Rules are lists (rules) of lists (clauses) of lists (matches), of which the .proto makes messages. How a
 # match from the wire is read depends on the action, so `ztunnel.state.convert_policy` does it.
-_CLAUSE = many(_MATCH.kind())
+_CLAUSE = many(MATCH.kind())
 _RULE = many(_CLAUSE)._replace(read=lambda rule: [clause.matches for clause in rule.clauses])
 
 AUTHORIZATION = Record(

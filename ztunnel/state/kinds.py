@@ -171,6 +171,7 @@ class Record:
         self, model: Callable[..., Any], *fields: Field, extra: tuple[Field, ...] = (), closed: bool = True
     ) -> None:
         self.model = model
+        self.fields = fields
         self._parsed = (*fields, *extra)
         self.known = tuple(field.shown for field in self._parsed)
         self._allowed = self.known if closed else None
