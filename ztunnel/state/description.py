@@ -184,7 +184,7 @@ SERVICE = Record(
 
 # -- policies ----------------------------------------------------------------------------------------------
 
-_SERVICE_ACCOUNTMATCH = Record(
+_SERVICE_ACCOUNT_MATCH = Record(
     ServiceAccountMatch,
     Field("namespace", TEXT, required=True, always=True),
     Field("service_account", TEXT, wire="serviceAccount", required=True, always=True),
