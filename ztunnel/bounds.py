@@ -42,6 +42,11 @@ class TunnelBounds:
     probe_timeout: float = seconds(2, "for any byte after that PING; then nobody is")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     stillborn: int = count(3, "tunnels that end before they are used, until a connection fails")
+    dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
+    settings_patience: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
+    congestion_grace: float = seconds(
+        0.05, "a tunnel without window is given to move, then another is dialled"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class ConnectionBounds:
     attempt_patience: float = seconds(3, "for an endpoint to be reached while there are others")
     penalty: float = seconds(5, "an endpoint that failed is avoided, if there are others")
     tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until that is a failure")
+    refused_patience: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
     inner_linger: float = seconds(30, "the last bytes of an inner tunnel (double HBONE)")
 
 

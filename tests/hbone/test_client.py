@@ -26,6 +26,7 @@ from ztunnel.hbone import (
     HboneClient,
     HboneSettings,
     PeerDraining,
+    PeerSettingsReceived,
     Responded,
     StreamEnded,
     StreamReset,
@@ -220,3 +221,43 @@ def test_no_streams_on_a_closed_connection():
     assert not connection.can_open
     with pytest.raises(CannotOpenStreamError, match="it is closed"):
         connection.connect("h:1", [])
+
+
+def test_there_is_room_for_one_stream_until_the_limit_is_known():
+    connection: Any = HboneClient()
+    assert (connection.room, connection.limit) == (1, None)
+    connection.connect("h:1", [])
+    assert (connection.room, connection.can_open) == (0, True)
+    connection.reset(1, 8)
+    assert connection.room == 0
+    peer = Peer(connection)
+    assert peer.say(settings({3: 2})) == [PeerSettingsReceived(2)]
+    assert (connection.room, connection.limit) == (2, 2)
+    connection.connect("h:1", [])
+    assert connection.room == 1
+    peer.say(settings({3: 1}))
+    assert connection.room == 0
+    peer.say(settings({3: 7}))
+    assert connection.room == 6
+    peer.say(goaway(100))
+    assert connection.room == 0
+
+
+def test_a_peer_that_names_no_limit_has_none():
+    connection, _ = client()
+    assert connection.room == connection.limit == 1 << 32
+
+
+def test_a_stream_refused_beside_others_tells_where_the_limit_is():
+    connection, peer = client()
+    for _ in range(3):
+        connection.connect("h:1", [])
+    peer.say(peer.headers(1, [(":status", "200")]), reset(5, ErrorCode.REFUSED_STREAM))
+    assert connection.room == 0
+    # One that was answered was not refused for its number.
+    peer.say(reset(1, ErrorCode.REFUSED_STREAM))
+    assert connection.room == 1
+    connection.connect("h:1", [])
+    assert connection.room == 0
+    peer.say(settings({4: 70_000}))
+    assert connection.room > 1_000

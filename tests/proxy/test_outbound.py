@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from h2.settings import SettingCodes, Settings
 
 from tests.support.data_plane import (
     CONFIG,
@@ -90,7 +91,11 @@ Serve = Callable[[RawHbone], Awaitable[None]]
 
 @asynccontextmanager
 async def play(
-    control: Control, number: int, serve: Serve = answer_all, account: str = "web"
+    control: Control,
+    number: int,
+    serve: Serve = answer_all,
+    account: str = "web",
+    limit: int | None = None,
 ) -> AsyncIterator[Played]:
     root = KeyPair(control.ca.root._key, control.ca.root.certificate)
     choices = TlsChoices(root.issue(f"spiffe://cluster.local/ns/default/sa/{account}"))
@@ -106,6 +111,9 @@ async def play(
                 await tls.handshake()
                 connection = RawHbone(tls, server=True)
                 played.connections.append(connection)
+                if limit is not None:
+                    values = {SettingCodes.MAX_CONCURRENT_STREAMS: limit}
+                    connection.h2.local_settings = Settings(client=False, initial_values=values)
                 await connection.start()
                 await serve(connection)
             except (TlsAlertError, TlsEndError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -355,6 +363,75 @@ async def test_a_peer_that_refuses_every_stream_is_asked_three_times():
         assert complete(lines) == [
             "h2 failed: stream error received: refused stream before processing any application logic"
         ]
+
+
+async def test_sixteen_connections_to_a_peer_that_takes_one_stream_are_all_served():
+    served = 0
+    everybody = trio.Event()
+
+    async def hold() -> None:
+        nonlocal served
+        async with await via_socks(PORT, VIP) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+            served += 1
+            if served == 16:
+                everybody.set()
+            await everybody.wait()
+
+    # h2 ends a connection on which more streams are opened than it allowed.
+    async with running_plane(HERE) as control, play(control, 1, limit=1) as played:
+        await control.apply(service(), endpoint(1))
+        with capture_logs("info") as lines, trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(16):
+                    nursery.start_soon(hold)
+            await logged(lines, 16)
+        assert complete(lines) == [None] * 16
+        assert tried(lines) == []
+        assert (played.accepted, played.requests) == (16, 16)
+
+
+async def test_a_limit_that_the_peer_does_not_name_is_found_and_uses_up_no_attempt():
+    async def take_two(connection: RawHbone) -> None:
+        """Refuses what comes while two are open, though its SETTINGS allow a hundred."""
+        answered: set[int] = set()
+        refused: set[int] = set()
+        while True:
+            await connection.step()
+            for number, stream in connection.streams.items():
+                if not stream.headers or number in answered or number in refused:
+                    continue
+                open_ones = [n for n in answered if not connection.streams[n].ended]
+                if len(open_ones) < 2:
+                    answered.add(number)
+                    connection.h2.send_headers(number, [(":status", "200")])
+                else:
+                    refused.add(number)
+                    connection.h2.reset_stream(number, REFUSED_STREAM)
+            await connection.flush()
+
+    def arrived() -> int:
+        streams = [stream for one in played.connections for stream in one.streams.values()]
+        return sum(bytes(stream.data) == b"hello" for stream in streams)
+
+    async with (
+        running_plane(HERE) as control,
+        play(control, 1, take_two) as played,
+        AsyncExitStack() as stack,
+    ):
+        await control.apply(service(), endpoint(1))
+        with capture_logs("info") as lines, trio.fail_after(10):
+            for count in range(9):
+                stream = await stack.enter_async_context(await via_socks(PORT, VIP))
+                await stream.send_all(b"hello")
+                while arrived() <= count:  # noqa: ASYNC110 - nothing tells when the peer has read
+                    await trio.sleep(0.01)
+        assert complete(lines) == []
+        assert tried(lines) == []
+        assert played.accepted == 5
+        # Each tunnel found its limit with one stream too many.
+        assert played.requests == 9 + 4
 
 
 @pytest.mark.parametrize("addressed", ["service", "pod"])

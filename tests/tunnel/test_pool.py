@@ -23,10 +23,31 @@ class FakeTunnel:
     def __init__(self) -> None:
         self.streams: dict[int, object] = {}
         self.can_open = True
+        self.answered = False
+        self.congested = False
+        self.limit: int | None = 1 << 32
+        self.began = trio.current_time()
         self.failure: str | None = None
         self.idle_since = trio.current_time()
         self.on_change: Callable[[], None] | None = None
         self.stopped = trio.Event()
+
+    @property
+    def opening(self) -> bool:
+        return self.limit is None
+
+    @property
+    def room(self) -> int:
+        if not self.can_open:
+            return 0
+        if self.limit is None:
+            return 0 if self.streams else 1
+        return max(0, self.limit - len(self.streams))
+
+    def settings(self, limit: int) -> None:
+        self.limit = limit
+        if self.on_change is not None:
+            self.on_change()
 
     async def run(self) -> None:
         await self.stopped.wait()
@@ -44,8 +65,8 @@ class FakeTunnel:
         del self.streams[number]
         if not self.streams:
             self.idle_since = trio.current_time()
-            if self.on_change is not None:
-                self.on_change()
+        if self.on_change is not None:
+            self.on_change()
 
 
 def key(
@@ -321,3 +342,158 @@ async def test_a_bug_in_a_tunnels_task_ends_that_tunnel_alone(autojump_clock, nu
     assert [line.message for line in lines] == ["a tunnel's task failed; the tunnel is closed"]
     assert [held for held, _ in pool.tunnels()] == [key(uid="uid-2")]
     assert await pool.tunnel(key(uid="uid-2")) is neighbour
+
+
+class Asking:
+    """Callers that each take a tunnel, open a stream on it and keep it."""
+
+    def __init__(self, pool: Any, nursery: trio.Nursery) -> None:
+        self.pool = pool
+        self.nursery = nursery
+        self.served: list[tuple[FakeTunnel, int]] = []
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            self.nursery.start_soon(self._ask)
+
+    async def _ask(self) -> None:
+        tunnel = await self.pool.tunnel(key())
+        self.served.append((tunnel, tunnel.open()))
+
+    def most(self) -> int:
+        return max(len(tunnel.streams) for tunnel, _ in self.served)
+
+
+class Unknown(Dialer):
+    """Dials tunnels whose SETTINGS come a while after them."""
+
+    def __init__(self, limit: int, settings_after: float = 0.05) -> None:
+        super().__init__(delay=0.1)
+        self.limit = limit
+        self.settings_after = settings_after
+        self.at_once = 0
+        self.most = 0
+
+    async def __call__(self, wanted: PoolKey):
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            tunnel = await super().__call__(wanted)
+        finally:
+            self.at_once -= 1
+        tunnel.limit = None
+        run = tunnel.run
+
+        async def run_and_announce() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                await trio.sleep(self.settings_after)
+                tunnel.settings(self.limit)
+
+        tunnel.run = run_and_announce
+        return tunnel
+
+
+async def test_sixteen_at_once_and_a_peer_that_takes_one_on_a_tunnel(autojump_clock, nursery):
+    dialer = Unknown(limit=1)
+    asking = Asking(make(nursery, dialer), nursery)
+    asking.start(16)
+    await trio.sleep(1)
+    assert len(asking.served) == len(dialer.made) == 16
+    assert asking.most() == 1
+    # The limit is known after the first: from then on several are dialled at a time.
+    assert dialer.most == 8
+
+
+async def test_before_the_limit_is_known_one_goes_and_the_others_wait_for_it(autojump_clock, nursery):
+    dialer = Unknown(limit=100, settings_after=0.5)
+    asking = Asking(make(nursery, dialer), nursery)
+    asking.start(16)
+    await trio.sleep(0.2)
+    assert len(asking.served) == 1
+    await trio.sleep(0.5)
+    assert len(asking.served) == 16
+    assert len(dialer.made) == 1
+
+
+async def test_settings_that_never_come_are_not_waited_for(autojump_clock, nursery):
+    dialer = Unknown(limit=100, settings_after=1_000)
+    asking = Asking(make(nursery, dialer), nursery)
+    asking.start(2)
+    await trio.sleep(5)
+    assert len(asking.served) == len(dialer.made) == 2
+
+
+async def test_a_limit_that_falls_and_rises_is_followed(autojump_clock, nursery):
+    dialer = Dialer()
+    asking = Asking(make(nursery, dialer), nursery)
+    asking.start(3)
+    await trio.sleep(1)
+    [tunnel] = dialer.made
+    tunnel.settings(3)
+    asking.start(1)
+    await trio.sleep(1)
+    assert [len(made.streams) for made in dialer.made] == [3, 1]
+    tunnel.settings(10)
+    asking.start(3)
+    await trio.sleep(1)
+    assert [len(made.streams) for made in dialer.made] == [6, 1]
+
+
+async def test_room_that_a_stream_leaves_is_used_by_who_waits(autojump_clock, nursery):
+    dialer = Dialer()
+    asking = Asking(make(nursery, dialer), nursery)
+    asking.start(1)
+    await trio.sleep(1)
+    [tunnel] = dialer.made
+    tunnel.settings(1)
+    dialer.delay = 100
+    asking.start(1)
+    await trio.sleep(1)
+    assert len(asking.served) == 1
+    tunnel.close(1)
+    await trio.sleep(1)
+    assert len(asking.served) == 2
+    assert asking.served[1][0] is tunnel
+
+
+async def test_a_congested_tunnel_is_passed_by_after_a_moment(autojump_clock, nursery):
+    dialer = Dialer()
+    pool = make(nursery, dialer)
+    first = await pool.tunnel(key())
+    first.open()
+    first.congested = True
+    began = trio.current_time()
+    second = await pool.tunnel(key())
+    second.open()
+    assert second is not first
+    assert 0.1 <= trio.current_time() - began < 0.3
+    assert await pool.tunnel(key()) is second
+    first.congested = False
+    assert await pool.tunnel(key()) in {first, second}
+
+
+async def test_a_tunnel_that_is_congested_for_a_moment_costs_no_dial(autojump_clock, nursery):
+    dialer = Dialer()
+    pool = make(nursery, dialer)
+    first = await pool.tunnel(key())
+    first.open()
+    first.congested = True
+
+    async def move() -> None:
+        await trio.sleep(0.03)
+        first.congested = False
+
+    nursery.start_soon(move)
+    assert await pool.tunnel(key()) is first
+    assert len(dialer.calls) == 1
+
+
+async def test_a_congested_tunnel_is_better_than_a_dial_that_fails(autojump_clock, nursery):
+    dialer = Dialer()
+    pool = make(nursery, dialer)
+    first = await pool.tunnel(key())
+    first.open()
+    first.congested = True
+    dialer.error = DialError("Connection refused (os error 111)")
+    assert await pool.tunnel(key()) is first

@@ -10,9 +10,11 @@ from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, Violation
 from ztunnel.hbone.events import PeerSettingsReceived, Responded
 from ztunnel.hbone.fields import read_response
 from ztunnel.hbone.header_block import HeaderBlock
+from ztunnel.hbone.peer_settings import UNLIMITED
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import REQUEST_SENT, State
+from ztunnel.hbone.tunnel_state import OPENING
 
 
 class HboneClient(HboneConnection):
@@ -21,6 +23,8 @@ class HboneClient(HboneConnection):
     def __init__(self, settings: HboneSettings | None = None) -> None:
         super().__init__(settings or HboneSettings(), client=True)
         self._next_stream_id = 1
+        # The peer refused a stream while so many were open, whatever its SETTINGS say.
+        self._refused_at = UNLIMITED
 
     @property
     def can_open(self) -> bool:
@@ -30,6 +34,25 @@ class HboneClient(HboneConnection):
         streams are open as the peer allows (its SETTINGS; no limit before they came).
         """
         return not self._obstacle()
+
+    @property
+    def room(self) -> int:
+        """How many streams may be opened now without acting on a limit that is not known.
+
+        A connection's first stream may go at once. How many more the peer takes is in its SETTINGS, and until
+        they came there is no room. A stream that it refused all the same (REFUSED_STREAM) tells that it takes
+        no more than are open, until one of them ends or new SETTINGS come.
+        """
+        if self._obstacle():
+            return 0
+        if self._state is OPENING:
+            return 1 if self._next_stream_id == 1 else 0
+        return max(0, min(self._peer.max_concurrent_streams, self._refused_at) - len(self._streams.open))
+
+    @property
+    def limit(self) -> int | None:
+        """How many streams the peer takes at a time: 2^32 when it names no limit, None until it is known."""
+        return self._peer.max_concurrent_streams if self._peer.known else None
 
     def connect(self, authority: str, fields: Iterable[tuple[wire.Text, wire.Text]]) -> int:
         """Send CONNECT: ``:method``, ``:authority``, then the fields in their order. Gives the stream id.
@@ -66,6 +89,7 @@ class HboneClient(HboneConnection):
     def settings_received(self) -> None:
         """See Role."""
         super().settings_received()
+        self._refused_at = UNLIMITED
         self._events.append(PeerSettingsReceived(self._peer.max_concurrent_streams))
 
     def goaway_received(self, last_stream_id: int, code: int, debug: bytes) -> None:
@@ -92,3 +116,5 @@ class HboneClient(HboneConnection):
 
     def reset_received(self, stream: Stream, state: State) -> None:
         """See Role: a server may reset what it wants to."""
+        if stream.reset_code == ErrorCode.REFUSED_STREAM and not state.answered:
+            self._refused_at = len(self._streams.open)

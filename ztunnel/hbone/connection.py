@@ -191,6 +191,14 @@ class HboneConnection(ABC):
         else:
             self._windows.acknowledge_closed(stream_id, self._windows.outstanding.get(stream_id, 0))
 
+    @property
+    def congested(self) -> bool:
+        """Whether streams have used up most of the connection's window, in either direction.
+
+        A moment of that is normal at full speed. When it lasts, streams that do not move stop all others.
+        """
+        return self._windows.congested
+
     # -- connection -------------------------------------------------------------------------------------
 
     def ping(self, opaque: bytes) -> None:

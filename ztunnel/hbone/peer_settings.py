@@ -15,11 +15,13 @@ class PeerSettings:
     """The values in force. Those that a peer does not name keep the protocol's defaults.
 
     max_concurrent_streams: streams of ours that it takes at a time.
+    known: SETTINGS came.
     """
 
-    __slots__ = ("header_table_size", "initial_window", "max_concurrent_streams", "max_frame_size")
+    __slots__ = ("header_table_size", "initial_window", "known", "max_concurrent_streams", "max_frame_size")
 
     def __init__(self) -> None:
+        self.known = False
         self.header_table_size = wire.DEFAULT_TABLE_SIZE
         self.max_concurrent_streams = UNLIMITED
         self.initial_window = wire.DEFAULT_WINDOW
@@ -30,6 +32,7 @@ class PeerSettings:
 
         Raises Violation for a value that the protocol forbids.
         """
+        self.known = True
         for identifier, value in values:
             if identifier == wire.INITIAL_WINDOW_SIZE:
                 if value > wire.LARGEST_WINDOW:

@@ -50,12 +50,12 @@ class ReceiveWindow:
 class WindowBook:
     """The windows of the connection, and those of its streams as far as the two have to move together."""
 
-    __slots__ = ("_writer", "connection", "outstanding", "send_window")
+    __slots__ = ("_writer", "connection", "largest_send_window", "outstanding", "send_window")
 
     def __init__(self, settings: HboneSettings, writer: FrameWriter) -> None:
         self._writer = writer
         self.connection = ReceiveWindow(settings.connection_window)
-        self.send_window = wire.DEFAULT_WINDOW
+        self.send_window = self.largest_send_window = wire.DEFAULT_WINDOW
         self.outstanding: dict[int, int] = {}
 
     def take(self, count: int) -> None:
@@ -112,4 +112,14 @@ class WindowBook:
         if before + increment > wire.LARGEST_WINDOW:
             raise Violation(ErrorCode.FLOW_CONTROL_ERROR, "the peer opened the connection's window too far")
         self.send_window = before + increment
+        self.largest_send_window = max(self.largest_send_window, self.send_window)
         return not before
+
+    @property
+    def congested(self) -> bool:
+        """Whether less than a quarter of the connection's window is left, in either direction."""
+        receive = self.connection
+        return (
+            self.send_window * 4 < self.largest_send_window
+            or (receive.current + receive.consumed) * 4 < receive.size
+        )

@@ -68,7 +68,7 @@ class OutboundProxy:
             self._dial_tunnel,
             max_streams=config.pool_max_streams_per_conn,
             idle_timeout=config.pool_unused_release_timeout,
-            stillborn=pod.shared.bounds.tunnel.stillborn,
+            bounds=pod.shared.bounds.tunnel,
         )
 
     async def serve(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:
@@ -179,7 +179,8 @@ class OutboundProxy:
         A tunnel may be at its end when we come: the peer refuses the stream unseen (it is draining, and its
         GOAWAY was still on the way; RFC 9113 section 8.7 permits another try of any request), or a tunnel
         that had worked before turns out to be dead. Neither says anything about the endpoint, so another
-        tunnel to the same one is tried first.
+        tunnel to the same one is tried first. A stream that is refused beside others of ours has met a limit
+        of the peer's: that is not counted at all, it goes on looking for room for a while.
         """
         workload = plan.destination_workload
         key = PoolKey(
@@ -189,6 +190,7 @@ class OutboundProxy:
         # No endpoint is to be blamed for the time until we have a certificate ourselves.
         await self.shared.certificates.get(plan.source.identity)
         tunnels = 0
+        until = trio.current_time() + self.shared.bounds.connection.refused_patience
         while True:
             tunnel = None
             with trio.move_on_after(patience):
@@ -203,6 +205,11 @@ class OutboundProxy:
             try:
                 return await accepted(tunnel.open(plan.authority, fields))
             except (StreamRefusedError, TunnelLostError, ConnectTimeoutError) as failure:
+                if isinstance(failure, StreamRefusedError) and tunnel.streams and tunnel.can_open:
+                    if trio.current_time() > until:
+                        raise
+                    tunnels -= 1
+                    continue
                 self.pool.retire(key, tunnel)
                 again = isinstance(failure, StreamRefusedError) or (
                     isinstance(failure, TunnelLostError) and had_worked

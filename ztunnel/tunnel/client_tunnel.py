@@ -8,6 +8,7 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import Event, HboneClient, PeerSettingsReceived, Responded
+from ztunnel.hbone.tunnel_state import OPENING
 from ztunnel.observe.logging import get_logger
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tunnel.stream import TunnelStream
@@ -47,9 +48,9 @@ class ClientStream(TunnelStream):
 class ClientTunnel(Tunnel[HboneClient, ClientStream]):
     """A tunnel of ours to another ztunnel.
 
-    ``answered``: a CONNECT has been answered, so the tunnel has worked. ``idle_since``: when its last stream
-    ended. ``on_change``: called when there may be room for a stream that there was none for, or when the last
-    stream has ended.
+    ``began``: when it was made. ``answered``: a CONNECT has been answered, so it has worked. ``idle_since``:
+    when its last stream ended. ``on_change``: called when there may be room for a stream that there was none
+    for before.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
     ) -> None:
         super().__init__(tls, hbone, bounds)
         self.answered = False
+        self.began: float = trio.current_time()
         self.idle_since: float = trio.current_time()
         self.on_change: Callable[[], None] | None = None
 
@@ -69,8 +71,28 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
 
     @property
     def can_open(self) -> bool:
-        """Whether a new stream may be opened."""
+        """Whether a new stream may be opened, though perhaps the peer will refuse it."""
         return self.hbone.can_open
+
+    @property
+    def room(self) -> int:
+        """How many streams may be opened now; see `HboneClient.room`."""
+        return self.hbone.room
+
+    @property
+    def limit(self) -> int | None:
+        """How many streams the peer takes at a time; None until that is known."""
+        return self.hbone.limit
+
+    @property
+    def opening(self) -> bool:
+        """Whether the peer's limits are still to come."""
+        return self.hbone.state is OPENING
+
+    @property
+    def congested(self) -> bool:
+        """Whether there may be no window for one more stream; see `HboneConnection.congested`."""
+        return self.hbone.congested
 
     def probe(self) -> None:
         """Ask the peer for a sign of life; see ``heard``."""

@@ -5,11 +5,18 @@ the peer had to present one, the client's address, the address that was dialled,
 that it was dialled for. The uid is there because addresses are reused within seconds: a new pod at an old
 address is another key.
 
-The pool decides in plain synchronous code over its whole state; the waiting comes after. For one key at
-most one tunnel is being dialled at a time, in a task of the pool's own nursery, so a caller that gives up
-does not take the dial away from the others. A dial that fails is told to all who were waiting for it;
-whoever comes later starts a new one. Tunnels are full at ``max_streams``, and usable again when streams
-end.
+Which tunnel. Streams go to the fullest tunnel that has room, so that the others can fall idle and close.
+There is room for ``max_streams``, for what the peer's SETTINGS allow, and before these came for one stream:
+acting on a limit that is not known would only get the others refused. A tunnel is congested when its
+connection's window, in either direction, is nearly used up by streams that do not move. Who comes then waits
+for a moment, since bulk data at full speed looks the same, and then gets a new tunnel.
+
+How many dials. As many as those who wait need, going by the limit that the peer has shown: usually one. They
+run in the pool's own nursery, so a caller that gives up does not take the dial away from the others. A dial
+that fails is told to all who wait when no other is under way; whoever comes later starts a new one.
+
+The pool decides in plain synchronous code over its whole state; the waiting comes after, and ends whenever
+something has changed: a dial, the peer's SETTINGS, the end of a stream or of a tunnel.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from typing import NamedTuple
 
 import trio
 
-from ztunnel.bounds import DEFAULTS
+from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
@@ -28,6 +35,9 @@ from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import TunnelLostError
 
 log = get_logger("proxy::pool")
+
+_GLANCE = 0.02
+"""Seconds between two looks at a congested tunnel."""
 
 
 class PoolKey(NamedTuple):
@@ -45,18 +55,28 @@ class PoolDrainingError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class _Dial:
-    """A dial under way, and what its waiters will learn."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    error: Exception | None = None
-    tunnel: ClientTunnel | None = None
-
-
-@dataclass(slots=True)
 class _Entry:
+    """What is kept for a key.
+
+    limit: what its peer was last seen to allow on one tunnel.
+    failed, failure: how often all dials had failed, and how the last one did.
+    lost, loss: how many tunnels ended before anybody could use them, and how the last one did.
+    """
+
+    limit: int
     tunnels: list[ClientTunnel] = field(default_factory=list)
-    dial: _Dial | None = None
+    dials: int = 0
+    waiting: int = 0
+    failed: int = 0
+    failure: Exception | None = None
+    lost: int = 0
+    loss: str = ""
+    change: trio.Event = field(default_factory=trio.Event)
+
+    def changed(self) -> None:
+        """Have all who wait look again."""
+        change, self.change = self.change, trio.Event()
+        change.set()
 
 
 class Pool:
@@ -66,7 +86,7 @@ class Pool:
         connection's log shall say. It bounds its own waits.
     max_streams: streams of ours on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
-    stillborn: tunnels that end before they are used, until that is a failure.
+    bounds: of waiting and dialling.
     """
 
     def __init__(
@@ -76,9 +96,9 @@ class Pool:
         *,
         max_streams: int,
         idle_timeout: float,
-        stillborn: int = DEFAULTS.tunnel.stillborn,
+        bounds: TunnelBounds = DEFAULTS.tunnel,
     ) -> None:
-        self._stillborn = stillborn
+        self._bounds = bounds
         self._nursery = nursery
         self._dial = dial
         self._max_streams = max_streams
@@ -93,34 +113,58 @@ class Pool:
         Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when tunnels came up only to end
         before anybody could use them.
         """
-        lost = 0
+        entry = self._find(key)
+        usable = self._best(entry)
+        if usable is not None and not usable.congested:
+            return usable
+        return await self._wait(key)
+
+    async def _wait(self, key: PoolKey) -> ClientTunnel:
+        began = trio.current_time()
+        entry = self._find(key)
+        failed, lost, loss = entry.failed, -entry.lost, ""
         while True:
-            if self._closed:
-                raise PoolDrainingError("pool draining")
-            entry = self._entry(key)
-            usable = self._usable(entry)
-            if usable is not None:
+            usable = self._best(entry)
+            if usable is not None and not usable.congested:
                 return usable
-            dial = entry.dial
-            if dial is None:
-                dial = entry.dial = _Dial()
-                self._nursery.start_soon(
-                    self._run, key, entry, dial, name=f"tunnel {key.source} → {key.next_hop}"
-                )
-            await dial.done.wait()
-            if dial.error is not None:
-                raise dial.error
-            made = dial.tunnel
-            if made is not None and not made.can_open and not made.streams:
-                lost += 1
-                if lost == self._stillborn:
-                    raise TunnelLostError(made.failure or "the tunnel was closed")
+            if entry.failed > failed:
+                if usable is not None:
+                    # Better a tunnel that is slow than none.
+                    return usable
+                assert entry.failure is not None
+                raise entry.failure
+            loss = entry.loss or loss
+            if lost + entry.lost >= self._bounds.stillborn:
+                raise TunnelLostError(loss)
+            await self._look_again(key, entry, began if usable is not None else None)
+            if self._closed or (self._entries.get(key) is not entry and entry.failed == failed):
+                # The workload has been evicted, or its last tunnel is gone: another entry counts now.
+                lost += entry.lost
+                loss = entry.loss or loss
+                entry = self._find(key)
+                failed = entry.failed
+                lost -= entry.lost
+
+    async def _look_again(self, key: PoolKey, entry: _Entry, congested_since: float | None) -> None:
+        """Dial if that is due, and wait for a change."""
+        entry.waiting += 1
+        try:
+            if (
+                congested_since is None
+                or trio.current_time() >= congested_since + self._bounds.congestion_grace
+            ):
+                self._start_dials(key, entry)
+            with trio.move_on_after(self._bounds.settings_patience if congested_since is None else _GLANCE):
+                await entry.change.wait()
+        finally:
+            entry.waiting -= 1
 
     def retire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """No new stream goes to this tunnel; it ends with its last one."""
         entry = self._entries.get(key)
         if entry is not None and tunnel in entry.tunnels:
             entry.tunnels.remove(tunnel)
+            entry.changed()
             self._drop_if_empty(key, entry)
         if not tunnel.streams:
             tunnel.stop()
@@ -133,6 +177,7 @@ class Pool:
         evicted: list[ClientTunnel] = []
         for key in self._by_workload.pop(workload_uid, ()):
             entry = self._entries.pop(key)
+            entry.changed()
             for tunnel in entry.tunnels:
                 evicted.append(tunnel)
                 if not tunnel.streams:
@@ -158,31 +203,55 @@ class Pool:
         """
         self._closed = True
         for key in list(self._entries):
-            for tunnel in self._entries.pop(key).tunnels:
+            entry = self._entries.pop(key)
+            entry.changed()
+            for tunnel in entry.tunnels:
                 if not tunnel.streams:
                     tunnel.stop()
         self._by_workload.clear()
 
-    # -- inside -----------------------------------------------------------------------------------------
+    # -- choosing ---------------------------------------------------------------------------------------
 
-    def _entry(self, key: PoolKey) -> _Entry:
+    def _find(self, key: PoolKey) -> _Entry:
+        if self._closed:
+            raise PoolDrainingError("pool draining")
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry()
+            entry = self._entries[key] = _Entry(self._max_streams)
             self._by_workload.setdefault(key.workload_uid, set()).add(key)
         return entry
 
-    def _usable(self, entry: _Entry) -> ClientTunnel | None:
-        """The fullest tunnel that has room: so the others can fall idle and close."""
+    def _best(self, entry: _Entry) -> ClientTunnel | None:
+        """The fullest tunnel that has room; a congested one only if there is no other."""
         best: ClientTunnel | None = None
+        rank = (False, -1)
         for tunnel in entry.tunnels:
             count = len(tunnel.streams)
-            if count < self._max_streams and tunnel.can_open and (best is None or count > len(best.streams)):
-                best = tunnel
+            if count < self._max_streams and tunnel.room:
+                its = (not tunnel.congested, count)
+                if its > rank:
+                    best, rank = tunnel, its
         return best
 
+    def _start_dials(self, key: PoolKey, entry: _Entry) -> None:
+        """As many as those who wait need beside what is on its way."""
+        each = max(1, min(self._max_streams, entry.limit))
+        now = trio.current_time()
+        coming = entry.dials * each
+        for tunnel in entry.tunnels:
+            if tunnel.opening and now < tunnel.began + self._bounds.settings_patience:
+                coming += max(0, each - len(tunnel.streams))
+        while coming < entry.waiting and entry.dials < self._bounds.dials:
+            entry.dials += 1
+            coming += each
+            name = f"tunnel {key.source} → {key.next_hop}"
+            self._nursery.start_soon(self._run, key, entry, name=name)
+
+    def _keeps(self, key: PoolKey, entry: _Entry, tunnel: ClientTunnel) -> bool:
+        return self._entries.get(key) is entry and tunnel in entry.tunnels
+
     def _drop_if_empty(self, key: PoolKey, entry: _Entry) -> None:
-        if not entry.tunnels and entry.dial is None and self._entries.get(key) is entry:
+        if not entry.tunnels and not entry.dials and self._entries.get(key) is entry:
             del self._entries[key]
             keys = self._by_workload.get(key.workload_uid)
             if keys is not None:
@@ -190,51 +259,73 @@ class Pool:
                 if not keys:
                     del self._by_workload[key.workload_uid]
 
-    async def _run(self, key: PoolKey, entry: _Entry, dial: _Dial) -> None:
+    # -- a tunnel's life --------------------------------------------------------------------------------
+
+    async def _run(self, key: PoolKey, entry: _Entry) -> None:
         """Dial one tunnel, say so, and drive it until it ends."""
+        failure: Exception | None = None
         try:
-            tunnel = dial.tunnel = await self._dial(key)
+            tunnel = await self._dial(key)
         except Exception as error:  # noqa: BLE001  # told to everyone who waits
-            dial.error = error
+            failure = error
             return
         except trio.Cancelled:
-            dial.error = PoolDrainingError("pool draining")
+            failure = PoolDrainingError("pool draining")
             raise
         finally:
-            entry.dial = None
-            dial.done.set()
-            if dial.error is not None:
+            entry.dials -= 1
+            if failure is not None and not entry.dials:
+                entry.failed += 1
+                entry.failure = failure
+                entry.changed()
                 self._drop_if_empty(key, entry)
+        await self._drive(key, entry, tunnel)
+
+    async def _drive(self, key: PoolKey, entry: _Entry, tunnel: ClientTunnel) -> None:
         entry.tunnels.append(tunnel)
+        unwanted = trio.Event()
+
+        def changed() -> None:
+            if tunnel.limit is not None:
+                entry.limit = tunnel.limit
+            if entry.waiting:
+                entry.changed()
+            if not tunnel.streams and not self._keeps(key, entry, tunnel):
+                unwanted.set()
+
+        async def close_when_idle() -> None:
+            """Close the tunnel after ``idle_timeout``, or at once when it is not kept any more."""
+            left = self._idle_timeout
+            while self._keeps(key, entry, tunnel) or tunnel.streams:
+                with trio.move_on_after(left):
+                    await unwanted.wait()
+                left = self._idle_timeout
+                if not tunnel.streams:
+                    left += tunnel.idle_since - trio.current_time()
+                    if left <= 0:
+                        break
+            tunnel.stop()
+
+        tunnel.on_change = changed
+        entry.changed()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._close_when_idle, key, entry, tunnel, name="idle watch")
+                nursery.start_soon(close_when_idle, name="idle watch")
                 await tunnel.run()
+                # At once, so that who waits does not wake up before it is known.
+                self._over(key, entry, tunnel)
                 nursery.cancel_scope.cancel()
         except Exception as error:  # a bug ends this tunnel, and not the pod
             log.error("a tunnel's task failed; the tunnel is closed", next_hop=key.next_hop, exc_info=error)
         finally:
             if tunnel in entry.tunnels:
-                entry.tunnels.remove(tunnel)
-            self._drop_if_empty(key, entry)
+                self._over(key, entry, tunnel)
 
-    async def _close_when_idle(self, key: PoolKey, entry: _Entry, tunnel: ClientTunnel) -> None:
-        """Close a tunnel without a stream after ``idle_timeout``, or at once when it is not kept any more."""
-        changed = trio.Event()
-
-        def on_change() -> None:
-            changed.set()
-
-        tunnel.on_change = on_change
-        while True:
-            kept = self._entries.get(key) is entry and tunnel in entry.tunnels
-            if not tunnel.streams:
-                left = tunnel.idle_since + self._idle_timeout - trio.current_time()
-                if not kept or left <= 0:
-                    tunnel.stop()
-                    return
-                with trio.move_on_after(left):
-                    await changed.wait()
-            else:
-                await changed.wait()
-            changed = trio.Event()
+    def _over(self, key: PoolKey, entry: _Entry, tunnel: ClientTunnel) -> None:
+        if tunnel in entry.tunnels:
+            entry.tunnels.remove(tunnel)
+        if not tunnel.streams and not tunnel.answered:
+            entry.lost += 1
+            entry.loss = tunnel.failure or "the tunnel was closed"
+        entry.changed()
+        self._drop_if_empty(key, entry)
