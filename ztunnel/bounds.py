@@ -44,9 +44,7 @@ class TunnelBounds:
     stillborn: int = count(3, "tunnels that end before they are used, until a connection fails")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
     settings_patience: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
-    congestion_grace: float = seconds(
-        0.05, "a tunnel without window is given to move, then another is dialled"
-    )
+    congestion_grace: float = seconds(0.05, "a tunnel without window has to move, then another is dialled")
 
 
 @dataclass(frozen=True, slots=True)
