@@ -18,7 +18,7 @@ from ztunnel.demo import machine as machine_module
 from ztunnel.demo.capture import Capture, Segment, parse_segment, reassemble, tls_records
 from ztunnel.demo.machine import InterruptedByError, Machine, interruptible, sweep
 from ztunnel.demo.namespaces import PUBLISHED, Namespace, may_make_namespaces
-from ztunnel.demo.network import Network, Pod, netlink
+from ztunnel.demo.network import BACKENDS, Network, Pod, netlink
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError, run
 from ztunnel.demo.redirection import PACKET_MARK, RedirectionOptions
 
@@ -62,7 +62,7 @@ def _original_destination(connection: socket.socket) -> tuple[str, int]:
 
 
 @needs_namespaces
-@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("version", [4, 6])
 def test_redirection_leads_both_ways_through_ztunnels_ports(backend: str, version: int) -> None:
     with Machine.open() as machine:
@@ -88,7 +88,7 @@ def test_redirection_leads_both_ways_through_ztunnels_ports(backend: str, versio
 
 
 @needs_namespaces
-@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_application_can_be_reached_with_the_clients_address(backend: str, version: int) -> None:
     with Machine.open() as machine:

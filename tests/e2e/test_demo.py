@@ -189,15 +189,30 @@ def test_without_any_right_it_falls_back_to_loopback_and_says_so(temporary: Path
     )
 
 
-def test_without_iptables_and_nft_the_pods_use_socks5(temporary: Path) -> None:
+def without(backends: str) -> list[str]:
+    """The demo on a machine that has no iptables and no nft, but these backends of the redirection."""
     script = (
         "import sys\n"
         "from ztunnel.demo import network\n"
         "network.shutil.which = lambda *_, **__: None\n"
+        f"network.BACKENDS = {backends}\n"
         "from ztunnel.demo import main\n"
         "sys.exit(main([]))\n"
     )
-    done = processes.run([sys.executable, "-c", script], env=environment(temporary), timeout=LIMIT)
+    return [sys.executable, "-c", script]
+
+
+def test_without_iptables_and_nft_the_rules_are_set_by_netlink(temporary: Path) -> None:
+    command = without("('iptables', 'nftables', 'netlink')")
+    done = processes.run(command, env=environment(temporary), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_story(done.stdout, steps=STEPS)
+    assert "redirection rules (netlink) lead each pod's" in " ".join(done.stdout.split())
+
+
+def test_where_no_rules_can_be_set_the_pods_use_socks5(temporary: Path) -> None:
+    command = without("('iptables', 'nftables')")
+    done = processes.run(command, env=environment(temporary), timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_story(done.stdout, steps=STEPS)
     assert "applications ask their ztunnel over SOCKS5" in " ".join(done.stdout.split())

@@ -1,6 +1,6 @@
 """The rules of the CNI in the pods, as iptables and as nftables, with DNS: who sees whom, and what passes.
 
-Each test runs under both backends, in one mesh each: two nodes, and pods with less IPv6 than others.
+Each test runs under every backend, in one mesh each: two nodes, and pods with less IPv6 than others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.e2e.two_nodes import TwoNodes
 from tests.support.pod import MeshPod
 from tests.support.traffic import Server, ended_by, read_exactly, serve
 from ztunnel.demo.namespaces import Namespace
-from ztunnel.demo.network import netlink, set_kernel_setting
+from ztunnel.demo.network import BACKENDS, netlink, set_kernel_setting
 from ztunnel.demo.redirection import RedirectionOptions
 
 PROBE_IPV4 = "169.254.7.127"
@@ -27,7 +27,7 @@ NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD
 NAMESERVER = "10.96.0.53"
 
 
-@pytest.fixture(scope="module", params=["iptables", "nftables"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
     with TwoNodes.open(
         {"ISTIO_META_DNS_CAPTURE": "true"},

@@ -43,7 +43,7 @@ class TwoNodes:
     ) -> Iterator[TwoNodes]:
         """A mesh with a ztunnel on each node; nothing of it may be left afterwards.
 
-        backend: iptables or nftables, for the redirection.
+        backend: one of `ztunnel.demo.network.BACKENDS`, for the redirection.
         """
         deployment = NodeDeployment()
         with Mesh.open(deployment=deployment, environment=environment) as mesh:

@@ -273,7 +273,7 @@ def _run(image: Image, command: list[str]) -> None:
             changes=str(made),
             scratch=str(scratch),
             # How this machine reaches the package index: its proxies, certificates, mirrors.
-            environment=image.environment | _network_settings(),
+            environment=image.environment | network_settings(),
             mounts=[Mount(path, path, read_only=True) for path in _wheels()],
         )
         finished = subprocess.run(
@@ -293,7 +293,7 @@ def _wheels() -> list[str]:
     return [path for path in os.environ.get("PIP_FIND_LINKS", "").split() if Path(path).is_dir()]
 
 
-def _network_settings() -> dict[str, str]:
+def network_settings() -> dict[str, str]:
     pattern = re.compile(r"PIP_|SSL_|REQUESTS_|(?:https?|no|all)_proxy$", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if pattern.match(name)}
 

@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from ztunnel.demo import processes
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.nftables import apply_rules
 from ztunnel.demo.redirection import (
     MARK_MASK,
     REPLY_MARK,
@@ -34,9 +35,12 @@ from ztunnel.demo.redirection import (
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD: a fresh IPv6 address is usable at once
 _NAME_LENGTH = 15
 
+BACKENDS = ("iptables", "nftables", "netlink")
+"""Ways to set rules: the programs iptables-restore and nft, and nftables rules without any program."""
+
 
 class RedirectionUnavailableError(RuntimeError):
-    """Neither iptables nor nftables could be set up; the text says what each answered."""
+    """None of the backends could be set up; the text says what each answered."""
 
 
 @contextmanager
@@ -199,14 +203,14 @@ class Network:
             at.route("add", dst=subnet, gateway=gateway)
 
     def redirect(self, pod: Pod, options: RedirectionOptions, *, backend: str | None = None) -> str:
-        """Lead a pod's traffic through ztunnel, as istio-cni does it; gives "iptables" or "nftables".
+        """Lead a pod's traffic through ztunnel, as istio-cni does it; gives one of `BACKENDS`.
 
-        ``backend`` demands one of the two; otherwise iptables is tried first, and what worked once is used
+        ``backend`` demands one of them; otherwise they are tried in their order, and what worked once is used
         from then on. Raises RedirectionUnavailableError when none works.
         """
         wanted = backend or self._redirection_backend
         refusals = []
-        for candidate in (wanted,) if wanted else ("iptables", "nftables"):
+        for candidate in (wanted,) if wanted else BACKENDS:
             refusal = self._apply(candidate, pod, options)
             if refusal is None:
                 self._add_reply_route(pod)
@@ -216,6 +220,12 @@ class Network:
         raise RedirectionUnavailableError("; ".join(refusals))
 
     def _apply(self, backend: str, pod: Pod, options: RedirectionOptions) -> str | None:
+        if backend == "netlink":
+            try:
+                apply_rules(pod.namespace, nftables_rules(options))
+            except OSError as error:
+                return str(error)
+            return None
         if backend == "nftables":
             inputs = [("nft -f -", nftables_rules(options))]
         else:
