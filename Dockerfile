@@ -1,6 +1,6 @@
 # The image that charts/ztunnel runs. It needs no shell and writes nothing: the chart's root file system is read-only.
 #
-#   docker build --build-arg ISTIO_VERSION=1.31.0 -t <hub>/ztunnel:<tag> .
+#   docker build --build-arg ISTIO_VERSION=1.31.0 --build-arg VERSION=1.2.3 -t <hub>/ztunnel:<tag> .
 #
 # tests/support/image.py carries these steps out without a container engine, and tests/e2e/test_chart.py runs the outcome.
 
@@ -11,8 +11,11 @@ WORKDIR /src
 COPY requirements-build.lock requirements-runtime.lock ./
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --require-hashes -r requirements-build.lock
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --require-hashes --only-binary :all: --prefix /install -r requirements-runtime.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY ztunnel ztunnel
+# There is no git here to ask.
+ARG VERSION=0.0.0
+ENV SETUPTOOLS_SCM_PRETEND_VERSION_FOR_ZTUNNEL=${VERSION}
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --no-deps --no-index --no-build-isolation --prefix /install .
 # What packages bring and running does not need: their tests, stubs, C sources, tools, time zones.
 RUN find /install -depth \( -type d -name _tests -o -type d -name zoneinfo -o -name '*.pyi' -o -name '*.[ch]' -o -name '*.pyx' -o -name '*.pxd' \) -exec rm -rf {} + \

@@ -16,7 +16,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv from requirements.lock
 
-$(STAMP): requirements.lock scripts/setup
+$(STAMP): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup "$(PYTHON)" "$(VENV)"
 
 demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
@@ -26,7 +26,7 @@ check: setup ## the quick one: lint, types, unit and property tests; two minutes
 	@$(BIN)/python -m tests.everything lint types unit
 
 test: setup ## everything: lint, types, unit, property, e2e and interop tests; what is missing for it, and a summary
-	@$(BIN)/python -m tests.everything lint types unit e2e interop-built
+	@$(BIN)/python -m tests.everything lint types $(if $(COVERAGE),coverage,unit) e2e interop-built $(if $(BARE),bare)
 
 deps: ## show which programs of the distribution are missing and how to install them; as root, install them
 	@scripts/deps
@@ -41,11 +41,24 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
+UNIT := pytest -q -n auto --maxprocesses=4 $(addprefix --ignore=tests/,e2e interop bench cluster bare)
+
 unit: setup ## unit and property tests
-	$(BIN)/pytest -q -n auto --maxprocesses=4 --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench --ignore=tests/cluster
+	$(BIN)/python -m $(UNIT)
+
+coverage: setup ## unit and property tests with the branches counted that they take; fails below the floor
+	@mkdir -p .coverage && rm -f .coverage/data*
+	$(BIN)/coverage run -m $(UNIT)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+export E2E ?= tests/e2e
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
-	$(BIN)/pytest -q tests/e2e
+	$(BIN)/pytest -q $(E2E)
+
+bare: setup ## both commands of the README on a bare Debian made by debootstrap (as root; minutes)
+	$(BIN)/pytest -q -p no:randomly tests/bare
 
 interop-built: setup
 	$(BIN)/pytest -q tests/interop
@@ -79,6 +92,9 @@ protos: setup ## regenerate ztunnel/pb/ from protos/
 
 protos-check: setup
 	@scripts/protos "$(BIN)" --check ztunnel/pb
+
+changelog: setup ## gather changes/ into CHANGELOG.md (VERSION=1.2.3)
+	$(BIN)/towncrier build --yes --version "$(VERSION)"
 
 format: setup ## let ruff lay out the code
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .

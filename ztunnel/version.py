@@ -6,7 +6,11 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from ztunnel import __version__
+try:
+    from ztunnel._version import __version__
+except ImportError:
+    # A checkout that was never installed: the file is written when it is.
+    __version__ = "0.0.0+unknown"
 
 _ROOT = Path(__file__).resolve().parent.parent
 

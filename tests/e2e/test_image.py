@@ -18,7 +18,7 @@ from tests.tools import build_image
 @pytest.fixture(scope="module")
 def image() -> Image:
     """The image of the Dockerfile."""
-    return build_image(ISTIO_VERSION="1.31.0")
+    return build_image(ISTIO_VERSION="1.31.0", VERSION="1.2.3")
 
 
 def run(image: Image, directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def test_it_starts_ztunnel_in_the_root_directory(image):
 def test_version_names_the_version_of_istio_that_it_was_built_for(image, tmp_path):
     shown = run(image, tmp_path, *image.entrypoint, "version")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.startswith('version.BuildInfo{Version:"0.1.0"')
+    assert shown.stdout.startswith('version.BuildInfo{Version:"1.2.3"')
     assert 'IstioVersion:"1.31.0"' in shown.stdout
 
 
