@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 import trio.testing
 
 from tests import needs
 from tests.clock import make_patient_clock
+from ztunnel.observe.logging import _hub
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile(
+    "ztunnel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ztunnel")
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """The log levels that one test sets up are not the next one's."""
+    before, at_start = _hub.filter, _hub.startup_filter
+    yield
+    _hub.startup_filter = at_start
+    if _hub.filter is not before:
+        _hub.set_filter(before)
 
 
 @pytest.fixture

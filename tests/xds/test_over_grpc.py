@@ -128,7 +128,7 @@ async def running(
         metrics=counters,
         bounds=bounds,
     )
-    with capture_logs("debug") as records, trio.fail_after(60):
+    with capture_logs("debug") as records, trio.fail_after(600):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run, name="xds")
             yield Peer(client, mesh, counters, records)
