@@ -26,7 +26,7 @@ check: setup ## the quick one: lint, types, unit and property tests; two minutes
 	@$(BIN)/python -m tests.everything lint types unit
 
 test: setup ## everything: lint, types, unit, property, e2e and interop tests; what is missing for it, and a summary
-	@$(BIN)/python -m tests.everything lint types $(if $(COVERAGE),coverage,unit) e2e interop-built $(if $(BARE),bare)
+	@$(BIN)/python -m tests.everything lint docs types $(if $(COVERAGE),coverage,unit) e2e interop-built $(if $(BARE),bare)
 
 deps: ## show which programs of the distribution are missing and how to install them; as root, install them
 	@scripts/deps
@@ -36,6 +36,7 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	@$(BIN)/python scripts/bounds --check
+	@$(BIN)/python scripts/reference.py --check
 	@$(BIN)/vulture || { echo "nobody uses this: take it out, or say in scripts/unused_allowed.py why it stays"; exit 1; }
 
 types: setup ## mypy, strict
@@ -93,6 +94,17 @@ protos: setup ## regenerate ztunnel/pb/ from protos/
 protos-check: setup
 	@scripts/protos "$(BIN)" --check ztunnel/pb
 
+reference: setup ## write docs/reference/ out of the code
+	@$(BIN)/python scripts/reference.py
+
+docs: setup ## build the documentation site in site/; warnings and dead links are errors
+	@$(BIN)/python scripts/reference.py --check
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q --strict
+	@$(BIN)/python scripts/check_links.py site
+
+docs-serve: setup ## the site on http://127.0.0.1:8000, rebuilt when a page changes
+	@$(BIN)/mkdocs serve
+
 changelog: setup ## gather changes/ into CHANGELOG.md (VERSION=1.2.3)
 	$(BIN)/towncrier build --yes --version "$(VERSION)"
 
@@ -110,4 +122,4 @@ lock: setup ## resolve the locks anew from pyproject.toml: of development, of th
 	printf 'hatchling\nhatch-vcs\n' | $(BIN)/$(LOCK) -c requirements.lock - -o requirements-build.lock
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache .coverage site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
