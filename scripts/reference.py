@@ -6,6 +6,7 @@ usage: python scripts/reference.py [--check]    --check: write nothing, fail whe
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -173,7 +174,8 @@ def commands() -> str:
     text = "# Commands\n"
     for name, command in COMMANDS.items():
         run = [sys.executable, "-m", "ztunnel.cli", name, "--help"]
-        done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
+        environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+        done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
         if done.returncode != 0 and not command.extra:
             sys.exit(f"ztunnel {name} --help: {done.stderr}")
         shown = done.stdout.rstrip() or command.summary
