@@ -105,6 +105,9 @@ docs: setup ## build the documentation site in site/; warnings and dead links ar
 docs-serve: setup ## the site on http://127.0.0.1:8000, rebuilt when a page changes
 	@$(BIN)/mkdocs serve
 
+dist: setup ## a release in dist/: wheel, sdist, chart, image, bill of materials, checksums; built twice and compared
+	@$(BIN)/python scripts/dist.py $(DIST)
+
 changelog: setup ## gather changes/ into CHANGELOG.md (VERSION=1.2.3)
 	$(BIN)/towncrier build --yes --version "$(VERSION)"
 
@@ -119,6 +122,7 @@ LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-
 lock: setup ## resolve the locks anew from pyproject.toml: of development, of the image, of its build
 	$(BIN)/$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) -c requirements.lock pyproject.toml -o requirements-runtime.lock
+	$(BIN)/$(LOCK) -c requirements.lock --group release -o requirements-release.lock
 	printf 'hatchling\nhatch-vcs\n' | $(BIN)/$(LOCK) -c requirements.lock - -o requirements-build.lock
 
 clean: ## remove what the other targets made
