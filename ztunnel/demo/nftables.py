@@ -118,7 +118,7 @@ def compile_rules(text: str) -> Iterator[tuple[int, int, nlmsg]]:
                 ("NFTA_HOOK_HOOKNUM", _HOOKS[hook]),
                 ("NFTA_HOOK_PRIORITY", int(priority) if number is None else number),
             ]
-            values = {
+            values: dict[str, Any] = {
                 "NFTA_CHAIN_TABLE": table,
                 "NFTA_CHAIN_NAME": chain,
                 "NFTA_CHAIN_HOOK": {"attrs": place},
