@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # Every target is a name, but for the stamp.
-.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(firstword $(MAKEFILE_LIST))) bounds
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-compare: setup ## this checkout's ztunnel beside another revision's, in on
 
 bench-scale: setup ## a mesh of 1,000 to 300,000 workloads: memory, CPU, connections during pushes (as root, minutes)
 	$(BIN)/python -m tests.bench.bench_scale
+
+docs-metrics: setup ## write docs/metrics.md from the catalogue of metrics
+	@$(BIN)/python scripts/metrics
 
 bounds: setup ## write the table of bounds in docs/architecture.md from ztunnel/bounds.py
 	@$(BIN)/python scripts/bounds

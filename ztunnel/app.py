@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from random import SystemRandom
 from typing import Any
@@ -129,13 +129,13 @@ async def _run(config: Config, ages: TaskAges) -> None:
     )
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(_watch_signals, stop), name="signals")
+        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS)
+        nursery.start_soon(partial(_watch_signals, stop, inspection.log_tasks), name="signals")
         server = partial(nursery.start, partial(serve, bounds=bounds.admin))
         await server("readiness", config.readiness_addr, control.ready, stop, name="readiness server")
         nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")
-        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS)
         admin = Admin(
             _providers(config, control),
             levels=levels,
@@ -173,16 +173,18 @@ def _raise_limits() -> None:
         log.warning(f"failed to set file descriptor limits: {error}")
 
 
-async def _watch_signals(stop: trio.Event) -> None:
-    """The first SIGTERM or SIGINT begins the drain.
+async def _watch_signals(stop: trio.Event, log_tasks: Callable[[], Awaitable[None]]) -> None:
+    """The first SIGTERM or SIGINT begins the drain, SIGUSR1 writes the tree of tasks into the log.
 
     A second SIGINT after a first ends the process at once.
     """
     interrupted = False
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         async for number in signals:
             name = signal.Signals(number).name
-            if not stop.is_set():
+            if number == signal.SIGUSR1:
+                await log_tasks()
+            elif not stop.is_set():
                 signal_log.info(f"received signal {name}, starting shutdown")
                 interrupted = number == signal.SIGINT
                 stop.set()

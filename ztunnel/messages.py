@@ -123,9 +123,10 @@ class DemandAnswered(Message, frozen=True):
 
 
 class LogLevels(Message, frozen=True):
-    """The log filter in force."""
+    """The log filter in force, and which access log lines are written (`ztunnel.observe.sampling`)."""
 
     filter: str
+    sampling: str = ""
 
 
 class DumpSection(Enum):

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import trio
+
+from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.inspection import Inspection, merged_explanation
 from ztunnel.messages import Topic
@@ -130,3 +133,21 @@ def test_live_parts_of_several_planes_are_put_together():
         [{"live": {"sentences": ["a"]}}, {"live": {"sentences": ["a", "b"], "tunnels": [1]}}]
     )
     assert merged == {"live": {"sentences": ["a", "b"], "tunnels": [1]}}
+
+
+async def test_the_tree_goes_into_the_log_line_by_line():
+    inspection = Inspection(Planes().ask, list, TaskAges())
+    with capture_logs("info") as lines:
+        await inspection.log_tasks()
+    tree = [line.message for line in lines if line.scope == "ztunnel::debug::tasks"]
+    assert any("test_the_tree_goes_into_the_log" in line for line in tree)
+    assert any("[nursery " in line for line in tree)
+
+
+async def test_a_data_plane_that_does_not_answer_is_told_of():
+    async def ask(topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
+        raise trio.TooSlowError
+
+    with capture_logs("info") as lines:
+        await Inspection(ask, list).log_tasks()
+    assert lines[-1].message == "the tree of tasks cannot be had"

@@ -7,6 +7,7 @@ import trio
 
 from ztunnel.admin.http import Request
 from ztunnel.admin.levels import USAGE, LogLevels
+from ztunnel.observe.access_log import current_sampling
 from ztunnel.observe.filter import Level, parse_startup_filter
 from ztunnel.observe.logging import current_filter, set_filter
 
@@ -130,3 +131,19 @@ async def test_a_workloads_level_can_be_prolonged_and_taken_back(nursery, autoju
 async def test_bad_workload_requests_change_nothing(query):
     assert (await post(LogLevels(), **query))[0] == 400
     assert str(current_filter()) == DEFAULT
+
+
+async def test_access_log_lines_are_sampled_and_others_told():
+    told: list[object] = []
+    levels = LogLevels(told.append)
+    try:
+        status, text = await post(levels, access="0.1", outcome="success", direction="inbound")
+        assert (status, text) == (200, "success:inbound:=0.1\n")
+        status, text = await post(levels, access="0", workload="ns/pod")
+        assert text == "::ns/pod=0,success:inbound:=0.1\n"
+        assert len(told) == 2
+        status, text = await post(levels, access="7")
+        assert (status, text.splitlines()[0][:26]) == (400, "Invalid access provided: '")
+    finally:
+        assert await post(levels, access="reset") == (200, "every access log line is written\n")
+    assert current_sampling().rules == ()

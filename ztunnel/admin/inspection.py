@@ -7,7 +7,7 @@ answer is put together here. Nothing shows keys, tokens or payload.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -20,11 +20,15 @@ from ztunnel.explain.answer import Explanation, Outcome
 from ztunnel.explain.connections import Selection, connection_lines, ordered
 from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
+from ztunnel.observe.logging import get_logger
 from ztunnel.observe.nurseries import TaskAges, TaskNode, Words, task_nodes
+
+log = get_logger("admin")
+tasks_log = get_logger("debug::tasks")
 
 Ask = Callable[[Topic, Mapping[str, str]], Awaitable[list[Any]]]
 _TEXT = "text/plain; charset=utf-8"
-_SLICE = 200
+_SLICE = 50
 _EXPLAIN_USAGE = (
     "usage: /explain?from=NAMESPACE/POD&to=SERVICE-OR-ADDRESS[:PORT] or /explain?connection=ID; "
     "&json=1 for programs\n"
@@ -102,24 +106,32 @@ class Inspection:
 
     async def tasks(self, request: Request) -> Response:
         """The tree of this process, and those of the processes that carry traffic."""
+        processes = await self._trees()
+        if request.query.get("format") == "json" or "json" in request.query:
+            return _json(processes)
+        return Response(200, _text(_tree_lines(processes)), _TEXT)
+
+    async def log_tasks(self) -> None:
+        """Write the tree into the log, a line each. A data plane that does not answer is told of."""
+        try:
+            processes = await self._trees()
+        except (ZtunnelError, trio.TooSlowError) as error:
+            log.warning("the tree of tasks cannot be had", error=str(error) or "no answer in time")
+            return
+        for number, line in enumerate(_tree_lines(processes), 1):
+            tasks_log.info(line)
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _trees(self) -> list[dict[str, Any]]:
         pid = os.getpid()
         own: list[TaskNode] = []
         for number, node in enumerate(task_nodes(self._ages, words=self._words), 1):
             own.append(node)
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
-        processes = [
-            {"pid": pid, "tasks": own},
-            *_by_process(await self._ask(Topic.TASKS, {"pid": str(pid)})),
-        ]
-        if request.query.get("format") == "json" or "json" in request.query:
-            return _json(processes)
-        pieces = []
-        for process in processes:
-            if len(processes) > 1:
-                pieces.append(f"process {process['pid']}")
-            pieces += [str(node) for node in process["tasks"]]
-        return Response(200, _text(pieces), _TEXT)
+        others = _by_process(await self._ask(Topic.TASKS, {"pid": str(pid)}))
+        return [{"pid": pid, "tasks": own}, *others]
 
     async def sockets(self, _request: Request) -> Response:
         """Every descriptor of the processes that carry traffic."""
@@ -145,6 +157,13 @@ def merged_explanation(answers: list[Any]) -> Any:
     if live:
         first["live"] = live
     return first
+
+
+def _tree_lines(processes: list[dict[str, Any]]) -> Iterator[str]:
+    for process in processes:
+        if len(processes) > 1:
+            yield f"process {process['pid']}"
+        yield from map(str, process["tasks"])
 
 
 def _by_process(items: list[Any]) -> list[dict[str, Any]]:

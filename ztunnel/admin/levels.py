@@ -9,8 +9,10 @@ import trio
 
 from ztunnel.admin.http import Request, Response
 from ztunnel.config.values import parse_duration
+from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.filter import Filter, FilterError, parse_admin_levels
 from ztunnel.observe.logging import current_filter, set_filter, startup_filter
+from ztunnel.observe.sampling import Sampling, SamplingError, make_rule
 
 USAGE = (
     "\nusage: POST /logging\t\t\t\t\t\t(To list current level)\n"
@@ -51,6 +53,8 @@ class LogLevels:
         """Show or change the filter."""
         if request.method != "POST":
             return Response(405, f"Invalid HTTP method\n {USAGE}".encode(), "text/plain")
+        if "access" in request.query:
+            return self._access(request)
         if "workload" in request.query:
             return self._workload(request)
         level = request.query.get("level", "")
@@ -65,6 +69,22 @@ class LogLevels:
                 return _invalid(f"Invalid level provided: {level}")
         self._set(base)
         return _current()
+
+    def _access(self, request: Request) -> Response:
+        """``access=share``, perhaps with ``outcome=``, ``direction=``, ``workload=``; or ``access=reset``."""
+        query = request.query
+        if query["access"] == "reset":
+            set_sampling(Sampling())
+        else:
+            names = ("outcome", "direction", "workload")
+            try:
+                rule = make_rule(query["access"], *(query.get(name, "") for name in names))
+            except SamplingError as error:
+                return _invalid(f"Invalid access provided: {error}")
+            set_sampling(current_sampling().with_rule(rule))
+        self._changed(current_filter())
+        shown = str(current_sampling()) or "every access log line is written"
+        return Response(200, f"{shown}\n".encode(), "text/plain")
 
     def _workload(self, request: Request) -> Response:
         """``workload=namespace/pod`` with ``level=`` and perhaps ``ttl=``, or with ``reset``."""

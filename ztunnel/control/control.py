@@ -43,9 +43,12 @@ from ztunnel.messages import (
     PodInfo,
     ResourceDemanded,
     RevocationsChanged,
+    Sample,
     ToDataPlane,
     Topic,
 )
+from ztunnel.observe import families
+from ztunnel.observe.access_log import current_sampling
 from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
@@ -267,10 +270,21 @@ class Control:
         if self.zds is not None:
             self._count_pods(self.zds.counts())
         totals = self._reported.totals()
-        own = by_family(self._metrics.samples(), process_samples(DATA_PLANES))
+        own = by_family(self._metrics.samples(), process_samples(DATA_PLANES), self._certificate_samples())
         for family, values in own.items():
             totals.setdefault(family, {}).update(values)
         return totals
+
+    def _certificate_samples(self) -> list[Sample]:
+        """When each certificate ends, and how often its renewal has failed by now; bounded as traffic is."""
+        samples = []
+        for rotation in self.certificates.rotations()[: self._config.metrics_max_series]:
+            labels = (str(rotation.identity),)
+            if rotation.certificate is not None:
+                end = rotation.certificate.not_after
+                samples.append(Sample(families.CERTIFICATE_EXPIRY.name, labels, end))
+            samples.append(Sample(families.CERTIFICATE_FAILURES.name, labels, rotation.failures))
+        return samples
 
     def _count_pods(self, now: PodCounts) -> None:
         before, self._counted = self._counted, now
@@ -328,7 +342,7 @@ class Control:
 
     def levels_changed(self, wanted: Filter) -> None:
         """The log filter is another: data planes follow."""
-        self._outgoing.send_nowait(LogLevels(str(wanted)))
+        self._outgoing.send_nowait(LogLevels(str(wanted), str(current_sampling())))
 
 
 def _camel(connection: InboundConnection | OutboundConnection) -> dict[str, str | None]:

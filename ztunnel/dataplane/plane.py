@@ -40,7 +40,10 @@ from ztunnel.messages import (
     Sample,
     ToDataPlane,
 )
+from ztunnel.observe import families
+from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.logging import get_logger, set_filter
+from ztunnel.observe.sampling import Sampling
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.demands import Demands
@@ -58,6 +61,9 @@ log = get_logger("state")
 
 SLICE = 32
 """Resources applied between two checkpoints: half a millisecond, which each step of a connection may wait."""
+
+LOOP_WATCH = 0.5
+"""Seconds between two looks at the loop's lag."""
 
 DUMP_SLICE = 64
 """Objects of the admin dump made between two checkpoints."""
@@ -118,11 +124,19 @@ class DataPlane:
             async with trio.open_nursery() as nursery:
                 pods = Pods(self._shared, self._send, nursery)
                 nursery.start_soon(pods.recheck_policies, name="policy re-check")
+                nursery.start_soon(self._watch_loop, name="loop watch")
                 nursery.start_soon(self._take, inbox, pods, nursery, ending, name="messages")
                 await ending.wait()
                 await pods.wait_empty()
                 self._send(Drained())
                 nursery.cancel_scope.cancel()
+
+    async def _watch_loop(self) -> None:
+        """Until cancelled: record how late this task is woken, that is for how long others kept the loop."""
+        while True:
+            due = trio.current_time() + LOOP_WATCH
+            await trio.sleep_until(due)
+            self._shared.traffic.duration(families.LOOP_LAG, trio.current_time() - due)
 
     async def _take(
         self,
@@ -171,6 +185,8 @@ class DataPlane:
                     self._shared.demands.answered(message.key)
             case LogLevels():
                 set_filter(message.filter)
+                if message.sampling != str(current_sampling()):
+                    set_sampling(Sampling.parse(message.sampling))
             case ReportWanted():
                 nursery.start_soon(self._report, message.number, pods, name="report")
             case Asked():

@@ -120,7 +120,9 @@ class Pods:
     def stall_samples(self) -> list[Sample]:
         """Metrics of what cannot move at this moment."""
         counted = [stalled(pod) for pod in self._pods.values()]
+        ejected = sum(len(pod.outbound.penalties.since()) for pod in self._pods.values() if pod.outbound)
         return [
+            Sample(families.EJECTED.name, (), ejected),
             Sample(families.STALLED_STREAMS.name, (), sum(count for count, _ in counted)),
             Sample(families.HELD_BYTES.name, (), sum(held for _, held in counted)),
         ]

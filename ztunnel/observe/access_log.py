@@ -16,6 +16,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.filter import Level
 from ztunnel.observe.labels import End
 from ztunnel.observe.logging import Logger, get_logger
+from ztunnel.observe.sampling import Sampling
 
 
 class Direction(Enum):
@@ -133,12 +134,29 @@ def _authority(value: str | SocketAddress | None) -> object:
     return value
 
 
+class _Chosen:
+    """The sampling in force, for all access logs of the process; None while every line is written."""
+
+    sampling: Sampling | None = None
+
+
+def set_sampling(sampling: Sampling) -> None:
+    """Write only a part of the lines of finished connections from now on."""
+    _Chosen.sampling = sampling if sampling.rules else None
+
+
+def current_sampling() -> Sampling:
+    """The sampling in force."""
+    return _Chosen.sampling or Sampling()
+
+
 class AccessLog:
     """Writes the lines of one workload's connections at its level; ``workload`` is ``namespace/pod``."""
 
-    __slots__ = ("_log",)
+    __slots__ = ("_log", "_workload")
 
     def __init__(self, workload: str | None = None, log: Logger | None = None) -> None:
+        self._workload = workload or ""
         log = get_logger("access") if log is None else log
         self._log = log if workload is None else log.for_workload(workload)
 
@@ -162,6 +180,11 @@ class AccessLog:
         """At info, or at error if it failed, when it is over. The rest is as for `complete_fields`."""
         level = Level.INFO if error is None else Level.ERROR
         if self._log.is_enabled(level):
+            sampling = _Chosen.sampling
+            if sampling is not None and not sampling.takes(
+                "success" if error is None else "failure", entry.direction.value, self._workload
+            ):
+                return
             fields = complete_fields(
                 entry,
                 received=received,

@@ -48,6 +48,7 @@ _DNS_LABELS = (
     "source_canonical_revision",
 )
 DNS_BUCKETS = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
@@ -192,6 +193,61 @@ STALLED_STREAMS = Family(
 HELD_BYTES = Family(
     "ztunnel_held_bytes", _G, "Bytes that arrived for applications which have not read them.", unit="bytes"
 )
+TCP_CONNECT = Family(
+    "ztunnel_tcp_connect_duration_seconds",
+    _H,
+    "Time until a next hop took our TCP connection.",
+    unit="seconds",
+)
+TLS_HANDSHAKE = Family(
+    "ztunnel_tls_handshake_duration_seconds",
+    _H,
+    "Time of a TLS handshake that came to a good end; reporter source: we dialled.",
+    ("reporter",),
+    "seconds",
+)
+CONNECT_ANSWER = Family(
+    "ztunnel_connect_answer_duration_seconds",
+    _H,
+    "Time from our CONNECT on a tunnel to its answer, whatever that was.",
+    unit="seconds",
+)
+FIRST_BYTE = Family(
+    "ztunnel_first_byte_duration_seconds",
+    _H,
+    "Time from the begin of a connection to the first byte that came back from its server.",
+    ("reporter",),
+    "seconds",
+)
+LOOP_LAG = Family(
+    "ztunnel_event_loop_lag_seconds",
+    _H,
+    "How much later than asked for a task woke that sleeps half a second: others kept the loop so long.",
+    unit="seconds",
+)
+RETRIES = Family(
+    "ztunnel_connection_retries",
+    _C,
+    "Attempts to reach another endpoint after one failed, by its code.",
+    ("code",),
+)
+EJECTIONS = Family(
+    "ztunnel_endpoint_ejections", _C, "How often an endpoint was avoided from then on, since it failed."
+)
+EJECTED = Family("ztunnel_endpoints_ejected", _G, "Endpoints that are avoided now, summed over our pods.")
+CERTIFICATE_EXPIRY = Family(
+    "ztunnel_certificate_expiry_timestamp_seconds",
+    _G,
+    "When the certificate of an identity expires, in seconds since the epoch.",
+    ("identity",),
+    "seconds",
+)
+CERTIFICATE_FAILURES = Family(
+    "ztunnel_certificate_renewal_failures",
+    _G,
+    "Attempts in a row that failed to fetch the certificate of an identity.",
+    ("identity",),
+)
 
 CATALOGUE: tuple[Family, ...] = (
     OPEN_FDS,
@@ -228,6 +284,16 @@ CATALOGUE: tuple[Family, ...] = (
     DRY_RUN,
     STALLED_STREAMS,
     HELD_BYTES,
+    TCP_CONNECT,
+    TLS_HANDSHAKE,
+    CONNECT_ANSWER,
+    FIRST_BYTE,
+    LOOP_LAG,
+    RETRIES,
+    EJECTIONS,
+    EJECTED,
+    CERTIFICATE_EXPIRY,
+    CERTIFICATE_FAILURES,
 )
 
 BY_SAMPLE: dict[str, Family] = {sample: family for family in CATALOGUE for sample in family.samples}

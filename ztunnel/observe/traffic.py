@@ -19,7 +19,7 @@ from itertools import islice
 from ztunnel.messages import Sample
 from ztunnel.model.workload import Workload
 from ztunnel.observe import families
-from ztunnel.observe.families import DNS_BUCKETS, Family
+from ztunnel.observe.families import DNS_BUCKETS, DURATION_BUCKETS, Family
 from ztunnel.observe.labels import (
     FLAG,
     TRAFFIC_LABELS,
@@ -37,8 +37,6 @@ _SENT = families.SENT.samples[0]
 _FAILED = families.FAILED.samples[0]
 _SOCKETS = families.SOCKETS_OPEN.samples[0]
 _OVERFLOW = families.SERIES_OVERFLOW.samples[0]
-_DURATION_SUM, _DURATION_COUNT, _DURATION_BUCKET = families.DNS_UPSTREAM_DURATION.samples
-_LES = (*(str(bound) for bound in DNS_BUCKETS), "+Inf")
 NO_FLAG = "-"
 
 
@@ -97,12 +95,28 @@ class _OpenSocket:
         self.open -= 1
 
 
-class _DnsDuration:
-    __slots__ = ("buckets", "total")
+class _Histogram:
+    """Durations of one series."""
 
-    def __init__(self) -> None:
-        self.buckets = [0] * len(_LES)
+    __slots__ = ("bounds", "buckets", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.buckets = [0] * (len(bounds) + 1)
         self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.total += seconds
+        self.buckets[bisect_left(self.bounds, seconds)] += 1
+
+    def samples(self, family: Family, labels: tuple[str, ...]) -> Iterator[Sample]:
+        total, count, bucket = family.samples
+        yield Sample(total, labels, self.total)
+        yield Sample(count, labels, sum(self.buckets))
+        below = 0
+        for bound, number in zip((*map(str, self.bounds), "+Inf"), self.buckets, strict=True):
+            below += number
+            yield Sample(bucket, (*labels, bound), below)
 
 
 class TrafficMetrics:
@@ -132,7 +146,7 @@ class TrafficMetrics:
         self._overflowed = 0
         self._sockets: dict[str, _OpenSocket] = {}
         self._counters: dict[Family, dict[tuple[str, ...], int]] = {}
-        self._dns_durations: dict[tuple[str, ...], _DnsDuration] = {}
+        self._histograms: dict[tuple[Family, tuple[str, ...]], _Histogram] = {}
 
     def __len__(self) -> int:
         return len(self._series)
@@ -246,11 +260,29 @@ class TrafficMetrics:
 
     def dns_upstream_duration(self, labels: tuple[str, ...], seconds: float) -> None:
         """Record how long the answer to a forwarded DNS request took."""
-        found = self._dns_durations.get(labels)
+        self._observe(families.DNS_UPSTREAM_DURATION, labels, seconds, DNS_BUCKETS)
+
+    def duration(self, family: Family, seconds: float, *labels: str) -> None:
+        """Record how long something took."""
+        self._observe(family, labels, seconds, DURATION_BUCKETS)
+
+    def retried(self, code: str) -> None:
+        """Count an attempt that failed with this code, and after which another endpoint is tried."""
+        self._count(families.RETRIES, (code,))
+
+    def ejected(self) -> None:
+        """Count an endpoint that is avoided from now on."""
+        self._count(families.EJECTIONS, ())
+
+    def _observe(
+        self, family: Family, labels: tuple[str, ...], seconds: float, bounds: tuple[float, ...]
+    ) -> None:
+        found = self._histograms.get((family, labels))
         if found is None:
-            found = self._dns_durations[labels] = _DnsDuration()
-        found.total += seconds
-        found.buckets[bisect_left(DNS_BUCKETS, seconds)] += 1
+            if len(self._histograms) >= self._max:
+                labels = ("unknown",) * len(labels)
+            found = self._histograms.setdefault((family, labels), _Histogram(bounds))
+        found.add(seconds)
 
     def _count(self, family: Family, labels: tuple[str, ...]) -> None:
         counters = self._counters.setdefault(family, {})
@@ -279,14 +311,8 @@ class TrafficMetrics:
         for family, counters in self._counters.items():
             name = family.samples[0]
             samples += [Sample(name, labels, value) for labels, value in counters.items()]
-        for labels, duration in self._dns_durations.items():
-            count = sum(duration.buckets)
-            samples.append(Sample(_DURATION_SUM, labels, duration.total))
-            samples.append(Sample(_DURATION_COUNT, labels, count))
-            below = 0
-            for le, bucket in zip(_LES, duration.buckets, strict=True):
-                below += bucket
-                samples.append(Sample(_DURATION_BUCKET, (*labels, le), below))
+        for (family, labels), histogram in self._histograms.items():
+            samples += histogram.samples(family, labels)
         if self._overflowed:
             samples.append(Sample(_OVERFLOW, (), self._overflowed))
         return samples

@@ -19,7 +19,7 @@ for, the same way may be tried again.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
 
 import trio
@@ -39,14 +39,24 @@ class Progress(Enum):
 
 
 class Penalties:
-    """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads."""
+    """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads.
 
-    def __init__(self, bounds: ConnectionBounds = DEFAULTS.connection) -> None:
+    ejected: called when one that was not avoided is from now on.
+    """
+
+    def __init__(
+        self,
+        bounds: ConnectionBounds = DEFAULTS.connection,
+        ejected: Callable[[], None] = lambda: None,
+    ) -> None:
         self.bounds = bounds
         self._until: dict[str, float] = {}
+        self._ejected = ejected
 
     def punish(self, uid: str) -> None:
         """Avoid a workload from now on."""
+        if uid not in self.current():
+            self._ejected()
         self._until[uid] = trio.current_time() + self.bounds.penalty
 
     def forgive(self, uid: str) -> None:

@@ -18,6 +18,7 @@ from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
+from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.connections import InboundEntry
@@ -78,6 +79,7 @@ class InboundProxy:
         except BaseException:
             sock.close()
             raise
+        began = trio.current_time()
         try:
             await tls.handshake(shared.bounds.connection.handshake_timeout)
         except (TlsError, OSError) as error:
@@ -89,6 +91,7 @@ class InboundProxy:
         except BaseException:
             tls.close()
             raise
+        shared.traffic.duration(families.TLS_HANDSHAKE, trio.current_time() - began, "destination")
         await self._serve_tunnel(tls, peer, local)
 
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:

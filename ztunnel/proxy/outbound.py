@@ -21,6 +21,7 @@ from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
+from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.attempts import Attempts, Penalties, Progress
 from ztunnel.proxy.connections import OutboundEntry
@@ -62,7 +63,7 @@ class OutboundProxy:
         config = pod.shared.config
         self.shared = pod.shared
         self._pod = pod
-        self.penalties = Penalties(pod.shared.bounds.connection)
+        self.penalties = Penalties(pod.shared.bounds.connection, pod.shared.traffic.ejected)
         self.pool = Pool(
             nursery,
             self._dial_tunnel,
@@ -202,6 +203,7 @@ class OutboundProxy:
                 raise EndpointSlowError(patience)
             tunnels += 1
             had_worked = tunnel.answered
+            asked = trio.current_time()
             try:
                 return await accepted(tunnel.open(plan.authority, fields))
             except (StreamRefusedError, TunnelLostError, ConnectTimeoutError) as failure:
@@ -216,13 +218,16 @@ class OutboundProxy:
                 )
                 if not again or tunnels == self.shared.bounds.connection.tunnels:
                     raise
+            finally:
+                self.shared.traffic.duration(families.CONNECT_ANSWER, trio.current_time() - asked)
 
     async def connect(self, destination: SocketAddress, patience: float = math.inf) -> socket.socket:
         """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds."""
         pod = self._pod
         limit = pod.shared.bounds.connection.dial_timeout
+        began = trio.current_time()
         try:
-            return await connect(
+            sock = await connect(
                 destination,
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
@@ -235,6 +240,8 @@ class OutboundProxy:
             raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
             raise DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN) from error
+        pod.shared.traffic.duration(families.TCP_CONNECT, trio.current_time() - began)
+        return sock
 
     async def _dial_tunnel(self, key: PoolKey) -> ClientTunnel:
         """For the pool: connect, handshake, and see that the peer is one of those expected."""
@@ -248,6 +255,7 @@ class OutboundProxy:
                 raise HboneTimeoutError("deadline has elapsed") from error
             raise
         tls = SocketTls(context, sock, key.expected)
+        began = trio.current_time()
         try:
             await tls.handshake(shared.bounds.connection.handshake_timeout)
         except (TlsError, OSError) as error:
@@ -260,6 +268,7 @@ class OutboundProxy:
         except BaseException:
             tls.close()
             raise
+        shared.traffic.duration(families.TLS_HANDSHAKE, trio.current_time() - began, "source")
         return ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
 
 

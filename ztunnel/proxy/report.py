@@ -19,6 +19,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import Action
 from ztunnel.model.workload import Workload
+from ztunnel.observe import families
 from ztunnel.observe.access_log import AccessLogEntry, Direction
 from ztunnel.observe.filter import Level
 from ztunnel.observe.labels import (
@@ -86,6 +87,7 @@ class ConnectionReport:
         self._verdict: Verdict | None = None
         self._attempts: list[str] = []
         self._earlier = (0, 0)
+        self._answered = False
         self.id = pod.shared.history.next_id()
         self.phase = Phase.WORKLOAD
         self.trace = headers.trace or TraceParent.generate(pod.shared.random)
@@ -156,6 +158,11 @@ class ConnectionReport:
     def sent(self, count: int) -> None:
         """Bytes from server to client have been written."""
         assert self._metrics is not None
+        if not self._answered:
+            self._answered = True
+            seconds = trio.current_time() - self._began
+            reporter = "source" if self.direction is Direction.OUTBOUND else "destination"
+            self._pod.shared.traffic.duration(families.FIRST_BYTE, seconds, reporter)
         self._metrics.add_sent(count)
 
     # -- what becomes known ------------------------------------------------------------------------------
@@ -224,6 +231,7 @@ class ConnectionReport:
         assert self._plan is not None
         if len(self._attempts) < _ATTEMPTS:
             self._attempts.append(short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})"))
+        self._pod.shared.traffic.retried(code_of(failure))
         self.log.info(
             "trying another endpoint",
             failed=self._plan.next_hop,
