@@ -85,9 +85,6 @@ bench-compare: setup ## this checkout's ztunnel beside another revision's, in on
 bench-scale: setup ## a mesh of 1,000 to 300,000 workloads: memory, CPU, connections during pushes (as root, minutes)
 	$(BIN)/python -m tests.bench.bench_scale
 
-docs-metrics: setup ## write docs/metrics.md from the catalogue of metrics
-	@$(BIN)/python scripts/metrics
-
 bounds: setup ## write the table of bounds in docs/architecture.md from ztunnel/bounds.py
 	@$(BIN)/python scripts/bounds
 

@@ -82,7 +82,7 @@ def unknown_labels(names: Iterable[str]) -> list[str]:
             warnings.append(f"ZTUNNEL_METRICS_DROP_LABELS: the label {name} is always kept")
         elif name not in TRAFFIC_LABELS:
             meant = nearest(name, TRAFFIC_LABELS, 0.6)
-            hint = f"did you mean {meant}?" if meant else "see docs/metrics.md."
+            hint = f"did you mean {meant}?" if meant else "see docs/reference/metrics.md."
             warnings.append(f"ZTUNNEL_METRICS_DROP_LABELS: there is no traffic label {name}; {hint}")
     return warnings
 
