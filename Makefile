@@ -36,6 +36,7 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	@$(BIN)/python scripts/bounds --check
+	@$(BIN)/python scripts/signs
 	@$(BIN)/python scripts/reference.py --check
 	@$(BIN)/vulture || { echo "nobody uses this: take it out, or say in scripts/unused_allowed.py why it stays"; exit 1; }
 

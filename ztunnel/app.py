@@ -1,6 +1,6 @@
 """Starting, supervising, draining and stopping a ztunnel: the outermost nursery.
 
-The order of the start is the existing implementation's (operations.md section 1.2): readiness first, so that
+The order of the start is in docs/protocol/operations.md#start-order: readiness first, so that
 somebody who waits can see what for; then the local file, whose errors are fatal; admin; the proxies; metrics.
 A signal, or a POST to /quitquitquit, begins the one graceful end there is: the servers and all listeners
 close at once, connections have until the deadline, and the process ends with status 0. An error that reaches

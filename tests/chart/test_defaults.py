@@ -1,4 +1,4 @@
-"""What the chart renders for its default values: section 9 of the operations reference, fact by fact."""
+"""What the chart renders for its default values: docs/protocol/operations.md#helm-chart, fact by fact."""
 
 from __future__ import annotations
 

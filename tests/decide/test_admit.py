@@ -1,4 +1,4 @@
-"""What a pod does with what arrives (data-path.md sections 10 and 11)."""
+"""What a pod does with what arrives (docs/protocol/data-path.md#connect-order-of-checks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each rule of the policy section of reference/state-and-xds.md (4.1 to 4.4) has a test of its own."""
+"""Each rule of docs/protocol/state-and-xds.md#policy-matching has a test of its own."""
 
 from __future__ import annotations
 

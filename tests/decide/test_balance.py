@@ -1,4 +1,4 @@
-"""Which service, which endpoint, which port, which address (state-and-xds.md sections 3.1 to 3.4)."""
+"""Which service, which endpoint, which port, which address (docs/protocol/state-and-xds.md#lookups)."""
 
 from __future__ import annotations
 

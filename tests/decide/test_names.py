@@ -1,4 +1,4 @@
-"""What DNS queries are answered with (state-and-xds.md sections 7.2 and 7.3)."""
+"""What DNS queries are answered with (docs/protocol/state-and-xds.md#dns-answers)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def told(found: DnsAnswer) -> tuple[str | None, str, set[str]]:
 
 @pytest.fixture
 def mesh() -> FakeMesh:
-    """The services of the reference's table."""
+    """Services of each kind: by name, with a wildcard, headless, of several namespaces."""
     mesh = FakeMesh()
     mesh.add_service("productpage", "10.96.0.1 fd96::1", namespace="ns1")
     mesh.add_service("a", "10.96.0.2", namespace="ns1")

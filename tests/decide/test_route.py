@@ -1,4 +1,4 @@
-"""The outbound decision, row by row of its tables (data-path.md sections 4 to 7, 16, 17)."""
+"""The outbound decision, row by row of its tables (docs/protocol/data-path.md#outbound-decision)."""
 
 from __future__ import annotations
 

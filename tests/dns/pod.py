@@ -99,7 +99,7 @@ class Pod:
 
 
 def make_mesh() -> FakeMesh:
-    """The services of the reference's table."""
+    """Services of each kind: by name, with a wildcard, headless, of several namespaces."""
     mesh = FakeMesh()
     mesh.add_service("productpage", "10.96.0.1 fd96::1", namespace="ns1")
     mesh.add_service("google", "1.1.1.1", namespace="ns1", hostname="www.google.com")

@@ -1,4 +1,4 @@
-"""Conversations: each row of the tables in section 7 of the operations reference."""
+"""Conversations: each row of docs/protocol/operations.md#cni-agent-conversation."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@
         istiod.put("Kubernetes//Pod/default/a", Address(...))
         istiod.remove("Kubernetes//Pod/default/a")
 
-It answers as istiod does (reference 1.9): every first request gets an answer, if need be an empty one;
-what a client knows by version is not sent again, what it knows and is gone is listed as removed; on-demand
-keys are answered by the object's own name with the key among the aliases, and the workloads of the client's
-node come unasked. grpcio's threads serve it, so
-that it works beside any event loop; every method may be called from any thread, and none blocks for long.
+It answers as istiod does (docs/protocol/state-and-xds.md#what-istiod-does): every first request gets an
+answer, if need be an empty one; what a client knows by version is not sent again, what it knows and is gone
+is listed as removed; on-demand keys are answered by the object's own name with the key among the aliases, and
+the workloads of the client's node come unasked. grpcio's threads serve it, so that it works beside any event
+loop; every method may be called from any thread, and none blocks for long.
 
 Misbehaviour is asked for by attributes, read at each call: see `Misbehaviour`. `kill` cuts everything,
 `start` serves again at the same port.

@@ -32,7 +32,7 @@ class AdminProviders:
 
     Values are what JSON can hold, or `msgspec.Raw` of them with sorted keys.
 
-    config_view, version: see `ztunnel.config.config_view` and `ztunnel.version.BuildInfo.view`.
+    config_view, version: see `ztunnel.config.view.config_view` and `ztunnel.version.BuildInfo.view`.
     certificates, policies, services, workloads: items in order, a few at a time, as often as called.
     staged: pairs of key and value, ordered by key, or Raw arrays of two.
     static_config, workload_state: whole values; workload_state None leaves the section out.

@@ -1,4 +1,6 @@
-"""The client of the mesh's CA: one CreateCertificate call for each certificate (operations reference, 6.1).
+"""The client of the mesh's CA: one CreateCertificate call for each certificate.
+
+What is said is in docs/protocol/operations.md#ca-client.
 
 Roots and token rotate under our feet, so both are read for each call. The channel is kept from call to call;
 when the roots' bytes have changed it is made anew, and if that fails, for instance because the file is being

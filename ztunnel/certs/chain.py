@@ -1,7 +1,8 @@
 """Reading what a CA answers with: leaf, intermediates, roots.
 
 The answer is a list of PEM texts: the leaf, the intermediates one by one, and as the last element the root
-bundle, which holds several certificates while a root rotation is under way (operations reference, 6.1).
+bundle, which holds several certificates while a root rotation is under way
+(docs/protocol/operations.md#ca-client).
 """
 
 from __future__ import annotations

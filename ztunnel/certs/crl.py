@@ -1,8 +1,8 @@
 """The revocation file at CRL_PATH: what its bytes mean, and what each state of it leads to.
 
-The operations reference, 6.5: PEM with several CRL blocks (others are skipped) or one DER list, told apart by
-the leading ``-----BEGIN``. An empty file, or one without blocks, revokes nothing. What counts is how the file
-was at the first look:
+As docs/protocol/operations.md#revocation-lists has it: PEM with several CRL blocks (others are skipped) or
+one DER list, told apart by the leading ``-----BEGIN``. An empty file, or one without blocks, revokes nothing.
+What counts is how the file was at the first look:
 
 | the file | at the first look | later |
 |---|---|---|

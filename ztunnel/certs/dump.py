@@ -1,4 +1,4 @@
-"""The ``certificates`` part of the admin's config dump (operations reference, 3.3)."""
+"""The ``certificates`` part of the admin's config dump (docs/protocol/operations.md#admin-dump)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The certificate signing request: a new key, and the one thing that is asked for.
 
-As the replaced implementation sends it (operations reference, 6.1): EC P-256, signed with SHA-256, an empty
-subject, one extension: a critical subjectAltName with the identity as a URI. The CA goes by the
-impersonation metadata or by the caller's own token, and ignores the SAN, but older ones check it.
+As docs/protocol/operations.md#ca-client has it: EC P-256, signed with SHA-256, an empty subject, one
+extension: a critical subjectAltName with the identity as a URI. The CA goes by the impersonation metadata or
+by the caller's own token, and ignores the SAN, but older ones check it.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ and beside the phase stands what callers see: the certificate in force, or the e
 two are independent. An identity whose certificate is valid stays available while its renewal fails; one
 without a valid certificate is unavailable, and callers are told why at once, until an attempt succeeds.
 
-The rules are the operations reference's, 6.3:
+The rules (docs/protocol/operations.md#rotation):
 
 | what | when or how many |
 |---|---|
 | fetches at a time | 8 |
-| order | real time (a connection waits) before warm-up (prefetch) before background (renewal), then by due
-time | | renewal | at half of the certificate's life |
+| order | real time (a connection waits), warm-up (prefetch), background (renewal); then by due time |
+| renewal | at half of the certificate's life |
 | renewal, if that is over already (a clock is wrong) | at half of what is left, in 1 to 150 s |
 | after a failure | 1 s, doubled each time, ±20 %, at most 150 s; once 15 minutes have gone by always 150 s |
 | after a failure with a valid certificate | as above, but at its expiry at the latest |

@@ -7,7 +7,7 @@ connects to the application with the *client's* address as source, so the applic
 to the client and would leave the pod. The connection is therefore marked when ztunnel's packet comes in
 (CONNMARK 0x111), the mark is put on the answers, and a policy route leads marked packets back to loopback.
 
-Source: the istio-cni rules as listed in the operations reference, 7.9.
+Source: istio-cni; docs/protocol/operations.md#redirection-rules.
 """
 
 from __future__ import annotations

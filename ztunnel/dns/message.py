@@ -16,7 +16,8 @@ A name is labels of a length and as many bytes, ended by an empty label, or by a
 where the rest of it stands. Nothing here follows a pointer, so none can lead into a circle: those of records
 are stepped over, and in a first question, where there is nothing yet to point to, one is an error.
 
-Sources: RFC 1035, 3425 (opcodes), 5452 (which replies to believe), 6891 (EDNS); state-and-xds.md section 7.1.
+Sources: RFC 1035, 3425 (opcodes), 5452 (which replies to believe), 6891 (EDNS);
+docs/protocol/state-and-xds.md#dns-server.
 """
 
 from __future__ import annotations

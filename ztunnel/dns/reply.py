@@ -1,6 +1,6 @@
 """The replies that are our own: answers from the mesh, and error codes.
 
-Flags as the existing implementation sets them (state-and-xds.md section 7.1): id, opcode, RD and CD are the
+Flags as in docs/protocol/state-and-xds.md#dns-server: id, opcode, RD and CD are the
 query's; answers from the mesh have AA and RA, errors neither; an OPT record is in an answer when one was in
 the query, and in no error but BADVERS. Over UDP a reply has at most what its client takes: the payload of its
 OPT record, 512 bytes without one or when it says less (RFC 1035, 4.2.1; RFC 6891, 6.2.3).

@@ -1,4 +1,7 @@
-"""gRPC calls for trio tasks. The only module that knows grpcio, and, of our code, that knows threads.
+"""gRPC calls for trio tasks. Of our own code the only module that knows grpcio.
+
+Its threads are beside one other of the program's: the one that enters network namespaces
+(`ztunnel.netns.namespace_thread`). The generated stubs in ztunnel/pb import grpcio too; nobody uses those.
 
 How it works. grpcio has threads of its own and calls back from them. A unary call is a grpcio future: when it
 is done, grpcio's thread tells the trio loop (`TrioToken.run_sync_soon`), where the waiting task takes the

@@ -4,7 +4,7 @@ prometheus-client could write this too, but it sorts labels, adds ``_created`` s
 samples, and takes over a second for 20,000 series with these labels. Here the text of a series' labels is
 made once and kept, and the page comes in pieces, so that others may run between them.
 
-Sources: https://prometheus.io/docs/specs/om/open_metrics_spec/, reference/operations.md section 4.1.
+Sources: https://prometheus.io/docs/specs/om/open_metrics_spec/, docs/protocol/operations.md#metrics-page.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Connections that arrive for a pod over HBONE (15008): TLS, HTTP/2, then each CONNECT by itself.
 
-The order of the checks is the existing implementation's (data-path.md section 10): what the request asks
-for, where it would go, whether policy allows it, and only then the application is dialled. 200 is sent when
-the application has taken the connection, so that a client is never told of a success that did not come.
+The order of the checks (docs/protocol/data-path.md#connect-order-of-checks): what the request asks for, where
+it would go, whether policy allows it, and only then the application is dialled. 200 is sent when the
+application has taken the connection, so that a client is never told of a success that did not come.
 """
 
 from __future__ import annotations

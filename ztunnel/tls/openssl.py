@@ -1,7 +1,8 @@
 """The few calls of OpenSSL that pyOpenSSL does not offer, or offers at a price.
 
-No other module makes such calls. pyOpenSSL makes contexts and connections for us. Under it lies
-cryptography's binding, whose ``lib`` and ``ffi`` are used here directly for:
+What is called is named here; `connection` and `transports` use it too, on the record path. pyOpenSSL makes
+contexts and connections for us. Under it lies cryptography's binding, whose ``lib`` and ``ffi`` are used here
+directly for:
 
 - the verify callback. pyOpenSSL's can refuse a certificate but cannot say why, and OpenSSL picks the alert
   from the reason; the alerts that the mesh promises need `X509_STORE_CTX_set_error`;

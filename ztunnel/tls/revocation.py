@@ -1,9 +1,9 @@
 """Which certificates their issuers have revoked.
 
-The rules are the replaced implementation's (operations reference, 6.5): the whole chain is looked at, a
-certificate without a list of its issuer counts as good, a list past its next update still counts. They are
-not OpenSSL's, so OpenSSL's own CRL checking stays off and `Revocations.revoked` decides, for a
-handshake as for a later look at an established connection.
+The rules (docs/protocol/operations.md#revocation-lists): the whole chain is looked at, a certificate without
+a list of its issuer counts as good, a list past its next update still counts. They are not OpenSSL's, so
+OpenSSL's own CRL checking stays off and `Revocations.revoked` decides, for a handshake as for a later look at
+an established connection.
 
 A list is believed for a certificate if the list has the certificate's issuer as its own and is signed by
 the key that also signed the certificate. So during a root rotation, when two CAs share a name, each list

@@ -1,6 +1,6 @@
 """Everything that can go wrong in mesh TLS, each with a code and the text that log consumers know.
 
-The texts are those of the implementation that this one replaces (data-path reference, sections 8, 9 and 14):
+The texts are the existing implementation's (docs/protocol/data-path.md#texts-and-flags):
 at the server a debug form after ``tls handshake error: ``, at the client a readable form after ``io error:
 ``. They name the cause but hardly help, so each error has also an `explanation`: one sentence of what
 happened and where to look.

@@ -1,7 +1,7 @@
 """How a connection can end badly: the text of its access log line, and the response flag of its metrics.
 
-Texts and flags are the existing implementation's (data-path.md section 14), since dashboards and log queries
-depend on them; the code is ours and stands in docs/errors.md.
+Texts and flags are the existing implementation's, since dashboards and log queries depend on them
+(docs/protocol/data-path.md#texts-and-flags). The code is ours and stands in docs/errors.md.
 """
 
 from __future__ import annotations

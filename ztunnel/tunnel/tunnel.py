@@ -1,14 +1,14 @@
 """One HBONE tunnel: a TLS connection with HTTP/2 CONNECT streams on it, driven by Trio tasks.
 
 How it works. A tunnel is three tasks in one nursery: the reader (`Tunnel.run` itself), the writer and the
-pinger. Only the reader takes bytes from TLS. It reads records until a short one says that the wire is
-empty, feeds them to the sans-IO connection, and puts the data of each stream into that stream's inbox; at
-the end of such a batch it hands each inbox to its consumer. For a stream that is attached to an
-application's socket that is a plain ``sendmsg`` right there, in the reader: no queue, no other task, no
-wake-up. Only when the socket would block does the rest stay in the inbox and a drain task (in the nursery
-of the connection, not of the tunnel) waits for that one socket; so a slow stream never holds up its
-neighbours. Window is given back only for bytes that the socket took, hence what a stalled reader makes us
-hold is bounded by the stream's window.
+pinger. Only the reader takes bytes from TLS. It reads records until a short one says that the wire is empty,
+feeds them to the sans-IO connection, and puts the data of each stream into that stream's inbox; at the end of
+such a batch it hands each inbox to its consumer. For a stream that is attached to an application's socket
+that is a plain ``sendmsg`` right there, in the reader: no queue, no other task, no wake-up. Only when the
+socket would block does the rest stay in the inbox and a drain task (in the nursery of the connection, not of
+the tunnel) waits for that one socket. Window is given back only for bytes that the socket took, hence what a
+stalled reader makes us hold is bounded by the stream's window. A slow stream holds up its neighbours only
+when slow streams together have filled the connection's window.
 
 Sending needs no task either: whoever has something to send frames it and calls `flush`, which writes to TLS
 at once. When TLS would block, what is left waits in the backlog, the writer task is woken to wait for the

@@ -8,7 +8,8 @@ Where we differ from the existing implementation: an unreadable root file, and a
 waits like an error (there it spins without a pause); a stream that the server ends cleanly without ever
 having said anything waits likewise.
 
-Sources: reference 1.5; gRPC status codes (grpc.io/docs/guides/status-codes).
+Sources: docs/protocol/state-and-xds.md#ends-and-retries; gRPC status codes
+(grpc.io/docs/guides/status-codes).
 """
 
 from __future__ import annotations

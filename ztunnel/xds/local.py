@@ -6,7 +6,7 @@
 
 The existing implementation reads the file once. Here a change is put into force when it has been written, as
 the difference; a text that is broken, or a file that has gone, changes nothing, and a line says so. What the
-text means is `ztunnel.state.local`'s business. Source: reference 5.
+text means is `ztunnel.state.local`'s business. Source: docs/protocol/state-and-xds.md#local-file.
 """
 
 from __future__ import annotations

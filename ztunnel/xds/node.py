@@ -1,7 +1,8 @@
 """How this process introduces itself to the control plane: the Node message of the first requests.
 
 Built once at start. Of the metadata, later entries override earlier ones: what we are, then the proxy
-metadata as strings, then the ``ISTIO_METAJSON_*`` values as parsed. Source: reference 1.2.
+metadata as strings, then the ``ISTIO_METAJSON_*`` values as parsed. Source:
+docs/protocol/state-and-xds.md#node.
 """
 
 from __future__ import annotations

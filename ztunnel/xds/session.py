@@ -34,7 +34,8 @@ asked for before goes together with ``*``, subscribed and unsubscribed in one: a
 To unsubscribe the key first would be wrong: istiod answers a request that only unsubscribes by declaring all
 that is subscribed removed.
 
-Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go; reference 1.3 to 1.8.
+Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go;
+docs/protocol/state-and-xds.md#requests-and-answers.
 """
 
 from __future__ import annotations
