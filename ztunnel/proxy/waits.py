@@ -47,7 +47,7 @@ WORDS: Words = {
     "Pool.tunnel": lambda v: f"waits for a tunnel to {v['key'].next_hop}",
     "Pool._run": _tunnel,
     "TunnelStream.wait_room": _window,
-    "TunnelStream.wait_response": lambda v: f"stream {v['self'].id} waits for the answer to its CONNECT",
+    "ClientStream.wait_response": lambda v: f"stream {v['self'].id} waits for the answer to its CONNECT",
     "OutboundProxy.serve": _connection,
     "_Connect.serve": _connection,
     "PlaintextProxy.serve": _connection,
