@@ -14,7 +14,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived as H2DataReceived
 
 from ztunnel.hbone import DataReceived, HboneClient, HboneServer
-from ztunnel.hbone.wire import connect_block, data_header
+from ztunnel.hbone.frames import connect_block, data_header
 
 AUTHORITY = "10.88.0.5:8080"
 BAGGAGE = (

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ztunnel.hbone.frames import connect_block, response_block
 from ztunnel.hbone.literals import plain_fields
-from ztunnel.hbone.wire import connect_block, response_block
 
 LIMIT = 65_536
 VALUES = st.binary(max_size=300) | st.integers(0, 3_000).map(bytes)

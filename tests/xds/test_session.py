@@ -10,8 +10,8 @@ from tests.support.xds_conversation import changed, hear, requests, resource, re
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.pb.envoy.service.discovery.v3 import Node
+from ztunnel.xds.delta import MalformedResponseError
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, SLICE, XdsSession
-from ztunnel.xds.wire import MalformedResponseError
 
 NODE = bytes(Node(id="ztunnel~10.0.0.1~a.b~b.svc.cluster.local"))
 

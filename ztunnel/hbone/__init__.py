@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ztunnel.hbone.client import HboneClient
 from ztunnel.hbone.connection import HboneConnection
-from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, code_text, error_text
 from ztunnel.hbone.events import (
     ConnectionFailed,
     ConnectReceived,
@@ -23,6 +22,7 @@ from ztunnel.hbone.events import (
     StreamReset,
     WindowOpened,
 )
+from ztunnel.hbone.hbone_errors import CannotOpenStreamError, ErrorCode, code_text, error_text
 from ztunnel.hbone.server import HboneServer
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream

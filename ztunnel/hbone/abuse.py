@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.settings import HboneSettings
 
 

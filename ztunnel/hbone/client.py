@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ztunnel.hbone import wire
+from ztunnel.hbone import frames as wire
 from ztunnel.hbone.connection import HboneConnection
-from ztunnel.hbone.errors import CannotOpenStreamError, ErrorCode, Violation
 from ztunnel.hbone.events import PeerSettingsReceived, Responded
 from ztunnel.hbone.fields import read_response
+from ztunnel.hbone.hbone_errors import CannotOpenStreamError, ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.peer_settings import UNLIMITED
 from ztunnel.hbone.settings import HboneSettings

@@ -12,8 +12,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ztunnel.hbone.abuse import AbuseCounter
-from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import ConnectionFailed, Event, PeerDraining, Pong
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.peer_settings import PeerSettings
 from ztunnel.hbone.reader import FrameReader

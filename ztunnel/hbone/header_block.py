@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
-from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.literals import plain_fields
 from ztunnel.hbone.settings import HboneSettings
 

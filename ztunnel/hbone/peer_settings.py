@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ztunnel.hbone import wire
-from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone import frames as wire
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 
 UNLIMITED = 1 << 32
 """As many streams as anybody may want: what a peer allows that names no number."""

@@ -20,10 +20,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import DataReceived, Event
-from ztunnel.hbone.settings import HboneSettings
-from ztunnel.hbone.wire import (
+from ztunnel.hbone.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -43,6 +41,8 @@ from ztunnel.hbone.wire import (
     WITH_PRIORITY,
     frame_header,
 )
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
+from ztunnel.hbone.settings import HboneSettings
 
 # Beside a DATA frame's eight flags: it had no payload.
 _EMPTY = 0x100

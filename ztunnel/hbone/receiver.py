@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ztunnel.hbone import wire
+from ztunnel.hbone import frames as wire
 from ztunnel.hbone.abuse import AbuseCounter
-from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import Event, WindowOpened
 from ztunnel.hbone.fields import read_response, sound_trailers
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock, HeaderReader
 from ztunnel.hbone.peer_settings import PeerSettings
 from ztunnel.hbone.settings import HboneSettings

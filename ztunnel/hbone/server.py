@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ztunnel.hbone import wire
+from ztunnel.hbone import frames as wire
 from ztunnel.hbone.connection import DRAIN_OPAQUE, HboneConnection
-from ztunnel.hbone.errors import ErrorCode, Violation
 from ztunnel.hbone.events import ConnectReceived, Event
 from ztunnel.hbone.fields import read_request
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream

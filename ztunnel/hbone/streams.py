@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztunnel.hbone import wire
+from ztunnel.hbone import frames as wire
 from ztunnel.hbone.abuse import AbuseCounter
 from ztunnel.hbone.events import Event, StreamEnded, StreamReset
 from ztunnel.hbone.settings import HboneSettings

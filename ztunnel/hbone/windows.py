@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ztunnel.hbone import wire
-from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone import frames as wire
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 
 if TYPE_CHECKING:
     from ztunnel.hbone.settings import HboneSettings

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ztunnel.hbone import wire
-from ztunnel.hbone.errors import ErrorCode, Violation
+from ztunnel.hbone import frames as wire
+from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.settings import HboneSettings
 
 

@@ -31,9 +31,9 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.system.memory import GrowthWatch, release_unused_memory
+from ztunnel.xds.delta import MalformedResponseError
 from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused, after, status_text
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
-from ztunnel.xds.wire import MalformedResponseError
 
 BIG = 2 * 1024 * 1024
 """Bytes of payload from which on a response's memory is worth giving back."""

@@ -47,7 +47,7 @@ from itertools import count, islice
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
-from ztunnel.xds.wire import ResponseScanner, encode_request, encode_version
+from ztunnel.xds.delta import ResponseScanner, encode_request, encode_version
 
 ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"

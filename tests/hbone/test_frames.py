@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.hbone.conversation import split
-from ztunnel.hbone import wire
+from ztunnel.hbone import frames as wire
 
 
 def decoded(block: bytes) -> Any:

@@ -15,7 +15,7 @@ from ztunnel.pb.envoy.service.discovery.v3 import (
     ResourceCacheControl,
 )
 from ztunnel.pb.google.protobuf import Any
-from ztunnel.xds.wire import MalformedResponseError, ResponseScanner, encode_request, field, varint
+from ztunnel.xds.delta import MalformedResponseError, ResponseScanner, encode_request, field, varint
 
 names = st.text(max_size=200)
 resources = st.builds(
