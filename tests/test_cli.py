@@ -10,6 +10,7 @@ import pytest
 
 from ztunnel import cli
 from ztunnel.config.model import Config
+from ztunnel.dataplane.fork_server import ForkServer
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
 from ztunnel.version import build_info, git_revision
@@ -20,7 +21,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """A stand-in for the program itself; gives the configurations that it was run with."""
     ran: list[Config] = []
 
-    def run(config: Config) -> int:
+    def run(config: Config, forks: ForkServer | None = None) -> int:
+        assert (forks is not None) == (config.num_worker_threads > 1)
         get_logger("app").info("running")
         ran.append(config)
         if config.network == "broken":
@@ -33,9 +35,10 @@ def app(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return ran
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("argv", [[], ["proxy"], ["proxy", "ztunnel"]])
-def test_proxy_is_the_default_and_remembers_its_arguments(argv, app, capfd):
-    assert cli.main(argv, {"FAKE_CA": "true", "XDS_ADDRESS": ""}) == 3
+def test_proxy_is_the_default_and_remembers_its_arguments(argv, workers, app, capfd):
+    assert cli.main(argv, {"FAKE_CA": "true", "XDS_ADDRESS": "", "ZTUNNEL_WORKER_THREADS": workers}) == 3
     assert [config.proxy_args for config in app] == [" ".join(argv)]
     out, err = capfd.readouterr()
     assert out.endswith("\tinfo\tapp\trunning\t\n")

@@ -33,7 +33,9 @@ from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.shared_root import load_root
 from ztunnel.config.model import Config, ProxyMode
 from ztunnel.config.view import config_view, config_yaml
-from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control
+from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control, MakePlanes
+from ztunnel.control.link import DataPlaneLink
+from ztunnel.control.workers import Forks, Workers
 from ztunnel.dataplane.plane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
@@ -62,15 +64,17 @@ FAKE_CA_WARNING = (
 )
 
 
-def run(config: Config) -> int:
+def run(config: Config, forks: Forks | None = None) -> int:
     """Run a ztunnel until it is told to stop. Returns the exit status.
+
+    forks: starts the worker processes; None runs all in this one.
 
     Raises ZtunnelError for what makes a start impossible, with the sentence that is to be printed.
     """
     use_one_arena()
     spare_collector()
     try:
-        trio.run(_main, config)
+        trio.run(_main, config, forks)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     return 0
@@ -85,16 +89,16 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return cause
 
 
-async def _main(config: Config) -> None:
+async def _main(config: Config, forks: Forks | None) -> None:
     ages = TaskAges()
     trio.lowlevel.add_instrument(ages)
     async with trio.open_nursery() as nursery:
         await nursery.start(run_log_writer, name="log writer")
-        await _run(config, ages)
+        await _run(config, forks, ages)
         nursery.cancel_scope.cancel()
 
 
-async def _run(config: Config, ages: TaskAges) -> None:
+async def _run(config: Config, forks: Forks | None, ages: TaskAges) -> None:
     log.info(f"version: {build_info(config.istio_version)}")
     _raise_limits()
     for warning in (*config.warnings, *unknown_labels(config.metrics_drop_labels)):
@@ -114,15 +118,25 @@ async def _run(config: Config, ages: TaskAges) -> None:
         readiness.register(DNS_PROXY)
     random = SystemRandom()
     bounds = Bounds()
+    plane: DataPlane | None = None
     to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
-    from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)
-    plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time, bounds=bounds)
+    if forks is None:
+        from_plane, control_inbox = trio.open_memory_channel[FromDataPlane](math.inf)
+        plane = DataPlane(config, from_plane.send_nowait, random=random, wall_clock=time.time, bounds=bounds)
+
+        def link(
+            on_message: Callable[[FromDataPlane], None], _on_ended: Callable[[int], None]
+        ) -> DataPlaneLink:
+            return DataPlaneLink(to_plane, control_inbox, on_message, bounds.control)
+
+        planes: MakePlanes = link
+    else:
+        planes = partial(Workers, config, forks, bounds=bounds.control)
     control = Control(
         config,
         _authority(config, bounds.control),
         readiness,
-        to_plane,
-        control_inbox,
+        planes,
         random=random,
         wall_clock=time.time,
         bounds=bounds,
@@ -133,7 +147,8 @@ async def _run(config: Config, ages: TaskAges) -> None:
         nursery.start_soon(partial(_watch_signals, stop, inspection.log_tasks), name="signals")
         server = partial(nursery.start, partial(serve, bounds=bounds.admin))
         await server("readiness", config.readiness_addr, control.ready, stop, name="readiness server")
-        nursery.start_soon(plane.run, plane_inbox, name="data plane")
+        if plane is not None:
+            nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")
         admin = Admin(

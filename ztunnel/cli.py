@@ -109,7 +109,12 @@ def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
     before = signal.signal(signal.SIGTERM, _end_before_start)
     try:
         setup_logging(environ)
-        return _delegate("ztunnel.app", "run", load_from_machine(environ, args))
+        config = load_from_machine(environ, args)
+        if config.num_worker_threads == 1:
+            return _delegate("ztunnel.app", "run", config)
+        # Before the control side's libraries, of which workers need none, and before there is a thread.
+        with import_module("ztunnel.dataplane.fork_server").start_fork_server(config) as forks:
+            return _delegate("ztunnel.app", "run", config, forks)
     except ConfigError as error:
         return _failed(error)
     except ZtunnelError as error:
@@ -128,9 +133,9 @@ def _failed(error: ZtunnelError) -> int:
     return 1
 
 
-def _delegate(module: str, function: str, argument: object) -> int:
+def _delegate(module: str, function: str, *arguments: object) -> int:
     # imported late: `version` and `help` answer at once, and a bad configuration before anything is loaded
-    result: int | None = getattr(import_module(module), function)(argument)
+    result: int | None = getattr(import_module(module), function)(*arguments)
     return result or 0
 
 

@@ -89,9 +89,23 @@ class PodInfo(msgspec.Struct, frozen=True):
     service_account: str
 
 
+class SharedSocket(msgspec.Struct, frozen=True, array_like=True):
+    """A listening socket of a pod that the control side has opened and keeps; several processes accept.
+
+    role: which of the pod's. address: ``ip:port``. descriptor: travels beside, and is the receiver's.
+    transparent: IP_TRANSPARENT is set on it.
+    """
+
+    role: str
+    address: str
+    descriptor: int
+    transparent: bool
+
+
 class PodAdded(Message, frozen=True):
     """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own.
 
+    listeners: already open; None has them opened by who gets this.
     inbound_only: just the HBONE port with ordinary sockets, for ztunnel's own pod in shared mode.
     attempt: comes back in `PodStarted`, `PodFailed` and `PodStopped`, since a uid may be started anew while
         what was started before is still ending.
@@ -102,6 +116,12 @@ class PodAdded(Message, frozen=True):
     netns: int | None = None
     inbound_only: bool = False
     attempt: int = 0
+    listeners: tuple[SharedSocket, ...] | None = None
+
+    def descriptors(self) -> list[int]:
+        """All that travel beside it, in the order in which they travel."""
+        first = [] if self.netns is None else [self.netns]
+        return first + [one.descriptor for one in self.listeners or ()]
 
 
 class PodRemoved(Message, frozen=True):
@@ -179,6 +199,12 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
+class AtWork(Message, frozen=True):
+    """The first word of a data plane in a process of its own: which process that is."""
+
+    pid: int
+
+
 class DeltaApplied(Message, frozen=True):
     """All of a `MeshDelta` is in force, but for what was rejected."""
 
@@ -200,13 +226,13 @@ class CertificateUnneeded(Message, frozen=True):
 
 
 class DumpChunk(Message, frozen=True):
-    """A part of the answer to `DumpWanted` or `Asked`: items, or ``[key, value]`` pairs of an object.
+    """A part of the answer to `DumpWanted` or `Asked`, in JSON: items, or ``[key, value]`` of an object.
 
     error: why a question could not be answered, in the last part.
     """
 
     number: int
-    items: tuple[msgspec.Raw, ...]
+    items: tuple[bytes, ...]
     last: bool
     error: str = ""
 
@@ -301,7 +327,8 @@ ToDataPlane: TypeAlias = (
     | Asked
 )
 FromDataPlane: TypeAlias = (
-    DeltaApplied
+    AtWork
+    | DeltaApplied
     | CertificateWanted
     | CertificateUnneeded
     | ResourceDemanded

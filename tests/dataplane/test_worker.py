@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from tests.support.data_plane import deny_port, echo, is_closed, read_all, server, via_socks, worker_process
-from ztunnel.dataplane.socketpair import WireError, control_end, worker_end
 from ztunnel.messages import Drain, PodAdded, PodInfo, PodRemoved, ReportWanted
+from ztunnel.sockets.message_socket import WireError, control_end, worker_end
 
 
 async def test_traffic_passes_through_a_data_plane_in_a_child_process():

@@ -16,6 +16,7 @@ from tests.support.fake_mesh import FakeMesh
 from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.config.model import Config
 from ztunnel.decide.names import pod_search_domains
+from ztunnel.dns.listeners import open_dns_sockets
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.resolver import Resolver
 from ztunnel.dns.server import DnsProxy
@@ -149,22 +150,14 @@ async def running_pod(
     )
     while True:
         at = address or free_address()
-        proxy = DnsProxy(
-            resolver,
-            at,
-            name="ns1/client",
-            sockets=HostSockets(),
-            mark=None,
-            reuse_port=reuse_port,
-            bounds=bounds,
-        )
         try:
-            await proxy.bind()
+            sockets = await open_dns_sockets(at, HostSockets(), mark=None, reuse_port=reuse_port)
             break
         except BindError:
             # A port is free for TCP and UDP only by chance, and until somebody else on this machine takes it.
             if address is not None:
                 raise
+    proxy = DnsProxy(resolver, sockets, name="ns1/client", address=at, bounds=bounds)
     try:
         async with trio.open_nursery() as nursery:
             serving = trio.CancelScope()

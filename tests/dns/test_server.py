@@ -17,8 +17,10 @@ import trio.testing
 from tests.dns.pod import frame, read_frames, running_pod
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.support.logs import capture_logs
+from tests.support.namespaces import open_descriptors
 from ztunnel.bounds import DnsBounds
-from ztunnel.dns.server import DnsProxy
+from ztunnel.dns.listeners import open_dns_sockets
+from ztunnel.sockets.factories import HostSockets
 
 FQDN = "productpage.ns1.svc.cluster.local."
 ELSEWHERE = "elsewhere.example."
@@ -596,7 +598,7 @@ async def test_who_stays_on_the_address_gets_all_queries_once_the_other_is_shut(
         leaving.serving.cancel()
         await trio.lowlevel.checkpoint()
         leaving.proxy.shut()
-        assert bool(leaving.proxy._datagrams) is busy
+        assert bool(leaving.proxy._sockets.datagrams) is busy
         for _ in range(100):
             assert texts(await staying.ask(FQDN))
         assert staying.counted("istio_dns_requests_total") == 100
@@ -646,15 +648,7 @@ async def test_no_first_address_for_an_unknown_pod(autojump_clock):
 
 async def test_a_taken_port_is_said_and_leaves_nothing_open():
     async with fake_resolver(silent) as resolver, running_pod(resolver.port) as pod:
-        second = DnsProxy(
-            pod.resolver,
-            pod.address,
-            name="ns1/client",
-            sockets=pod.proxy._sockets,
-            mark=None,
-            reuse_port=False,
-        )
+        before = open_descriptors()
         with pytest.raises(OSError, match=f"failed to bind to address {pod.address}"):
-            await second.bind()
-        assert second._datagrams == []
-        assert second._listeners == []
+            await open_dns_sockets(pod.address, HostSockets(), mark=None, reuse_port=False)
+        assert open_descriptors() == before

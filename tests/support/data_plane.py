@@ -22,7 +22,6 @@ from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.config.model import Config, ProxyMode
 from ztunnel.dataplane.plane import DataPlane
-from ztunnel.dataplane.socketpair import control_end
 from ztunnel.messages import (
     Asked,
     CertificateIssued,
@@ -46,6 +45,7 @@ from ztunnel.messages import (
 from ztunnel.model.address import SocketAddress
 from ztunnel.pb.istio import security as pbs
 from ztunnel.pb.istio import workload as pbw
+from ztunnel.sockets.message_socket import control_end
 
 CONFIG = replace(
     Config(),

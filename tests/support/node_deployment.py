@@ -21,6 +21,9 @@ from ztunnel.messages import PodInfo
 if TYPE_CHECKING:
     from tests.support.mesh import Mesh
 
+WORKERS = "ZTUNNEL_TEST_WORKERS"
+"""Of the tests' environment: worker processes of each ztunnel, one by default."""
+
 
 class NodeZtunnel:
     """What one node runs: its CNI agent, and its ztunnels, of which the newest serves new pods."""
@@ -84,6 +87,7 @@ class NodeZtunnel:
             "ISTIO_META_DNS_CAPTURE": "false",
             "LOG_FORMAT": "json",
             "RUST_LOG": "info,access=debug",
+            "ZTUNNEL_WORKER_THREADS": os.environ.get(WORKERS, "1"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         all_variables: dict[str, str | None] = {**variables, **self.mesh.environment, **(environment or {})}

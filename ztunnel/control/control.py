@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import trio
@@ -25,7 +25,8 @@ from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.config.model import Config, ProxyMode
 from ztunnel.config.spelling import nearest
-from ztunnel.control.link import DataPlaneLink
+from ztunnel.control.link import DataPlanes
+from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.pods import PodStarter
 from ztunnel.errors import ZtunnelError
@@ -51,7 +52,8 @@ from ztunnel.observe import families
 from ztunnel.observe.access_log import current_sampling
 from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
-from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family, process_samples
+from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family
+from ztunnel.observe.process import process_samples
 from ztunnel.state.local import static_config
 from ztunnel.xds.client import XdsClient
 
@@ -62,8 +64,7 @@ PROXY = "proxy"
 DNS_PROXY = "dns proxy"
 WORKLOAD_MANAGER = "workload proxy manager"
 
-DATA_PLANES = 1
-"""Processes that carry traffic: this one."""
+MakePlanes: TypeAlias = Callable[[Callable[[FromDataPlane], None], Callable[[int], None]], DataPlanes]
 
 
 class ProxyEndedError(ZtunnelError):
@@ -79,7 +80,8 @@ class Control:
     """Owns the control side's tasks. `run` is its life; the other methods are for the servers.
 
     authority: who issues certificates.
-    to_plane, from_plane: the line to the data plane.
+    planes: makes the line to the data planes of what takes their messages, and of what is told the number of
+        one that has ended.
     bounds: timeouts and limits of its conversations.
     """
 
@@ -88,8 +90,7 @@ class Control:
         config: Config,
         authority: CertificateAuthority,
         readiness: Readiness,
-        to_plane: trio.abc.SendChannel[ToDataPlane],
-        from_plane: trio.abc.ReceiveChannel[FromDataPlane],
+        planes: MakePlanes,
         *,
         random: Random,
         wall_clock: Callable[[], float],
@@ -100,7 +101,8 @@ class Control:
         self._wall_clock = wall_clock
         self._demanded, self._demands = trio.open_memory_channel[str](float("inf"))
         self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
-        self.link = DataPlaneLink(to_plane, from_plane, self._on_message, bounds.control)
+        self._reported = ReportedMetrics()
+        self.link = planes(self._on_message, self._reported.restarted)
         self.pods = PodStarter(self.link, self._pod_ended)
         self.certificates = SecretManager(
             authority, clock=wall_clock, random=random.random, publish=self._publish
@@ -117,7 +119,6 @@ class Control:
             )
             readiness.register(WORKLOAD_MANAGER)
         self._metrics = ControlMetrics(config.istio_version, shared=config.proxy_mode is ProxyMode.SHARED)
-        self._reported = ReportedMetrics()
         self.mesh = MeshSource(config, self.link.apply, self._metrics, bounds.control)
         self._counted = PodCounts(active=0, pending=0, started=0, stopped=0)
         self._draining = False
@@ -265,14 +266,20 @@ class Control:
 
     async def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
         """All present values by sample name and labels."""
-        report = await self.link.report()
-        self._reported.merge(0, report.samples)
+        reports = await self.link.reports()
+        for number, report in reports.items():
+            self._reported.merge(number, report.samples)
         if self.zds is not None:
             self._count_pods(self.zds.counts())
         totals = self._reported.totals()
-        own = by_family(self._metrics.samples(), process_samples(DATA_PLANES), self._certificate_samples())
+        workers = Sample(families.NUM_WORKERS.name, (), len(reports))
+        own = by_family(self._metrics.samples(), process_samples(), [workers], self._certificate_samples())
+        if families.MAX_FDS.name in totals:  # a limit is not added up
+            del own[families.MAX_FDS.name]
         for family, values in own.items():
-            totals.setdefault(family, {}).update(values)
+            series = totals.setdefault(family, {})
+            for labels, value in values.items():
+                series[labels] = series.get(labels, 0) + value
         return totals
 
     def _certificate_samples(self) -> list[Sample]:
@@ -311,7 +318,7 @@ class Control:
         """``workloadState`` of the config dump; it exists in shared mode only."""
         if self.zds is None:
             return None
-        connections = {pod.uid: pod for pod in (await self.link.report()).pods}
+        connections = merged_connections((await self.link.reports()).values())
         state: dict[str, Any] = {}
         for pod in self.zds.pods():
             info = pod.info

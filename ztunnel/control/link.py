@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Protocol
 
 import msgspec
 import trio
@@ -29,6 +30,7 @@ from ztunnel.messages import (
     ToDataPlane,
     Topic,
 )
+from ztunnel.sockets.message_socket import MessageSocket
 
 
 class DataPlaneGoneError(ZtunnelError):
@@ -49,6 +51,31 @@ class QuestionFailedError(ZtunnelError):
         super().__init__(f"The question could not be answered: {error}")
 
 
+class DataPlanes(Protocol):
+    """One data plane or several that look like one: `DataPlaneLink`, `ztunnel.control.workers.Workers`."""
+
+    async def run(self) -> None:
+        """Take what they say until there is nobody left to say anything."""
+
+    async def send(self, message: ToDataPlane) -> None:
+        """Tell them something that has no answer. The descriptors of a PodAdded are theirs from then on."""
+
+    async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
+        """Put a change of the mesh into force. Returns what was rejected."""
+
+    async def drain(self, deadline: float) -> None:
+        """Stop accepting, and cut what is open after ``deadline`` seconds; returns when all is."""
+
+    async def reports(self) -> dict[int, Report]:
+        """What each has counted and holds open, by its number. Raises trio.TooSlowError."""
+
+    def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+        """A part of the admin dump that is the same in each. Raises trio.TooSlowError."""
+
+    async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
+        """The items of the answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
+
+
 class DataPlaneLink:
     """Talks to one data plane.
 
@@ -66,6 +93,7 @@ class DataPlaneLink:
     ) -> None:
         self._patience = bounds.data_plane_answer
         self._outbox = send
+        self._sender_closes = isinstance(send, MessageSocket)
         self._inbox = inbox
         self._on_message = on_message
         self._numbers = count(1)
@@ -92,17 +120,18 @@ class DataPlaneLink:
     async def send(self, message: ToDataPlane) -> None:
         """Give it a message that has no answer. A data plane that is gone takes nothing any more.
 
-        The descriptor of a PodAdded is its receiver's from then on; closed here when nobody receives it.
+        The descriptors of a PodAdded are its receiver's from then on; closed here when nobody receives it.
         """
         sent = False
         try:
             await self._outbox.send(message)
             sent = True
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.drained.set()
         finally:
-            if not sent and isinstance(message, PodAdded) and message.netns is not None:
-                os.close(message.netns)
+            if not sent and isinstance(message, PodAdded) and not self._sender_closes:
+                for descriptor in message.descriptors():
+                    os.close(descriptor)
 
     async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
         """Give it a change of the mesh and wait until it is in force. Returns what was rejected.
@@ -129,6 +158,10 @@ class DataPlaneLink:
         assert isinstance(answer, Report)
         return answer
 
+    async def reports(self) -> dict[int, Report]:
+        """The same, by the number of the data plane."""
+        return {0: await self.report()}
+
     async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
         """A part of the admin dump, in pieces. Raises trio.TooSlowError when a piece does not come."""
         async with self._question() as (number, answers):
@@ -139,7 +172,7 @@ class DataPlaneLink:
                     answer = await answers.receive()
                 assert isinstance(answer, DumpChunk)
                 last = answer.last
-                yield answer.items
+                yield tuple(map(msgspec.Raw, answer.items))
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
         """The items of the answer to a question. Raises trio.TooSlowError when a piece does not come."""
@@ -153,7 +186,7 @@ class DataPlaneLink:
                     answer = await answers.receive()
                 assert isinstance(answer, DumpChunk)
                 last = answer.last
-                items += answer.items
+                items += map(msgspec.Raw, answer.items)
                 error = answer.error
         if error:
             raise QuestionFailedError(error)

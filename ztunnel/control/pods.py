@@ -8,7 +8,7 @@ from itertools import count
 
 import trio
 
-from ztunnel.control.link import DataPlaneLink
+from ztunnel.control.link import DataPlanes
 from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import (
     FromDataPlane,
@@ -30,7 +30,7 @@ class PodStarter:
     on_ended: called with the uid of a pod that ran and has ended without having been stopped.
     """
 
-    def __init__(self, link: DataPlaneLink, on_ended: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, link: DataPlanes, on_ended: Callable[[str], None] = lambda _: None) -> None:
         self._link = link
         self._on_ended = on_ended
         self._attempts = count(1)

@@ -43,6 +43,7 @@ from ztunnel.messages import (
 from ztunnel.observe import families
 from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.logging import get_logger, set_filter
+from ztunnel.observe.process import process_samples
 from ztunnel.observe.sampling import Sampling
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
@@ -75,6 +76,7 @@ class DataPlane:
     send: gives a message to the control side; must not block.
     bounds: timeouts and limits of everything in it.
     random, wall_clock: where randomness and the time of day come from.
+    own_process: it is alone in its process, whose descriptors and tasks are then part of the report.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class DataPlane:
         random: Random,
         wall_clock: Callable[[], float],
         bounds: Bounds = DEFAULTS,
+        own_process: bool = False,
     ) -> None:
         self._send = send
+        self._own_process = own_process
         self._config = config
         self.store = MeshStore(config.local_node)
         self._shared = Shared(
@@ -244,17 +248,19 @@ class DataPlane:
             await trio.lowlevel.checkpoint()
         samples += pods.drain_samples()
         samples += pods.stall_samples()
+        if self._own_process:
+            samples += process_samples()
         self._send(Report(number, tuple(samples), pods.connections()))
 
     async def _answer(self, asked: Asked, pods: Pods) -> None:
         """Send the items of an answer a few at a time, so that nobody is held up by a long one."""
         encode = msgspec.json.encode
-        items: list[msgspec.Raw] = []
+        items: list[bytes] = []
         error = ""
         try:
             for item in answer(asked, Surroundings(self._config, self._shared, pods.all())):
                 if item is not None:
-                    items.append(msgspec.Raw(encode(item)))
+                    items.append(encode(item))
                 if item is None or len(items) == DUMP_SLICE:
                     self._send(DumpChunk(asked.number, tuple(items), last=False))
                     items = []
@@ -273,9 +279,9 @@ class DataPlane:
             DumpSection.STAGED_SERVICES: dump_staged,
         }
         encode = msgspec.json.Encoder(order="sorted").encode
-        items: list[msgspec.Raw] = []
+        items: list[bytes] = []
         for item in sections[wanted.section](self.store):
-            items.append(msgspec.Raw(encode(item)))
+            items.append(encode(item))
             if len(items) == DUMP_SLICE:
                 self._send(DumpChunk(wanted.number, tuple(items), last=False))
                 items = []

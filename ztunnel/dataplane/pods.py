@@ -23,6 +23,7 @@ from ztunnel.observe import families
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.flows import stalled
 from ztunnel.proxy.pod import PodProxy
+from ztunnel.proxy.pod_listeners import adopt
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
@@ -58,11 +59,11 @@ class Pods:
     def add(self, message: PodAdded) -> None:
         """Start a pod; PodStarted or PodFailed answers. One with the same uid is stopped, not awaited.
 
-        The descriptor of the network namespace becomes ours.
+        The descriptors become ours.
         """
         if self._deadline is not None:
-            if message.netns is not None:
-                os.close(message.netns)
+            for descriptor in message.descriptors():
+                os.close(descriptor)
             self._send(PodFailed(message.uid, "this process is draining", message.attempt))
             return
         self.remove(message.uid)
@@ -74,7 +75,8 @@ class Pods:
             try:
                 namespace = Namespace(message.netns)
             except OSError as error:
-                os.close(message.netns)
+                for descriptor in message.descriptors():
+                    os.close(descriptor)
                 self._send(PodFailed(message.uid, os_error_text(error), message.attempt))
                 return
             in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
@@ -88,7 +90,8 @@ class Pods:
                 factory,
                 inbound_only=message.inbound_only,
                 listening=listening,
-            )
+            ),
+            adopt(message.listeners) if message.listeners is not None else None,
         )
         self._pods[message.uid] = pod
         self._alive.add(pod)

@@ -19,9 +19,10 @@ import trio
 from ztunnel.config.machine import load_from_machine
 from ztunnel.config.model import Config
 from ztunnel.dataplane.plane import DataPlane
-from ztunnel.dataplane.socketpair import MessageSocket, worker_end
-from ztunnel.messages import FromDataPlane, ToDataPlane
+from ztunnel.messages import AtWork, FromDataPlane, ToDataPlane
 from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
+from ztunnel.sockets.descriptors import raise_descriptor_limit
+from ztunnel.sockets.message_socket import MessageSocket, worker_end
 
 
 async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
@@ -52,7 +53,8 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
         except trio.BrokenResourceError:
             return
 
-    plane = DataPlane(config, tell, random=SystemRandom(), wall_clock=time.time)
+    tell(AtWork(os.getpid()))
+    plane = DataPlane(config, tell, own_process=True, random=SystemRandom(), wall_clock=time.time)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen, name="from control")
@@ -68,19 +70,31 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
 
 async def _main(config: Config, descriptor: int) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_log_writer)
+        await nursery.start(run_log_writer, name="log writer")
         await serve(config, worker_end(socket.socket(fileno=descriptor)))
         nursery.cancel_scope.cancel()
 
 
-def main() -> None:
-    """Entry of the process."""
-    setup_logging(os.environ)
+def run(config: Config, descriptor: int) -> None:
+    """A worker's life. descriptor: of the socketpair; closed at the end."""
     # The control process decides when to end; a signal to the whole group must not come before its word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        trio.run(_main, load_from_machine(os.environ), int(sys.argv[1]))
+        raise_descriptor_limit()
+    except (OSError, ValueError):
+        pass  # the control process has said so
+    try:
+        trio.run(_main, config, descriptor)
+    finally:
+        shutdown_logging()
+
+
+def main() -> None:
+    """Entry of a worker that is started by itself."""
+    setup_logging(os.environ)
+    try:
+        run(load_from_machine(os.environ), int(sys.argv[1]))
     finally:
         shutdown_logging()
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import trio
 
 from ztunnel.bounds import DEFAULTS, DnsBounds
-from ztunnel.config.model import ListenAddress, Localhost
+from ztunnel.config.model import ListenAddress
 from ztunnel.dns.dns_errors import QueryLoopError, TooManyQueriesError
 from ztunnel.dns.framing import MessageStream
+from ztunnel.dns.listeners import DnsSockets
 from ztunnel.dns.message import LONGEST_TCP, TYPE_AXFR, TYPE_IXFR, Query, Rcode, Refused, parse_query
 from ztunnel.dns.reply import error_reply
 from ztunnel.dns.resolver import Resolver
@@ -34,45 +34,36 @@ from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.addresses import from_sockaddr
 from ztunnel.sockets.descriptors import DescriptorBudget
-from ztunnel.sockets.factories import SocketFactory
-from ztunnel.sockets.listen import Listener, SocketOptions, bind_datagram, listen
+from ztunnel.sockets.listen import Listener
 
 log = get_logger("dns::server")
 
 _READS_PER_WAKEUP = 16
 _PAUSE_SECONDS = 0.1
-_RECEIVE_BUFFER = 2 * 1024 * 1024
-_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; the socket module lacks it
 
 
 class DnsProxy:
-    """The listeners of one pod. `bind`, `serve`, then `shut` and `close`.
+    """The listeners of one pod. `serve`, then `shut` and `close`.
 
-    name: ``namespace/pod``. mark, reuse_port: as for all listeners in the pod.
+    sockets: bound already; they are closed here. name: ``namespace/pod``.
+    address: as configured, for the log.
     """
 
     def __init__(
         self,
         resolver: Resolver,
-        address: ListenAddress,
+        sockets: DnsSockets,
         *,
         name: str,
-        sockets: SocketFactory,
-        mark: int | None,
-        reuse_port: bool,
+        address: ListenAddress,
         budget: DescriptorBudget | None = None,
         bounds: DnsBounds = DEFAULTS.dns,
     ) -> None:
         self._bounds = bounds
         self._resolver = resolver
-        self._address = address
         self._sockets = sockets
-        self._mark = mark
-        self._reuse_port = reuse_port
         self._budget = budget
         self._log = log.bind_span("dns_proxy", wl=name)
-        self._datagrams: list[socket.socket] = []
-        self._listeners: list[Listener] = []
         self._waiting: set[tuple[Any, bytes]] = set()
         self._waiting_bytes = 0
         self._connections = 0
@@ -80,45 +71,15 @@ class DnsProxy:
         self._nursery: trio.Nursery | None = None
         self._shut = False
         self._overloaded = False
-
-    async def bind(self) -> None:
-        """Open all sockets, or none. Raises BindError."""
-        try:
-            for address in await self._addresses():
-                sock = await bind_datagram(
-                    address, factory=self._sockets, mark=self._mark, reuse_port=self._reuse_port
-                )
-                self._datagrams.append(sock)
-                _enlarge(sock)
-                self._listeners.append(
-                    await listen(
-                        address,
-                        factory=self._sockets,
-                        options=SocketOptions(mark=self._mark),
-                        reuse_port=self._reuse_port,
-                    )
-                )
-        except BaseException:
-            self.close()
-            raise
-        self._log.info("starting local DNS server", address=self._address, component="dns")
-
-    async def _addresses(self) -> list[SocketAddress]:
-        address = self._address
-        if not isinstance(address, Localhost):
-            return [address]
-        addresses = [SocketAddress(IPv4Address("127.0.0.1"), address.port)]
-        if address.ipv6 and await self._sockets.ipv6_on_loopback():
-            addresses.append(SocketAddress(IPv6Address("::1"), address.port))
-        return addresses
+        self._log.info("starting local DNS server", address=address, component="dns")
 
     async def serve(self, nursery: trio.Nursery) -> None:
         """Read and accept until cancelled. What is begun goes on in ``nursery``."""
         self._nursery = nursery
         async with trio.open_nursery() as loops:
-            for sock in self._datagrams:
+            for sock in self._sockets.datagrams:
                 loops.start_soon(self._read, sock, name=f"dns datagrams {from_sockaddr(sock.getsockname())}")
-            for listener in self._listeners:
+            for listener in self._sockets.listeners:
                 loops.start_soon(self._accept, listener, nursery, name=f"dns listener {listener.address}")
 
     def shut(self) -> None:
@@ -127,11 +88,11 @@ class DnsProxy:
         self._shut = True
         for scope in self._idle:
             scope.cancel()
-        for listener in self._listeners:
+        for listener in self._sockets.listeners:
             assert self._nursery is not None
             accept_waiting(listener, self._on_connection, self._nursery, component="dns", budget=self._budget)
             listener.close()
-        for sock in self._datagrams:
+        for sock in self._sockets.datagrams:
             try:
                 self._read_some(sock, self._bounds.queries)
                 sock.connect(sock.getsockname())
@@ -139,7 +100,7 @@ class DnsProxy:
             except OSError as error:
                 self._log.debug(f"could not close a DNS socket to queries: {error}")
         if not self._waiting:
-            self._close_datagrams()
+            self._sockets.close_datagrams()
 
     def drained(self) -> None:
         """Say that nothing is under way any more, after `shut`."""
@@ -148,15 +109,7 @@ class DnsProxy:
 
     def close(self) -> None:
         """Close all sockets."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        self._close_datagrams()
-
-    def _close_datagrams(self) -> None:
-        for sock in self._datagrams:
-            sock.close()
-        self._datagrams.clear()
+        self._sockets.close()
 
     # -- UDP ---------------------------------------------------------------------------------------------
 
@@ -233,7 +186,7 @@ class DnsProxy:
             if len(self._waiting) < self._bounds.queries // 2:
                 self._overloaded = False
             if self._shut and not self._waiting:
-                self._close_datagrams()
+                self._sockets.close_datagrams()
 
     def _overload(self, query: Query, *, tcp: bool) -> bytes:
         if not self._overloaded:
@@ -308,15 +261,6 @@ class DnsProxy:
                 raise ConnectionResetError("the client takes nothing more")
 
         await self._resolver.transfer(query, pass_on)
-
-
-def _enlarge(sock: socket.socket) -> None:
-    """Let a thousand queries that come at once wait in the socket; by default it holds about 270."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-    except OSError:
-        # Without CAP_NET_ADMIN, within net.core.rmem_max.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
 
 def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:

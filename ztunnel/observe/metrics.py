@@ -10,12 +10,9 @@ The small families of the control side are prometheus-client's own counters and 
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Hashable, Iterable, Iterator
-from os import scandir
 from typing import TypeAlias
 
-import trio
 from prometheus_client import Counter, Gauge
 
 from ztunnel.messages import Sample
@@ -24,6 +21,9 @@ from ztunnel.observe.families import BY_SAMPLE, Family, Kind
 
 Labels: TypeAlias = tuple[str, ...]
 Key: TypeAlias = tuple[str, Labels]
+
+_NOT_ADDED = {family.name for family in (families.DRAIN_REMAINING, families.DRAIN_OLDEST, families.MAX_FDS)}
+"""Of these the largest value of all data planes counts."""
 
 
 class ReportedMetrics:
@@ -77,7 +77,8 @@ class ReportedMetrics:
                 series = totals.get(name)
                 if series is None:
                     series = totals[name] = {}
-                series[labels] = series.get(labels, 0) + value
+                before = series.get(labels, 0)
+                series[labels] = max(before, value) if name in _NOT_ADDED else before + value
         return totals
 
 
@@ -130,24 +131,6 @@ class ControlMetrics:
             for sample in described.samples
             if sample.name in wanted
         ]
-
-
-def process_samples(workers: int) -> list[Sample]:
-    """Descriptors of our own process, and the state of its trio loop; to be called inside it.
-
-    ``workers`` is the number of processes that carry traffic.
-    """
-    statistics = trio.lowlevel.current_statistics()
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with scandir("/proc/self/fd") as entries:
-        open_fds = sum(1 for _ in entries) - 1  # one is the listing's own
-    return [
-        Sample(families.OPEN_FDS.name, (), open_fds),
-        Sample(families.MAX_FDS.name, (), soft),
-        Sample(families.NUM_WORKERS.name, (), workers),
-        Sample(families.QUEUE_DEPTH.name, (), statistics.tasks_runnable),
-        Sample(families.ALIVE_TASKS.name, (), statistics.tasks_living),
-    ]
 
 
 def by_family(*parts: Iterable[Sample]) -> dict[str, dict[Labels, float]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import trio
 
-from ztunnel.config.model import ProxyMode
 from ztunnel.dns.server import DnsProxy
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
@@ -21,15 +20,28 @@ from ztunnel.proxy.inbound import InboundProxy
 from ztunnel.proxy.outbound import OutboundProxy
 from ztunnel.proxy.plaintext import PlaintextProxy
 from ztunnel.proxy.pod_dns import make_dns_proxy, make_resolver
+from ztunnel.proxy.pod_listeners import (
+    INBOUND,
+    OUTBOUND,
+    PLAINTEXT,
+    SOCKS5,
+    PodListeners,
+    drain_name,
+    open_listeners,
+    say_established,
+)
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.socks_task import negotiate
 from ztunnel.sockets.accept import accept_forever, accept_waiting
 from ztunnel.sockets.addresses import DestinationOrigin, local_address, original_destination
-from ztunnel.sockets.listen import Listener, SocketOptions, is_transparent, listen
+from ztunnel.sockets.listen import Listener, is_transparent
 from ztunnel.tunnel.failures import DrainedError
 
 log = get_logger("proxy")
 drain_log = get_logger("drain")
+
+
+_Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[None]]
 
 
 class _Component(NamedTuple):
@@ -37,22 +49,21 @@ class _Component(NamedTuple):
 
     name: str
     listener: Listener
-    handler: Callable[[socket.socket, SocketAddress], Awaitable[None]]
-
-    @property
-    def drain_name(self) -> str:
-        """What the lines of a drain call it."""
-        return "inbound passthrough" if self.name == "inbound plaintext" else self.name
+    handler: _Handler
 
 
 class PodProxy:
     """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`.
 
-    ``listeners``: its listening sockets with the names of what they serve, to look at only.
+    opened: its listeners, when another process has opened them; they are closed here. None has them opened by
+    `run`. ``listeners``: its listening sockets with the names of what they serve, to look at only.
     """
 
-    def __init__(self, context: PodContext) -> None:
+    def __init__(self, context: PodContext, opened: PodListeners | None = None) -> None:
         self.context = context
+        self._opened = opened
+        # Of sockets that are not ours alone their opener speaks.
+        self._say = drain_log.info if opened is None else drain_log.debug
         self.outbound: OutboundProxy | None = None
         self.inbound: InboundProxy | None = None
         self.listeners: list[tuple[str, socket.socket]] = []
@@ -69,9 +80,10 @@ class PodProxy:
         Raises BindError when a socket cannot be bound; nothing is left open then.
         """
         with self._everything:
-            components = await self._bind()
-            self.listeners = [(one.name, one.listener.sock) for one in components]
+            listeners = self._opened or await self._open()
+            self.listeners = [(name, one.sock) for name, one in listeners.components.items()]
             try:
+                components = self._components(listeners)
                 started()
                 async with trio.open_nursery() as tunnels:
                     self.outbound = OutboundProxy(self.context, tunnels)
@@ -81,61 +93,39 @@ class PodProxy:
                         self.outbound.pool.close()
                         tunnels.cancel_scope.cancel()
             finally:
-                for component in components:
-                    component.listener.close()
-                if self._dns is not None:
-                    self._dns.close()
+                listeners.close()
                 self.context.sources.close()
 
-    async def _bind(self) -> list[_Component]:
-        """Open all listeners, or none."""
-        shared = self.context.shared
-        config = shared.config
-        components: list[_Component] = []
-        await self._bind_dns()
-        try:
-            if config.proxy or self.context.inbound_only:
-                hbone = await self._listen(config.inbound_addr, keepalive=False)
-                self.inbound = InboundProxy(self.context, transparent=hbone.transparent)
-                components.append(_Component("inbound", hbone, self._on_inbound))
-                if not self.context.inbound_only:
-                    await self._bind_captured(components)
-        except BaseException:
-            for component in components:
-                component.listener.close()
-            if self._dns is not None:
-                self._dns.close()
-            raise
-        for component in components:
-            self._log.info(
-                "listener established",
-                address=component.listener.address,
-                component=component.name,
-                transparent=component.listener.transparent,
-            )
+    async def _open(self) -> PodListeners:
+        context = self.context
+        opened = await open_listeners(
+            context.shared.config,
+            context.listening or context.sockets,
+            inbound_only=context.inbound_only,
+        )
+        say_established(self._log, opened)
+        return opened
+
+    def _components(self, listeners: PodListeners) -> list[_Component]:
+        """Who serves what is accepted. The DNS proxy is put together first: others may need its names."""
+        if listeners.dns is not None:
+            resolver = make_resolver(self.context)
+            self._dns = make_dns_proxy(self.context, resolver, listeners.dns)
+            self.context.names = resolver
+        handlers: dict[str, _Handler] = {
+            INBOUND: self._on_inbound,
+            PLAINTEXT: self._on_plaintext,
+            OUTBOUND: self._on_outbound,
+            SOCKS5: self._on_socks,
+        }
+        components = []
+        for name, listener in listeners.components.items():
+            if name == INBOUND:
+                self.inbound = InboundProxy(self.context, transparent=listener.transparent)
+            elif name == PLAINTEXT:
+                self._plaintext = PlaintextProxy(self.context, transparent=listener.transparent)
+            components.append(_Component(name, listener, handlers[name]))
         return components
-
-    async def _bind_dns(self) -> None:
-        """The DNS proxy comes first: no connection may be taken before the names that it needs can be had."""
-        if not self.context.shared.config.dns_proxy or self.context.inbound_only:
-            return
-        resolver = make_resolver(self.context)
-        proxy = make_dns_proxy(self.context, resolver)
-        await proxy.bind()
-        self._dns = proxy
-        self.context.names = resolver
-
-    async def _bind_captured(self, components: list[_Component]) -> None:
-        """The listeners to which the pod's own traffic is redirected."""
-        config = self.context.shared.config
-        plain = await self._listen(config.inbound_plaintext_addr, keepalive=True)
-        self._plaintext = PlaintextProxy(self.context, transparent=plain.transparent)
-        components.append(_Component("inbound plaintext", plain, self._on_plaintext))
-        out = await self._listen(config.outbound_addr, keepalive=True)
-        components.append(_Component("outbound", out, self._on_outbound))
-        if config.socks5_addr is not None:
-            socks = await self._listen(config.socks5_addr, keepalive=False)
-            components.append(_Component("socks5", socks, self._on_socks))
 
     async def _serve(self, components: list[_Component]) -> None:
         try:
@@ -156,7 +146,7 @@ class PodProxy:
                 drain_log.warn("drain duration expired with pending connections, forcefully shutting down")
         finally:
             for component in components:
-                drain_log.info("shutdown complete", component=component.drain_name)
+                self._say("shutdown complete", component=drain_name(component.name))
             if self._dns is not None:
                 self._dns.drained()
 
@@ -170,21 +160,8 @@ class PodProxy:
             budget=self.context.shared.budget,
         )
         component.listener.close()
-        drain_log.info("listener drained", address=component.listener.address, component=component.drain_name)
-
-    async def _listen(self, address: SocketAddress, *, keepalive: bool) -> Listener:
-        shared = self.context.shared
-        config = shared.config
-        in_pod = config.proxy_mode is ProxyMode.SHARED and not self.context.inbound_only
-        options = SocketOptions(
-            mark=config.packet_mark if in_pod else None, keepalive=shared.keepalive if keepalive else None
-        )
-        return await listen(
-            address,
-            factory=self.context.listening or self.context.sockets,
-            options=options,
-            reuse_port=in_pod and config.inpod_port_reuse,
-            transparent=False if self.context.inbound_only else config.enable_orig_src,
+        self._say(
+            "listener drained", address=component.listener.address, component=drain_name(component.name)
         )
 
     async def _accept(self, component: _Component, connections: trio.Nursery) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ztunnel.config.model import ProxyMode
 from ztunnel.decide.names import pod_search_domains
+from ztunnel.dns.listeners import DnsSockets
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
 from ztunnel.dns.resolver import Resolver
 from ztunnel.dns.server import DnsProxy
@@ -58,17 +59,10 @@ def make_resolver(pod: PodContext, conf: ResolvConf | None = None) -> Resolver:
     )
 
 
-def make_dns_proxy(pod: PodContext, resolver: Resolver) -> DnsProxy:
-    """The pod's DNS proxy, not yet bound."""
-    config = pod.shared.config
-    shared_mode = config.proxy_mode is ProxyMode.SHARED
+def make_dns_proxy(pod: PodContext, resolver: Resolver, sockets: DnsSockets) -> DnsProxy:
+    """The pod's DNS proxy. sockets: as of `DnsProxy`."""
+    shared = pod.shared
+    address = shared.config.dns_proxy_addr
     return DnsProxy(
-        resolver,
-        config.dns_proxy_addr,
-        name=pod.name,
-        sockets=pod.listening or pod.sockets,
-        mark=config.packet_mark if shared_mode else None,
-        reuse_port=shared_mode and config.inpod_port_reuse,
-        budget=pod.shared.budget,
-        bounds=pod.shared.bounds.dns,
+        resolver, sockets, name=pod.name, address=address, budget=shared.budget, bounds=shared.bounds.dns
     )

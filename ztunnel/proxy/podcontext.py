@@ -22,6 +22,7 @@ from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.history import History
+from ztunnel.proxy.pod_listeners import configured_keepalive
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
@@ -77,15 +78,7 @@ class Shared:
     @property
     def keepalive(self) -> Keepalive | None:
         """Keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
-        options = self.config.socket_config
-        if not options.keepalive_enabled:
-            return None
-        return Keepalive(
-            options.keepalive_time,
-            options.keepalive_interval,
-            options.keepalive_retries,
-            options.user_timeout if options.user_timeout_enabled else None,
-        )
+        return configured_keepalive(self.config)
 
     @property
     def hbone_settings(self) -> HboneSettings:

@@ -98,11 +98,8 @@ async def accept_forever(
     overload = _Overload(component)
     while True:
         try:
-            await trio.lowlevel.wait_readable(sock)
-        except (
-            trio.ClosedResourceError,
-            ValueError,
-        ):  # ValueError: it was closed before the wait, descriptor -1
+            await listener.readable()
+        except trio.ClosedResourceError:
             return
         for _ in range(_ACCEPTS_PER_WAKEUP):
             try:

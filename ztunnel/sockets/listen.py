@@ -17,6 +17,7 @@ import trio
 from ztunnel.errors import ZtunnelError, os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
+from ztunnel.sockets import shared_wait
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.linux import IP_TRANSPARENT
@@ -63,16 +64,33 @@ class SocketOptions:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket. ``transparent``: IP_TRANSPARENT is set on it, so sources may be spoofed."""
+    """A listening socket.
+
+    transparent: IP_TRANSPARENT is set on it, so sources may be spoofed. shared: other processes accept from
+    it too, so of those that wait for a connection one is to be woken.
+    """
 
     sock: socket.socket
     address: SocketAddress
     transparent: bool
+    shared: bool = False
+
+    async def readable(self) -> None:
+        """Wait until there may be something to accept. Raises ClosedResourceError when it was closed."""
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError
+        if self.shared:
+            await shared_wait.readable(self.sock)
+        else:
+            await trio.lowlevel.wait_readable(self.sock)
 
     def close(self) -> None:
         """Close the socket; whoever waits in accept is told so."""
         if self.sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.sock)
+            if self.shared:
+                shared_wait.closing(self.sock)
+            else:
+                trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
 

@@ -1,8 +1,9 @@
 """Messages on a socketpair: length, MessagePack, and descriptors beside the bytes.
 
-A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptor of a pod's
-network namespace travels as SCM_RIGHTS with the first byte of its frame. The kernel never merges bytes
-across such a boundary, so descriptors arrive in the order of the messages that they belong to.
+A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptors of a pod, of
+its network namespace and its listeners, travel as SCM_RIGHTS with the first byte of its frame. The kernel
+never merges bytes across such a boundary, so descriptors arrive in the order of the messages that they belong
+to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import array
 import os
 import socket
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 import trio
@@ -33,7 +34,9 @@ class WireError(ZtunnelError):
     code = "ZT-INT-004"
 
 
-class MessageSocket(Generic[_Message]):
+class MessageSocket(
+    trio.abc.SendChannel[ToDataPlane | FromDataPlane], trio.abc.ReceiveChannel[_Message], Generic[_Message]
+):
     """One end of a socketpair between the control side and a worker: messages in both directions.
 
     decoder: for the union of messages that come in. The socket is closed by `aclose`.
@@ -49,18 +52,18 @@ class MessageSocket(Generic[_Message]):
         self._descriptors: deque[int] = deque()
         self._sending = trio.Lock()
 
-    async def send(self, message: ToDataPlane | FromDataPlane) -> None:
-        """Send a message; the descriptor of a PodAdded is sent along and closed here.
+    async def send(self, value: ToDataPlane | FromDataPlane) -> None:
+        """Send a message; the descriptors of a PodAdded are sent along and closed here.
 
         Raises BrokenResourceError when the other end is gone.
         """
-        body = self._encoder.encode(message)
+        body = self._encoder.encode(value)
         frame = memoryview(len(body).to_bytes(_LENGTH, "big") + body)
-        descriptor = message.netns if isinstance(message, PodAdded) else None
+        descriptors = value.descriptors() if isinstance(value, PodAdded) else []
         try:
             async with self._sending:
-                if descriptor is not None:
-                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+                if descriptors:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
                     sent = await self._sock.sendmsg([frame], rights)
                     frame = frame[sent:]
                 while frame:
@@ -69,7 +72,7 @@ class MessageSocket(Generic[_Message]):
         except OSError as error:
             raise trio.BrokenResourceError from error
         finally:
-            if descriptor is not None:
+            for descriptor in descriptors:
                 os.close(descriptor)
 
     async def receive(self) -> _Message:
@@ -111,11 +114,22 @@ class MessageSocket(Generic[_Message]):
         except msgspec.MsgspecError as error:
             raise WireError(f"The other process sent a message that cannot be read: {error}.") from error
         del buffer[:end]
-        if isinstance(message, PodAdded) and message.netns is not None:
-            if not self._descriptors:
-                raise WireError("The other process announced a descriptor and sent none.")
-            message = msgspec.structs.replace(message, netns=self._descriptors.popleft())
+        if isinstance(message, PodAdded):
+            return cast("_Message", self._with_descriptors(message))
         return message
+
+    def _with_descriptors(self, message: PodAdded) -> PodAdded:
+        """The message with the descriptors that came beside it."""
+        wanted = len(message.descriptors())
+        if len(self._descriptors) < wanted:
+            raise WireError(f"The other process announced {wanted} descriptors and sent fewer.")
+        came = [self._descriptors.popleft() for _ in range(wanted)]
+        netns = None if message.netns is None else came.pop(0)
+        listeners = message.listeners
+        if listeners is not None:
+            replace = msgspec.structs.replace
+            listeners = tuple(replace(one, descriptor=own) for one, own in zip(listeners, came, strict=True))
+        return msgspec.structs.replace(message, netns=netns, listeners=listeners)
 
     async def aclose(self) -> None:
         """Close the socket, and every descriptor that came and nobody took."""

@@ -1,0 +1,91 @@
+"""The journal gives back what is in force, however it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztunnel.control import journal as module
+from ztunnel.control.journal import MeshJournal
+from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
+
+
+@pytest.fixture
+def journal() -> Iterator[MeshJournal]:
+    made = MeshJournal()
+    yield made
+    made.close()
+
+
+def in_force(journal: MeshJournal) -> dict[tuple[ResourceKind, Origin, str], bytes]:
+    found = {}
+    for delta in journal.deltas():
+        assert not delta.removed
+        assert 0 < len(delta.resources) <= module.PART
+        for one in delta.resources:
+            key = (delta.kind, delta.origin, one.name)
+            assert key not in found
+            found[key] = one.body
+    return found
+
+
+def test_an_empty_one_has_nothing(journal):
+    assert list(journal.deltas()) == []
+
+
+def test_what_was_rejected_leaves_what_was_there(journal):
+    journal.record(MeshDelta(1, ResourceKind.ADDRESS, (Resource("a", b"first"),)), frozenset())
+    journal.record(
+        MeshDelta(2, ResourceKind.ADDRESS, (Resource("a", b"bad"), Resource("b", b"good"))), frozenset({"a"})
+    )
+    address, xds = ResourceKind.ADDRESS, Origin.XDS
+    assert in_force(journal) == {(address, xds, "a"): b"first", (address, xds, "b"): b"good"}
+
+
+def test_many_come_in_parts(journal):
+    many = tuple(Resource(f"cluster//Pod/ns/{number}", b"x" * (number % 7)) for number in range(5000))
+    journal.record(MeshDelta(1, ResourceKind.ADDRESS, many), frozenset())
+    assert [len(delta.resources) for delta in journal.deltas()] == [2000, 2000, 1000]
+    assert {resource for delta in journal.deltas() for resource in delta.resources} == set(many)
+
+
+deltas = st.builds(
+    MeshDelta,
+    number=st.just(0),
+    kind=st.sampled_from(ResourceKind),
+    resources=st.lists(
+        st.builds(Resource, st.sampled_from(["a", "b/ü", "c"]), st.binary(max_size=200)), max_size=4
+    ).map(tuple),
+    removed=st.lists(st.sampled_from(["a", "b/ü", "d"]), max_size=2).map(tuple),
+    origin=st.sampled_from(Origin),
+)
+
+
+@given(st.lists(deltas, max_size=30))
+def test_it_is_what_a_dictionary_would_hold_and_stays_small(changes):
+    journal = MeshJournal()
+    before, module._SLACK = module._SLACK, 500
+    try:
+        naive: dict[tuple[ResourceKind, Origin, str], bytes] = {}
+        for delta in changes:
+            journal.record(delta, frozenset({"c"}))
+            naive |= {(delta.kind, delta.origin, one.name): one.body for one in delta.resources}
+            naive = {key: body for key, body in naive.items() if key[2] != "c"}
+            for name in delta.removed:
+                naive.pop((delta.kind, delta.origin, name), None)
+            assert in_force(journal) == naive
+    finally:
+        module._SLACK = before
+        journal.close()
+
+
+def test_what_is_replaced_again_and_again_does_not_fill_the_file(journal, monkeypatch):
+    monkeypatch.setattr(module, "_SLACK", 10_000)
+    body = b"x" * 1000
+    for _ in range(5000):
+        journal.record(MeshDelta(0, ResourceKind.ADDRESS, (Resource("a", body),)), frozenset())
+    assert journal.size < module._SLACK * 420  # the first limit is that of before the test, 4 MiB
+    assert in_force(journal) == {(ResourceKind.ADDRESS, Origin.XDS, "a"): body}

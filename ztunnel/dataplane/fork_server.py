@@ -1,0 +1,198 @@
+"""The process that workers are forked from: warm, single-threaded, and without the control side's libraries.
+
+How it works. Before the control side loads what only it needs (grpcio above all), the process forks once.
+The child keeps what is loaded by then, the data plane, and waits. For each worker the control side sends it
+one end of a socketpair; it forks, and the new process runs a data plane over that socket. So a worker is
+there after a few milliseconds, and shares the pages of all modules with the others; forking from the control
+process itself would copy its threads' locks in whatever state they are. What is alive is frozen before
+(`gc.freeze`), so that no collection writes to pages that are shared.
+
+Workers are its children: it tells the control side how they end. It ends with the control side, whose death
+closes the socket.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Self
+
+import msgspec
+
+from ztunnel.config.model import Config
+from ztunnel.dataplane.worker import run as run_worker
+from ztunnel.system.memory import spare_collector
+
+_LARGEST = 4096
+_PATIENCE = 5.0
+_ENDED = msgspec.msgpack.Decoder(tuple[int, int])
+
+
+class ForkServer:
+    """The control side's handle of the process. A context manager, at whose end the process ends."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.sock = sock
+        self._pid = pid
+        self._by_itself: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+        os.waitpid(self._pid, 0)  # it waits no longer than `_PATIENCE`
+
+    def order(self, worker: socket.socket) -> None:
+        """Ask for a worker that talks over this socket, which stays the caller's. Does not wait.
+
+        Should the process be gone, the worker is started by itself: a second, and memory of its own.
+        """
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [worker.fileno()]))]
+        try:
+            self.sock.sendmsg([b"w"], rights)
+        except OSError:
+            self._by_itself = [process for process in self._by_itself if process.poll() is None]
+            command = [sys.executable, "-m", "ztunnel.dataplane.worker", str(worker.fileno())]
+            self._by_itself.append(subprocess.Popen(command, pass_fds=[worker.fileno()]))  # noqa: S603
+
+    def told(self) -> list[tuple[int, int]]:
+        """The process ids of workers that have ended since, and how: exit status, or negative for a signal.
+
+        To be called when ``sock`` is readable. Raises EOFError when the process is gone.
+        """
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                data = self.sock.recv(_LARGEST, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                raise EOFError from error
+            if not data:
+                if found:
+                    return found
+                raise EOFError
+            found.append(_ENDED.decode(data))
+
+
+def start_fork_server(config: Config) -> ForkServer:
+    """Fork it off. To be called before there is a thread, and before grpcio is imported."""
+    spare_collector()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _ends_the_process(partial(_serve, config, theirs))
+    theirs.close()
+    return ForkServer(ours, pid)
+
+
+def _ends_the_process(work: Callable[[], None]) -> None:
+    """Run what a forked process is for, and never come back into the code that it was forked in."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001  # the outermost frame of a process
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve(config: Config, control: socket.socket) -> None:
+    """Fork a worker for each order, and tell of each that has ended, until the control side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    workers: set[int] = set()
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(reader, selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if reader in ready:
+                os.read(reader, _LARGEST)
+                _tell_of_ended(control, workers)
+            if control.fileno() in ready:
+                descriptor = _order(control)
+                if descriptor is None:
+                    _end(workers, reader)
+                    return
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    selector.close()
+                    control.close()
+                    os.close(reader)
+                    os.close(writer)
+                    _ends_the_process(partial(run_worker, config, descriptor))
+                workers.add(pid)
+                os.close(descriptor)
+
+
+def _order(control: socket.socket) -> int | None:
+    """The descriptor of the next worker's socket, None when no more will come."""
+    try:
+        data, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        return None
+    if not data:
+        return None
+    [(_, _, payload)] = ancillary
+    (descriptor,) = array.array("i", payload)
+    return descriptor
+
+
+def _ended(workers: set[int]) -> Iterator[tuple[int, int]]:
+    """Those that have ended and were not asked after yet: process id and status."""
+    while workers:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        workers.discard(pid)
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def _tell_of_ended(control: socket.socket, workers: set[int]) -> None:
+    for ended in _ended(workers):
+        try:
+            control.send(msgspec.msgpack.encode(ended))
+        except OSError:
+            return
+
+
+def _end(workers: set[int], children: int) -> None:
+    """The control side is gone, which workers see for themselves; those that do not are killed.
+
+    children: readable when one has ended.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        for _ in _ended(workers):
+            pass
+        left = deadline - time.monotonic()
+        if not workers or left <= 0:
+            break
+        if select.select([children], [], [], left)[0]:
+            os.read(children, _LARGEST)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
