@@ -19,8 +19,8 @@ setup: $(STAMP) ## make .venv from requirements.lock
 $(STAMP): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup "$(PYTHON)" "$(VENV)"
 
-demo: setup ## run a small mesh on this machine and show a request through it (KEEP=1 leaves it running)
-	@$(BIN)/ztunnel demo $(if $(KEEP),--keep)
+demo: setup ## run a small mesh on this machine and show a request through it (TOUR=1 breaks something; KEEP=1 leaves it running)
+	@$(BIN)/ztunnel demo $(if $(TOUR),--tour) $(if $(KEEP),--keep)
 
 check: setup ## the quick one: lint, types, unit and property tests; two minutes at most on two cores
 	@$(BIN)/python -m tests.everything lint types unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shlex
 import signal
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,7 +62,8 @@ def assert_story(output: str, *, steps: list[str]) -> None:
     assert "policy rejection" in output
     assert "istio_tcp_connections_opened_total" in output
     assert 'response_flags="DENY"' in output
-    assert output.rstrip().endswith("Everything that was made has been removed.")
+    ending = output[output.find("That took") :]
+    assert "Everything that was made has been removed. What to try next: ztunnel demo" in ending
 
 
 def test_as_root(temporary: Path) -> None:
@@ -210,6 +214,59 @@ def test_without_iptables_and_nft_the_rules_are_set_by_netlink(temporary: Path) 
     assert "redirection rules (netlink) lead each pod's" in " ".join(done.stdout.split())
 
 
+def test_on_the_tour_explain_finds_what_broke(temporary: Path) -> None:
+    done = processes.run(ztunnel_command("demo", "--tour"), env=environment(temporary), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    story = " ".join(done.stdout.split())
+    _, broken, explained = re.split(r"7\. Something breaks|8\. ztunnel explain says why", story)
+    assert "Hello from the pod web." not in broken
+    explained, mended = explained.split("9. Mended")
+    assert "principals is [cluster.local/ns/default/sa/clients]" in explained
+    assert "Hello from the pod web." in mended
+
+
+def test_the_dashboard_is_reached_from_outside_the_pods(temporary: Path) -> None:
+    log = temporary / "output"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ztunnel_command("demo", "--keep"), stdout=output, env=environment(temporary, COLUMNS="200")
+        )
+    with process:
+        printed = wait_for_text(log, "web.log", process)
+        address = re.search(r"for a browser on this machine: (http://127\.0\.0\.1:\d+/)", printed)
+        assert address is not None
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                with urllib.request.urlopen(address[1], timeout=20) as answer:
+                    page = answer.read().decode()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert "/config_dump" in page or 'href="config_dump"' in page
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    log.unlink()
+
+
+def test_on_a_terminal_there_are_colours_and_a_line_of_progress(temporary: Path) -> None:
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+    variables = {**environment(temporary), "TERM": "xterm"}
+    variables.pop("NO_COLOR", None)
+    with subprocess.Popen(ztunnel_command("demo"), stdout=theirs, env=variables) as process:
+        os.close(theirs)
+        with suppress(OSError):  # EIO: the other end has closed
+            while data := os.read(ours, 65536):
+                shown += data
+        os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    text = shown.decode()
+    assert "\033[32mHello from the pod web.\033[0m" in text
+    assert "… waiting for the ztunnel of the pod web to be ready\033[0m\r\033[K" in text
+
+
 def test_where_no_rules_can_be_set_the_pods_use_socks5(temporary: Path) -> None:
     command = without("('iptables', 'nftables')")
     done = processes.run(command, env=environment(temporary), timeout=LIMIT)
@@ -238,4 +295,4 @@ def test_a_ztunnel_that_does_not_start_is_shown_and_cleaned_up(temporary: Path) 
 def test_arguments(arguments: list[str], status: int) -> None:
     done = processes.run(ztunnel_command("demo", *arguments))
     assert done.returncode == status
-    assert "usage: ztunnel demo [--keep]" in done.stdout + done.stderr
+    assert "usage: ztunnel demo [--tour] [--keep]" in done.stdout + done.stderr

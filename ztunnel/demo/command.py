@@ -1,10 +1,12 @@
-"""``ztunnel demo [--keep]``: choose the surroundings that this machine permits, and tell the story there."""
+"""``ztunnel demo``: choose the surroundings that this machine permits, and tell the story there."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
+from ztunnel.demo.doorway import Doorway
 from ztunnel.demo.loopback import tell_on_loopback
 from ztunnel.demo.machine import InterruptedByError, Machine, interruptible
 from ztunnel.demo.namespaces import (
@@ -15,11 +17,13 @@ from ztunnel.demo.namespaces import (
 from ztunnel.demo.page import Page
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError
 from ztunnel.demo.story import DemoFailedError, Surroundings, tell
+from ztunnel.demo.tour import TourFailedError
 
-USAGE = """usage: ztunnel demo [--keep]
+USAGE = """usage: ztunnel demo [--tour] [--keep]
 
 Builds a small mesh on this machine, sends a request through it, shows what happened, and cleans up.
---keep   leave it running until Ctrl-C, and print how to play with it
+--tour   then break something, and find it with ztunnel explain
+--keep   leave it running until Ctrl-C, and print its dashboard's address and how to play with it
 """
 
 
@@ -28,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
-    unknown = [argument for argument in arguments if argument != "--keep"]
+    unknown = [argument for argument in arguments if argument not in {"--keep", "--tour"}]
     if unknown:
         sys.stderr.write(f"unknown argument: {unknown[0]}\n{USAGE}")
         return 1
@@ -36,17 +40,25 @@ def main(arguments: Sequence[str]) -> int:
     page.line("ztunnel demo: two applications that know nothing of the mesh talk through it.")
     try:
         with interruptible():
-            _run(page, keep="--keep" in arguments)
+            _run(page, keep="--keep" in arguments, tour="--tour" in arguments)
     except InterruptedByError as interrupted:
         page.line("\nInterrupted. Everything that was made has been removed.")
         return int(interrupted.code or 0)
-    except (DemoFailedError, NotReadyError, ProcessEndedError) as error:
+    except (DemoFailedError, TourFailedError, NotReadyError, ProcessEndedError) as error:
         page.line(f"\nThe demo failed: {error}\n\nEverything that was made has been removed.")
         return 1
     return 0
 
 
-def _run(page: Page, *, keep: bool) -> None:
+def _run(page: Page, *, keep: bool, tour: bool) -> None:
+    # Before anything else, since this process may be about to leave the machine's network namespace.
+    with closing(Doorway()) as doorway:
+        _tell(page, doorway if keep else None, tour=tour)
+    page.line("\nEverything that was made has been removed.")
+    _say_what_next(page, keep=keep, tour=tour)
+
+
+def _tell(page: Page, doorway: Doorway | None, *, tour: bool) -> None:
     surroundings = _surroundings()
     if surroundings is None:
         page.text(
@@ -54,12 +66,25 @@ def _run(page: Page, *, keep: bool) -> None:
             "the demo shows more). So there is one ztunnel on loopback, reached over SOCKS5, and the one "
             "workload that it serves talks to itself."
         )
+        if tour:
+            page.text("The tour needs namespaces as well, and is left out.")
         with Machine.open() as machine:
-            tell_on_loopback(page, machine, keep=keep)
+            tell_on_loopback(page, machine, keep=doorway is not None)
     else:
         with Machine.open() as machine:
-            tell(page, machine, surroundings, keep=keep)
-    page.line("\nEverything that was made has been removed.")
+            tell(page, machine, surroundings, doorway=doorway, tour=tour)
+
+
+def _say_what_next(page: Page, *, keep: bool, tour: bool) -> None:
+    if keep:
+        return
+    page.line("\nWhat to try next:")
+    commands = [] if tour else [("ztunnel demo --tour", "something breaks, and explain finds it")]
+    commands += [
+        ("ztunnel demo --keep", "leave it running: dashboard, logs, a mesh that you can change"),
+        ("ztunnel help", "the other commands"),
+    ]
+    page.drawing(f"{command:<22} {what}" for command, what in commands)
 
 
 def _surroundings() -> Surroundings | None:

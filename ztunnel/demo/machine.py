@@ -100,6 +100,7 @@ class Machine:
         namespace: Namespace | None = None,
         env: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        descriptors: Sequence[int] = (),
     ) -> Process:
         """Start a program; its output goes to ``<directory>/<name>.log``. See `processes.spawn`."""
         process = processes.spawn(
@@ -109,6 +110,7 @@ class Machine:
             namespace=namespace,
             env=env,
             directory=directory,
+            descriptors=descriptors,
         )
         self.processes.append(process)
         with (self.directory / _PROCESSES).open("a") as file:

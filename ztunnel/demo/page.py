@@ -1,29 +1,58 @@
-"""How the demo writes: numbered steps, indented excerpts, lines folded to the width of the terminal."""
+"""How the demo writes: numbered steps, indented excerpts, lines folded to the width of the terminal.
+
+On a terminal there are colours and, while something is set up, a line that says what; elsewhere neither.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
 
+_BOLD, _DIM, _GREEN, _RED, _CYAN = "1", "2", "32", "31", "1;36"
+_PAINTED = (
+    (re.compile(r"^\w+\$ .*"), _BOLD),
+    (re.compile(r"spiffe://[^\s\",}]+"), _CYAN),
+    (re.compile(r'\berror="[^"]*"|"DENY"|\bZT-[A-Z]+-\d+|^curl: .*'), _RED),
+    (re.compile(r"^Hello from .*"), _GREEN),
+)
+"""What stands out in an excerpt."""
+
 
 class Page:
-    """Standard output, flushed line by line so that the reader keeps pace with the demo."""
+    """Standard output, flushed line by line so that the reader keeps pace with the demo.
 
-    def __init__(self) -> None:
+    terminal: whether it is one that shows colours; found out by default (and see https://no-color.org).
+    """
+
+    def __init__(self, *, terminal: bool | None = None) -> None:
         self._step = 0
         self._width = min(shutil.get_terminal_size((110, 24)).columns, 140)
+        self._transient = False
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        self.terminal = sys.stdout.isatty() and not plain if terminal is None else terminal
 
     def line(self, text: str = "") -> None:
         """One line as it is."""
+        self._forget_progress()
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+    def progress(self, text: str) -> None:
+        """Say what is being done, on a line that the next one takes the place of."""
+        if self.terminal:
+            self._forget_progress()
+            sys.stdout.write(self._paint(_DIM, f"   … {text}"[: self._width - 1]))
+            sys.stdout.flush()
+            self._transient = True
 
     def step(self, title: str) -> None:
         """Begin a numbered step."""
         self._step += 1
-        self.line(f"\n{self._step}. {title}")
+        self.line("\n" + self._paint(_BOLD, f"{self._step}. {title}"))
 
     def text(self, text: str) -> None:
         """A paragraph of plain words."""
@@ -36,12 +65,30 @@ class Page:
             wrapped = textwrap.wrap(
                 line,
                 self._width - 5,
-                subsequent_indent="    ",
+                subsequent_indent=" " * (len(line) - len(line.lstrip()) + 4),
                 break_on_hyphens=False,
                 break_long_words=False,
             )
             for part in wrapped or [""]:
-                self.line(f"     {part}")
+                self.line(f"     {self._highlight(part)}")
+
+    def drawing(self, lines: Iterable[str]) -> None:
+        """Lines that lose their meaning when they are folded."""
+        for line in lines:
+            self.line(f"     {line}")
+
+    def _forget_progress(self) -> None:
+        if self._transient:
+            self._transient = False
+            sys.stdout.write("\r\033[K")
+
+    def _highlight(self, text: str) -> str:
+        for pattern, colour in _PAINTED:
+            text = pattern.sub(lambda match, colour=colour: self._paint(colour, match[0]), text)  # type: ignore[misc]
+        return text
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"\033[{colour}m{text}\033[0m" if self.terminal else text
 
 
 def log_excerpt(line: str) -> str:

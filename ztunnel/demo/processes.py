@@ -126,10 +126,12 @@ def spawn(
     namespace: Namespace | None = None,
     env: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Process:
     """Start a program in a namespace, in a session of its own, with its output appended to ``log``.
 
-    ``env`` replaces the environment. Raises OSError when the program cannot be started.
+    ``env`` replaces the environment; ``descriptors`` are open in it under the same numbers. Raises OSError
+    when the program cannot be started.
     """
 
     def start() -> subprocess.Popen[bytes]:
@@ -142,6 +144,7 @@ def spawn(
                 env=None if env is None else dict(env),
                 cwd=directory,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
 
     if namespace is None:

@@ -23,11 +23,14 @@ import yaml
 from ztunnel.certs.shared_root import write_root
 from ztunnel.demo import processes
 from ztunnel.demo.capture import Capture, reassemble, tls_records
-from ztunnel.demo.dedicated import Ztunnel, connect, dedicated_environment
+from ztunnel.demo.dedicated import ADMIN_PORT, Ztunnel, connect, dedicated_environment, ztunnel_command
+from ztunnel.demo.doorway import Doorway
+from ztunnel.demo.drawing import draw_mesh
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, RedirectionUnavailableError
 from ztunnel.demo.page import Page, log_excerpt, sample_excerpt
 from ztunnel.demo.redirection import RedirectionOptions
+from ztunnel.demo.tour import go_round
 
 APPLICATION_PORT = 8080
 HBONE_PORT = 15008
@@ -153,14 +156,24 @@ class _Mesh:
         return process.wait_until(find, what=f"logging a line with {texts}", timeout=10)
 
 
-def tell(page: Page, machine: Machine, surroundings: Surroundings, *, keep: bool) -> None:
-    """Build the mesh, show the six steps, and with ``keep`` wait for Ctrl-C."""
+def tell(
+    page: Page,
+    machine: Machine,
+    surroundings: Surroundings,
+    *,
+    doorway: Doorway | None = None,
+    tour: bool = False,
+) -> None:
+    """Build the mesh and show the six steps; then the tour, and with ``doorway`` wait for Ctrl-C."""
     started = time.monotonic()
     page.step("A mesh of three pods on two nodes")
+    page.progress("making network namespaces and redirection rules")
     mesh = _Mesh(machine)
     mesh.build()
+    page.progress("starting an HTTP server in the pod web")
     mesh.start_server(mesh.pods["web"].pod)
-    for entry in mesh.pods.values():
+    for name, entry in mesh.pods.items():
+        page.progress(f"waiting for the ztunnel of the pod {name} to be ready")
         entry.ztunnel.wait_ready()
     _show_mesh(page, mesh, surroundings, time.monotonic() - started)
 
@@ -176,8 +189,12 @@ def tell(page: Page, machine: Machine, surroundings: Surroundings, *, keep: bool
         _show_denial(page, mesh)
     _show_metrics(page, mesh)
     page.line(f"\nThat took {time.monotonic() - started:.1f} seconds.")
-    if keep:
-        _show_how_to_play(page, mesh, surroundings)
+    if tour:
+        request = _display(mesh.command())
+        go_round(page, mesh.file, client.pod.namespace, request, lambda: mesh.ask("client"), mesh.vip)
+    if doorway is not None:
+        doorway.lead(machine, web.pod.namespace, ADMIN_PORT)
+        _show_how_to_play(page, mesh, surroundings, doorway.url)
         signal.pause()
 
 
@@ -188,6 +205,12 @@ def _show_mesh(page: Page, mesh: _Mesh, surroundings: Surroundings, seconds: flo
         page.excerpt(
             [f"node {workload['node']}   pod {workload['name']:<9} {address:<11} spiffe://{identity}"]
         )
+    nodes: dict[str, list[tuple[str, str]]] = {}
+    for workload in mesh.workloads:
+        nodes.setdefault(workload["node"], []).append((workload["name"], workload["workloadIps"][0]))
+    page.line()
+    page.drawing(draw_mesh(nodes))
+    page.line()
     where = "network namespaces"
     if surroundings.own_user_namespace:
         where += " within an unprivileged user namespace"
@@ -283,7 +306,8 @@ def _show_metrics(page: Page, mesh: _Mesh) -> None:
         )
 
 
-def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings) -> None:
+def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings, dashboard: str) -> None:
+    page.line(f"\nThe dashboard of web's ztunnel, for a browser on this machine: {dashboard}")
     command = " ".join([Path(mesh.command()[0]).name, *mesh.command()[1:]])
     root = "" if surroundings.own_user_namespace else " as root,"
     page.line(f"\nThe mesh runs until you press Ctrl-C here. To play with it,{root} in another terminal:")
@@ -303,6 +327,7 @@ def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings) -> No
             f"{enter('web')} curl -s http://127.0.0.1:15020/metrics",
             f"{enter('web')} curl -s http://127.0.0.1:15000/config_dump",
             f"{enter('web')} curl -s http://127.0.0.1:15000/debug/tasks",
+            f"{enter('client')} {' '.join(ztunnel_command('explain', 'default/client', f'{mesh.vip}:80'))}",
             f"tail -f {mesh.machine.directory}/ztunnel-web.log",
             f"$EDITOR {mesh.file}     # the ztunnels follow changes of their mesh",
         ]
