@@ -1,8 +1,8 @@
 """A way from this machine into a pod of the demo: connections to a port here are led to one of the pod's.
 
 ``python -m ztunnel.demo.doorway DESCRIPTOR PORT``: the descriptor is of a listening socket of the machine,
-while the process is in the network namespace of a pod. So a browser outside reaches the admin server, which listens on
-the pod's loopback alone. It ends with the demo.
+while the process is in the network namespace of a pod. So a browser outside reaches the admin server, which
+listens on the pod's loopback alone. It ends with the demo.
 """
 
 from __future__ import annotations
