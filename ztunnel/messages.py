@@ -159,10 +159,20 @@ class DumpSection(Enum):
 
 
 class DumpWanted(Message, frozen=True):
-    """Ask for a part of the dump, in `DumpChunk` messages with the same number."""
+    """Ask for a part of the dump, in `DumpChunk` messages with the same number.
+
+    The first few come at once, each further one for a `DumpTaken`.
+    """
 
     number: int
     section: DumpSection
+
+
+class DumpTaken(Message, frozen=True):
+    """A piece of a dump was taken, so that another may come; without ``more``, no other is wanted."""
+
+    number: int
+    more: bool = True
 
 
 class Topic(Enum):
@@ -324,6 +334,7 @@ ToDataPlane: TypeAlias = (
     | LogLevels
     | ReportWanted
     | DumpWanted
+    | DumpTaken
     | Asked
 )
 FromDataPlane: TypeAlias = (

@@ -178,6 +178,7 @@ class ScaleBench:
         time.sleep(1)
         windows["quiet, whole mesh"] = [(time.monotonic(), time.monotonic() + QUIET_SECONDS)]
         time.sleep(QUIET_SECONDS)
+        windows["config dump"] = [self._window(lambda: self._dumped(ztunnel)) for _ in range(self.pushes)]
         windows["full pushes"] = [self._window(self.push_all) for _ in range(self.pushes)]
         client.stop()
         setups, failures = read(path)
@@ -186,6 +187,21 @@ class ScaleBench:
         for name, spans in windows.items():
             column.setups(name, [one for one in setups if any(_overlap(one, span) for span in spans)])
         return ztunnel
+
+    def _dumped(self, ztunnel: Ztunnel) -> tuple[float, float]:
+        """Fetch the config dump; gives when that began and ended."""
+        values = self.column.values
+        cpu, began = Usage.of(ztunnel.process.pid).cpu, time.monotonic()
+        status, body = ztunnel.http("GET", 15000, "/config_dump")
+        ended = time.monotonic()
+        if status != 200 or body.count('"workloadIps"') < self.column.workloads:
+            raise RuntimeError(f"the dump is not whole: status {status}, {len(body)} bytes")
+        for name, value in (
+            ("config dump under traffic, s", ended - began),
+            ("config dump under traffic, CPU s, connections too", Usage.of(ztunnel.process.pid).cpu - cpu),
+        ):
+            values[name] = min(values.get(name, value), value)
+        return began, ended
 
     def _window(self, act: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """A push, and the half second after it, in which garbage would be collected."""

@@ -20,6 +20,7 @@ from ztunnel.messages import (
     Drained,
     DumpChunk,
     DumpSection,
+    DumpTaken,
     DumpWanted,
     FromDataPlane,
     MeshDelta,
@@ -167,12 +168,19 @@ class DataPlaneLink:
         async with self._question() as (number, answers):
             await self.send(DumpWanted(number, section))
             last = False
-            while not last:
-                with trio.fail_after(self._patience):
-                    answer = await answers.receive()
-                assert isinstance(answer, DumpChunk)
-                last = answer.last
-                yield tuple(map(msgspec.Raw, answer.items))
+            try:
+                while not last:
+                    with trio.fail_after(self._patience):
+                        answer = await answers.receive()
+                    assert isinstance(answer, DumpChunk)
+                    last = answer.last
+                    yield tuple(map(msgspec.Raw, answer.items))
+                    if answer.items:
+                        await self.send(DumpTaken(number))
+            finally:
+                if not last:
+                    with trio.move_on_after(self._patience, shield=True):
+                        await self.send(DumpTaken(number, more=False))
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
         """The items of the answer to a question. Raises trio.TooSlowError when a piece does not come."""

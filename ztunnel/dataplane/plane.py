@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -11,6 +11,7 @@ import trio
 from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.model import Config
 from ztunnel.dataplane.answers import Surroundings, answer
+from ztunnel.dataplane.dump import Dumps
 from ztunnel.dataplane.pods import Pods
 from ztunnel.dns.on_demand import OnDemandResolver
 from ztunnel.messages import (
@@ -25,7 +26,7 @@ from ztunnel.messages import (
     Drain,
     Drained,
     DumpChunk,
-    DumpSection,
+    DumpTaken,
     DumpWanted,
     FromDataPlane,
     LogLevels,
@@ -53,7 +54,6 @@ from ztunnel.proxy.podcontext import Shared
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.splice import PipePool
 from ztunnel.state.application import Application
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.store import MeshStore
 from ztunnel.tls.context import TlsOptions
 from ztunnel.tls.revocation import Revocations
@@ -93,6 +93,7 @@ class DataPlane:
         self._own_process = own_process
         self._config = config
         self.store = MeshStore(config.local_node)
+        self._dumps = Dumps(self.store, send, bounds)
         self._shared = Shared(
             config=config,
             store=self.store,
@@ -195,8 +196,8 @@ class DataPlane:
                 nursery.start_soon(self._report, message.number, pods, name="report")
             case Asked():
                 nursery.start_soon(self._answer, message, pods, name=f"answer to {message.topic.value}")
-            case DumpWanted():
-                nursery.start_soon(self._dump, message, name=f"dump of {message.section.value}")
+            case DumpWanted() | DumpTaken():
+                self._dumps.handle(message, nursery)
 
     # -- the mesh ----------------------------------------------------------------------------------------
 
@@ -270,20 +271,3 @@ class DataPlane:
             log.error("a question could not be answered", topic=asked.topic.value, exc_info=failure)
             error = str(failure) or type(failure).__name__
         self._send(DumpChunk(asked.number, tuple(items), last=True, error=error))
-
-    async def _dump(self, wanted: DumpWanted) -> None:
-        sections: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {
-            DumpSection.WORKLOADS: dump_workloads,
-            DumpSection.SERVICES: dump_services,
-            DumpSection.POLICIES: dump_policies,
-            DumpSection.STAGED_SERVICES: dump_staged,
-        }
-        encode = msgspec.json.Encoder(order="sorted").encode
-        items: list[bytes] = []
-        for item in sections[wanted.section](self.store):
-            items.append(encode(item))
-            if len(items) == DUMP_SLICE:
-                self._send(DumpChunk(wanted.number, tuple(items), last=False))
-                items = []
-                await trio.lowlevel.checkpoint()
-        self._send(DumpChunk(wanted.number, tuple(items), last=True))

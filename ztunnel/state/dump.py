@@ -1,15 +1,16 @@
 """The mesh part of ``/config_dump``, as values that JSON can hold.
 
 Each function is a generator, so that a mesh of 100,000 workloads is never built in memory: whoever asks for
-the dump takes some objects, lets connections be served, and goes on. What is removed meanwhile is left out;
-what is added meanwhile may be. Readers (istioctl among them) depend on the shapes: a field is left out or
+the dump takes some objects, lets connections be served, and goes on. None in between says that some work was
+done, and it is time for a pause too. What is removed meanwhile is left out; what is added meanwhile may be.
+Readers (istioctl among them) depend on the shapes: a field is left out or
 not exactly as in the existing implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import heapify, heappop
+from collections.abc import Generator, Iterator, Mapping
+from heapq import merge
 from typing import Any, TypeAlias
 
 from ztunnel.model.policy import Authorization
@@ -17,14 +18,24 @@ from ztunnel.model.service import Endpoint, Service
 from ztunnel.model.workload import Workload
 from ztunnel.state import wire
 from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
+from ztunnel.state.services import ServiceIndex
 from ztunnel.state.store import MeshStore
 
 Json: TypeAlias = dict[str, Any]
 
+_RUN = 2048
+"""Keys that are sorted without a pause: half a millisecond."""
 
-def dump_workloads(store: MeshStore) -> Iterator[Json]:
+_ENDPOINTS = 512
+"""Endpoints that are shown without a pause."""
+
+
+def dump_workloads(store: MeshStore) -> Iterator[Json | None]:
     """All workloads, sorted by uid."""
     for uid in _sorted(store.workloads.uids()):
+        if uid is None:
+            yield None
+            continue
         body = store.workloads.body(uid)
         if body is None:
             continue
@@ -34,27 +45,37 @@ def dump_workloads(store: MeshStore) -> Iterator[Json]:
             yield WORKLOAD.display(wire.ADDRESS.FromString(body).workload)
 
 
-def dump_services(store: MeshStore) -> Iterator[Json]:
+def dump_services(store: MeshStore) -> Iterator[Json | None]:
     """All services with their endpoints, sorted by hostname, those of one hostname in store order."""
-    for hostname in _sorted(store.services.hostnames()):
-        for key in [entry.key for entry in store.services.by_hostname(hostname)]:
-            entry = store.services.entry(key)
+    services = store.services
+    for hostname in _sorted(services.hostnames()):
+        if hostname is None:
+            yield None
+            continue
+        for key in [entry.key for entry in services.by_hostname(hostname)]:
+            entry = services.entry(key)
             if entry is not None:
-                yield service_json(store.services.read(entry), store.services.read_endpoints(entry))
+                shown = SERVICE.show(services.read(entry))
+                shown["endpoints"] = yield from _endpoints(services, entry.endpoints)
+                yield shown
 
 
-def dump_policies(store: MeshStore) -> Iterator[Json]:
+def dump_policies(store: MeshStore) -> Iterator[Json | None]:
     """All policies, sorted by the key under which they are stored."""
     for key in _sorted(store.policies.keys()):
-        policy = store.policies.get(key)
+        policy = None if key is None else store.policies.get(key)
         if policy is not None:
             yield policy_json(policy)
+        elif key is None:
+            yield None
 
 
-def dump_staged(store: MeshStore) -> Iterator[tuple[str, Json]]:
+def dump_staged(store: MeshStore) -> Iterator[tuple[str, Json] | None]:
     """The endpoints of services that were not received, as (``namespace/hostname``, endpoints by uid)."""
-    for key in sorted(store.services.staged_keys()):
-        yield str(key), endpoints_json(store.services.staged(key))
+    services = store.services
+    for key in sorted(services.staged_keys()):
+        shown = yield from _endpoints(services, services.staged(key))
+        yield str(key), shown
 
 
 def workload_json(workload: Workload) -> Json:
@@ -79,9 +100,35 @@ def policy_json(policy: Authorization) -> Json:
     return AUTHORIZATION.show(policy)
 
 
-def _sorted(keys: Iterable[str]) -> Iterator[str]:
-    """The keys in order. Unlike `sorted`, this does the work bit by bit, as they are taken."""
-    heap = list(keys)
-    heapify(heap)
-    while heap:
-        yield heappop(heap)
+def _endpoints(
+    services: ServiceIndex, endpoints: Mapping[str, bytes | Endpoint]
+) -> Generator[None, None, Json]:
+    """The same as `endpoints_json`, with pauses: a service may have as many as there are workloads."""
+    shown: Json = {}
+    kinds: dict[bytes | Endpoint, Json] = {}  # all are of few kinds
+    for count, uid in enumerate(_sorted(list(endpoints)), 1):
+        packed = None if uid is None else endpoints.get(uid)
+        if packed is None or count % _ENDPOINTS == 0:
+            yield None
+        if packed is None:
+            continue
+        if isinstance(packed, Endpoint):
+            shown[uid] = ENDPOINT.show(packed)
+            continue
+        kind = kinds.get(packed)
+        if kind is None:
+            kind = kinds[packed] = ENDPOINT.show(services.endpoint(uid, packed))
+        shown[uid] = {**kind, "workloadUid": uid}
+    return shown
+
+
+def _sorted(keys: list[str]) -> Iterator[str | None]:
+    """The keys in order, with pauses while many are being sorted."""
+    if len(keys) <= _RUN:
+        yield from sorted(keys)
+        return
+    runs = []
+    for start in range(0, len(keys), _RUN):
+        runs.append(sorted(keys[start : start + _RUN]))
+        yield None
+    yield from merge(*runs)

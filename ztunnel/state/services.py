@@ -88,9 +88,9 @@ class ServiceIndex:
         """The services that were not received, but have endpoints."""
         return list(self._staged)
 
-    def staged(self, key: NamespacedHostname) -> dict[str, Endpoint]:
-        """The endpoints of a service that was not received."""
-        return {uid: self._endpoint(uid, packed) for uid, packed in self._staged.get(key, {}).items()}
+    def staged(self, key: NamespacedHostname) -> Mapping[str, bytes]:
+        """The endpoints of a service that was not received, packed. Not to be changed."""
+        return self._staged.get(key, {})
 
     def service(self, entry: Entry) -> Service:
         """The model value of a stored service."""
@@ -120,7 +120,7 @@ class ServiceIndex:
 
     def read_endpoints(self, entry: Entry) -> dict[str, Endpoint]:
         """The endpoints of a stored service, without remembering them."""
-        return {uid: self._endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
+        return {uid: self.endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
 
     def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> dict[str, bytes]:
         """Add a service, in place of the one with its key, whose endpoints and staged ones it takes over.
@@ -176,7 +176,7 @@ class ServiceIndex:
         entry.endpoints[uid] = packed
         shown = self._materialized.get(key)
         if shown is not None:
-            shown[uid] = self._endpoint(uid, packed)
+            shown[uid] = self.endpoint(uid, packed)
         return True
 
     def stage(self, key: NamespacedHostname, uid: str, packed: bytes) -> None:
@@ -211,7 +211,8 @@ class ServiceIndex:
         else:
             del self._by_hostname[key.hostname]
 
-    def _endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:
+    def endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:
+        """The endpoint that a workload is."""
         if isinstance(packed, Endpoint):
             return packed
         kind = self._kinds.get(packed)
