@@ -113,7 +113,10 @@ def compare(store: MeshStore, naive: NaiveMesh) -> None:
         assert list(store.services_by_hostname(key.hostname)) == by_host
         if service is not None:
             assert dict(store.endpoints(service)) == naive.endpoints[key]
-    assert {key: store.services.staged(key) for key in store.services.staged_keys()} == naive.staged
+    assert {
+        key: {uid: store.services.endpoint(uid, packed) for uid, packed in store.services.staged(key).items()}
+        for key in store.services.staged_keys()
+    } == naive.staged
     for parts in naive.workloads.values():
         workload = parts.workload
         assert list(store.services_of(workload)) == [

@@ -30,7 +30,7 @@ _ENDPOINTS = 512
 """Endpoints that are shown without a pause."""
 
 
-def dump_workloads(store: MeshStore) -> Iterator[Json | None]:
+def dump_workloads(store: MeshStore) -> Iterator[Any]:
     """All workloads, sorted by uid."""
     for uid in _sorted(store.workloads.uids()):
         if uid is None:
@@ -45,7 +45,7 @@ def dump_workloads(store: MeshStore) -> Iterator[Json | None]:
             yield WORKLOAD.display(wire.ADDRESS.FromString(body).workload)
 
 
-def dump_services(store: MeshStore) -> Iterator[Json | None]:
+def dump_services(store: MeshStore) -> Iterator[Any]:
     """All services with their endpoints, sorted by hostname, those of one hostname in store order."""
     services = store.services
     for hostname in _sorted(services.hostnames()):
@@ -60,7 +60,7 @@ def dump_services(store: MeshStore) -> Iterator[Json | None]:
                 yield shown
 
 
-def dump_policies(store: MeshStore) -> Iterator[Json | None]:
+def dump_policies(store: MeshStore) -> Iterator[Any]:
     """All policies, sorted by the key under which they are stored."""
     for key in _sorted(store.policies.keys()):
         policy = None if key is None else store.policies.get(key)
@@ -70,7 +70,7 @@ def dump_policies(store: MeshStore) -> Iterator[Json | None]:
             yield None
 
 
-def dump_staged(store: MeshStore) -> Iterator[tuple[str, Json] | None]:
+def dump_staged(store: MeshStore) -> Iterator[Any]:
     """The endpoints of services that were not received, as (``namespace/hostname``, endpoints by uid)."""
     services = store.services
     for key in sorted(services.staged_keys()):
@@ -107,10 +107,10 @@ def _endpoints(
     shown: Json = {}
     kinds: dict[bytes | Endpoint, Json] = {}  # all are of few kinds
     for count, uid in enumerate(_sorted(list(endpoints)), 1):
-        packed = None if uid is None else endpoints.get(uid)
-        if packed is None or count % _ENDPOINTS == 0:
+        if uid is None or count % _ENDPOINTS == 0:
             yield None
-        if packed is None:
+        packed = None if uid is None else endpoints.get(uid)
+        if uid is None or packed is None:
             continue
         if isinstance(packed, Endpoint):
             shown[uid] = ENDPOINT.show(packed)

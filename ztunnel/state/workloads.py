@@ -7,6 +7,8 @@ shared by all indexes. The dicts hold texts, numbers and bytes only, which spare
 
 from __future__ import annotations
 
+from itertools import chain
+
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Protocol, Workload
 from ztunnel.state import convert
@@ -17,35 +19,42 @@ from ztunnel.state.scan import Scanner, WorkloadKeys
 _DECODED = 8192
 """Workloads to keep decoded: each takes about 1 KB, and a big service is gone through for each connection."""
 
+_SHELVES = 16
+_HALF = {4: 16, 6: 64}
+
 
 class WorkloadIndex:
     """All workloads, by uid, address, hostname, and by the names that the CNI knows."""
 
     def __init__(self, node: str | None) -> None:
         self.node = node
-        self._bodies: dict[str, bytes] = {}
+        # Spread over several dicts, for one of 100,000 takes milliseconds when it grows.
+        self._bodies: tuple[dict[str, bytes], ...] = tuple({} for _ in range(_SHELVES))
         self._from_file: set[str] = set()
         self._decoded: GenerationCache[str, Workload] = GenerationCache(_DECODED)
-        # By network and IP version, then by number: the uid, or where several share an address, their ranks
-        # by uid in the order of insertion.
-        self._by_address: dict[tuple[str, int], dict[int, str | dict[str, int]]] = {}
+        # By network, IP version and the upper half of the number, so that no dict is of all; then by number:
+        # the uid, or where several share an address, their ranks by uid in the order of insertion.
+        self._by_address: dict[tuple[str, int, int], dict[int, str | dict[str, int]]] = {}
         self._by_hostname: dict[tuple[str, str], dict[str, None]] = {}
         # By namespace and service account, then by name: the uid, or where several share them, all uids.
         self._by_account: dict[tuple[str, str], dict[str, str | dict[str, None]]] = {}
 
     def __len__(self) -> int:
-        return len(self._bodies)
+        return sum(map(len, self._bodies))
 
     def __contains__(self, uid: str) -> bool:
-        return uid in self._bodies
+        return uid in self._shelf(uid)
+
+    def _shelf(self, uid: str) -> dict[str, bytes]:
+        return self._bodies[hash(uid) % _SHELVES]
 
     def uids(self) -> list[str]:
         """The uids of all workloads, in no useful order."""
-        return list(self._bodies)
+        return list(chain.from_iterable(self._bodies))
 
     def body(self, uid: str) -> bytes | None:
         """The bytes of a workload's Address."""
-        return self._bodies.get(uid)
+        return self._shelf(uid).get(uid)
 
     def from_file(self, uid: str) -> bool:
         """Whether the workload came from the local file."""
@@ -62,7 +71,7 @@ class WorkloadIndex:
 
     def read(self, uid: str) -> Workload | None:
         """The workload with this uid, without remembering it: for going through all of them."""
-        body = self._bodies.get(uid)
+        body = self._shelf(uid).get(uid)
         if body is None:
             return None
         return self.stored(uid, body).workload
@@ -76,8 +85,9 @@ class WorkloadIndex:
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
         """The best workload at an address: the highest rank, the last inserted among equals."""
-        slots = self._by_address.get((network, ip.version))
-        holder = slots.get(int(ip)) if slots is not None else None
+        number = int(ip)
+        slots = self._by_address.get((network, ip.version, number >> _HALF[ip.version]))
+        holder = slots.get(number) if slots is not None else None
         if holder is None:
             return None
         if isinstance(holder, str):
@@ -113,13 +123,14 @@ class WorkloadIndex:
         ``uid`` equals that of the keys; it is the text that is kept.
         """
         previous: WorkloadKeys | None = None
-        before = self._bodies.get(uid)
+        bodies = self._shelf(uid)
+        before = bodies.get(uid)
         if before is not None:
             self._decoded.drop(uid)
             if before != body or from_file != (uid in self._from_file):
                 previous = self.keys(uid, before, scanner)
                 self._unlink(previous, keys.addresses if previous.network == keys.network else ())
-        self._bodies[uid] = body
+        bodies[uid] = body
         if from_file:
             self._from_file.add(uid)
         elif self._from_file:
@@ -129,13 +140,13 @@ class WorkloadIndex:
 
     def remove(self, uid: str, scanner: Scanner) -> WorkloadKeys | None:
         """Remove a workload. Returns its keys, or None if there is none."""
-        body = self._bodies.get(uid)
+        body = self._shelf(uid).get(uid)
         if body is None:
             return None
         keys = self.keys(uid, body, scanner)
         self._unlink(keys)
         self._decoded.drop(uid)
-        del self._bodies[uid]
+        del self._shelf(uid)[uid]
         self._from_file.discard(uid)
         return keys
 
@@ -148,9 +159,10 @@ class WorkloadIndex:
 
     def _link(self, uid: str, keys: WorkloadKeys) -> None:
         for version, number in keys.addresses:
-            slots = self._by_address.get((keys.network, version))
+            block = keys.network, version, number >> _HALF[version]
+            slots = self._by_address.get(block)
             if slots is None:
-                slots = self._by_address[keys.network, version] = {}
+                slots = self._by_address[block] = {}
             holder = slots.setdefault(number, uid)
             if isinstance(holder, dict):
                 holder.pop(uid, None)
@@ -175,7 +187,8 @@ class WorkloadIndex:
             if address in kept:
                 continue
             version, number = address
-            slots = self._by_address.get((keys.network, version), {})
+            block = keys.network, version, number >> _HALF[version]
+            slots = self._by_address.get(block, {})
             holder = slots.get(number)
             if isinstance(holder, dict):
                 holder.pop(uid, None)
@@ -184,7 +197,7 @@ class WorkloadIndex:
             elif holder == uid:
                 del slots[number]
                 if not slots:
-                    del self._by_address[keys.network, version]
+                    del self._by_address[block]
         if keys.hostname is not None:
             uids = self._by_hostname[keys.hostname]
             del uids[uid]
