@@ -12,7 +12,7 @@ import trio
 
 from tests.support.data_plane import deny_port, echo, is_closed, read_all, server, via_socks, worker_process
 from ztunnel.messages import Drain, PodAdded, PodInfo, PodRemoved, ReportWanted
-from ztunnel.sockets.message_socket import WireError, control_end, worker_end
+from ztunnel.sockets.message_socket import FrameError, control_end, worker_end
 
 
 async def test_traffic_passes_through_a_data_plane_in_a_child_process():
@@ -90,7 +90,7 @@ async def test_bytes_that_are_no_frame_are_an_error(data):
     left, right = socket.socketpair()
     plane = worker_end(right)
     left.sendall(data)
-    with pytest.raises(WireError):
+    with pytest.raises(FrameError):
         await plane.receive()
     left.close()
     await plane.aclose()

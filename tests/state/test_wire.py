@@ -14,7 +14,8 @@ from tests.state import messages
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import wire
-from ztunnel.state.strict import WireError, check, read_varint
+from ztunnel.state.strict import check
+from ztunnel.state.varint import WireError, read_varint
 
 TYPES = [
     (wire.ADDRESS, messages.addresses, pb.Address),

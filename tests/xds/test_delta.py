@@ -15,7 +15,8 @@ from ztunnel.pb.envoy.service.discovery.v3 import (
     ResourceCacheControl,
 )
 from ztunnel.pb.google.protobuf import Any
-from ztunnel.xds.delta import MalformedResponseError, ResponseScanner, encode_request, field, varint
+from ztunnel.state.varint import write_varint
+from ztunnel.xds.delta import MalformedResponseError, ResponseScanner, encode_request, field
 
 names = st.text(max_size=200)
 resources = st.builds(
@@ -110,7 +111,7 @@ def test_unknown_fields_of_every_wire_type_are_skipped_at_every_level():
         + bytes(8)
         + bytes((15 << 3 | 5,))
         + bytes(4)
-        + varint(1000 << 3 | 2)
+        + write_varint(1000 << 3 | 2)
         + b"\x03abc"
     )
     any_ = unknown + field(0x12, b"body") + unknown
@@ -187,6 +188,6 @@ def test_requests_are_what_betterproto2_reads(
 @given(st.integers(0, 2**64 - 1))
 @settings(deadline=None)
 def test_varints_have_seven_bits_a_byte(value):
-    encoded = varint(value)
+    encoded = write_varint(value)
     assert sum((byte & 0x7F) << (7 * index) for index, byte in enumerate(encoded)) == value
     assert [byte >= 0x80 for byte in encoded] == [True] * (len(encoded) - 1) + [False]

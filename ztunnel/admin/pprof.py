@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import NamedTuple, TypeAlias
 
+from ztunnel.state.varint import write_varint
+
 _DEPTH = 200
 TRACED_FRAMES = 16
 
@@ -142,22 +144,13 @@ def _value_type(strings: _Strings, names: tuple[str, str]) -> bytes:
     return _varint(1, strings(names[0])) + _varint(2, strings(names[1]))
 
 
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _varint(field: int, value: int) -> bytes:
-    return _number(field << 3) + _number(value) if value else b""
+    return write_varint(field << 3) + write_varint(value) if value else b""
 
 
 def _message(field: int, body: bytes) -> bytes:
-    return _number(field << 3 | 2) + _number(len(body)) + body
+    return write_varint(field << 3 | 2) + write_varint(len(body)) + body
 
 
 def _packed(field: int, values: Iterable[int]) -> bytes:
-    return _message(field, b"".join(map(_number, values)))
+    return _message(field, b"".join(map(write_varint, values)))

@@ -28,7 +28,7 @@ _LENGTH = 4
 _Message = TypeVar("_Message")
 
 
-class WireError(ZtunnelError):
+class FrameError(ZtunnelError):
     """The other end of the socketpair sent what is no frame of ours."""
 
     code = "ZT-INT-004"
@@ -78,7 +78,7 @@ class MessageSocket(
     async def receive(self) -> _Message:
         """The next message.
 
-        Raises EndOfChannel when the other end is gone, WireError for bytes that are no frame.
+        Raises EndOfChannel when the other end is gone, FrameError for bytes that are no frame.
         """
         while True:
             message = self._next()
@@ -105,14 +105,14 @@ class MessageSocket(
             return None
         length = int.from_bytes(buffer[:_LENGTH], "big")
         if length > LARGEST_FRAME:
-            raise WireError(f"A frame of {length} bytes was announced by the other process.")
+            raise FrameError(f"A frame of {length} bytes was announced by the other process.")
         end = _LENGTH + length
         if len(buffer) < end:
             return None
         try:
             message = self._decoder.decode(bytes(buffer[_LENGTH:end]))
         except msgspec.MsgspecError as error:
-            raise WireError(f"The other process sent a message that cannot be read: {error}.") from error
+            raise FrameError(f"The other process sent a message that cannot be read: {error}.") from error
         del buffer[:end]
         if isinstance(message, PodAdded):
             return cast("_Message", self._with_descriptors(message))
@@ -122,7 +122,7 @@ class MessageSocket(
         """The message with the descriptors that came beside it."""
         wanted = len(message.descriptors())
         if len(self._descriptors) < wanted:
-            raise WireError(f"The other process announced {wanted} descriptors and sent fewer.")
+            raise FrameError(f"The other process announced {wanted} descriptors and sent fewer.")
         came = [self._descriptors.popleft() for _ in range(wanted)]
         netns = None if message.netns is None else came.pop(0)
         listeners = message.listeners

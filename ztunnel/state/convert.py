@@ -19,7 +19,7 @@ from ztunnel.state import wire
 from ztunnel.state.description import SERVICE, WORKLOAD
 from ztunnel.state.kinds import RejectedError
 from ztunnel.state.local_reader import LocalConfigError, Reader
-from ztunnel.state.strict import WireError
+from ztunnel.state.varint import WireError
 
 _T = TypeVar("_T")
 

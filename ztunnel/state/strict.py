@@ -13,23 +13,12 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
+from ztunnel.state.varint import WireError, read_varint
+
 _MAX_KEY = 0xFFFFFFFF
 _MAX_GROUP_DEPTH = 100  # the limit of the existing implementation; our stack would bear more
 _WIRE_TYPES = ("Varint", "SixtyFourBit", "LengthDelimited", "StartGroup", "EndGroup", "ThirtyTwoBit")
 _VARINT, _FIXED64, _DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
-
-
-class WireError(ValueError):
-    """Bytes are not a message of their type. ``str()`` says where (innermost field first) and why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.where: list[str] = []
-
-    def __str__(self) -> str:
-        places = "".join(f"{place}: " for place in self.where)
-        return f"failed to decode Protobuf message: {places}{self.reason}"
 
 
 class _Field(NamedTuple):
@@ -105,23 +94,6 @@ def _fields(descriptor: Any) -> dict[int, _Field]:
             message=field.message_type,
         )
     return fields
-
-
-def read_varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    """Read a number of up to 64 bits. Returns it and where it ends. Raises WireError."""
-    result = shift = 0
-    while pos < end:
-        byte = data[pos]
-        pos += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if shift == 63 and byte > 1:
-                break
-            return result, pos
-        shift += 7
-        if shift > 63:
-            break
-    raise WireError("invalid varint")
 
 
 def _wrong_type(actual: int, expected: int) -> WireError:

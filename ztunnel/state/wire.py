@@ -20,7 +20,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from ztunnel.pb.descriptors import FILES
-from ztunnel.state.strict import WireError, check
+from ztunnel.state.strict import check
+from ztunnel.state.varint import WireError
 
 _POOL = descriptor_pool.DescriptorPool()
 for _file in FILES:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ztunnel.errors import ZtunnelError
+from ztunnel.state.varint import WireError, read_varint, write_varint
 from ztunnel.xds.scanned import ScannedResources, Span
 
 # Tags: field number << 3 | wire type 2 (length-delimited).
@@ -48,21 +49,9 @@ class MalformedResponseError(ZtunnelError):
     code = "ZT-XDS-001"
 
 
-def varint(value: int) -> bytes:
-    """A non-negative number in protobuf's base-128 form."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def field(tag: int, value: bytes) -> bytes:
     """A length-delimited field: its tag byte, the length, the value."""
-    return bytes((tag,)) + varint(len(value)) + value
+    return bytes((tag,)) + write_varint(len(value)) + value
 
 
 def encode_request(
@@ -143,7 +132,7 @@ class ResponseScanner:
         """
         try:
             self._scan(slice_size)
-        except (IndexError, UnicodeDecodeError, _BrokenError) as error:
+        except (IndexError, UnicodeDecodeError, WireError, _BrokenError) as error:
             self.release()
             where = f"DeltaDiscoveryResponse, near byte {self._position}"
             raise MalformedResponseError(f"failed to decode Protobuf message: {where}: {error}") from None
@@ -168,7 +157,7 @@ class ResponseScanner:
                 size = message[position + 1]
                 position += 2
                 if size >= 0x80:
-                    size, position = _length(message, position - 1)
+                    size, position = read_varint(message, position - 1, end)
                 stop = position + size
                 if stop > end:
                     raise _BrokenError("a field is longer than the message")
@@ -199,7 +188,7 @@ class ResponseScanner:
                     size = size & 0x7F | more << 7
                     position += 1
                 else:
-                    size, position = _length(message, position - 1)
+                    size, position = read_varint(message, position - 1, end)
             stop = position + size
             if stop > end:
                 raise _BrokenError("a field is longer than its resource")
@@ -233,7 +222,7 @@ def _any_value(message: bytes, position: int, end: int, value: Span) -> Span:
         size = message[position + 1]
         position += 2
         if size >= 0x80:
-            size, position = _length(message, position - 1)
+            size, position = read_varint(message, position - 1, end)
         stop = position + size
         if stop > end:
             raise _BrokenError("a field is longer than its Any")
@@ -249,32 +238,17 @@ class _BrokenError(Exception):
     """What is wrong with the bytes."""
 
 
-def _length(message: bytes, position: int) -> tuple[int, int]:
-    """The varint at a position, and the position after it."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-        if shift >= 70:
-            raise _BrokenError("a number is longer than ten bytes")
-    return value & 0xFFFF_FFFF_FFFF_FFFF, position
-
-
 def _skip(message: bytes, position: int, end: int) -> int:
     """The position after the field at ``position``, whatever it is; it must end at or before ``end``."""
-    tag, position = _length(message, position)
+    tag, position = read_varint(message, position, len(message))
     kind = tag & 7
     if not 0 < tag >> 3 < 1 << 29:
         raise _BrokenError("a field has an impossible number")
     if kind == 2:
-        size, position = _length(message, position)
+        size, position = read_varint(message, position, len(message))
         position += size
     elif kind == 0:
-        _, position = _length(message, position)
+        _, position = read_varint(message, position, len(message))
     elif kind == 1:
         position += 8
     elif kind == 5:
