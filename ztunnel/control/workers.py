@@ -52,7 +52,7 @@ from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.pod_listeners import PodListeners, drain_name, open_listeners, say_drained, say_established
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets
 from ztunnel.sockets.listen import BindError
-from ztunnel.sockets.message_socket import WireError, control_end
+from ztunnel.sockets.message_socket import FrameError, control_end
 
 log = get_logger("workers")
 pod_log = get_logger("proxy")
@@ -197,7 +197,7 @@ class Workers:
                 nursery.start_soon(self._tell_all, worker, name=f"first messages to worker {number}")
                 try:
                     await link.run()
-                except WireError as error:
+                except FrameError as error:
                     log.error("a worker is killed", worker=number, error=error, code=error.code)
                     _kill(worker)
                 nursery.cancel_scope.cancel()
