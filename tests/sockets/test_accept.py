@@ -4,7 +4,8 @@ import errno
 import os
 import resource
 import socket
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -132,10 +133,28 @@ async def test_when_nothing_can_be_accepted_the_loop_pauses_and_recovers_by_itse
 
 async def test_over_the_budget_connections_are_reset_with_a_reason_and_under_it_accepted_again():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = os.dup(0)
-    os.close(used)
     # Room for three connections, both ends of which are in this process.
-    budget = DescriptorBudget(limit=used + 7 + 16, reserve=16)
+    with no_holes() as used:
+        await over_the_budget(DescriptorBudget(limit=used + 7 + 16, reserve=16))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+@contextmanager
+def no_holes() -> Iterator[int]:
+    """All numbers of descriptors up to the largest are taken; gives the next one, which is free."""
+    largest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = []
+    while (descriptor := os.dup(0)) <= largest:
+        taken.append(descriptor)
+    os.close(descriptor)
+    try:
+        yield descriptor
+    finally:
+        for one in taken:
+            os.close(one)
+
+
+async def over_the_budget(budget: DescriptorBudget) -> None:
     async with accepting(budget) as (listener, accepted, records):
         clients = [client(listener)]
         await accepted.wait(1)
@@ -160,7 +179,6 @@ async def test_over_the_budget_connections_are_reset_with_a_reason_and_under_it_
         assert records[-1].message == "connections accepted again"
         for sock in clients:
             sock.close()
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
 async def test_a_burst_is_accepted_in_turns_with_the_connections_that_are_there():
