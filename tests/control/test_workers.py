@@ -198,7 +198,7 @@ async def test_a_new_worker_is_told_all_that_is_in_force_and_the_pods_last():
         assert new[0] == LogLevels("debug")
         assert fakes.all[2].mesh == {"a"}
         assert isinstance(new[-1], PodAdded)
-        assert control.ended == [1]
+        assert len(control.ended) == 1
         assert control.came.count(PodStarted("uid", 7)) == 1
 
 
