@@ -32,20 +32,21 @@ def _window(variables: Mapping[str, Any]) -> str | None:
     return f"stream {stream.id} waits for the peer's window"
 
 
+def _peer(variables: Mapping[str, Any]) -> str:
+    key = variables["key"]
+    return f"{key.next_hop} ({' or '.join(key.expected)})"
+
+
 def _tunnel(variables: Mapping[str, Any]) -> str | None:
-    key, dial = variables["key"], variables["dial"]
-    tunnel = dial.tunnel
-    peer = f"{key.next_hop} ({' or '.join(key.expected)})"
-    if tunnel is None:
-        return f"dials {peer}"
-    return f"tunnel to {peer}, {len(tunnel.streams)} streams"
+    return f"tunnel to {_peer(variables)}, {len(variables['tunnel'].streams)} streams"
 
 
 WORDS: Words = {
     "CertificateStore.get": lambda v: f"waits for the certificate of {v['identity']}",
     "PodContext.local_workload": lambda v: f"waits for the control plane to tell of pod {v['self'].name}",
     "Pool.tunnel": lambda v: f"waits for a tunnel to {v['key'].next_hop}",
-    "Pool._run": _tunnel,
+    "Pool._run": lambda v: None if "tunnel" in v else f"dials {_peer(v)}",
+    "Pool._drive": _tunnel,
     "TunnelStream.wait_room": _window,
     "ClientStream.wait_response": lambda v: f"stream {v['self'].id} waits for the answer to its CONNECT",
     "OutboundProxy.serve": _connection,
