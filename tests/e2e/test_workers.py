@@ -60,7 +60,7 @@ async def test_all_look_like_one(nodes):
         await nodes.client.metric_reaches(12, "istio_tcp_connections_closed_total", reporter="source")
     tasks = ztunnel.http("GET", 15000, "/debug/tasks")[1]
     processes = [ztunnel.process.pid, *workers(nodes, nodes.client).values()]
-    assert {str(pid) for pid in processes} == set(re.findall(r"^process (\d+)", tasks, re.MULTILINE)), tasks[:2000]
+    assert {str(pid) for pid in processes} == set(re.findall(r"^process (\d+)", tasks, re.MULTILINE))
     assert tasks.count("pod default/client") == WORKERS
 
 
