@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from types import ModuleType
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from ztunnel import cli
-from ztunnel.config.model import Config
+from ztunnel.admin.servers import bind
+from ztunnel.config.model import Config, ListenAddress, Localhost
 from ztunnel.dataplane.fork_server import ForkServer
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
@@ -21,7 +23,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """A stand-in for the program itself; gives the configurations that it was run with."""
     ran: list[Config] = []
 
-    def run(config: Config, forks: ForkServer | None = None) -> int:
+    def run(config: Config, probed: list[socket.socket], forks: ForkServer | None = None) -> int:
+        assert [sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sock in probed] == [1]
         assert (forks is not None) == (config.num_worker_threads > 1)
         get_logger("app").info("running")
         ran.append(config)
@@ -29,6 +32,11 @@ def app(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
             raise ZtunnelError("the local file cannot be read")
         return 3
 
+    def open_somewhere(name: str, address: ListenAddress, early: socket.socket | None) -> list[socket.socket]:
+        assert name == "readiness"
+        return bind(name, Localhost(ipv6=False, port=0))
+
+    monkeypatch.setattr(cli, "bind", open_somewhere)
     module: Any = ModuleType("ztunnel.app")
     module.run = run
     monkeypatch.setitem(sys.modules, "ztunnel.app", module)
@@ -156,6 +164,7 @@ def test_a_sigterm_before_the_start_is_over_ends_the_process_with_0():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return 7\n"
         "cli._delegate = too_early\n"
+        "cli.bind = lambda *_, **__: []\n"
         "sys.exit(cli.main(['proxy'], {'FAKE_CA': 'true', 'XDS_ADDRESS': ''}))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from random import SystemRandom
 from typing import Any
@@ -24,8 +25,8 @@ from ztunnel.admin.inspection import Inspection
 from ztunnel.admin.levels import LogLevels
 from ztunnel.admin.metrics import MetricsPage
 from ztunnel.admin.pages import Admin
-from ztunnel.admin.readiness import Readiness
-from ztunnel.admin.servers import serve
+from ztunnel.admin.readiness import HOLD, Readiness
+from ztunnel.admin.servers import listener, serve
 from ztunnel.bounds import Bounds, ControlBounds
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
@@ -64,9 +65,10 @@ FAKE_CA_WARNING = (
 )
 
 
-def run(config: Config, forks: Forks | None = None) -> int:
+def run(config: Config, probed: Sequence[socket.socket], forks: Forks | None = None) -> int:
     """Run a ztunnel until it is told to stop. Returns the exit status.
 
+    probed: the readiness server's sockets, which listen already and are closed when it ends.
     forks: starts the worker processes; None runs all in this one.
 
     Raises ZtunnelError for what makes a start impossible, with the sentence that is to be printed.
@@ -74,7 +76,7 @@ def run(config: Config, forks: Forks | None = None) -> int:
     use_one_arena()
     spare_collector()
     try:
-        trio.run(_main, config, forks)
+        trio.run(_main, config, probed, forks)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     return 0
@@ -89,16 +91,16 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return cause
 
 
-async def _main(config: Config, forks: Forks | None) -> None:
+async def _main(config: Config, probed: Sequence[socket.socket], forks: Forks | None) -> None:
     ages = TaskAges()
     trio.lowlevel.add_instrument(ages)
     async with trio.open_nursery() as nursery:
         await nursery.start(run_log_writer, name="log writer")
-        await _run(config, forks, ages)
+        await _run(config, probed, forks, ages)
         nursery.cancel_scope.cancel()
 
 
-async def _run(config: Config, forks: Forks | None, ages: TaskAges) -> None:
+async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | None, ages: TaskAges) -> None:
     log.info(f"version: {build_info(config.istio_version)}")
     _raise_limits()
     for warning in (*config.warnings, *unknown_labels(config.metrics_drop_labels)):
@@ -110,7 +112,7 @@ async def _run(config: Config, forks: Forks | None, ages: TaskAges) -> None:
     if config.proxy_mode is ProxyMode.SHARED:
         await verify_privileges(config.packet_mark)
     stop = trio.Event()
-    readiness = Readiness()
+    readiness = Readiness(hold=HOLD)
     readiness.register(STATE_MANAGER)
     if config.proxy:
         readiness.register(PROXY)
@@ -146,7 +148,8 @@ async def _run(config: Config, forks: Forks | None, ages: TaskAges) -> None:
         inspection = Inspection(control.ask, control.certificate_states, ages, WORDS)
         nursery.start_soon(partial(_watch_signals, stop, inspection.log_tasks), name="signals")
         server = partial(nursery.start, partial(serve, bounds=bounds.admin))
-        await server("readiness", config.readiness_addr, control.ready, stop, name="readiness server")
+        listeners = [listener(sock) for sock in probed]
+        await server("readiness", listeners, control.ready, stop, name="readiness server")
         if plane is not None:
             nursery.start_soon(plane.run, plane_inbox, name="data plane")
         levels = LogLevels(control.levels_changed)

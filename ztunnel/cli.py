@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import FrameType
 from typing import NamedTuple
 
+from ztunnel.admin.servers import bind
 from ztunnel.config.config_errors import ConfigError
 from ztunnel.config.machine import load_from_machine
 from ztunnel.config.spelling import nearest
@@ -62,8 +64,16 @@ While it runs: http://127.0.0.1:15000/ (what it knows and does), :15020/metrics,
 """
 
 
-def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run a command; ``argv`` is without the program's name. Returns the exit status."""
+def main(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    early: socket.socket | None = None,
+) -> int:
+    """Run a command; ``argv`` is without the program's name. Returns the exit status.
+
+    ``early``: the readiness server's socket, where it listens already.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     variables = os.environ if environ is None else environ
     name = args[0] if args else "proxy"
@@ -79,7 +89,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if _asks_for_help(args):
             sys.stdout.write(PROXY_HELP)
             return 0
-        return _proxy(args, variables)
+        return _proxy(args, variables, early)
     command = COMMANDS.get(name)
     if command is not None:
         try:
@@ -104,22 +114,26 @@ def _asks_for_help(args: Sequence[str]) -> bool:
     return "-h" in args or "--help" in args
 
 
-def _proxy(args: Sequence[str], environ: Mapping[str, str]) -> int:
+def _proxy(args: Sequence[str], environ: Mapping[str, str], early: socket.socket | None) -> int:
     # Process 1 of a container has no default for it. Until there is something to drain, just end.
     before = signal.signal(signal.SIGTERM, _end_before_start)
+    probed = [] if early is None else [early]
     try:
         setup_logging(environ)
         config = load_from_machine(environ, args)
+        probed = bind("readiness", config.readiness_addr, early=early)
         if config.num_worker_threads == 1:
-            return _delegate("ztunnel.app", "run", config)
+            return _delegate("ztunnel.app", "run", config, probed)
         # Before the control side's libraries, of which workers need none, and before there is a thread.
-        with import_module("ztunnel.dataplane.fork_server").start_fork_server(config) as forks:
-            return _delegate("ztunnel.app", "run", config, forks)
+        with import_module("ztunnel.dataplane.fork_server").start_fork_server(config, probed) as forks:
+            return _delegate("ztunnel.app", "run", config, probed, forks)
     except ConfigError as error:
         return _failed(error)
     except ZtunnelError as error:
         return _failed(error)
     finally:
+        for sock in probed:
+            sock.close()
         signal.signal(signal.SIGTERM, before)
         shutdown_logging()
 

@@ -8,7 +8,9 @@ until then: modules are no garbage, and looking for some among them is a tenth o
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import sys
 
 
 def main() -> int:
@@ -17,7 +19,10 @@ def main() -> int:
     # the signal is ignored, as in a shell's background job, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ztunnel.admin.early import listen_early  # noqa: PLC0415 - not before the lines above
+
+    early = listen_early(sys.argv[1:], os.environ)
     gc.disable()  # a command enables it when it begins: ztunnel.cli, ztunnel.system.memory
     from ztunnel.cli import main as run  # noqa: PLC0415 - not before the lines above
 
-    return run()
+    return run(early=early)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request
-from ztunnel.admin.readiness import Readiness
+from ztunnel.admin.readiness import HOLD, START, Readiness
 
 
 class Clock:
@@ -106,3 +107,39 @@ async def test_verbose_has_remarks_that_do_not_keep_it_from_being_ready():
     readiness.remark("control plane", None)
     readiness.remark("never", None)
     assert await answer(readiness, verbose="") == (200, "ready\ncertificates: 1 cannot be renewed\n")
+
+
+async def test_during_the_start_a_probe_waits_for_the_outcome(autojump_clock):
+    readiness = Readiness(trio.current_time, hold=HOLD)
+    readiness.register("a")
+
+    async def complete() -> None:
+        await trio.sleep(0.5)
+        readiness.complete("a")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(complete)
+        assert await answer(readiness) == (200, "ready\n")
+        assert trio.current_time() == pytest.approx(0.5)
+    # Whatever happens later, nobody is kept waiting.
+    readiness.uncomplete("a")
+    assert (await answer(readiness))[0] == 500
+    assert trio.current_time() == pytest.approx(0.5)
+
+
+async def test_a_start_that_takes_longer_is_told_before_the_kubelet_gives_up(autojump_clock):
+    readiness = Readiness(trio.current_time, hold=HOLD)
+    readiness.register("a")
+    times = []
+    for _ in range(4):
+        before = trio.current_time()
+        assert (await answer(readiness))[0] == 500
+        times.append(trio.current_time() - before)
+    assert times == pytest.approx([HOLD, HOLD, START - 2 * HOLD, 0.0])
+
+
+async def test_who_looks_at_the_details_waits_for_nothing(autojump_clock):
+    readiness = Readiness(trio.current_time, hold=HOLD)
+    readiness.register("a")
+    assert (await answer(readiness, verbose=""))[0] == 500
+    assert trio.current_time() == 0

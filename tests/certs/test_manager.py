@@ -178,7 +178,25 @@ async def test_backoff_from_one_second_to_two_and_a_half_minutes(nursery, autoju
     assert set(gaps[9:]) == {150}
 
 
-async def test_demand_gets_the_cached_error_at_once_and_hastens_nothing(nursery, autojump_clock):
+async def test_once_the_ca_is_back_connections_have_a_certificate_within_seconds(nursery, autojump_clock):
+    kit = Kit(nursery)
+    kit.ca.fails = lambda _: AWAY
+    manager = await kit.start()
+    manager.want(WHO, Priority.WARMUP)
+    await trio.sleep(HOUR)
+    attempts = len(kit.ca.asked)
+    kit.ca.fails = lambda _: None
+    back = trio.current_time()
+    # The first ones are told the known error; it is their asking that brings the attempt.
+    for _ in range(100):
+        if isinstance(manager.want(WHO), CertificateIssued):
+            break
+        await trio.sleep(0.1)
+    assert trio.current_time() - back <= 2.5
+    assert len(kit.ca.asked) == attempts + 1
+
+
+async def test_demand_gets_the_cached_error_at_once_and_before_the_next_attempt(nursery, autojump_clock):
     kit = Kit(nursery, latency=5.0)
     kit.ca.fails = lambda _: AWAY
     manager = await kit.start()

@@ -60,7 +60,7 @@ def test_a_connection_moves_a_queued_first_fetch_up_but_nothing_else():
     rotations.want(who(2), Priority.WARMUP, 0)
     assert not rotations.want(who(2), Priority.REAL_TIME, 1)
     rotations.failed(who(0), ERROR, 1, 0.5)
-    # who(0) is unavailable now: demand does not hasten it.
+    # who(0) is unavailable now, and its next attempt is nearer than what demand could bring.
     assert not rotations.want(who(0), Priority.REAL_TIME, 1)
     assert rotations.start(1) == [who(2)]
     rotations.issued(who(2), certificate(who(2), 0, 100), 1)
@@ -68,6 +68,45 @@ def test_a_connection_moves_a_queued_first_fetch_up_but_nothing_else():
     rotations.issued(who(1), certificate(who(1), 0, 100), 2)
     assert rotations.due(who(0), 1.5) == pytest.approx(0.5)
     assert rotations.start(2) == [who(0)]
+
+
+def test_a_connection_does_not_wait_out_the_backoff_of_a_long_outage():
+    rotations = Rotations()
+    rotations.want(who(0), Priority.WARMUP, 0)
+    now = 0.0
+    for _ in range(9):
+        now += rotations.due(who(0), now)
+        rotations.start(now)
+        rotations.failed(who(0), ERROR, now, 0.5)
+    assert rotations.due(who(0), now) == LONGEST_BACKOFF
+    # Only a connection is in a hurry.
+    rotations.want(who(0), Priority.WARMUP, now + 1)
+    assert rotations.due(who(0), now + 1) == LONGEST_BACKOFF - 1
+    rotations.want(who(0), Priority.REAL_TIME, now + 1)
+    assert rotations.due(who(0), now + 1) == 1
+    # Many connections bring one attempt in two seconds, and the backoff goes on where it was.
+    now += 2
+    assert rotations.start(now) == [who(0)]
+    rotations.failed(who(0), ERROR, now, 0.5)
+    assert rotations.due(who(0), now) == LONGEST_BACKOFF
+    rotations.want(who(0), Priority.REAL_TIME, now + 50)
+    assert rotations.start(now + 50) == [who(0)]
+
+
+def test_a_renewal_that_fails_is_not_hastened_while_the_certificate_is_valid():
+    rotations = Rotations()
+    rotations.want(who(0), Priority.WARMUP, 0)
+    rotations.start(0)
+    rotations.issued(who(0), certificate(who(0), 0, 1e6), 0)
+    now = rotations.due(who(0), 0)
+    for _ in range(9):
+        rotations.start(now)
+        rotations.failed(who(0), ERROR, now, 0.5)
+        now += rotations.due(who(0), now)
+    rotations.start(now)
+    rotations.failed(who(0), ERROR, now, 0.5)
+    rotations.want(who(0), Priority.REAL_TIME, now)
+    assert rotations.due(who(0), now) == LONGEST_BACKOFF
 
 
 def test_renewal_is_at_half_life_and_not_at_once_for_an_old_certificate():

@@ -89,7 +89,13 @@ def test_the_container_apart_from_variables_and_mounts():
         "image": "registry.istio.io/testing/ztunnel:latest",
         "args": ["proxy", "ztunnel"],
         "ports": [{"name": "ztunnel-stats", "containerPort": 15020, "protocol": "TCP"}],
-        "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": 15021}},
+        "readinessProbe": {
+            "httpGet": {"path": "/healthz/ready", "port": 15021},
+            "initialDelaySeconds": 1,
+            "periodSeconds": 1,
+            "timeoutSeconds": 3,
+            "failureThreshold": 5,
+        },
         "resources": {"requests": {"cpu": "200m", "memory": "512Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": True,

@@ -1,13 +1,31 @@
-"""usage: python -m tests.cluster build | up | down        (make cluster, make cluster-down)
+"""usage: python -m tests.cluster build | up | down | test [PYTEST'S ARGUMENTS]
 
-build makes programs and images only. CLUSTER_CACHE names another place than .cache/cluster for them.
+make cluster, cluster-down and cluster-test. build makes programs only; test brings the cluster up when it
+is not, and down again unless
+it was up or KEEP is set. CLUSTER_CACHE names another place than .cache/cluster for them.
 """
 
+import os
+import subprocess
 import sys
 
 from tests.cluster import cluster, programs, requirements
-from tests.cluster.places import Progress, places
+from tests.cluster.places import CHECKOUT, Places, Progress, places
 from tests.cluster.shell import CommandFailed
+
+
+def test(where: Places, progress: Progress, arguments: list[str]) -> int:
+    """Runs the scenarios; pytest's exit status, or 1 when something was left behind."""
+    was_up = (where.state / "ztunnel-tag").exists()
+    cluster.up(where, progress)
+    scenarios = arguments or [str(CHECKOUT / "tests" / "cluster")]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:randomly", "-p", "no:xdist", *scenarios]
+    status = subprocess.run(command, cwd=CHECKOUT, check=False).returncode
+    if was_up or os.environ.get("KEEP"):
+        return status
+    left = cluster.down(where)
+    print("\n".join(["Left behind:", *left]) if left else "The cluster is gone; nothing is left of it.")
+    return status or int(bool(left))
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +46,8 @@ def main(arguments: list[str]) -> int:
                     else "The cluster is gone; nothing is left of it."
                 )
                 return 1 if left else 0
+            case ["test", *rest]:
+                return test(where, progress, rest)
             case ["missing"]:
                 print(
                     "\n".join(

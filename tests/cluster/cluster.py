@@ -32,7 +32,7 @@ def up(places: Places, progress: Progress) -> None:
     places.state.chmod(0o700)
     if not (places.state / "footprint.json").exists():
         record(places.state)
-    bare(places, progress, images)
+    (places.state / "ztunnel-tag").write_text(bare(places, progress, images))
     tools = Tools(places)
     mesh.install_istio(tools)
     progress.say("istiod and istio-cni are ready")
@@ -44,15 +44,15 @@ def up(places: Places, progress: Progress) -> None:
     progress.say("the applications are ready")
 
 
-def bare(places: Places, progress: Progress, images: Images) -> None:
-    """Kubernetes alone: control plane, two nodes, CoreDNS."""
+def bare(places: Places, progress: Progress, images: Images) -> str:
+    """Kubernetes alone: control plane, two nodes, CoreDNS. Answers the tag of our image in it."""
     nodes.connect()
     control_plane.issue(places)
     control_plane.start(places)
     progress.say("the API server is ready")
     for node in NODES:
         nodes.start(node, places)
-    images.into_nodes()
+    tag = images.into_nodes()
     tools = Tools(places)
     tools.kubectl("apply", "-f", MANIFESTS / "cluster.yaml")
     until(
@@ -63,6 +63,7 @@ def bare(places: Places, progress: Progress, images: Images) -> None:
     tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
     tools.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
     progress.say("both nodes and CoreDNS are ready")
+    return tag
 
 
 def down(places: Places) -> list[str]:

@@ -21,7 +21,7 @@ CONTEXT = Path(__file__).parent / "image-context"
 DEBIAN = "bookworm"
 PYTHON = "3.13"
 PYTHON_BASE = f"localhost/python:{PYTHON}-slim-{DEBIAN}"
-OURS = "localhost/mesh/ztunnel:1"
+OURS = "localhost/mesh/ztunnel"
 
 _TOOLS = "ca-certificates,iptables,nftables,iproute2,curl,python3,netbase,procps,conntrack"
 _UNDER_PYTHON = (
@@ -76,7 +76,7 @@ class Images:
         self.make_ours()
         self._remove(context)
 
-    def make_ours(self, name: str = OURS, source: Path = CHECKOUT) -> None:
+    def make_ours(self, name: str = f"{OURS}:1", source: Path = CHECKOUT) -> None:
         """Our own image, by the Dockerfile of the checkout, as it stands there."""
         self._progress.step(f"image {name}")
         machine = []  # what this machine needs to reach a package index: mounted, so that no layer has it
@@ -89,10 +89,15 @@ class Images:
         ]
         self._build(name, source / "Dockerfile", source, *machine, *arguments)
 
-    def into_nodes(self) -> None:
-        """Brings what is new into each node's containerd."""
+    def into_nodes(self) -> str:
+        """Brings what is new into each node's containerd. Answers the tag of our own image."""
         layout = self._home / "layout"
-        want = {name: self._identity(name) for name in (*_MADE, OURS)}
+        want = {name: self._identity(name) for name in (*_MADE, f"{OURS}:1")}
+        # Its tag says what it is, so that a new image is an upgrade and an old one is none.
+        ours = want.pop(f"{OURS}:1")
+        tag = ours.removeprefix("sha256:")[:12]
+        self._buildah("tag", f"{OURS}:1", f"{OURS}:{tag}")
+        want[f"{OURS}:{tag}"] = ours
         for name, identity in want.items():
             mark = self._home / "pushed" / hashlib.sha256(name.encode()).hexdigest()[:12]
             if mark.exists() and mark.read_text() == identity:
@@ -110,6 +115,7 @@ class Images:
             with subprocess.Popen(["tar", "-C", layout, "-c", "."], stdout=subprocess.PIPE) as tar:
                 subprocess.run(importer, stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL, timeout=300)
             known.write_text(json.dumps(want))
+        return tag
 
     def _base(self, name: str, packages: str, interpreter: Path | None) -> None:
         wanted = hashlib.sha256(f"{DEBIAN} {packages} {interpreter}".encode()).hexdigest()

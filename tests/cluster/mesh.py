@@ -22,7 +22,6 @@ _COMMON = (
 ZTUNNEL_VALUES = (
     "--set=profile=ambient",
     "--set=hub=localhost/mesh",
-    "--set=tag=1",
     "--set=variant=",
     "--set=imagePullPolicy=IfNotPresent",
 )
@@ -118,6 +117,7 @@ def install_ztunnel(tools: Tools, *values: str, chart: Path = CHECKOUT / "charts
         "-n",
         NAMESPACE,
         *ZTUNNEL_VALUES,
+        f"--set=tag={(tools.places.state / 'ztunnel-tag').read_text()}",
         *values,
         "--wait",
         "--timeout=3m",

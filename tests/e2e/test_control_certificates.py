@@ -18,7 +18,7 @@ from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import FakeIstiod
 from tests.support.pod import MeshPod, eventually
 from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
-from tests.support.traffic import ended_by, read_exactly, serve
+from tests.support.traffic import ended_by, read_exactly, refused_by, serve
 from ztunnel.pb.istio import workload as pb
 from ztunnel.tls import openssl as tls_openssl
 from ztunnel.xds.session import ADDRESS_TYPE
@@ -270,16 +270,12 @@ async def test_a_revoked_certificate_loses_its_tunnels_and_gets_no_new_ones(revo
         assert lenient.metric("istio_tcp_connections_failed_total", response_flags="CERT_REVOKED") == 1
         assert lenient.metric(metric, reporter="destination") >= 1
         before = lenient.metric(metric, reporter="destination")
-        async with await client.connect(lenient.ipv4, 8080) as refused:
-            await refused.send_all(b"x")
-            assert await ended_by(refused) in {"end", "reset"}
+        assert await refused_by(client, lenient.ipv4, 8080, say=b"x") in {"end", "reset"}
         await lenient.metric_reaches(before + 1, metric, reporter="destination")
         # A list that cannot be read changes nothing; an empty one takes the revocation back.
         revocable.revocations.write_bytes(b"-----BEGIN X509 CRL-----\nnonsense\n-----END X509 CRL-----\n")
         await eventually(lambda: lenient.ztunnel.log_lines("is invalid"), "told of the invalid file")
-        async with await client.connect(lenient.ipv4, 8080) as refused:
-            await refused.send_all(b"x")
-            assert await ended_by(refused) in {"end", "reset"}
+        assert await refused_by(client, lenient.ipv4, 8080, say=b"x") in {"end", "reset"}
         count = len(lenient.ztunnel.log_lines("revocation lists loaded"))
         revocable.revoke()
         await eventually(

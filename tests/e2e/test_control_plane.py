@@ -18,7 +18,7 @@ from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import Stream, server_that_never_answers
 from tests.support.pod import MeshPod, eventually
 from tests.support.raw_tls import KeyPair, RawTls, TlsChoices
-from tests.support.traffic import ended_by, read_exactly, serve
+from tests.support.traffic import ended_by, read_exactly, refused_by, serve
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment
 from ztunnel.pb.istio import workload as pb
 from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
@@ -153,8 +153,7 @@ async def test_a_pushed_policy_acts_on_live_connections_and_its_removal_on_new_o
         istiod.put("default/late", deny("late", principal=client.principal))
         assert await ended_by(stream) in {"end", "reset"}
         await server.logged(error="connection closed due to policy change")
-        async with await client.connect(server.ipv4, 8080) as refused:
-            assert await ended_by(refused) in {"end", "reset"}
+        assert await refused_by(client, server.ipv4, 8080) == "reset"
         istiod.remove("default/late", type_url=AUTHORIZATION_TYPE)
         await controlled.settled(AUTHORIZATION_TYPE)
         await reaches(client, server)

@@ -18,11 +18,11 @@ from tests.support.quiet import quiet
 from tests.support.raw_hbone import raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
 from tests.support.traffic import (
-    ended_by,
     pattern,
     read_all,
     read_exactly,
     receive_pattern,
+    refused_by,
     send_pattern,
     serve,
 )
@@ -114,9 +114,7 @@ async def ask(client: MeshPod, address: str) -> None:
 async def fails(client: MeshPod, address: str) -> dict[str, Any]:
     """A connection that must fail; gives its access log line."""
     before = len(client.access_log())
-    async with await client.connect(address, 80) as stream:
-        await stream.send_all(b"secret")
-        assert await ended_by(stream, 30) in {"end", "reset"}
+    assert await refused_by(client, address, 80, say=b"secret", timeout=30) in {"end", "reset"}
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert "error" in entry
     return entry

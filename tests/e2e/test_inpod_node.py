@@ -17,7 +17,7 @@ import trio
 from tests.e2e.two_nodes import TwoNodes, ended
 from tests.support.census import open_descriptors
 from tests.support.pod import MeshPod, eventually
-from tests.support.traffic import ended_by, read_all, read_exactly, serve
+from tests.support.traffic import read_all, read_exactly, refused_by, serve
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.namespaces import Namespace
 from ztunnel.messages import PodInfo
@@ -92,10 +92,9 @@ async def test_its_metrics_are_reached_over_hbone_as_its_own_identity(nodes):
     key = mesh.policy("nobody", namespace="istio-system", rules=[], workloads=[own])
     try:
         await mesh.update()
-        async with await nodes.client.connect(own.ipv4, 15020) as stream:
-            await stream.send_all(b"GET /metrics HTTP/1.1\r\n\r\n")
-            # A reset if the request came before the refusal; closing resets only what has unread data.
-            assert await ended_by(stream) in {"end", "reset"}
+        assert (
+            await refused_by(nodes.client, own.ipv4, 15020, say=b"GET /metrics HTTP/1.1\r\n\r\n") == "reset"
+        )
         [line] = await nodes.server.logged(direction="inbound", level="error", dst__workload="own")
         assert "policy rejection" in line["error"]
     finally:

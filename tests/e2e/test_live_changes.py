@@ -14,7 +14,7 @@ from tests.support.local_file import Exact, Presence
 from tests.support.pod import MeshPod, eventually
 from tests.support.raw_hbone import raw_client
 from tests.support.raw_tls import KeyPair, TlsAlertError, TlsChoices
-from tests.support.traffic import Server, ended_by, read_exactly, serve
+from tests.support.traffic import Server, ended_by, read_exactly, refused_by, serve
 
 
 @contextlib.asynccontextmanager
@@ -98,9 +98,7 @@ async def test_new_connections_follow_the_policy_of_the_moment(standard: Standar
     key = mesh.policy("toggle", action="Deny", rules=[[[{"destinationPorts": [8080]}]]])
     await mesh.update()
     async with serve(server, 8080) as application:
-        async with await client.connect(server.ipv4, 8080) as stream:
-            await stream.send_all(b"x")
-            assert await ended_by(stream) in {"end", "reset"}
+        assert await refused_by(client, server.ipv4, 8080, say=b"x") in {"end", "reset"}
         assert application.peers == []
         mesh.remove_policy(key)
         await mesh.update()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.conftest import StandardMesh
 from tests.support.local_file import Presence
-from tests.support.traffic import echo, ended_by, read_exactly, serve
+from tests.support.traffic import echo, read_exactly, refused_by, serve
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -68,8 +68,7 @@ async def test_plaintext_is_subject_to_policy(standard: StandardMesh) -> None:
     await standard.mesh.update()
     before = len(server.access_log())
     async with serve(server, 8080) as application:
-        async with await outside.connect(server.ipv4, 8080) as stream:
-            assert await ended_by(stream) in {"end", "reset"}
+        assert await refused_by(outside, server.ipv4, 8080) == "reset"
         assert application.peers == []
         async with await standard.client.connect(server.ipv4, 8080) as stream:
             await stream.send_all(b"over mTLS")
@@ -83,8 +82,7 @@ async def test_plaintext_is_subject_to_policy(standard: StandardMesh) -> None:
 async def test_an_application_that_refuses_plaintext_is_logged(standard: StandardMesh) -> None:
     server = standard.server
     before = len(server.access_log())
-    async with await standard.outside.connect(server.ipv4, 9) as stream:
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(standard.outside, server.ipv4, 9) == "reset"
     (entry,) = (await server.logged(count=before + 1))[before:]
     assert entry["error"] == "connection failed: Connection refused (os error 111)"
 
@@ -94,9 +92,7 @@ async def test_a_service_port_that_does_not_exist_is_refused_not_passed_through(
 ) -> None:
     client = standard.client
     before = len(client.access_log())
-    async with await client.connect(standard.vip, 81) as stream:
-        await stream.send_all(b"x")
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, standard.vip, 81, say=b"x") == "reset"
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert (entry["level"], entry["message"]) == ("warn", "connection failed")
     assert entry["error"] == f"no healthy upstream: {standard.vip}:81"
@@ -106,8 +102,7 @@ async def test_a_service_port_that_does_not_exist_is_refused_not_passed_through(
 async def test_ztunnels_own_ports_cannot_be_reached_as_plaintext(standard: StandardMesh, port: int) -> None:
     server = standard.server
     before = len(server.access_log())
-    async with await standard.outside.connect(server.ipv4, port) as stream:
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(standard.outside, server.ipv4, port) == "reset"
     (entry,) = (await server.logged(count=before + 1))[before:]
     assert (entry["message"], entry["error"]) == (
         "connection failed",
@@ -120,9 +115,7 @@ async def test_calling_ones_own_ztunnel_by_loopback_is_refused(standard: Standar
     # Connections to loopback are not redirected, so this reaches the port itself with itself as destination.
     client = standard.client
     before = len(client.access_log())
-    async with await client.connect("127.0.0.1", port) as stream:
-        await stream.send_all(b"x" * 20)
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, "127.0.0.1", port, say=b"x" * 20) in {"end", "reset"}
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert entry["message"] == "connection failed"
     if port != 15008:
@@ -135,9 +128,7 @@ async def test_calling_another_pods_ztunnel_over_the_mesh_is_refused(
 ) -> None:
     client, server = standard.client, standard.server
     before = len(server.access_log()), len(client.access_log())
-    async with await client.connect(server.ipv4, port) as stream:
-        await stream.send_all(b"x")
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, server.ipv4, port, say=b"x") in {"end", "reset"}
     (inbound,) = (await server.logged(count=before[0] + 1))[before[0] :]
     assert inbound["error"] == "attempted recursive call to ourselves"
     (outbound,) = (await client.logged(count=before[1] + 1))[before[1] :]
@@ -147,9 +138,7 @@ async def test_calling_another_pods_ztunnel_over_the_mesh_is_refused(
 async def test_a_connection_to_nobody_is_reported(standard: StandardMesh) -> None:
     client = standard.client
     before = len(client.access_log())
-    async with await client.connect(standard.outside.ipv4, 9) as stream:
-        await stream.send_all(b"x")
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, standard.outside.ipv4, 9, say=b"x") in {"end", "reset"}
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert entry["error"] == "io error: Connection refused (os error 111)"
 

@@ -18,7 +18,7 @@ from tests.support.pod import MeshPod
 from tests.support.quiet import quiet
 from tests.support.raw_hbone import raw_client
 from tests.support.raw_tls import KeyPair, TlsChoices
-from tests.support.traffic import Server, echo, ended_by, read_exactly, serve
+from tests.support.traffic import Server, echo, read_exactly, refused_by, serve
 
 TUNNEL_PORT = 15088
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
@@ -195,8 +195,7 @@ async def test_policy_sees_the_tunnels_port(sandwich: Sandwich) -> None:
             key = mesh.policy("port", action="Deny", rules=rules, workloads=[gateway])
             await mesh.update()
             if denied:
-                async with await client.connect(sandwich.vips["none"], 80) as stream:
-                    assert await ended_by(stream) in {"end", "reset"}
+                assert await refused_by(client, sandwich.vips["none"], 80) in {"end", "reset"}
             else:
                 await ask(client, sandwich.vips["none"])
             mesh.remove_policy(key)

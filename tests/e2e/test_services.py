@@ -18,7 +18,7 @@ from tests.support.pod import MeshPod, eventually
 from tests.support.quiet import quiet
 from tests.support.raw_hbone import raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
-from tests.support.traffic import Handler, ended_by, read_all, read_exactly, serve
+from tests.support.traffic import Handler, read_all, read_exactly, refused_by, serve
 
 NAMED = "spiffe://cluster.local/ns/default/sa/named"
 
@@ -151,8 +151,7 @@ async def spread(services: Services, name: str, count: int) -> Counter[str]:
 async def refused(client: MeshPod, address: str, port: int = 80) -> dict[str, Any]:
     """Connect to what refuses; gives the access log line."""
     before = len(client.access_log(level="error")), len(client.access_log(level="warn"))
-    async with await client.connect(address, port) as stream:
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, address, port) in {"end", "reset"}
     found: list[dict[str, Any]] = []
 
     def told() -> bool:

@@ -7,7 +7,7 @@ import trio
 
 from tests.e2e.conftest import StandardMesh
 from tests.support.pod import MeshPod
-from tests.support.traffic import echo, ended_by, read_all, read_exactly, serve
+from tests.support.traffic import echo, read_all, read_exactly, refused_by, serve
 
 ASKED, ANSWERED = b"hello world", b"hello worldhello world"
 
@@ -151,9 +151,7 @@ async def test_nothing_listening_is_told_to_the_client_and_logged_on_both_sides(
 ) -> None:
     client, server = standard.client, standard.server
     before = len(client.access_log()), len(server.access_log())
-    async with await client.connect(server.ipv4, 9) as stream:
-        await stream.send_all(b"x")
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(client, server.ipv4, 9, say=b"x") in {"end", "reset"}
     (outbound,) = (await client.logged(count=before[0] + 1))[before[0] :]
     (inbound,) = (await server.logged(count=before[1] + 1))[before[1] :]
     assert (outbound["level"], outbound["error"]) == ("error", "http status: 503 Service Unavailable")

@@ -11,7 +11,7 @@ from tests.support.mesh import Mesh, waypoint
 from tests.support.pod import MeshPod
 from tests.support.raw_hbone import raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
-from tests.support.traffic import ended_by, read_exactly, serve
+from tests.support.traffic import read_exactly, refused_by, serve
 
 
 @dataclass
@@ -64,9 +64,7 @@ async def test_a_waypoint_that_is_somebody_else_gets_nothing(waypoints: Waypoint
     before = len(client.access_log())
     choices = TlsChoices(KeyPair.load(waypoints.mesh.root).issue(waypoints.server.identity))
     async with raw_server(gateway, choices) as played:
-        async with await client.connect(waypoints.vip, 80) as stream:
-            await stream.send_all(b"secret")
-            assert await ended_by(stream) in {"end", "reset"}
+        assert await refused_by(client, waypoints.vip, 80, say=b"secret") in {"end", "reset"}
         assert played.requests == []
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert "peer did not present the expected SAN" in entry["error"]
@@ -76,8 +74,7 @@ async def test_an_unknown_waypoint_refuses_instead_of_going_direct(waypoints: Wa
     client, server = waypoints.client, waypoints.server
     before = len(client.access_log())
     async with serve(server, 8080) as application:
-        async with await client.connect(waypoints.lost_vip, 80) as stream:
-            assert await ended_by(stream) in {"end", "reset"}
+        assert await refused_by(client, waypoints.lost_vip, 80) in {"end", "reset"}
         assert application.peers == []
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert entry["message"] == "connection failed"

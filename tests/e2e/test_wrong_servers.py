@@ -13,7 +13,7 @@ from tests.support.mesh import Mesh
 from tests.support.pod import MeshPod
 from tests.support.raw_hbone import RawHbone, answer_all, raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices, unrelated_root
-from tests.support.traffic import ended_by, read_exactly
+from tests.support.traffic import read_exactly, refused_by
 
 
 @dataclass
@@ -73,9 +73,7 @@ async def test_a_wrong_server_gets_nothing(impostor: ImpostorMesh, name: str, er
             await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async def connect_and_fail() -> None:
-        async with await impostor.client.connect(server.ipv4, 8080) as stream:
-            await stream.send_all(b"very secret")
-            assert await ended_by(stream) in {"end", "reset"}
+        assert await refused_by(impostor.client, server.ipv4, 8080, say=b"very secret") in {"end", "reset"}
 
     if name == "no TLS":
         listener = server.listen(15008)
@@ -145,9 +143,7 @@ async def test_any_status_but_200_is_a_failure(impostor: ImpostorMesh, status: i
     before = len(impostor.client.access_log())
     choices = TlsChoices(impostor.root.issue(impostor.server.identity))
     async with raw_server(impostor.server, choices, answer) as played:
-        async with await impostor.client.connect(impostor.server.ipv4, 8080) as stream:
-            await stream.send_all(b"very secret")
-            assert await ended_by(stream) == "reset"
+        assert await refused_by(impostor.client, impostor.server.ipv4, 8080, say=b"very secret") == "reset"
         assert all(request.data == b"" for request in played.requests)
     (entry,) = (await impostor.client.logged(count=before + 1))[before:]
     assert entry["error"] == error
@@ -155,8 +151,7 @@ async def test_any_status_but_200_is_a_failure(impostor: ImpostorMesh, status: i
 
 async def test_nobody_on_the_hbone_port(impostor: ImpostorMesh) -> None:
     before = len(impostor.client.access_log())
-    async with await impostor.client.connect(impostor.server.ipv4, 8080) as stream:
-        assert await ended_by(stream) in {"end", "reset"}
+    assert await refused_by(impostor.client, impostor.server.ipv4, 8080) in {"end", "reset"}
     (entry,) = (await impostor.client.logged(count=before + 1))[before:]
     assert entry["error"].startswith("io error: Connection refused")
     assert impostor.client.metric("istio_tcp_connections_failed_total", response_flags="CONNECT") >= 1

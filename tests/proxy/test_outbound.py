@@ -37,6 +37,8 @@ from ztunnel.messages import CertificateForgotten, CertificateIssued, Certificat
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.pb.istio import workload as pbw
+from ztunnel.proxy import outbound
+from ztunnel.sockets import dial
 
 # The pod's own HBONE port must leave 127.0.1.x to the endpoints.
 HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))
@@ -595,6 +597,44 @@ async def test_without_another_endpoint_a_slow_one_is_waited_for(protocol):
                 "connection timed out, maybe a NetworkPolicy" if protocol == "HBONE" else "io error"
             )
             assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
+
+
+@pytest.mark.parametrize("first", [b"", b"hello"])
+async def test_a_refused_client_sees_a_reset_whether_or_not_it_has_said_something(first):
+    async with running_plane(HERE) as control, play(control, 1, answering(401)):
+        await control.apply(service(), endpoint(1))
+        with capture_logs("info") as lines:
+            async with await via_socks(PORT, VIP) as stream:
+                if first:
+                    await stream.send_all(first)
+                with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
+                    await read_all(stream)
+            await logged(lines, 1)
+        (error,) = complete(lines)
+        assert error is not None
+        assert "401" in error
+
+
+async def test_the_time_that_a_silent_endpoint_had_before_counts(monkeypatch):
+    given: list[float] = []
+
+    async def connect(*args: Any, timeout: float, **more: Any) -> socket.socket:
+        given.append(timeout)
+        return await real_connect(*args, timeout=timeout, **more)
+
+    real_connect = dial.connect
+    monkeypatch.setattr(outbound, "connect", connect)
+    port = pbw.PortList(ports=[pbw.Port(service_port=80, target_port=8080)])
+    fields: dict[str, Any] = {
+        "tunnel_protocol": pbw.TunnelProtocol.NONE,
+        "services": {f"default/{HOSTNAME}": port},
+    }
+    bounds = Bounds(connection=ConnectionBounds(attempt_patience=0.2, dial_timeout=0.6))
+    with black_hole(1, 8080):
+        async with running_plane(HERE, bounds) as control:
+            await control.apply(service(), endpoint(1, **fields))
+            assert not await ask()
+    assert given == pytest.approx([0.2, 0.4])
 
 
 async def test_a_tunnel_that_fell_silent_is_left_alone():

@@ -86,6 +86,23 @@ def reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
+async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"", timeout: float = 10) -> str:
+    """How a connection that is to be refused ends: "end" or "reset".
+
+    A reset may come so early that connecting or sending tells of it. Raises AssertionError when data comes.
+    """
+    try:
+        stream = await pod.connect(address, port, timeout=timeout)
+    except ConnectionResetError:
+        return "reset"
+    async with stream:
+        try:
+            await stream.send_all(say)
+        except trio.BrokenResourceError:
+            return "reset"
+        return await ended_by(stream, timeout)
+
+
 async def ended_by(stream: trio.SocketStream, timeout: float = 10) -> str:
     """How the peer ended it: "end" or "reset". Raises AssertionError when it sends data instead."""
     try:

@@ -175,7 +175,7 @@ async def test_an_unknown_type_is_an_error_line_and_an_ordinary_ack(autojump_clo
     assert server.deltas == []
 
 
-async def test_connection_failures_back_off_up_to_fifteen_seconds_and_say_why(autojump_clock):
+async def test_connection_failures_back_off_up_to_three_seconds_and_say_why(autojump_clock):
     server = Server()
     server.refusal = StatusError("Unavailable", "connection refused")
     client = server.client()
@@ -186,7 +186,7 @@ async def test_connection_failures_back_off_up_to_fifteen_seconds_and_say_why(au
             nursery.cancel_scope.cancel()
     gaps = [b - a for a, b in zip(server.attempts, server.attempts[1:], strict=False)]
     assert gaps[:4] == pytest.approx([0.02, 0.04, 0.08, 0.16])
-    assert gaps[-1] == pytest.approx(15.0)
+    assert gaps[-1] == pytest.approx(3.0)
     assert set(server.terminations) == {"ConnectionError"}
     first = (
         f"XDS client connection error: gRPC connection error connecting to {ADDRESS}: "

@@ -1,4 +1,9 @@
-"""What the process still waits for before it is ready, and the server that tells the kubelet."""
+"""What the process still waits for before it is ready, and the server that tells the kubelet.
+
+A kubelet's first probe may come in the middle of a start that takes half a second. Answered with "not ready"
+it would be a warning in the pod's events at every other start, and the next probe is seconds away. So during
+the start a probe's answer waits for the outcome, for a little less than the second that a kubelet grants.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from ztunnel.admin.http import Request, Response
 from ztunnel.observe.durations import duration_text
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("readiness")
+
+START = 2.0
+"""Seconds after which a start is no normal one, and probes are answered at once."""
+
+HOLD = 0.8
+"""Seconds for which a probe's answer may wait: a kubelet's ``timeoutSeconds`` is 1 unless told otherwise."""
 
 
 @dataclass(slots=True)
@@ -22,11 +35,14 @@ class _Task:
 class Readiness:
     """Tasks by name. Ready means that none is pending; a task may become pending again.
 
-    ``now`` is a monotonic clock in seconds.
+    ``now`` is a monotonic clock in seconds. ``hold``: seconds that an answer waits during the start, 0 for
+    none.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, hold: float = 0.0) -> None:
         self._now = now
+        self._hold = hold
+        self._begun = trio.Event()
         self._started = now()
         self._pending: dict[str, _Task] = {}
         self._remarks: dict[str, str] = {}
@@ -55,6 +71,8 @@ class Readiness:
         what = f"still awaiting {rest} tasks" if rest else "marking server ready"
         text = f"Task '{name}' complete ({took}), {what}"
         log.info(text)
+        if not rest:
+            self._begun.set()
 
     def uncomplete(self, name: str, error: str | None = None) -> None:
         """It has to be waited for again, because of ``error``."""
@@ -89,13 +107,22 @@ class Readiness:
         return "".join(lines)
 
     async def handle(self, request: Request) -> Response:
-        """``GET /healthz/ready``, in detail with ``?verbose``."""
+        """``GET /healthz/ready``, in detail and at once with ``?verbose``."""
         if request.path != "/healthz/ready":
             return Response(404)
         if request.method != "GET":
             return Response(405)
+        if "verbose" not in request.query:
+            await self._wait_during_start()
         detail = self.report() if "verbose" in request.query else ""
         if self.ready:
             return Response(200, f"ready\n{detail}".encode(), "text/plain")
         text = f"not ready, pending: {', '.join(self.pending)}\n{detail}"
         return Response(500, text.encode(), "text/plain")
+
+    async def _wait_during_start(self) -> None:
+        left = self._started + START - self._now()
+        if self.ready or left <= 0 or self._hold <= 0:
+            return
+        with trio.move_on_after(min(left, self._hold)):
+            await self._begun.wait()

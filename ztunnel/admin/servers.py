@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import trio
 
+from ztunnel.admin.early import listening
 from ztunnel.admin.http import Handler, HttpServer, no_delay
 from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.config.model import ListenAddress, Localhost
@@ -24,7 +25,6 @@ from ztunnel.observe.logging import get_logger
 log = get_logger("hyper_util")
 
 _LOOPBACK_WITHOUT_IPV6 = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
-_BACKLOG = 128
 
 
 class ListenError(ZtunnelError):
@@ -41,53 +41,66 @@ def loopback_has_ipv6() -> bool:
         return False
 
 
-def open_listeners(
-    name: str, address: ListenAddress, *, has_ipv6: Callable[[], bool] = loopback_has_ipv6
-) -> list[trio.SocketListener]:
-    """Bind and listen. ``name`` is the server's, for errors. The caller closes what is returned.
+def bind(
+    name: str,
+    address: ListenAddress,
+    *,
+    has_ipv6: Callable[[], bool] = loopback_has_ipv6,
+    early: socket.socket | None = None,
+) -> list[socket.socket]:
+    """Bind and listen, before there is an event loop. ``name`` is the server's, for errors.
 
-    The wildcard of IPv6 takes IPv4 too, and where the kernel has no IPv6 it becomes that of IPv4. Raises
-    ListenError; then nothing is left open.
+    ``early`` listens already: it is taken if that is where, and closed if not.
+    The caller closes what is returned. The wildcard of IPv6 takes IPv4 too, and where the kernel has no IPv6
+    it becomes that of IPv4. Raises ListenError; then nothing is left open.
     """
+    if early is not None:
+        if early.getsockname()[:2] == _host_and_port(address):
+            return [early]
+        early.close()
     if not isinstance(address, Localhost):
         try:
-            return [_listener(address)]
+            return [_listening(address)]
         except OSError as error:
             if error.errno == errno.EAFNOSUPPORT and address.ip == IPv6Address("::"):
-                return open_listeners(name, SocketAddress(IPv4Address(0), address.port))
+                return bind(name, SocketAddress(IPv4Address(0), address.port))
             raise _failed(name, address, error) from error
     wanted = SocketAddress(IPv4Address("127.0.0.1"), address.port)
-    opened: list[trio.SocketListener] = []
+    opened: list[socket.socket] = []
     try:
-        opened.append(_listener(wanted))
+        opened.append(_listening(wanted))
         if address.ipv6 and has_ipv6():
-            port = opened[0].socket.getsockname()[1]
+            port = opened[0].getsockname()[1]
             wanted = SocketAddress(IPv6Address("::1"), port)
-            opened.append(_listener(wanted))
+            opened.append(_listening(wanted))
     except OSError as error:
-        for listener in opened:
-            listener.socket.close()
+        for sock in opened:
+            sock.close()
         raise _failed(name, wanted, error) from error
     return opened
 
 
-def _listener(address: SocketAddress) -> trio.SocketListener:
+def open_listeners(
+    name: str, address: ListenAddress, *, has_ipv6: Callable[[], bool] = loopback_has_ipv6
+) -> list[trio.SocketListener]:
+    """`bind`, for the event loop."""
+    return [listener(sock) for sock in bind(name, address, has_ipv6=has_ipv6)]
+
+
+def listener(sock: socket.socket) -> trio.SocketListener:
+    """A socket that listens, for the event loop; closing the one closes the other."""
+    made = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    no_delay(made)
+    return made
+
+
+def _host_and_port(address: ListenAddress) -> tuple[str, int]:
+    return (str(address.ip) if isinstance(address, SocketAddress) else "127.0.0.1", address.port)
+
+
+def _listening(address: SocketAddress) -> socket.socket:
     family = socket.AF_INET if address.ip.version == 4 else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.settimeout(0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            only = 0 if address.ip == IPv6Address("::") else 1
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-        sock.bind((str(address.ip), address.port))
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    no_delay(listener)
-    return listener
+    return listening(family, str(address.ip), address.port)
 
 
 def _failed(name: str, address: SocketAddress, error: OSError) -> ListenError:
@@ -111,7 +124,7 @@ async def serve(
     """
     listeners = open_listeners(name, where) if isinstance(where, SocketAddress | Localhost) else list(where)
     try:
-        addresses = [_address(listener) for listener in listeners]
+        addresses = [_address(one) for one in listeners]
         for address in addresses:
             log.info("listener established", address=address, component=name)
         async with trio.open_nursery() as nursery:
@@ -120,12 +133,12 @@ async def serve(
             )
             task_status.started(addresses)
     finally:
-        for listener in listeners:
-            listener.socket.close()
+        for one in listeners:
+            one.socket.close()
     for address in addresses:
         log.info("listener drained", address=address, component=name)
 
 
-def _address(listener: trio.SocketListener) -> SocketAddress:
-    host, port, *_ = listener.socket.getsockname()
+def _address(one: trio.SocketListener) -> SocketAddress:
+    host, port, *_ = one.socket.getsockname()
     return SocketAddress(parse_ip(host), port)

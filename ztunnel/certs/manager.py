@@ -99,8 +99,9 @@ class SecretManager:
     ) -> CertificateIssued | CertificateFailed | None:
         """See to it that there is a certificate for ``identity``, and that it stays fresh until `forget`.
 
-        Gives the answer that is known already: the certificate in force, or why there is none for now (asking
-        does not hasten the next attempt). None: a first attempt is under way, and its end will be published.
+        Gives the answer that is known already: the certificate in force, or why there is none for now (a
+        connection that asks hastens the next attempt). None: a first attempt is under way, and its end will
+        be published.
         """
         nursery = self._nursery
         if nursery is None:
@@ -109,6 +110,8 @@ class SecretManager:
         if self._rotations.want(identity, priority, now):
             task = self._tasks[identity] = _Task()
             nursery.start_soon(self._rotate, identity, task, name=f"certificate {identity}")
+        else:
+            self._tasks[identity].nudge.set()  # its next attempt may have become due earlier
         self._hand_out_turns()
         rotation = self._rotations.get(identity)
         answer = rotation.answer(now) if rotation is not None else None

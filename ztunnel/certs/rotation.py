@@ -18,7 +18,7 @@ The rules (docs/protocol/operations.md#rotation):
 | renewal, if that is over already (a clock is wrong) | at half of what is left, in 1 to 150 s |
 | after a failure | 1 s, doubled each time, ±20 %, at most 150 s; once 15 minutes have gone by always 150 s |
 | after a failure with a valid certificate | as above, but at its expiry at the latest |
-| demand for an unavailable identity | does not hasten the next attempt |
+| a connection asks for an unavailable identity | the next attempt is 2 s after the last one, at the latest |
 
 Times are seconds since the epoch. Random numbers are uniform in [0, 1).
 """
@@ -37,6 +37,7 @@ CONCURRENCY: Final = 8
 FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 150.0
 BACKOFF_JITTER: Final = 0.2
+DEMANDED_BACKOFF: Final = 2.0
 PATIENCE: Final = 15 * 60.0
 
 
@@ -83,6 +84,7 @@ class Rotation:
     error: CaError | None = None
     failures: int = 0
     failing_since: float = field(default=0.0)
+    failed_at: float = field(default=0.0)
 
     def valid(self, now: float) -> Certificate | None:
         """The certificate, if it is in force."""
@@ -128,7 +130,9 @@ class Rotations:
     def want(self, identity: Identity, priority: Priority, now: float) -> bool:
         """Somebody wants a certificate of ``identity``. True if it was not known before.
 
-        A known identity that is still queued for its first attempt moves up; otherwise nothing changes.
+        A known identity that is still queued for its first attempt moves up. One that waits after a failure,
+        without a valid certificate, does not wait out its backoff when a connection asks: what was down for
+        an hour may be back. Otherwise nothing changes.
         """
         rotation = self._all.get(identity)
         if rotation is None:
@@ -136,6 +140,14 @@ class Rotations:
             return True
         if rotation.phase is Phase.QUEUED and rotation.certificate is None and rotation.error is None:
             rotation.priority = min(rotation.priority, priority)
+        if (
+            priority is Priority.REAL_TIME
+            and rotation.phase is Phase.WAITING
+            and rotation.failures > 0
+            and rotation.valid(now) is None
+        ):
+            rotation.due = min(rotation.due, max(now, rotation.failed_at + DEMANDED_BACKOFF))
+            rotation.priority = Priority.REAL_TIME
         return False
 
     def forget(self, identity: Identity) -> bool:
@@ -190,6 +202,7 @@ class Rotations:
         rotation = self._finish(identity)
         if rotation.failures == 0:
             rotation.failing_since = now
+        rotation.failed_at = now
         delay = backoff(rotation.failures, now - rotation.failing_since, random)
         rotation.failures += 1
         certificate = rotation.valid(now)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Self
 
@@ -86,15 +86,19 @@ class ForkServer:
             found.append(_ENDED.decode(data))
 
 
-def start_fork_server(config: Config) -> ForkServer:
-    """Fork it off. To be called before there is a thread, and before grpcio is imported."""
+def start_fork_server(config: Config, private: Sequence[socket.socket] = ()) -> ForkServer:
+    """Fork it off. To be called before there is a thread, and before grpcio is imported.
+
+    private: sockets that stay with this process alone.
+    """
     spare_collector()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        ours.close()
+        for sock in (ours, *private):
+            sock.close()
         _ends_the_process(partial(_serve, config, theirs))
     theirs.close()
     return ForkServer(ours, pid)

@@ -83,13 +83,14 @@ class Penalties:
 class Attempts:
     """What one connection has tried."""
 
-    __slots__ = ("_failed", "_insisting", "_penalties", "_tried", "count")
+    __slots__ = ("_failed", "_insisting", "_penalties", "_tried", "count", "waited")
 
     def __init__(self, penalties: Penalties) -> None:
         self._penalties = penalties
         self._failed: set[str] = set()
         self._tried: set[tuple[str, SocketAddress]] = set()
         self._insisting = False
+        self.waited = 0.0
         self.count = 0
 
     @property
@@ -108,9 +109,13 @@ class Attempts:
             return math.inf
         return self._penalties.bounds.attempt_patience
 
-    def insist(self) -> None:
-        """There is nobody else: from now on wait for as long as it takes."""
+    def insist(self, waited: float) -> None:
+        """There is nobody else: from now on wait for as long as it takes.
+
+        ``waited``: seconds that the endpoint has had already; they count towards its time.
+        """
         self._insisting = True
+        self.waited = waited
 
     def has_tried(self, next_hop: SocketAddress) -> bool:
         """Whether an address has failed, for whichever workload."""

@@ -28,7 +28,7 @@ from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
-from ztunnel.proxy.report import ConnectionReport, Phase
+from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
@@ -88,9 +88,10 @@ class OutboundProxy:
         )
         with entry.scope:
             async with report.closing(entry):
-                source = await pod.local_workload()
-                request = OutboundRequest(source, client, destination, pod.shared.config.network)
-                end = await self._carry(sock, request, report, entry)
+                with reset_unless_carried(sock, report):
+                    source = await pod.local_workload()
+                    request = OutboundRequest(source, client, destination, pod.shared.config.network)
+                    end = await self._carry(sock, request, report, entry)
                 if end.error is not None:
                     raise RelayError(end.error)
 
@@ -117,7 +118,7 @@ class OutboundProxy:
                         report.retried(failure)
                         plan = another
                     elif isinstance(failure, EndpointSlowError):
-                        attempts.insist()
+                        attempts.insist(failure.waited)
                     else:
                         raise
         finally:
@@ -221,10 +222,15 @@ class OutboundProxy:
             finally:
                 self.shared.traffic.duration(families.CONNECT_ANSWER, trio.current_time() - asked)
 
-    async def connect(self, destination: SocketAddress, patience: float = math.inf) -> socket.socket:
-        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds."""
+    async def connect(
+        self, destination: SocketAddress, patience: float = math.inf, waited: float = 0.0
+    ) -> socket.socket:
+        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds.
+
+        ``waited``: how much of the time for a connection has gone by in an earlier try, in seconds.
+        """
         pod = self._pod
-        limit = pod.shared.bounds.connection.dial_timeout
+        left = max(pod.shared.bounds.connection.dial_timeout - waited, 0.0)
         began = trio.current_time()
         try:
             sock = await connect(
@@ -232,10 +238,10 @@ class OutboundProxy:
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
-                timeout=min(limit, patience),
+                timeout=min(left, patience),
             )
         except ConnectTimedOut as error:
-            if patience < limit:
+            if patience < left:
                 raise EndpointSlowError(patience) from error
             raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
@@ -304,7 +310,7 @@ class _Attempt:
 
         patience = attempts.patience(plan)
         if plan.protocol is OutboundProtocol.TCP:
-            with await self._proxy.connect(plan.next_hop, patience) as upstream:
+            with await self._proxy.connect(plan.next_hop, patience, attempts.waited) as upstream:
                 established()
                 return await relay_plain(
                     sock, upstream, pipes=shared.pipes, received=report.received, sent=report.sent

@@ -15,7 +15,7 @@ from ztunnel.proxy.inbound import dial_application
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
-from ztunnel.proxy.report import ConnectionReport, Phase
+from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
 from ztunnel.tunnel.failures import RelayError, RouteRefusedError
 
 
@@ -34,7 +34,8 @@ class PlaintextProxy:
         try:
             with entry.scope:
                 async with report.closing(entry):
-                    await self._carry(sock, peer, destination, report, entry)
+                    with reset_unless_carried(sock, report):
+                        await self._carry(sock, peer, destination, report, entry)
         finally:
             pod.connections.inbound.discard(entry)
 

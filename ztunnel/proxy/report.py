@@ -7,8 +7,9 @@ without.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 
 import trio
@@ -36,6 +37,7 @@ from ztunnel.proxy.connections import Closable
 from ztunnel.proxy.history import Remembered, short
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.why import Explanation, code_of, explain
+from ztunnel.sockets.linger import set_reset_on_close
 from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
@@ -431,3 +433,18 @@ class ConnectionReport:
             metrics.closed(flag)
             self._earlier = (self._earlier[0] + metrics.received, self._earlier[1] + metrics.sent)
             self._metrics = None
+
+
+@contextmanager
+def reset_unless_carried(sock: socket.socket, report: ConnectionReport) -> Iterator[None]:
+    """Have the client see a reset, and never an end, when its connection fails before a byte was carried.
+
+    By itself a close is a reset if the client's request had come and an end if not, which to many clients is
+    an empty answer.
+    """
+    try:
+        yield
+    except ConnectionFailure:
+        if report.phase is not Phase.RELAY:
+            set_reset_on_close(sock)
+        raise

@@ -57,6 +57,7 @@ class EndpointSlowError(ConnectionFailure):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"io error: not connected within {seconds:g} s")
+        self.waited = seconds
 
 
 class ApplicationDialError(ConnectionFailure):

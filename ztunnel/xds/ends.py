@@ -1,12 +1,13 @@
 """How a stream ended, what to say of it, and how long to wait before the next. A table; no clock, no I/O.
 
-The wait starts at 10 ms and doubles up to 15 s, without jitter. A successful connection alone does not
+The wait starts at 10 ms and doubles up to 3 s, without jitter. A successful connection alone does not
 reset it; only the ends that are part of normal life do (istiod ends every stream after half an hour or so,
 and each of its restarts ends all of them).
 
-Where we differ from the existing implementation: an unreadable root file, and any other trouble of our own,
-waits like an error (there it spins without a pause); a stream that the server ends cleanly without ever
-having said anything waits likewise.
+Where we differ from the existing implementation. Its waits grow to 15 s, in which a ztunnel that never
+synced is not ready, and a new pod is not known, though istiod is back. An unreadable root file, and any other
+trouble of our own, waits like an error (there it spins without a pause). A stream that the server ends
+cleanly without ever having said anything waits likewise.
 
 Sources: docs/protocol/state-and-xds.md#ends-and-retries; gRPC status codes
 (grpc.io/docs/guides/status-codes).
@@ -20,7 +21,7 @@ from enum import Enum
 from ztunnel.observe.durations import duration_text
 
 FIRST_BACKOFF = 0.01
-MAX_BACKOFF = 15.0
+MAX_BACKOFF = 3.0
 
 _UNKNOWN = "Unknown"
 _CANCELLED = "Cancelled"

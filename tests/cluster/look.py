@@ -1,0 +1,87 @@
+"""Short questions to the cluster that many scenarios ask."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tests.cluster import nodes
+from tests.cluster.mesh import NAMESPACE, Tools
+from tests.cluster.shell import run
+from tests.cluster.topology import NODES, Node
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl saw: the status (0 for none), the body, its own words for a failure, and seconds."""
+
+    status: int
+    body: str
+    error: str
+    seconds: float
+
+    @property
+    def reset(self) -> bool:
+        """Whether the connection was reset, as a refusal is to be."""
+        return "reset by peer" in self.error
+
+
+def curl(
+    tools: Tools, url: str, *, namespace: str = "demo", pod: str = "deploy/sleep", seconds: int = 15
+) -> Answer:
+    """One request from a pod."""
+    form = "\\n%{http_code}\\n%{time_total}\\n%{errormsg}"
+    said = tools.kubectl(
+        "-n", namespace, "exec", pod, "--", "curl", "-s", "-m", str(seconds), "-w", form, url, check=False
+    )  # fmt: skip
+    body, status, took, error = said.rsplit("\n", 3)
+    return Answer(int(status), body, error, float(took))
+
+
+def pods(tools: Tools, namespace: str, label: str) -> list[dict[str, Any]]:
+    """Pods that are not being deleted."""
+    found = json.loads(tools.kubectl("-n", namespace, "get", "pod", "-l", label, "-o", "json"))
+    return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    """Whether its condition Ready is true."""
+    return any(
+        each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", [])
+    )
+
+
+def ztunnel_of(tools: Tools, node: Node) -> str:
+    """The name of the node's ztunnel pod. Raises LookupError."""
+    for pod in pods(tools, NAMESPACE, "app=ztunnel"):
+        if pod["spec"].get("nodeName") == node.name:
+            return str(pod["metadata"]["name"])
+    raise LookupError(f"no ztunnel on {node.name}")
+
+
+def kill(tools: Tools, node: Node, namespace: str, label: str) -> None:
+    """kill -9 of the first container's process 1 of a pod on that node, from the node."""
+    [pod] = [one for one in pods(tools, namespace, label) if one["spec"].get("nodeName") == node.name]
+    identity = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    tasks = run(*nodes.inside(node, tools.places, "ctr", "-n", "k8s.io", "task", "ls"))
+    [pid] = [line.split()[1] for line in tasks.splitlines() if line.startswith(identity)]
+    run(*nodes.inside(node, tools.places, "kill", "-9", pid))
+
+
+def logs(tools: Tools, pod: str, *, since: str = "60s") -> list[str]:
+    """Lines of a ztunnel's log."""
+    return tools.kubectl("-n", NAMESPACE, "logs", pod, f"--since={since}").splitlines()
+
+
+def warnings(tools: Tools, pod: str) -> list[str]:
+    """The warning events of a ztunnel pod."""
+    found = json.loads(tools.kubectl("-n", NAMESPACE, "get", "events", "-o", "json"))
+    return [
+        event["message"]
+        for event in found["items"]
+        if event["type"] == "Warning" and event["involvedObject"]["name"] == pod
+    ]
+
+
+NODE1, NODE2 = NODES

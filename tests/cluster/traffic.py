@@ -1,0 +1,88 @@
+"""Traffic in the cluster as users have it: image-context/client.py in a pod, and what it says at its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.mesh import Tools
+
+_CLIENT = Path(__file__).parent / "image-context" / "client.py"
+
+
+@dataclass
+class Outcome:
+    """What a client saw. Counts are requests; for the stream, lines. ``slowest`` in seconds."""
+
+    new: int = 0
+    new_failed: int = 0
+    slowest: float = 0.0
+    kept: int = 0
+    kept_failed: int = 0
+    slowest_kept: float = 0.0
+    lines: int = 0
+    stream_breaks: int = 0
+    errors: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        new = self.new + self.new_failed
+        return (
+            f"{self.new_failed} of {new} new connections failed, the slowest {self.slowest:.2f} s; "
+            f"kept-alive cut {self.kept_failed} times, stream {self.stream_breaks} times"
+        )
+
+    @property
+    def gap(self) -> float:
+        """Seconds from the first failed new connection to the last."""
+        return max(self.times) - min(self.times) if self.times else 0.0
+
+
+@contextmanager
+def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web", pod: str = "deploy/sleep",
+            namespace: str = "demo") -> Iterator[Outcome]:  # fmt: skip
+    """A client runs while the block does, and at most for that long; the outcome is whole after the block."""
+    outcome = Outcome()
+    command = [
+        "kubectl",
+        "-n",
+        namespace,
+        "exec",
+        "-i",
+        pod,
+        "--",
+        "python3",
+        "-u",
+        "-",
+        url,
+        str(seconds),
+        str(rate),
+    ]
+    with (
+        _CLIENT.open() as program,
+        subprocess.Popen(
+            command, stdin=program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=tools.env
+        ) as process,
+    ):
+        try:
+            yield outcome
+            said, _ = process.communicate(timeout=seconds + 90)
+        except BaseException:
+            process.kill()
+            raise
+    last = said.strip().splitlines()[-1] if said.strip() else ""
+    try:
+        result: dict[str, Any] = json.loads(last)
+    except ValueError:
+        raise AssertionError(f"the client did not come to its end: {said[-1500:]}") from None
+    new, kept, stream = result["new"], result["kept"], result["stream"]
+    outcome.new, outcome.new_failed, outcome.slowest = new["ok"], new["failed"], new["slowest"]
+    outcome.kept, outcome.kept_failed, outcome.slowest_kept = kept["ok"], kept["failed"], kept["slowest"]
+    outcome.lines, outcome.stream_breaks = stream["ok"], stream["failed"]
+    outcome.errors = [words for _, words in result["errors"]]
+    outcome.times = [when for when, words in result["errors"] if words.startswith("new ")]

@@ -1,0 +1,47 @@
+"""A listening socket, and that of the readiness server before the modules of the program are loaded.
+
+A kubelet may probe at any moment of a start, most of which is loading modules. A probe that finds a
+listener waits for
+its answer; one that finds none is a warning in the pod's events. So this module imports nothing that takes
+time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+
+READINESS_PORT = 15021
+
+_BACKLOG = 128
+
+
+def listening(family: int, host: str, port: int) -> socket.socket:
+    """A non-blocking socket that listens; the wildcard of IPv6 takes IPv4 too. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def listen_early(arguments: Sequence[str], environ: Mapping[str, str]) -> socket.socket | None:
+    """The readiness server's socket, if the command is the proxy; where it can be had. The caller closes it.
+
+    None is no error: whoever reads the configuration binds what it says, and tells what is wrong.
+    """
+    if (arguments and arguments[0] != "proxy") or {"-h", "--help", "--version"} & set(arguments):
+        return None
+    try:
+        if environ.get("IPV6_ENABLED") == "false":
+            return listening(socket.AF_INET, "0.0.0.0", READINESS_PORT)
+        return listening(socket.AF_INET6, "::", READINESS_PORT)
+    except OSError:
+        return None
