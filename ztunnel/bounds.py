@@ -34,16 +34,16 @@ class TunnelBounds:
 
     ping_interval: float = seconds(10, "from an answered PING to the next")
     ping_timeout: float = seconds(20, "for the answer to a PING; then the tunnel is dead")
-    goodbye: float = seconds(5, "the end of a tunnel that we choose: for its last bytes to arrive")
-    closing: float = seconds(0.25, "of these, for a peer that has got everything to close its end")
-    last_words: float = seconds(60, "an application that takes nothing, after its stream is dead")
+    linger: float = seconds(5, "the end of a tunnel that we choose: for its last bytes to arrive")
+    linger_closed: float = seconds(0.25, "of these, for a peer that has got everything to close its end")
+    stalled_application: float = seconds(60, "an application that takes nothing, after its stream is dead")
     answer_timeout: float = seconds(20, "for the answer to CONNECT; the peer may itself wait 10 s")
     probe_after: float = seconds(1, "without an answer to CONNECT, then a PING asks whether anybody is there")
     probe_timeout: float = seconds(2, "for any byte after that PING; then nobody is")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
-    stillborn: int = count(3, "tunnels that end before they are used, until a connection fails")
+    unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
-    settings_patience: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
+    settings_wait: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
     congestion_grace: float = seconds(0.05, "a tunnel without window has to move, then another is dialled")
 
 
@@ -55,11 +55,11 @@ class ConnectionBounds:
     handshake_timeout: float = seconds(10, "for a TLS handshake, on either side")
     socks_timeout: float = seconds(10, "for a SOCKS5 greeting and request")
     demand_timeout: float = seconds(6, "on-demand xDS: for an answer, before deciding without")
-    attempts: int = count(3, "endpoints that are tried for one connection")
-    attempt_patience: float = seconds(3, "for an endpoint to be reached while there are others")
-    penalty: float = seconds(5, "an endpoint that failed is avoided, if there are others")
+    attempts: int = count(3, "retry budget: endpoints that are tried for one connection")
+    try_timeout: float = seconds(3, "for an endpoint to be reached while there are others")
+    ejection_time: float = seconds(5, "outlier ejection: an endpoint that failed is avoided")
     tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until that is a failure")
-    refused_patience: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
+    refused_wait: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
     inner_linger: float = seconds(30, "the last bytes of an inner tunnel (double HBONE)")
 
 

@@ -22,7 +22,7 @@ from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
-from ztunnel.sockets.factories import NamespaceSockets, Shelf
+from ztunnel.sockets.factories import NamespaceSockets, SpareSockets
 from ztunnel.sockets.listen import BindError, Listener, SocketOptions, listen
 
 pytestmark = needs_namespaces
@@ -35,12 +35,12 @@ class Listeners:
 
     def __init__(self) -> None:
         self.pods: dict[str, tuple[Namespace, NamespaceSockets, list[Listener]]] = {}
-        self._shelf = Shelf()
+        self._spares = SpareSockets()
 
     async def start(self, uid: str, info: PodInfo, netns: int) -> None:
         del info
         namespace = Namespace.duplicate(netns)
-        factory = NamespaceSockets(namespace, shelf=self._shelf)
+        factory = NamespaceSockets(namespace, spares=self._spares)
         listeners: list[Listener] = []
         self.pods[uid] = (namespace, factory, listeners)
         try:

@@ -34,7 +34,7 @@ from ztunnel.netns.namespace_thread import (
     Visit,
 )
 from ztunnel.sockets.descriptors import DescriptorBudget
-from ztunnel.sockets.factories import NamespaceSockets, Shelf
+from ztunnel.sockets.factories import NamespaceSockets, SpareSockets
 
 pytestmark = needs_namespaces
 
@@ -295,17 +295,17 @@ class CountingThread(NamespaceThread):
 
 
 async def test_a_visit_brings_sockets_for_several_dials(made):
-    shelf = Shelf()
+    spares = SpareSockets()
     with CountingThread() as thread, Namespace.duplicate(made[0].descriptor, thread) as namespace:
-        factory = NamespaceSockets(namespace, shelf=shelf)
-        assert shelf.kept == 0, "none for a pod that never dials"
+        factory = NamespaceSockets(namespace, spares=spares)
+        assert spares.kept == 0, "none for a pod that never dials"
         for _ in range(80):
             with await factory.stream(socket.AF_INET) as sock:
                 assert namespace_of(sock) == made[0].inode
                 assert sock.gettimeout() == 0
             # An order is a visit, so one that waits behind it lets it arrive.
             await namespace.run(own_namespace)
-            assert 4 <= shelf.kept <= 12
+            assert 4 <= spares.kept <= 12
         ours = thread.visits - 80
         assert 10 <= ours <= 12, "one visit for the first dial, then one for each eight"
         with await factory.stream(socket.AF_INET6) as sock:
@@ -314,14 +314,14 @@ async def test_a_visit_brings_sockets_for_several_dials(made):
             assert sock.type == socket.SOCK_DGRAM
         await namespace.run(own_namespace)
         factory.close()
-        assert shelf.kept == 0
+        assert spares.kept == 0
         with pytest.raises(OSError, match="Bad file descriptor"):
             await factory.stream(socket.AF_INET)
 
 
 async def test_the_stock_is_used_without_a_visit(made):
     with Namespace.duplicate(made[0].descriptor) as namespace:
-        factory = NamespaceSockets(namespace, shelf=Shelf())
+        factory = NamespaceSockets(namespace, spares=SpareSockets())
         (await factory.stream(socket.AF_INET)).close()
         await namespace.run(own_namespace)
         # A cancelled scope would interrupt a visit.
@@ -334,23 +334,23 @@ async def test_the_stock_is_used_without_a_visit(made):
 
 
 async def test_the_shelf_is_bounded_and_the_idlest_pod_gives_way(made):
-    shelf = Shelf(size=10)
+    spares = SpareSockets(size=10)
     with Namespace.duplicate(made[0].descriptor) as first, Namespace.duplicate(made[1].descriptor) as second:
-        idle, busy = NamespaceSockets(first, shelf=shelf), NamespaceSockets(second, shelf=shelf)
+        idle, busy = NamespaceSockets(first, spares=spares), NamespaceSockets(second, spares=spares)
         for factory, namespace in ((idle, first), (busy, second)):
             for _ in range(12):
                 with await factory.stream(socket.AF_INET) as sock:
                     assert namespace_of(sock) == namespace.identity.inode
                 await namespace.run(own_namespace)
-                assert shelf.kept <= 10
+                assert spares.kept <= 10
         idle.close()
         busy.close()
-        assert shelf.kept == 0
+        assert spares.kept == 0
 
 
 async def test_an_order_that_arrives_after_the_pod_has_gone_is_closed(made):
     with Namespace.duplicate(made[0].descriptor) as namespace:
-        factory = NamespaceSockets(namespace, shelf=Shelf())
+        factory = NamespaceSockets(namespace, spares=SpareSockets())
         for _ in range(5):
             (await factory.stream(socket.AF_INET)).close()
         factory.close()
@@ -358,15 +358,15 @@ async def test_an_order_that_arrives_after_the_pod_has_gone_is_closed(made):
 
 
 async def test_over_the_budget_a_pod_gets_no_socket_and_keeps_none(made):
-    shelf = Shelf()
+    spares = SpareSockets()
     with Namespace.duplicate(made[0].descriptor) as namespace:
-        factory = NamespaceSockets(namespace, budget=DescriptorBudget(limit=16, reserve=16), shelf=shelf)
+        factory = NamespaceSockets(namespace, budget=DescriptorBudget(limit=16, reserve=16), spares=spares)
         for _ in range(5):
             with pytest.raises(OSError, match="Too many open files"):
                 await factory.stream(socket.AF_INET)
             with pytest.raises(OSError, match="Too many open files"):
                 await factory.datagram(socket.AF_INET)
-        assert shelf.kept == 0
+        assert spares.kept == 0
         factory.close()
         await namespace.run(own_namespace)
 

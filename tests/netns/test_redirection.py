@@ -20,7 +20,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
 from ztunnel.sockets.addresses import DestinationOrigin, from_sockaddr, local_address, original_destination
 from ztunnel.sockets.dial import connect
-from ztunnel.sockets.factories import NamespaceSockets, Shelf
+from ztunnel.sockets.factories import NamespaceSockets, SpareSockets
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.listen import Listener, SocketOptions, listen
 from ztunnel.sockets.source import ClientSources
@@ -53,7 +53,7 @@ def captured() -> Iterator[Captured]:
 @asynccontextmanager
 async def sockets_of(pod: Pod):
     with Namespace.duplicate(pod.namespace.descriptor) as namespace:
-        factory = NamespaceSockets(namespace, shelf=Shelf())
+        factory = NamespaceSockets(namespace, spares=SpareSockets())
         try:
             yield factory
         finally:

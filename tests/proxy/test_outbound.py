@@ -42,7 +42,7 @@ from ztunnel.sockets import dial
 
 # The pod's own HBONE port must leave 127.0.1.x to the endpoints.
 HERE = replace(CONFIG, inbound_addr=SocketAddress(ip_address("127.0.0.1"), 15008))
-IMPATIENT = Bounds(connection=ConnectionBounds(attempt_patience=0.2))
+IMPATIENT = Bounds(connection=ConnectionBounds(try_timeout=0.2))
 PROBING = Bounds(tunnel=TunnelBounds(probe_after=0.1, probe_timeout=0.2))
 VIP, PORT = "10.96.0.1", 80
 HOSTNAME = "web.default.svc.cluster.local"
@@ -290,7 +290,7 @@ async def test_a_single_endpoint_is_asked_once():
 
 async def test_an_endpoint_that_failed_is_avoided_for_a_while():
     async with (
-        running_plane(HERE, Bounds(connection=ConnectionBounds(penalty=1.0))) as control,
+        running_plane(HERE, Bounds(connection=ConnectionBounds(ejection_time=1.0))) as control,
         play(control, 1, answering(503)) as bad,
         play(control, 2) as good,
     ):
@@ -583,7 +583,7 @@ async def test_without_another_endpoint_a_slow_one_is_waited_for(protocol):
     }
     with black_hole(1, 15008 if protocol == "HBONE" else 8080):
         async with running_plane(
-            HERE, Bounds(connection=ConnectionBounds(attempt_patience=0.2, dial_timeout=0.6))
+            HERE, Bounds(connection=ConnectionBounds(try_timeout=0.2, dial_timeout=0.6))
         ) as control:
             await control.apply(service(), endpoint(1, **fields))
             with capture_logs("info") as lines:
@@ -629,7 +629,7 @@ async def test_the_time_that_a_silent_endpoint_had_before_counts(monkeypatch):
         "tunnel_protocol": pbw.TunnelProtocol.NONE,
         "services": {f"default/{HOSTNAME}": port},
     }
-    bounds = Bounds(connection=ConnectionBounds(attempt_patience=0.2, dial_timeout=0.6))
+    bounds = Bounds(connection=ConnectionBounds(try_timeout=0.2, dial_timeout=0.6))
     with black_hole(1, 8080):
         async with running_plane(HERE, bounds) as control:
             await control.apply(service(), endpoint(1, **fields))

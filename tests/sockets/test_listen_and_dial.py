@@ -20,8 +20,8 @@ from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.keepalive import Keepalive
-from ztunnel.sockets.linger import close_with_reset, set_reset_on_close
 from ztunnel.sockets.listen import BindError, bind_datagram, listen
+from ztunnel.sockets.reset import close_with_reset, set_reset_on_close
 from ztunnel.sockets.source import ClientSources
 
 LOOPBACK = ip_address("127.0.0.1")

@@ -23,7 +23,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace
 from ztunnel.sockets.addresses import from_sockaddr
 from ztunnel.sockets.dial import connect
-from ztunnel.sockets.factories import NamespaceSockets, Shelf
+from ztunnel.sockets.factories import NamespaceSockets, SpareSockets
 from ztunnel.sockets.source import ClientSources
 
 pytestmark = needs_namespaces
@@ -49,7 +49,7 @@ def pods() -> Iterator[Pods]:
 async def sockets_of(pod: Pod) -> AsyncIterator[NamespaceSockets]:
     with (
         Namespace.duplicate(pod.namespace.descriptor) as namespace,
-        closing(NamespaceSockets(namespace, shelf=Shelf())) as factory,
+        closing(NamespaceSockets(namespace, spares=SpareSockets())) as factory,
     ):
         yield factory
 
@@ -230,7 +230,7 @@ async def test_a_kernel_without_the_interface_is_no_obstacle(pods: Pods, monkeyp
 
 async def test_nothing_is_left_open(pods: Pods):
     async with sockets_of(pods.iptables) as factory:
-        factory._shelf = None
+        factory._spares = None
         before = open_descriptors()
         with Application(pods.iptables, factory, 4) as application:
             for sock in await application.dial():

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.support.namespaces import open_descriptors
-from ztunnel.sockets.linger import close_with_reset
+from ztunnel.sockets.reset import close_with_reset
 from ztunnel.sockets.splice import PipePool, splice_direction
 
 

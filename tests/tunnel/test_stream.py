@@ -248,7 +248,7 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
         else:
             link.lose()
         await stream.download_done.wait()
-        assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.last_words)
+        assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.stalled_application)
     assert not stream._inbox
 
 

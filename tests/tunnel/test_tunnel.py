@@ -83,7 +83,7 @@ async def test_what_a_stream_sent_arrives_although_its_tunnel_ends_with_it(monke
 
 
 async def test_a_peer_that_neither_reads_nor_ends_is_given_up(monkeypatch):
-    async with tunnel_pair(bounds=TunnelBounds(goodbye=0.2)) as pair:
+    async with tunnel_pair(bounds=TunnelBounds(linger=0.2)) as pair:
         ours, theirs = await pair.open()
         Gate(pair, monkeypatch)
         theirs.send(PAYLOAD)
@@ -128,7 +128,7 @@ async def test_what_had_arrived_is_read_when_the_wire_takes_nothing_any_more(mon
 
 @pytest.mark.parametrize("end", ["client", "server"])
 async def test_a_peer_that_answers_no_ping_is_left(monkeypatch, end):
-    bounds = TunnelBounds(ping_interval=0.05, ping_timeout=0.1, goodbye=0.1)
+    bounds = TunnelBounds(ping_interval=0.05, ping_timeout=0.1, linger=0.1)
     with capture_logs("debug") as lines:
         async with tunnel_pair(bounds=bounds) as pair:
             mine = pair.client if end == "client" else pair.server
@@ -187,7 +187,7 @@ async def test_data_for_a_connection_that_is_just_being_cancelled_leaves_the_tun
 
 @pytest.mark.parametrize("end", ["reset", "lost"])
 async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(monkeypatch, end):
-    async with tunnel_pair(bounds=TunnelBounds(last_words=0.2)) as pair:
+    async with tunnel_pair(bounds=TunnelBounds(stalled_application=0.2)) as pair:
         ours, theirs = await pair.open()
         plain, application = plain_pair()
         near = FullSocket(fileno=plain.detach())

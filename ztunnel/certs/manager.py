@@ -99,7 +99,7 @@ class SecretManager:
     ) -> CertificateIssued | CertificateFailed | None:
         """See to it that there is a certificate for ``identity``, and that it stays fresh until `forget`.
 
-        Gives the answer that is known already: the certificate in force, or why there is none for now (a
+        Returns the answer that is known already: the certificate in force, or why there is none for now (a
         connection that asks hastens the next attempt). None: a first attempt is under way, and its end will
         be published.
         """

@@ -92,7 +92,7 @@ class DataPlaneLink:
         on_message: Callable[[FromDataPlane], None],
         bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
-        self._patience = bounds.data_plane_answer
+        self._timeout = bounds.data_plane_answer
         self._outbox = send
         self._sender_closes = isinstance(send, MessageSocket)
         self._inbox = inbox
@@ -153,7 +153,7 @@ class DataPlaneLink:
     async def report(self) -> Report:
         """What it has counted and holds open. Raises trio.TooSlowError."""
         async with self._question() as (number, answers):
-            with trio.fail_after(self._patience):
+            with trio.fail_after(self._timeout):
                 await self.send(ReportWanted(number))
                 answer = await answers.receive()
         assert isinstance(answer, Report)
@@ -170,7 +170,7 @@ class DataPlaneLink:
             last = False
             try:
                 while not last:
-                    with trio.fail_after(self._patience):
+                    with trio.fail_after(self._timeout):
                         answer = await answers.receive()
                     assert isinstance(answer, DumpChunk)
                     last = answer.last
@@ -179,7 +179,7 @@ class DataPlaneLink:
                         await self.send(DumpTaken(number))
             finally:
                 if not last:
-                    with trio.move_on_after(self._patience, shield=True):
+                    with trio.move_on_after(self._timeout, shield=True):
                         await self.send(DumpTaken(number, more=False))
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
@@ -190,7 +190,7 @@ class DataPlaneLink:
             await self.send(Asked(number, topic, dict(parameters)))
             last = False
             while not last:
-                with trio.fail_after(self._patience):
+                with trio.fail_after(self._timeout):
                     answer = await answers.receive()
                 assert isinstance(answer, DumpChunk)
                 last = answer.last

@@ -119,7 +119,7 @@ def _explain(parameters: dict[str, str], here: Surroundings) -> Iterator[Any]:
     first = plan_of(catalogue, question, setting)
     pod = None if first is None else _pod_of(first[0], here.pods)
     if pod is not None and pod.outbound is not None:
-        avoid = frozenset(pod.outbound.penalties.current())
+        avoid = frozenset(pod.outbound.ejection.current())
         question = Question(question.source, question.destination, avoid)
     explanation = explain(catalogue, question, setting)
     if first is not None:
@@ -205,7 +205,7 @@ def _certificate(source: Workload, here: Surroundings) -> tuple[str, bool]:
 
 def _avoided(pod: PodProxy) -> Iterator[str]:
     if pod.outbound is not None:
-        for uid, seconds in sorted(pod.outbound.penalties.since().items()):
+        for uid, seconds in sorted(pod.outbound.ejection.since().items()):
             yield f"endpoint {uid} failed {seconds:.1f} s ago and is avoided while there are others."
 
 

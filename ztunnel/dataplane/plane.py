@@ -211,7 +211,7 @@ class DataPlane:
                 return
 
     async def _apply(self, delta: MeshDelta, pods: Pods) -> DeltaApplied:
-        """Put a delta into force; gives what to answer."""
+        """Put a delta into force. Returns what to answer."""
         application = self.store.begin(delta)
         while not application.step(SLICE):
             # Twice, since a connection takes some thirty steps to be set up, each of which waits its turn.

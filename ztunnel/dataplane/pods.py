@@ -26,7 +26,7 @@ from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.pod_listeners import adopt
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
-from ztunnel.sockets.factories import HostSockets, NamespaceSockets, Shelf, SocketFactory
+from ztunnel.sockets.factories import HostSockets, NamespaceSockets, SocketFactory, SpareSockets
 from ztunnel.sockets.listen import BindError
 from ztunnel.tls.revocation import Revocations
 
@@ -40,7 +40,7 @@ class Pods:
         self._shared = shared
         self._send = send
         self._nursery = nursery
-        self._shelf = Shelf()
+        self._spares = SpareSockets()
         self._pods: dict[str, PodProxy] = {}
         self._alive: set[PodProxy] = set()
         self._deadline: float | None = None
@@ -79,7 +79,7 @@ class Pods:
                     os.close(descriptor)
                 self._send(PodFailed(message.uid, os_error_text(error), message.attempt))
                 return
-            in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, shelf=self._shelf)
+            in_namespace = NamespaceSockets(namespace, budget=self._shared.budget, spares=self._spares)
             factory = in_namespace
             listening = NamespaceSockets(namespace)
         pod = PodProxy(
@@ -123,7 +123,7 @@ class Pods:
     def stall_samples(self) -> list[Sample]:
         """Metrics of what cannot move at this moment."""
         counted = [stalled(pod) for pod in self._pods.values()]
-        ejected = sum(len(pod.outbound.penalties.since()) for pod in self._pods.values() if pod.outbound)
+        ejected = sum(len(pod.outbound.ejection.since()) for pod in self._pods.values() if pod.outbound)
         return [
             Sample(families.EJECTED.name, (), ejected),
             Sample(families.STALLED_STREAMS.name, (), sum(count for count, _ in counted)),

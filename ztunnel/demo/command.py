@@ -28,7 +28,7 @@ Builds a small mesh on this machine, sends a request through it, shows what happ
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the demo with the arguments after ``demo``; gives the exit status."""
+    """Run the demo with the arguments after ``demo``. Returns the exit status."""
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0

@@ -104,7 +104,7 @@ class Ztunnel:
             return False
 
     def http(self, method: str, port: int, path: str) -> tuple[int, str]:
-        """Ask one of its own servers on loopback; gives status and body. Raises OSError or HTTPException."""
+        """Ask one of its own servers. Returns status and body. Raises OSError or HTTPException."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.sock = connect("127.0.0.1", port, namespace=self.namespace)
         try:

@@ -52,7 +52,7 @@ def fetch(url: str, socks5_port: int | None = None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The program; gives its exit status."""
+    """The program. Returns its exit status."""
     try:
         body = fetch(arguments[0], int(arguments[1]) if len(arguments) > 1 else None)
     except (OSError, http.client.HTTPException) as error:

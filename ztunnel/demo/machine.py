@@ -142,7 +142,7 @@ def _make_directory(stack: ExitStack) -> Path:
 
 
 def sweep() -> list[str]:
-    """Remove what machines with dead owners left behind; gives their names. Living ones are not touched."""
+    """Remove what machines with dead owners left behind. Returns their names. Living ones are not touched."""
     removed = []
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:

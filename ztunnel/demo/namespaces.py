@@ -129,7 +129,7 @@ class Namespace:
         return os.fstat(self._descriptor).st_ino
 
     def publish(self) -> Path | None:
-        """Bind the namespace to ``/run/netns/<name>``; gives that path, or None where that is not allowed."""
+        """Bind the namespace to ``/run/netns/<name>``. Returns the path, None where that is not allowed."""
         target = PUBLISHED / self.name
         try:
             PUBLISHED.mkdir(mode=0o755, exist_ok=True)

@@ -203,7 +203,7 @@ class Network:
             at.route("add", dst=subnet, gateway=gateway)
 
     def redirect(self, pod: Pod, options: RedirectionOptions, *, backend: str | None = None) -> str:
-        """Lead a pod's traffic through ztunnel, as istio-cni does it; gives one of `BACKENDS`.
+        """Lead a pod's traffic through ztunnel, as istio-cni does it. Returns one of `BACKENDS`.
 
         ``backend`` demands one of them; otherwise they are tried in their order, and what worked once is used
         from then on. Raises RedirectionUnavailableError when none works.

@@ -70,7 +70,7 @@ class Process:
             ) from None
 
     def wait_until(self, condition: Callable[[], T | None], *, what: str, timeout: float) -> T:
-        """Try a condition until it gives something other than None or False; gives that.
+        """Try a condition until it gives something other than None or False. Returns that.
 
         Between two tries the end of the process is waited for, so its death is noticed at once
         (ProcessEndedError). Raises NotReadyError, with ``what`` in the text, after ``timeout`` seconds.
@@ -92,7 +92,7 @@ class Process:
                 )
 
     def stop(self, grace: float = 0.0) -> int:
-        """End it, by SIGTERM and only after ``grace`` seconds by force; gives the exit status."""
+        """End it, by SIGTERM and only after ``grace`` seconds by force. Returns the exit status."""
         if grace > 0 and self.returncode is None:
             self.signal(signal.SIGTERM)
             try:

@@ -340,7 +340,7 @@ def _display(command: list[str]) -> str:
 
 
 def copy_resource(name: str, directory: Path) -> Path:
-    """Put a file of this package into a directory; gives its path there."""
+    """Put a file of this package into a directory. Returns its path there."""
     target = directory / name
     target.write_text(importlib.resources.files("ztunnel.demo").joinpath(name).read_text())
     return target

@@ -183,7 +183,7 @@ def _skip_name(message: bytes, position: int, *, pointers: bool) -> int:
 
 
 def _find_edns(message: bytes, position: int, counts: list[int]) -> Edns | None:
-    """Walk over all records to the end; gives the OPT record of the additional section."""
+    """Walk over all records to the end. Returns the OPT record of the additional section."""
     answers, authority, additional = counts
     found: Edns | None = None
     first_additional = answers + authority

@@ -271,9 +271,9 @@ def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:
         log.debug(f"could not send a DNS reply: {error}")
 
 
-async def _deliver(stream: MessageStream, reply: bytes, patience: float) -> bool:
+async def _deliver(stream: MessageStream, reply: bytes, seconds: float) -> bool:
     """Send over TCP; False when the client does not take it."""
-    with trio.move_on_after(patience):
+    with trio.move_on_after(seconds):
         await stream.send(reply)
         return True
     return False

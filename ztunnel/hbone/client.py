@@ -55,7 +55,7 @@ class HboneClient(HboneConnection):
         return self._peer.max_concurrent_streams if self._peer.known else None
 
     def connect(self, authority: str, fields: Iterable[tuple[wire.Text, wire.Text]]) -> int:
-        """Send CONNECT: ``:method``, ``:authority``, then the fields in their order. Gives the stream id.
+        """Send CONNECT: ``:method``, ``:authority``, then the fields in their order. Returns the stream id.
 
         Does not wait for the peer's SETTINGS. Raises CannotOpenStreamError when ``can_open`` is false.
         """

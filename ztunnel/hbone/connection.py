@@ -96,7 +96,7 @@ class HboneConnection(ABC):
         return events
 
     def receive_eof(self) -> list[Event]:
-        """The transport ended. Gives ConnectionFailed unless the connection was closed already."""
+        """The transport ended. Returns ConnectionFailed unless the connection was closed already."""
         if self._state.closed:
             return []
         inside = self._reader.inside_frame

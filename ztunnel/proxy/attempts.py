@@ -6,7 +6,7 @@ balancing mode, health and capacity bound the choice as ever. It ends when the p
 after `ConnectionBounds.attempts`. What was said by somebody who knew what was asked (policy: 401; a request
 that is wrong: 400) is the answer, and nobody else is asked.
 
-Silence is treated alike: when an endpoint has not been reached after `ConnectionBounds.attempt_patience`,
+Silence is treated alike: when an endpoint has not been reached after `ConnectionBounds.try_timeout`,
 another is asked if there is one. Pods that are gone mostly do not refuse, they do not answer.
 
 An endpoint that failed is also avoided by the pod's other connections, for a few seconds: during a rollout
@@ -38,7 +38,7 @@ class Progress(Enum):
     ESTABLISHED = "bytes may be forwarded"
 
 
-class Penalties:
+class OutlierEjection:
     """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads.
 
     ejected: called when one that was not avoided is from now on.
@@ -53,13 +53,13 @@ class Penalties:
         self._until: dict[str, float] = {}
         self._ejected = ejected
 
-    def punish(self, uid: str) -> None:
+    def eject(self, uid: str) -> None:
         """Avoid a workload from now on."""
         if uid not in self.current():
             self._ejected()
-        self._until[uid] = trio.current_time() + self.bounds.penalty
+        self._until[uid] = trio.current_time() + self.bounds.ejection_time
 
-    def forgive(self, uid: str) -> None:
+    def readmit(self, uid: str) -> None:
         """It works after all."""
         if self._until:
             self._until.pop(uid, None)
@@ -67,26 +67,28 @@ class Penalties:
     def since(self) -> dict[str, float]:
         """Who is avoided now, and for how many seconds already."""
         now = trio.current_time()
-        return {uid: now - until + self.bounds.penalty for uid, until in self._until.items() if until > now}
+        return {
+            uid: now - until + self.bounds.ejection_time for uid, until in self._until.items() if until > now
+        }
 
     def current(self) -> Collection[str]:
         """Who is to be avoided now."""
-        penalties = self._until
-        if not penalties:
+        ejected = self._until
+        if not ejected:
             return ()
         now = trio.current_time()
-        for uid in [uid for uid, until in penalties.items() if until <= now]:
-            del penalties[uid]
-        return penalties.keys()
+        for uid in [uid for uid, until in ejected.items() if until <= now]:
+            del ejected[uid]
+        return ejected.keys()
 
 
 class Attempts:
     """What one connection has tried."""
 
-    __slots__ = ("_failed", "_insisting", "_penalties", "_tried", "count", "waited")
+    __slots__ = ("_ejection", "_failed", "_insisting", "_tried", "count", "waited")
 
-    def __init__(self, penalties: Penalties) -> None:
-        self._penalties = penalties
+    def __init__(self, ejection: OutlierEjection) -> None:
+        self._ejection = ejection
         self._failed: set[str] = set()
         self._tried: set[tuple[str, SocketAddress]] = set()
         self._insisting = False
@@ -96,18 +98,18 @@ class Attempts:
     @property
     def avoid(self) -> Collection[str]:
         """The uids that the next plan is to leave out if it can."""
-        current = self._penalties.current()
+        current = self._ejection.current()
         return self._failed.union(current) if self._failed else current
 
-    def patience(self, plan: OutboundPlan) -> float:
+    def try_timeout(self, plan: OutboundPlan) -> float:
         """Seconds to wait for this plan's next hop before another is thought of."""
         if (
             self._insisting
             or plan.destination_service is None
-            or self.count >= self._penalties.bounds.attempts - 1
+            or self.count >= self._ejection.bounds.attempts - 1
         ):
             return math.inf
-        return self._penalties.bounds.attempt_patience
+        return self._ejection.bounds.try_timeout
 
     def insist(self, waited: float) -> None:
         """There is nobody else: from now on wait for as long as it takes.
@@ -130,10 +132,10 @@ class Attempts:
         if progress is Progress.DIALLING:
             self._tried.add((workload.uid, plan.next_hop))
             self._failed.add(workload.uid)
-            self._penalties.punish(workload.uid)
+            self._ejection.eject(workload.uid)
         if plan.endpoint_uid:
             self._failed.add(plan.endpoint_uid)
-        return self.count < self._penalties.bounds.attempts
+        return self.count < self._ejection.bounds.attempts
 
     def is_new(self, plan: OutboundPlan) -> bool:
         """Whether a plan leads elsewhere than those that failed, or to a gateway that may choose anew."""
@@ -145,4 +147,4 @@ class Attempts:
     def succeeded(self, plan: OutboundPlan) -> None:
         """The connection stands."""
         if plan.destination_workload is not None:
-            self._penalties.forgive(plan.destination_workload.uid)
+            self._ejection.readmit(plan.destination_workload.uid)

@@ -23,12 +23,12 @@ from ztunnel.state.store import MeshStore
 class Demands:
     """The keys that connections of a data plane wait for. ``send`` tells the control side.
 
-    patience: seconds after which a connection goes on without an answer; the control side gives up a little
+    seconds: seconds after which a connection goes on without an answer; the control side gives up a little
         earlier.
     """
 
-    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None], patience: float) -> None:
-        self._patience = patience
+    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None], seconds: float) -> None:
+        self._timeout = seconds
         self._store = store
         self._send = send
         self._waiting: dict[str, trio.Event] = {}
@@ -58,7 +58,7 @@ class Demands:
         if event is None:
             event = self._waiting[key] = trio.Event()
             self._send(ResourceDemanded(key))
-        with trio.move_on_after(self._patience):
+        with trio.move_on_after(self._timeout):
             await event.wait()
             return
         if self._waiting.get(key) is event:

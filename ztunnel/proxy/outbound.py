@@ -23,7 +23,7 @@ from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
-from ztunnel.proxy.attempts import Attempts, Penalties, Progress
+from ztunnel.proxy.attempts import Attempts, OutlierEjection, Progress
 from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.podcontext import PodContext
@@ -63,7 +63,7 @@ class OutboundProxy:
         config = pod.shared.config
         self.shared = pod.shared
         self._pod = pod
-        self.penalties = Penalties(pod.shared.bounds.connection, pod.shared.traffic.ejected)
+        self.ejection = OutlierEjection(pod.shared.bounds.connection, pod.shared.traffic.ejected)
         self.pool = Pool(
             nursery,
             self._dial_tunnel,
@@ -100,7 +100,7 @@ class OutboundProxy:
     ) -> RelayEnd:
         """Try endpoints until one takes the connection, then relay."""
         table = self._pod.connections.outbound
-        attempts = Attempts(self.penalties)
+        attempts = Attempts(self.ejection)
         table.add(entry)
         try:
             plan = await self._plan(request, attempts, report)
@@ -171,11 +171,11 @@ class OutboundProxy:
         plan: OutboundPlan,
         client: SocketAddress,
         fields: Sequence[tuple[str, str]],
-        patience: float,
+        try_timeout: float,
     ) -> ClientStream:
         """Open a stream to the plan's next hop on a pooled tunnel and wait until it is accepted.
 
-        Raises ConnectionFailure; EndpointSlowError when there is no tunnel after ``patience`` seconds (the
+        Raises ConnectionFailure; EndpointSlowError when there is no tunnel after ``try_timeout`` seconds (the
         dial goes on, for others and for whoever comes back).
 
         A tunnel may be at its end when we come: the peer refuses the stream unseen (it is draining, and its
@@ -192,16 +192,16 @@ class OutboundProxy:
         # No endpoint is to be blamed for the time until we have a certificate ourselves.
         await self.shared.certificates.get(plan.source.identity)
         tunnels = 0
-        until = trio.current_time() + self.shared.bounds.connection.refused_patience
+        until = trio.current_time() + self.shared.bounds.connection.refused_wait
         while True:
             tunnel = None
-            with trio.move_on_after(patience):
+            with trio.move_on_after(try_timeout):
                 try:
                     tunnel = await self.pool.tunnel(key)
                 except PoolDrainingError:
                     raise PoolClosedError from None
             if tunnel is None:
-                raise EndpointSlowError(patience)
+                raise EndpointSlowError(try_timeout)
             tunnels += 1
             had_worked = tunnel.answered
             asked = trio.current_time()
@@ -223,9 +223,9 @@ class OutboundProxy:
                 self.shared.traffic.duration(families.CONNECT_ANSWER, trio.current_time() - asked)
 
     async def connect(
-        self, destination: SocketAddress, patience: float = math.inf, waited: float = 0.0
+        self, destination: SocketAddress, try_timeout: float = math.inf, waited: float = 0.0
     ) -> socket.socket:
-        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``patience`` seconds.
+        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``try_timeout`` seconds.
 
         ``waited``: how much of the time for a connection has gone by in an earlier try, in seconds.
         """
@@ -238,11 +238,11 @@ class OutboundProxy:
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
-                timeout=min(left, patience),
+                timeout=min(left, try_timeout),
             )
         except ConnectTimedOut as error:
-            if patience < left:
-                raise EndpointSlowError(patience) from error
+            if try_timeout < left:
+                raise EndpointSlowError(try_timeout) from error
             raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
             raise DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN) from error
@@ -308,15 +308,15 @@ class _Attempt:
             report.phase = Phase.RELAY
             attempts.succeeded(plan)
 
-        patience = attempts.patience(plan)
+        try_timeout = attempts.try_timeout(plan)
         if plan.protocol is OutboundProtocol.TCP:
-            with await self._proxy.connect(plan.next_hop, patience, attempts.waited) as upstream:
+            with await self._proxy.connect(plan.next_hop, try_timeout, attempts.waited) as upstream:
                 established()
                 return await relay_plain(
                     sock, upstream, pipes=shared.pipes, received=report.received, sent=report.sent
                 )
         fields = self._fields()
-        stream = await self._proxy.open(plan, self._client, fields, patience)
+        stream = await self._proxy.open(plan, self._client, fields, try_timeout)
         self._entry.tunnels = (stream.tunnel,)
         self._entry.stream = stream
         if plan.protocol is OutboundProtocol.HBONE:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import trio
 
 from ztunnel.hbone import ErrorCode, error_text
-from ztunnel.sockets.linger import set_reset_on_close
+from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
 from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
 

@@ -37,7 +37,7 @@ from ztunnel.proxy.connections import Closable
 from ztunnel.proxy.history import Remembered, short
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.why import Explanation, code_of, explain
-from ztunnel.sockets.linger import set_reset_on_close
+from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")

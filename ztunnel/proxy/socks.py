@@ -81,7 +81,7 @@ class SocksServer:
         return max(4 + size + 2 - have, 1)
 
     def receive(self, data: bytes) -> SocksTarget | None:
-        """Take bytes of the client. Gives the target once the request is complete.
+        """Take bytes of the client. Returns the target once the request is complete.
 
         Raises SocksError, after which nothing more is to be fed.
         """

@@ -20,8 +20,8 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.addresses import from_sockaddr
 from ztunnel.sockets.descriptors import DescriptorBudget
-from ztunnel.sockets.linger import close_with_reset
 from ztunnel.sockets.listen import Listener
+from ztunnel.sockets.reset import close_with_reset
 
 Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
 """Serves one accepted connection, which it closes in each case. An exception it lets out ends the nursery."""
@@ -29,7 +29,7 @@ Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
 log = get_logger("proxy")
 
 _ACCEPTS_PER_WAKEUP = 16
-_LARGEST_QUEUE = 4096
+_LARGEST_BACKLOG = 4096
 _PAUSE_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
 
@@ -131,14 +131,14 @@ def accept_waiting(
     component: str,
     budget: DescriptorBudget | None = None,
 ) -> int:
-    """Accept what waits in the listener's queue, and gives how many; the kernel resets it at the close.
+    """Accept what waits in the listener's backlog. Returns how many; the kernel resets it at the close.
 
     Does not wait, so that the caller can close the listener right after. Arguments as of `accept_forever`.
     """
     accepted = 0
     if listener.sock.fileno() < 0:
         return 0
-    for _ in range(_LARGEST_QUEUE):
+    for _ in range(_LARGEST_BACKLOG):
         try:
             connection, sockaddr = listener.sock.accept()
         except OSError as error:

@@ -1,15 +1,12 @@
 """Where sockets come from: the process's own network namespace, or a pod's.
 
 A socket for a pod is made by a visit of the helper thread (`ztunnel.netns.namespace`), and the way there
-costs more than the socket. So a pod that dials keeps a few unused ones in stock, and a visit brings several.
-The stock follows demand: none for a pod that never dials, one more socket each time the stock has run dry,
-up to
-``_LARGEST_BATCH``. What all pods of a process keep together is bounded by the `Shelf`; beyond its size the
-pod that has not dialled for longest loses its stock. There is no timer, and an idle pod keeps no more than
-``_LARGEST_BATCH`` sockets.
+costs more than the socket. So a pod that dials keeps a few spare ones, and a visit brings ``_BATCH``. A pod
+that never dials has none. What all pods of a process keep together is bounded by `SpareSockets`; beyond its
+size the pod that has not dialled for longest loses its own. There is no timer.
 
 Measured (Python 3.11, 2 cores): a visit for one socket 45 µs and for eight 81 µs; dialling and accepting in a
-pod 122 µs with stocked sockets, 325 µs with a visit for each.
+pod 122 µs with spare sockets, 325 µs with a visit for each.
 """
 
 from __future__ import annotations
@@ -94,7 +91,7 @@ class HostSockets:
         return own_ipv6_enabled_on_loopback()
 
 
-class Shelf:
+class SpareSockets:
     """The unused sockets of all pods of a process: who has some, and how many there may be together."""
 
     def __init__(self, size: int = 256) -> None:
@@ -113,7 +110,7 @@ class Shelf:
         self._by_last_use.move_to_end(owner)
         while self._kept > self._size:
             oldest, _ = self._by_last_use.popitem(last=False)
-            oldest.drop_stock()
+            oldest.drop_spares()
 
     def _left(self, owner: NamespaceSockets) -> None:
         self._by_last_use.pop(owner, None)
@@ -122,44 +119,48 @@ class Shelf:
 class NamespaceSockets:
     """Sockets of one pod's network namespace. `close` it when the pod goes; the namespace stays its owner's.
 
-    shelf: shared by all pods of the process; None keeps no stock, so that each socket costs a visit.
+    spares: shared by all pods of the process; None keeps no spare ones, so that each socket costs a visit.
     """
 
     def __init__(
-        self, namespace: Namespace, *, budget: DescriptorBudget | None = None, shelf: Shelf | None = None
+        self,
+        namespace: Namespace,
+        *,
+        budget: DescriptorBudget | None = None,
+        spares: SpareSockets | None = None,
     ) -> None:
         self._namespace = namespace
         self._budget = budget
-        self._shelf = shelf
-        self._stock: dict[int, list[socket.socket]] = {}
+        self._spares = spares
+        self._spare: dict[int, list[socket.socket]] = {}
         self._ordered: set[int] = set()
         self._closed = False
 
     def close(self) -> None:
-        """Close the stock. Sockets handed out are their users'. A later request raises OSError (EBADF)."""
+        """Close the spare sockets. A later request raises OSError (EBADF)."""
         self._closed = True
-        self.drop_stock()
+        self.drop_spares()
 
-    def drop_stock(self) -> None:
-        """Close what is in stock and start again with none, as the shelf asks of a pod that is idle."""
+    def drop_spares(self) -> None:
+        """Close them and start again with none, as is asked of a pod that is idle."""
         dropped = 0
-        for stock in self._stock.values():
-            dropped += len(stock)
-            close_sockets(stock)
-        self._stock.clear()
-        if self._shelf is not None:
-            self._shelf._kept -= dropped  # noqa: SLF001 # the two keep one account together
-            self._shelf._left(self)  # noqa: SLF001
+        for spare in self._spare.values():
+            dropped += len(spare)
+            close_sockets(spare)
+        self._spare.clear()
+        if self._spares is not None:
+            self._spares._kept -= dropped  # noqa: SLF001 # the two keep one account together
+            self._spares._left(self)  # noqa: SLF001
 
     async def stream(self, family: int) -> socket.socket:
-        """A TCP socket, from the stock when it has one; see `SocketFactory`."""
+        """A TCP socket, a spare one if there is; see `SocketFactory`."""
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        stock = self._stock.get(family)
-        if stock:
-            sock = stock.pop()
-            self._shelf_changed(-1)
-            if len(stock) <= _BATCH // 2:
+        spare = self._spare.get(family)
+        if spare:
+            sock = spare.pop()
+            self._spares_changed(-1)
+            if len(spare) <= _BATCH // 2:
                 self._order(family)
             return _within(self._budget, sock)
         (sock,) = await self._namespace.sockets(family, socket.SOCK_STREAM)
@@ -179,8 +180,8 @@ class NamespaceSockets:
         return await namespace_ipv6_enabled_on_loopback(self._namespace)
 
     def _order(self, family: int) -> None:
-        """Have the stock filled while nobody waits for it. A failure shows at the next request."""
-        if self._shelf is None or self._closed or family in self._ordered:
+        """Have spare ones made while nobody waits for it. A failure shows at the next request."""
+        if self._spares is None or self._closed or family in self._ordered:
             return
 
         def arrived(result: outcome.Outcome[list[socket.socket]]) -> None:
@@ -197,14 +198,14 @@ class NamespaceSockets:
             self._ordered.discard(family)
 
     def _put(self, family: int, made: list[socket.socket]) -> None:
-        """Take sockets into stock, unless the pod has gone meanwhile or descriptors have become few."""
+        """Keep sockets, unless the pod has gone meanwhile or descriptors have become few."""
         budget = self._budget
         if self._closed or (budget is not None and any(budget.spent(sock.fileno()) for sock in made)):
             close_sockets(made)
             return
-        self._stock.setdefault(family, []).extend(made)
-        self._shelf_changed(len(made))
+        self._spare.setdefault(family, []).extend(made)
+        self._spares_changed(len(made))
 
-    def _shelf_changed(self, difference: int) -> None:
-        if self._shelf is not None:
-            self._shelf._changed(self, difference)  # noqa: SLF001 # the two keep one account together
+    def _spares_changed(self, difference: int) -> None:
+        if self._spares is not None:
+            self._spares._changed(self, difference)  # noqa: SLF001 # the two keep one account together

@@ -93,7 +93,7 @@ class PeerCertificate:
 def check_trust_domain(peer: PeerCertificate, trust_domain: str) -> Identity:
     """The server's rule: at least one identity of the client is in our own trust domain.
 
-    Gives back the client's identity for policy, which is its first one, whichever matched.
+    Returns the client's identity for policy, which is its first one, whichever matched.
     Raises TrustDomainError.
     """
     if any(identity.trust_domain == trust_domain for identity in peer.identities):
@@ -105,7 +105,7 @@ def check_trust_domain(peer: PeerCertificate, trust_domain: str) -> Identity:
 def check_expected_identity(peer: PeerCertificate, expected: Sequence[str]) -> Identity:
     """The client's rule: at least one identity of the server is expected. An empty list admits nobody.
 
-    Gives back the first that matched. Raises PeerIdentityError.
+    Returns the first that matched. Raises PeerIdentityError.
     """
     for identity in peer.identities:
         if str(identity) in expected:

@@ -134,7 +134,7 @@ class Pool:
                 assert entry.failure is not None
                 raise entry.failure
             loss = entry.loss or loss
-            if lost + entry.lost >= self._bounds.stillborn:
+            if lost + entry.lost >= self._bounds.unused_tunnels:
                 raise TunnelLostError(loss)
             await self._look_again(key, entry, began if usable is not None else None)
             if self._closed or (self._entries.get(key) is not entry and entry.failed == failed):
@@ -154,7 +154,7 @@ class Pool:
                 or trio.current_time() >= congested_since + self._bounds.congestion_grace
             ):
                 self._start_dials(key, entry)
-            with trio.move_on_after(self._bounds.settings_patience if congested_since is None else _GLANCE):
+            with trio.move_on_after(self._bounds.settings_wait if congested_since is None else _GLANCE):
                 await entry.change.wait()
         finally:
             entry.waiting -= 1
@@ -172,7 +172,7 @@ class Pool:
     def evict(self, workload_uid: str) -> list[ClientTunnel]:
         """No new stream goes to tunnels that were dialled for this workload.
 
-        Gives those that are left open.
+        Returns those that are left open.
         """
         evicted: list[ClientTunnel] = []
         for key in self._by_workload.pop(workload_uid, ()):
@@ -239,7 +239,7 @@ class Pool:
         now = trio.current_time()
         coming = entry.dials * each
         for tunnel in entry.tunnels:
-            if tunnel.opening and now < tunnel.began + self._bounds.settings_patience:
+            if tunnel.opening and now < tunnel.began + self._bounds.settings_wait:
                 coming += max(0, each - len(tunnel.streams))
         while coming < entry.waiting and entry.dials < self._bounds.dials:
             entry.dials += 1

@@ -74,7 +74,7 @@ class TunnelStream:
     __slots__ = (
         "_book",
         "_carrier",
-        "_deaf",
+        "_discards",
         "_drain_scope",
         "_hbone",
         "_inbox",
@@ -99,7 +99,7 @@ class TunnelStream:
         self._book = self._hbone.stream(stream_id)
         self._inbox: deque[bytes | memoryview] = deque()
         # Nobody takes what arrives: it is dropped, and its window given back.
-        self._deaf = False
+        self._discards = False
         self._sock: socket.socket | None = None
         self._nursery: trio.Nursery | None = None
         self._taken: Callable[[int], None] | None = None
@@ -175,7 +175,7 @@ class TunnelStream:
         self._nursery = None
 
     async def wait_room(self) -> int:
-        """Wait until something may be sent; gives how many bytes.
+        """Wait until something may be sent. Returns how many bytes.
 
         Raises StreamClosedError when it never may.
         """
@@ -201,7 +201,7 @@ class TunnelStream:
 
     def reset(self, code: int) -> None:
         """Abort the stream in both directions. Harmless on a closed stream."""
-        self._deaf = True
+        self._discards = True
         if not self._book.state.closed:
             self._hbone.reset(self.id, code)
             self._carrier.flush()
@@ -242,7 +242,7 @@ class TunnelStream:
 
     def data_received(self, event: DataReceived) -> bool:
         """Keep data until the end of the batch. Returns whether the stream has to be delivered then."""
-        if self._deaf:
+        if self._discards:
             self._hbone.acknowledge(self.id, len(event.data))
             return False
         inbox = self._inbox
@@ -254,7 +254,7 @@ class TunnelStream:
         if isinstance(event, StreamReset):
             self._wake_writer.unpark_all()
             self.upload_scope.cancel()
-            self._bound_last_words()
+            self._bound_stall()
         return True
 
     def writable(self) -> None:
@@ -263,7 +263,7 @@ class TunnelStream:
 
     def tunnel_lost(self) -> None:
         """The tunnel is closed under the stream."""
-        self._bound_last_words()
+        self._bound_stall()
         self._wake_writer.unpark_all()
         self.upload_scope.cancel()
         self.deliver()
@@ -293,15 +293,15 @@ class TunnelStream:
                 self._carrier.flush()
                 if written:
                     break
-                self._bound_last_words()
+                self._bound_stall()
         self._drain_scope = None
         if scope.cancelled_caught:
             self._give_back_inbox()
             self.download_done.set()
 
-    def _bound_last_words(self) -> None:
+    def _bound_stall(self) -> None:
         if self._drain_scope is not None and self.dead:
-            self._drain_scope.deadline = trio.current_time() + self._carrier.bounds.last_words
+            self._drain_scope.deadline = trio.current_time() + self._carrier.bounds.stalled_application
 
     def _write_inbox(self) -> bool:
         """Write until the inbox is empty, and half-close after the end.

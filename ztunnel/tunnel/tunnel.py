@@ -20,7 +20,7 @@ A tunnel is a `ClientTunnel` or a `ServerTunnel`; here is what both do.
 There is no await between looking at the state of the HTTP/2 connection and changing it, hence no lock.
 
 An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
-`ztunnel.tunnel.goodbye`. A wire that takes nothing any more is still read to its end.
+`ztunnel.tunnel.linger`. A wire that takes nothing any more is still read to its end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ztunnel.hbone import (
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
-from ztunnel.tunnel.goodbye import wait_received
+from ztunnel.tunnel.linger import wait_received
 from ztunnel.tunnel.stream import TunnelStream
 
 BATCH = 2
@@ -165,9 +165,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     with self._reading:
                         await self._read()
                     self._lose_streams()
-                    with trio.move_on_after(self.bounds.goodbye):
+                    with trio.move_on_after(self.bounds.linger):
                         if not self._end_received and await self.finish():
-                            await wait_received(self.tls, self.bounds.closing)
+                            await wait_received(self.tls, self.bounds.linger_closed)
                     nursery.cancel_scope.cancel()
         finally:
             self.hbone.receive_eof()

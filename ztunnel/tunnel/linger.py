@@ -23,10 +23,10 @@ async def wait_received(tls: TlsConnection, closing: float) -> None:
     closing: seconds for a peer that has everything to close its end. The caller bounds the whole wait, and
     closes.
     """
-    patience = closing
-    while patience > 0:
+    left = closing
+    while left > 0:
         if not tls.unacknowledged:
-            patience -= _GLANCE
+            left -= _GLANCE
         with trio.move_on_after(_GLANCE):
             await _read_away(tls)
             return
