@@ -145,7 +145,7 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
     )
 
     async with trio.open_nursery() as nursery:
-        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS)
+        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS, control.overview)
         nursery.start_soon(partial(_watch_signals, stop, inspection.log_tasks), name="signals")
         server = partial(nursery.start, partial(serve, bounds=bounds.admin))
         listeners = [listener(sock) for sock in probed]

@@ -39,7 +39,7 @@ class Inspection:
     """Answers the pages.
 
     ask: puts a question to all data planes, and gives the items of their answers. certificates: the state of
-    each identity's. ages, words: for the tasks of this process.
+    each identity's. ages, words: for the tasks of this process. overview: the node at a glance.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class Inspection:
         certificates: Callable[[], list[dict[str, Any]]],
         ages: TaskAges | None = None,
         words: Words | None = None,
+        overview: Callable[[], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._ask = ask
         self._certificates = certificates
         self._ages = ages
         self._words = words
+        self._overview = overview or _nothing
 
     def pages(self) -> Mapping[str, Page]:
         """The pages by path."""
@@ -60,6 +62,7 @@ class Inspection:
             "/explain": Page(
                 "Explain a connection: ?from=ns/pod&to=service:port, or ?connection=ID", self.explain
             ),
+            "/node": Page("Show the node at a glance (JSON)", self.node),
             "/connections": Page(
                 "List connections: ?state=open|closed&pod=&peer=&failed=1&code=", self.connections
             ),
@@ -133,6 +136,10 @@ class Inspection:
         others = _by_process(await self._ask(Topic.TASKS, {"pid": str(pid)}))
         return [{"pid": pid, "tasks": own}, *others]
 
+    async def node(self, _request: Request) -> Response:
+        """The node at a glance."""
+        return _json(await self._overview())
+
     async def sockets(self, _request: Request) -> Response:
         """Every descriptor of the processes that carry traffic."""
         return _json(await self._ask(Topic.SOCKETS, {}))
@@ -144,6 +151,10 @@ class Inspection:
     async def certificates(self, _request: Request) -> Response:
         """Every certificate."""
         return _json(self._certificates())
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
 
 
 def merged_explanation(answers: list[Any]) -> Any:

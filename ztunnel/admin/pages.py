@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from html import escape
 from itertools import islice
 
 import trio
 
 from ztunnel.admin.dump import AdminProviders, config_dump
+from ztunnel.admin.front_page import FrontPage
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.levels import LogLevels
 from ztunnel.admin.page import Page
@@ -20,7 +20,6 @@ from ztunnel.observe.logging import get_logger
 from ztunnel.observe.nurseries import TaskAges, task_tree
 
 _TEXT = "text/plain"
-_HTML = "text/html; charset=utf-8"
 _BINARY = "application/octet-stream"
 _HEAP_OFF = "heap profiling not active; activate with /debug/pprof/heap/profiling?activate=true"
 _LINES = 500
@@ -61,11 +60,13 @@ class Admin:
             "/debug/tasks": Page("Show the tree of tasks", self._tasks),
             **(pages or {}),
         }
+        self._front = FrontPage(self._pages)
 
     async def handle(self, request: Request) -> Response:
         """Any path; unknown ones are 404."""
-        if request.path == "/":
-            return Response(200, self._index().encode(), _HTML)
+        front = self._front.answer(request)
+        if front is not None:
+            return front
         page = self._pages.get(request.path)
         return self._not_found(request.path) if page is None else await page.handler(request)
 
@@ -73,21 +74,9 @@ class Admin:
         pages = "".join(f"  {path:<28} {page.description}\n" for path, page in self._pages.items())
         meant = nearest(path, self._pages, 0.6)
         hint = f"; did you mean {meant}?" if meant else "."
-        text = f"There is no page {path[:200]}{hint} There are:\n\n  {'/':<28} This list, with links\n{pages}"
+        first = f"  {'/':<28} The node live, and this list with links"
+        text = f"There is no page {path[:200]}{hint} There are:\n\n{first}\n{pages}"
         return Response(404, text.encode("utf-8", "backslashreplace"), "text/plain; charset=utf-8")
-
-    def _index(self) -> str:
-        rows = "".join(
-            f'<tr><td><a href="{escape(path.lstrip("/"))}">{escape(path.lstrip("/"))}</a></td>'
-            f"<td>{escape(page.description)}</td></tr>\n"
-            for path, page in self._pages.items()
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            "<title>Ztunnel Admin</title></head>\n"
-            "<body><h1>Ztunnel Admin</h1>\n<table><tr><th>Command</th><th>Description</th></tr>\n"
-            f"{rows}</table></body></html>\n"
-        )
 
     async def _config_dump(self, _request: Request) -> Response:
         return Response(200, config_dump(self._providers), "application/json")

@@ -28,6 +28,7 @@ from ztunnel.config.spelling import nearest
 from ztunnel.control.link import DataPlanes
 from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
+from ztunnel.control.overview import overview
 from ztunnel.control.pods import PodStarter
 from ztunnel.errors import ZtunnelError
 from ztunnel.inpod.client import ZdsClient
@@ -309,6 +310,13 @@ class Control:
     async def dump_certificates(self) -> AsyncIterator[list[Any]]:
         """The certificates of the config dump."""
         yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
+
+    async def overview(self) -> dict[str, Any]:
+        """The node at a glance, for the front page."""
+        report = await self.link.report()
+        pods = () if self.zds is None else self.zds.pods()
+        expiries = self.certificates.expiries()
+        return overview(self._config, self.mesh, expiries, pods, report, process_samples(DATA_PLANES))
 
     def certificate_states(self) -> list[dict[str, Any]]:
         """Each identity's certificate: whose it is, until when, who signed it, and what renewal does."""

@@ -1,0 +1,49 @@
+"""The front page: the node at a glance, live, in a browser; without one, the list of all pages.
+
+Its three files are served as they are. A policy keeps the page from loading anything from elsewhere and from
+taking what it is told for a script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+
+from ztunnel.admin.http import Request, Response
+from ztunnel.admin.page import Page
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    ("content-security-policy", _POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+)
+_TYPES = {
+    "front.css": "text/css; charset=utf-8",
+    "front.js": "text/javascript; charset=utf-8",
+}
+
+
+class FrontPage:
+    """Answers ``/`` and the files that it needs. ``pages`` is what it lists."""
+
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        directory = files("ztunnel.admin.front")
+        rows = "\n".join(
+            f'<tr><td><a href="{escape(path.lstrip("/"))}">{escape(path.lstrip("/"))}</a></td>'
+            f"<td>{escape(page.description)}</td></tr>"
+            for path, page in pages.items()
+        )
+        html = directory.joinpath("front.html").read_text(encoding="utf-8").replace("@PAGES@", rows)
+        self._answers = {"/": Response(200, html.encode(), "text/html; charset=utf-8", _HEADERS)}
+        for name, kind in _TYPES.items():
+            body = directory.joinpath(name).read_bytes()
+            self._answers[f"/{name}"] = Response(200, body, kind, _HEADERS)
+
+    def answer(self, request: Request) -> Response | None:
+        """The page or one of its files, None for any other path."""
+        return self._answers.get(request.path)

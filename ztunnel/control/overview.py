@@ -1,0 +1,98 @@
+"""The node at a glance: what the front page shows of the control side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ztunnel.certs.manager import Expiry
+from ztunnel.config.model import Config
+from ztunnel.control.mesh_source import MeshSource
+from ztunnel.inpod.session import PodView
+from ztunnel.messages import PodConnections, Report, Sample
+from ztunnel.observe import families
+from ztunnel.version import build_info
+
+
+def overview(
+    config: Config,
+    mesh: MeshSource,
+    expiries: Sequence[Expiry],
+    pods: Iterable[PodView],
+    report: Report,
+    process: Iterable[Sample],
+) -> dict[str, Any]:
+    """Values that JSON can hold; see ``front.js`` for what becomes of each.
+
+    pods: those that the CNI agent told of; none in dedicated mode. process: of `process_samples`.
+    """
+    held = {one.uid: one for one in report.pods}
+    own = {sample.family: sample.value for sample in process}
+    lag = {sample.family: sample.value for sample in report.samples}
+    total, count = (lag.get(name, 0.0) for name in families.LOOP_LAG.samples[:2])
+    failing = [one for one in expiries if one.renewal_failing is not None]
+    return {
+        "version": build_info(config.istio_version).view()["version"],
+        "node": config.local_node or "",
+        "mode": config.proxy_mode.value,
+        "waitingFor": mesh.waiting_for or "",
+        "xds": _xds(mesh),
+        "xdsTrouble": bool(mesh.trouble or mesh.waiting_for),
+        "ca": _ca(config, expiries, failing),
+        "caTrouble": bool(failing),
+        "pods": [*_pods(pods, held), *_others(config, held)],
+        "open": sum(len(one.inbound) + len(one.outbound) for one in report.pods),
+        "failed": sum(
+            sample.value for sample in report.samples if sample.family == families.FAILURES.samples[0]
+        ),
+        "tasks": own.get(families.ALIVE_TASKS.name, 0),
+        "loopLagSeconds": total / count if count else 0.0,
+        "descriptors": f"{own.get(families.OPEN_FDS.name, 0):g} of {own.get(families.MAX_FDS.name, 0):g}",
+    }
+
+
+def _xds(mesh: MeshSource) -> str:
+    if mesh.xds is None:
+        return "none: the local file" if mesh.local is not None else "none"
+    return mesh.waiting_for or mesh.trouble or f"connected to {mesh.xds.address}"
+
+
+def _ca(config: Config, expiries: Sequence[Expiry], failing: Sequence[Expiry]) -> str:
+    if failing:
+        return f"{len(failing)} cannot be renewed: {failing[0].renewal_failing}"
+    where = "the built-in one" if config.ca_address is None else config.ca_address
+    return f"{where}, {len(expiries)} certificates"
+
+
+def _pods(pods: Iterable[PodView], held: dict[str, PodConnections]) -> list[dict[str, Any]]:
+    return [
+        {
+            "uid": pod.uid,
+            "name": f"{pod.info.namespace}/{pod.info.name}",
+            "serviceAccount": pod.info.service_account,
+            "state": pod.state.value,
+            **_counts(held.pop(pod.uid, None)),
+        }
+        for pod in pods
+    ]
+
+
+def _others(config: Config, held: dict[str, PodConnections]) -> list[dict[str, Any]]:
+    """Pods that no agent told of: the one of a dedicated ztunnel."""
+    info = config.proxy_workload_info
+    return [
+        {
+            "uid": uid,
+            "name": uid if info is None else f"{info.namespace}/{info.name}",
+            "serviceAccount": "" if info is None else info.service_account,
+            "state": "Up",
+            **_counts(one),
+        }
+        for uid, one in held.items()
+    ]
+
+
+def _counts(held: PodConnections | None) -> dict[str, int]:
+    if held is None:
+        return {"inbound": 0, "outbound": 0}
+    return {"inbound": len(held.inbound), "outbound": len(held.outbound)}
