@@ -1,6 +1,6 @@
 """A real browser for tests: headless Chromium, spoken to in the DevTools protocol over two pipes.
 
-https://chromedevtools.github.io/devtools-protocol/ ; ``--remote-debugging-pipe``: messages end with a NUL byte.
+https://chromedevtools.github.io/devtools-protocol/ ; on the pipes each message ends with a NUL byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.tools import unavailable
+from tests.needs import unavailable
 
 PATIENCE = 60.0
 """Seconds to wait for anything; ten times what a busy machine needs."""

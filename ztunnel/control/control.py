@@ -313,10 +313,10 @@ class Control:
 
     async def overview(self) -> dict[str, Any]:
         """The node at a glance, for the front page."""
-        report = await self.link.report()
+        reports = (await self.link.reports()).values()
         pods = () if self.zds is None else self.zds.pods()
         expiries = self.certificates.expiries()
-        return overview(self._config, self.mesh, expiries, pods, report, process_samples(DATA_PLANES))
+        return overview(self._config, self.mesh, expiries, pods, list(reports), process_samples())
 
     def certificate_states(self) -> list[dict[str, Any]]:
         """Each identity's certificate: whose it is, until when, who signed it, and what renewal does."""

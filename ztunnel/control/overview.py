@@ -7,6 +7,7 @@ from typing import Any
 
 from ztunnel.certs.manager import Expiry
 from ztunnel.config.model import Config
+from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.inpod.session import PodView
 from ztunnel.messages import PodConnections, Report, Sample
@@ -19,17 +20,21 @@ def overview(
     mesh: MeshSource,
     expiries: Sequence[Expiry],
     pods: Iterable[PodView],
-    report: Report,
+    reports: Sequence[Report],
     process: Iterable[Sample],
 ) -> dict[str, Any]:
     """Values that JSON can hold; see ``front.js`` for what becomes of each.
 
-    pods: those that the CNI agent told of; none in dedicated mode. process: of `process_samples`.
+    pods: those that the CNI agent told of; none in dedicated mode. reports: of the data planes. process: of
+    `process_samples`.
     """
-    held = {one.uid: one for one in report.pods}
+    held = dict(merged_connections(reports))
     own = {sample.family: sample.value for sample in process}
-    lag = {sample.family: sample.value for sample in report.samples}
-    total, count = (lag.get(name, 0.0) for name in families.LOOP_LAG.samples[:2])
+
+    def counted(name: str) -> float:
+        return sum(one.value for report in reports for one in report.samples if one.family == name)
+
+    total, count = (counted(name) for name in families.LOOP_LAG.samples[:2])
     failing = [one for one in expiries if one.renewal_failing is not None]
     return {
         "version": build_info(config.istio_version).view()["version"],
@@ -41,10 +46,8 @@ def overview(
         "ca": _ca(config, expiries, failing),
         "caTrouble": bool(failing),
         "pods": [*_pods(pods, held), *_others(config, held)],
-        "open": sum(len(one.inbound) + len(one.outbound) for one in report.pods),
-        "failed": sum(
-            sample.value for sample in report.samples if sample.family == families.FAILURES.samples[0]
-        ),
+        "open": sum(len(one.inbound) + len(one.outbound) for report in reports for one in report.pods),
+        "failed": counted(families.FAILURES.samples[0]),
         "tasks": own.get(families.ALIVE_TASKS.name, 0),
         "loopLagSeconds": total / count if count else 0.0,
         "descriptors": f"{own.get(families.OPEN_FDS.name, 0):g} of {own.get(families.MAX_FDS.name, 0):g}",
