@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from ztunnel.certs.certificate_errors import CaChainError, CaError
-from ztunnel.certs.rotation import LONGEST_BACKOFF, Phase, Priority, Rotations, backoff
+from ztunnel.certs.rotation import LONGEST_BACKOFF, Priority, RotationPhase, Rotations, backoff
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 
@@ -256,12 +256,12 @@ class AnyConversation(RuleBasedStateMachine):
         assert len(self.fetching) <= 3
         phases = {rotation.identity: rotation.phase for rotation in self.rotations.all()}
         assert set(phases) == self.known
-        assert {i for i, phase in phases.items() if phase is Phase.FETCHING} == set(self.fetching)
-        queued = [i for i, phase in phases.items() if phase is Phase.QUEUED]
+        assert {i for i, phase in phases.items() if phase is RotationPhase.FETCHING} == set(self.fetching)
+        queued = [i for i, phase in phases.items() if phase is RotationPhase.QUEUED]
         # Whoever waits does so because all places are taken, or nobody has looked yet.
         if queued and len(self.fetching) < 3:
             assert self.rotations.start(self.now)[: 3 - len(self.fetching)]
-            self.fetching = [r.identity for r in self.rotations.all() if r.phase is Phase.FETCHING]
+            self.fetching = [r.identity for r in self.rotations.all() if r.phase is RotationPhase.FETCHING]
 
 
 TestAnyConversation = AnyConversation.TestCase

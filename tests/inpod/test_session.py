@@ -8,7 +8,6 @@ from tests.inpod.fake_namespace import FakeNamespace
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, SnapshotSent
 from ztunnel.inpod.session import (
     Fail,
-    Phase,
     PodCounts,
     PodState,
     PodView,
@@ -17,6 +16,7 @@ from ztunnel.inpod.session import (
     SendAck,
     SendHello,
     Session,
+    SessionPhase,
     StartPod,
     StopPod,
 )
@@ -200,7 +200,7 @@ def test_a_new_connection_forgets_snapshot_and_pending_pods_but_not_running_ones
     add(session, "b", netns, fails=BIND_ERROR)
     assert session.disconnected() == [Release(netns)]
     assert session.retry_at is None
-    assert session.phase is Phase.DISCONNECTED
+    assert session.phase is SessionPhase.DISCONNECTED
     session.connected()
     assert session.receive(SnapshotSent(), None) == [StopPod("a"), SendAck()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ztunnel.observe.families import CATALOGUE, Family, Kind
+from ztunnel.observe.families import CATALOGUE, Family, MetricKind
 
 OURS = [family for family in CATALOGUE if family.name.startswith("ztunnel_")]
 
@@ -15,6 +15,6 @@ def test_our_families_are_named_by_the_conventions(family: Family):
     assert family.help.endswith((".", ";"))
     if family.unit:
         assert family.name.endswith(f"_{family.unit}")
-    if family.kind is Kind.HISTOGRAM:
+    if family.kind is MetricKind.HISTOGRAM:
         assert family.unit == "seconds"
     assert len(set(family.labels)) == len(family.labels)

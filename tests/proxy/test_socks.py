@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.model.address import SocketAddress
-from ztunnel.proxy.socks import METHOD_CHOSEN, Reply, SocksError, SocksServer, SocksTarget, reply
+from ztunnel.proxy.socks import METHOD_CHOSEN, SocksError, SocksReply, SocksServer, SocksTarget, reply
 
 GREETING = b"\x05\x01\x00"
 
@@ -64,7 +64,7 @@ def test_what_we_do_not_speak_is_refused_with_code_seven(data, text):
 
 
 def test_success_has_no_bound_address():
-    assert reply(Reply.SUCCEEDED) == b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+    assert reply(SocksReply.SUCCEEDED) == b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
 @given(st.binary(max_size=600))

@@ -7,9 +7,9 @@ from ztunnel.xds.ends import (
     MAX_BACKOFF,
     Closed,
     Failed,
-    Phase,
     Reason,
-    Refused,
+    StreamPhase,
+    StreamRefused,
     after,
     status_text,
 )
@@ -17,15 +17,15 @@ from ztunnel.xds.ends import (
 ADDRESS = "https://istiod.istio-system.svc:15012"
 
 
-def refused(code: str, message: str = "", phase: Phase = Phase.ESTABLISHED) -> Refused:
-    return Refused(phase, code, message, status_text(code, message))
+def refused(code: str, message: str = "", phase: StreamPhase = StreamPhase.ESTABLISHED) -> StreamRefused:
+    return StreamRefused(phase, code, message, status_text(code, message))
 
 
 @pytest.mark.parametrize(
     "code", ["Unavailable", "Cancelled", "Unauthenticated", "Unknown", "DeadlineExceeded"]
 )
 def test_any_status_before_the_headers_is_a_connection_error_with_backoff(code):
-    retry = after(refused(code, "x", Phase.CONNECTING), 0.64, ADDRESS)
+    retry = after(refused(code, "x", StreamPhase.CONNECTING), 0.64, ADDRESS)
     assert retry.reason is Reason.CONNECTION_ERROR
     assert retry.level == "warn"
     assert retry.message == (
@@ -39,7 +39,7 @@ def test_connection_errors_wait_20_ms_and_double_up_to_3_s():
     backoff = FIRST_BACKOFF
     waits = []
     for _ in range(11):
-        retry = after(refused("Unavailable", phase=Phase.CONNECTING), backoff, ADDRESS)
+        retry = after(refused("Unavailable", phase=StreamPhase.CONNECTING), backoff, ADDRESS)
         backoff = retry.backoff
         waits.append(retry.wait)
     assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 3.0, 3.0, 3.0]

@@ -49,7 +49,7 @@ class Priority(IntEnum):
     BACKGROUND = 2
 
 
-class Phase(Enum):
+class RotationPhase(Enum):
     """What is going on for an identity."""
 
     QUEUED = "queued"
@@ -77,7 +77,7 @@ class Rotation:
     """One identity."""
 
     identity: Identity
-    phase: Phase
+    phase: RotationPhase
     priority: Priority
     due: float
     certificate: Certificate | None = None
@@ -136,13 +136,13 @@ class Rotations:
         """
         rotation = self._all.get(identity)
         if rotation is None:
-            self._all[identity] = Rotation(identity, Phase.QUEUED, priority, now)
+            self._all[identity] = Rotation(identity, RotationPhase.QUEUED, priority, now)
             return True
-        if rotation.phase is Phase.QUEUED and rotation.certificate is None and rotation.error is None:
+        if rotation.phase is RotationPhase.QUEUED and rotation.certificate is None and rotation.error is None:
             rotation.priority = min(rotation.priority, priority)
         if (
             priority is Priority.REAL_TIME
-            and rotation.phase is Phase.WAITING
+            and rotation.phase is RotationPhase.WAITING
             and rotation.failures > 0
             and rotation.valid(now) is None
         ):
@@ -155,27 +155,27 @@ class Rotations:
         rotation = self._all.pop(identity, None)
         if rotation is None:
             return False
-        if rotation.phase is Phase.FETCHING:
+        if rotation.phase is RotationPhase.FETCHING:
             self._fetching -= 1
         return True
 
     def due(self, identity: Identity, now: float) -> float:
         """How many seconds until an identity's next attempt is due; 0 if it is due, queued or under way."""
         rotation = self._all[identity]
-        return max(0.0, rotation.due - now) if rotation.phase is Phase.WAITING else 0.0
+        return max(0.0, rotation.due - now) if rotation.phase is RotationPhase.WAITING else 0.0
 
     def start(self, now: float) -> list[Identity]:
         """The identities to fetch now, most urgent first; they count as being fetched from here on."""
         queued = []
         for rotation in self._all.values():
-            if rotation.phase is Phase.WAITING and rotation.due <= now:
-                rotation.phase = Phase.QUEUED
-            if rotation.phase is Phase.QUEUED:
+            if rotation.phase is RotationPhase.WAITING and rotation.due <= now:
+                rotation.phase = RotationPhase.QUEUED
+            if rotation.phase is RotationPhase.QUEUED:
                 queued.append(rotation)
         queued.sort(key=lambda rotation: (rotation.priority, rotation.due))
         chosen = queued[: max(0, self._concurrency - self._fetching)]
         for rotation in chosen:
-            rotation.phase = Phase.FETCHING
+            rotation.phase = RotationPhase.FETCHING
         self._fetching += len(chosen)
         return [rotation.identity for rotation in chosen]
 
@@ -217,10 +217,10 @@ class Rotations:
 
     def _finish(self, identity: Identity) -> Rotation:
         rotation = self._all[identity]
-        if rotation.phase is not Phase.FETCHING:
+        if rotation.phase is not RotationPhase.FETCHING:
             raise ValueError(f"no fetch for {identity} is under way")
         self._fetching -= 1
-        rotation.phase = Phase.WAITING
+        rotation.phase = RotationPhase.WAITING
         rotation.priority = Priority.BACKGROUND
         return rotation
 

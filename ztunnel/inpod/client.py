@@ -26,7 +26,6 @@ from ztunnel.inpod.session import (
     Command,
     Commands,
     Fail,
-    Phase,
     PodCounts,
     PodView,
     Reconnect,
@@ -34,6 +33,7 @@ from ztunnel.inpod.session import (
     SendAck,
     SendHello,
     Session,
+    SessionPhase,
     StartPod,
     StopPod,
 )
@@ -141,7 +141,7 @@ class ZdsClient:
             except OSError as error:
                 reason = os_error_text(error)
             finally:
-                useful = self._session.phase is Phase.UPDATES
+                useful = self._session.phase is SessionPhase.UPDATES
                 self._disconnected()
             useless = 0 if useful else useless + 1
             # The first useless connection costs no pause, unless not even our hello went through.

@@ -106,7 +106,7 @@ Command: TypeAlias = SendHello | SendAck | StartPod | StopPod | Release | Reconn
 Commands: TypeAlias = list[Command]
 
 
-class Phase(Enum):
+class SessionPhase(Enum):
     """Where a connection is."""
 
     DISCONNECTED = "disconnected"
@@ -160,7 +160,7 @@ class Session:
 
     def __init__(self, retry_seconds: float = DEFAULTS.control.cni_retry) -> None:
         self._retry_seconds = retry_seconds
-        self._phase = Phase.DISCONNECTED
+        self._phase = SessionPhase.DISCONNECTED
         self._running: dict[str, _Running] = {}
         self._pending: dict[str, _Pending] = {}
         self._snapshot: set[str] = set()
@@ -172,7 +172,7 @@ class Session:
         self._stopped = 0
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> SessionPhase:
         """Where the connection is."""
         return self._phase
 
@@ -202,8 +202,8 @@ class Session:
 
     def connected(self) -> Commands:
         """A connection stands."""
-        _require(self._phase is Phase.DISCONNECTED, "one connection at a time")
-        self._phase = Phase.SNAPSHOT
+        _require(self._phase is SessionPhase.DISCONNECTED, "one connection at a time")
+        self._phase = SessionPhase.SNAPSHOT
         return [SendHello()]
 
     def disconnected(self) -> Commands:
@@ -211,7 +211,7 @@ class Session:
 
         May be called while a `StartPod` is unanswered; it then counts as not started.
         """
-        self._phase = Phase.DISCONNECTED
+        self._phase = SessionPhase.DISCONNECTED
         self._ready = False
         self._snapshot.clear()
         self._round.clear()
@@ -227,7 +227,7 @@ class Session:
     def receive(self, request: Request, netns: NamespaceHandle | None) -> Commands:
         """Take a request. ``netns`` comes with `AddPod` and no other; the session owns it from here on."""
         _require(self._start is None, "a start is still unanswered")
-        _require(self._phase is not Phase.DISCONNECTED, "a request needs a connection")
+        _require(self._phase is not SessionPhase.DISCONNECTED, "a request needs a connection")
         if isinstance(request, AddPod):
             if netns is None:
                 raise RuntimeError("an add comes with a namespace")
@@ -297,7 +297,7 @@ class Session:
         return start
 
     def _look_at_readiness(self) -> None:
-        self._ready = self._phase is Phase.UPDATES and not self._pending
+        self._ready = self._phase is SessionPhase.UPDATES and not self._pending
 
     def _acknowledged(self, *commands: Command) -> Commands:
         self._look_at_readiness()
@@ -306,7 +306,7 @@ class Session:
     def _add(self, request: AddPod, netns: NamespaceHandle) -> Commands:
         if request.info is None:
             return [Release(netns), *self._broken("an added workload has no workload info")]
-        if self._phase is Phase.SNAPSHOT:
+        if self._phase is SessionPhase.SNAPSHOT:
             self._snapshot.add(request.uid)
         commands: Commands = []
         running = self._running.get(request.uid)
@@ -339,7 +339,7 @@ class Session:
     def _reconcile(self, _request: SnapshotSent) -> Commands:
         commands: Commands = [self._stop(uid) for uid in list(self._running) if uid not in self._snapshot]
         self._snapshot.clear()
-        self._phase = Phase.UPDATES
+        self._phase = SessionPhase.UPDATES
         return self._acknowledged(*commands)
 
     def _keep_too_late(self, request: KeepPod) -> Commands:
@@ -364,13 +364,13 @@ class Session:
 
 
 # The two phases differ in these three; an add means the same in both, but for the note in the snapshot.
-_HANDLERS: dict[tuple[Phase, type[Request]], Callable[..., Commands]] = {
-    (Phase.SNAPSHOT, KeepPod): Session._keep,  # noqa: SLF001 # the table belongs to the class
-    (Phase.SNAPSHOT, DeletePod): Session._delete_from_snapshot,  # noqa: SLF001
-    (Phase.SNAPSHOT, SnapshotSent): Session._reconcile,  # noqa: SLF001
-    (Phase.UPDATES, KeepPod): Session._keep_too_late,  # noqa: SLF001
-    (Phase.UPDATES, DeletePod): Session._delete,  # noqa: SLF001
-    (Phase.UPDATES, SnapshotSent): Session._second_snapshot,  # noqa: SLF001
+_HANDLERS: dict[tuple[SessionPhase, type[Request]], Callable[..., Commands]] = {
+    (SessionPhase.SNAPSHOT, KeepPod): Session._keep,  # noqa: SLF001 # the table belongs to the class
+    (SessionPhase.SNAPSHOT, DeletePod): Session._delete_from_snapshot,  # noqa: SLF001
+    (SessionPhase.SNAPSHOT, SnapshotSent): Session._reconcile,  # noqa: SLF001
+    (SessionPhase.UPDATES, KeepPod): Session._keep_too_late,  # noqa: SLF001
+    (SessionPhase.UPDATES, DeletePod): Session._delete,  # noqa: SLF001
+    (SessionPhase.UPDATES, SnapshotSent): Session._second_snapshot,  # noqa: SLF001
 }
 
 

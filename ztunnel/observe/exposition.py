@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from ztunnel.observe.families import CATALOGUE, Family, Kind
+from ztunnel.observe.families import CATALOGUE, Family, MetricKind
 
 OPENMETRICS_TYPE = "application/openmetrics-text;charset=utf-8;version=1.0.0"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -66,7 +66,7 @@ class Exposition:
         for family in CATALOGUE:
             if any(totals.get(name) for name in family.samples):
                 yield _head(family).encode()
-                if family.kind is Kind.HISTOGRAM:
+                if family.kind is MetricKind.HISTOGRAM:
                     yield self._histogram(family, totals).encode()
                 else:
                     yield from self._simple(family, totals[family.samples[0]].items())

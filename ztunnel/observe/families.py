@@ -8,7 +8,7 @@ from enum import Enum
 from ztunnel.observe.labels import TRAFFIC_LABELS
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """The OpenMetrics type of a family."""
 
     COUNTER = "counter"
@@ -25,7 +25,7 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     unit: str = ""
@@ -33,9 +33,9 @@ class Family:
     @property
     def samples(self) -> tuple[str, ...]:
         """The names of the family's samples, in order."""
-        if self.kind is Kind.COUNTER:
+        if self.kind is MetricKind.COUNTER:
             return (f"{self.name}_total",)
-        if self.kind is Kind.HISTOGRAM:
+        if self.kind is MetricKind.HISTOGRAM:
             return (f"{self.name}_sum", f"{self.name}_count", f"{self.name}_bucket")
         return (self.name,)
 
@@ -50,7 +50,7 @@ _DNS_LABELS = (
 DNS_BUCKETS = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
 OPEN_FDS = Family("process_open_fds", _G, "Number of open file descriptors")
 MAX_FDS = Family("process_max_fds", _G, "Maximum number of file descriptors (soft limit)")

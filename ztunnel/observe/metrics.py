@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge
 
 from ztunnel.messages import Sample
 from ztunnel.observe import families
-from ztunnel.observe.families import BY_SAMPLE, Family, Kind
+from ztunnel.observe.families import BY_SAMPLE, Family, MetricKind
 
 Labels: TypeAlias = tuple[str, ...]
 Key: TypeAlias = tuple[str, Labels]
@@ -54,7 +54,7 @@ class ReportedMetrics:
 
     def _keep(self, values: Iterable[tuple[Key, float]]) -> None:
         for key, value in values:
-            if BY_SAMPLE[key[0]].kind is not Kind.GAUGE:
+            if BY_SAMPLE[key[0]].kind is not MetricKind.GAUGE:
                 self._base[key] = self._base.get(key, 0) + value
 
     def drop_unreported(self) -> int:

@@ -20,7 +20,7 @@ LONGEST_MESSAGE = 2 + 255 + 4 + 1 + 255 + 2
 METHOD_CHOSEN = bytes((VERSION, 0))
 
 
-class Reply(Enum):
+class SocksReply(Enum):
     """The codes in use, of RFC 1928 section 6."""
 
     SUCCEEDED = 0
@@ -28,7 +28,7 @@ class Reply(Enum):
     COMMAND_NOT_SUPPORTED = 7
 
 
-def reply(code: Reply) -> bytes:
+def reply(code: SocksReply) -> bytes:
     """The ten bytes of an answer, with no bound address in it."""
     return bytes((VERSION, code.value, 0, 1, 0, 0, 0, 0, 0, 0))
 
@@ -38,8 +38,8 @@ class SocksError(ZtunnelError):
 
     code = "ZT-NET-020"
 
-    def __init__(self, text: str, answer: Reply = Reply.COMMAND_NOT_SUPPORTED) -> None:
-        kind = "CommandNotSupported" if answer is Reply.COMMAND_NOT_SUPPORTED else "HostUnreachable"
+    def __init__(self, text: str, answer: SocksReply = SocksReply.COMMAND_NOT_SUPPORTED) -> None:
+        kind = "CommandNotSupported" if answer is SocksReply.COMMAND_NOT_SUPPORTED else "HostUnreachable"
         super().__init__(f"{kind}: {text}")
         self.reply = answer
 

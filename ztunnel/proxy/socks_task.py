@@ -9,7 +9,7 @@ import trio
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.socks import LONGEST_MESSAGE, Reply, SocksError, SocksServer, SocksTarget, reply
+from ztunnel.proxy.socks import LONGEST_MESSAGE, SocksError, SocksReply, SocksServer, SocksTarget, reply
 
 log = get_logger("proxy::socks5")
 
@@ -34,7 +34,7 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
         except OSError as error:
             log.debug(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
             return None
-        _say(sock, reply(Reply.SUCCEEDED))
+        _say(sock, reply(SocksReply.SUCCEEDED))
         return destination
     log.warning("failed to negotiate socks connection: deadline has elapsed", **{"src.addr": client})
     return None
@@ -71,7 +71,7 @@ async def _resolve(target: SocksTarget, client: SocketAddress, pod: PodContext) 
         raise SocksError("unsupported hostname lookup, requires DNS enabled")
     address = await names.first_address(name, client.ip.version)
     if address is None:
-        raise SocksError(f"{name} could not be resolved", Reply.HOST_UNREACHABLE)
+        raise SocksError(f"{name} could not be resolved", SocksReply.HOST_UNREACHABLE)
     return SocketAddress(address, port)
 
 

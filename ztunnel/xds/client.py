@@ -32,7 +32,16 @@ from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.system.memory import GrowthWatch, release_unused_memory
 from ztunnel.xds.delta import MalformedResponseError
-from ztunnel.xds.ends import FIRST_BACKOFF, Closed, End, Failed, Phase, Refused, after, status_text
+from ztunnel.xds.ends import (
+    FIRST_BACKOFF,
+    Closed,
+    Failed,
+    StreamEnd,
+    StreamPhase,
+    StreamRefused,
+    after,
+    status_text,
+)
 from ztunnel.xds.session import ADDRESS_TYPE, Outcome, Reading, XdsSession
 
 BIG = 2 * 1024 * 1024
@@ -206,32 +215,32 @@ class XdsClient:
                 self._session.abandon(key)
         return answered.is_set()
 
-    async def _one_stream(self, stream_log: Logger) -> End:
+    async def _one_stream(self, stream_log: Logger) -> StreamEnd:
         """Connect, and serve until the stream ends; says how it ended."""
-        phase = Phase.CONNECTING
+        phase = StreamPhase.CONNECTING
         try:
             async with self._connect() as stream:
                 try:
                     return await self._converse(stream, stream_log)
                 except StatusError:
                     if stream.established:
-                        phase = Phase.ESTABLISHED
+                        phase = StreamPhase.ESTABLISHED
                     raise
         except StatusError as error:
             text = status_text(error.status, error.message, details=error.details, source=error.source)
-            return Refused(phase, error.status, error.message, text)
+            return StreamRefused(phase, error.status, error.message, text)
         except ZtunnelError as error:
             return Failed(str(error))
         finally:
             self.connected = self.answered = False
             self._session.close()
 
-    async def _converse(self, stream: Stream, stream_log: Logger) -> End:
+    async def _converse(self, stream: Stream, stream_log: Logger) -> StreamEnd:
         # Unbounded, but what goes in is bounded: an answer for each response, and the demands that are open.
         sender, receiver = trio.open_memory_channel[bytes](math.inf)
         heard = trio.Event()
         # Only silence, which cancels the reading, leaves this as it is.
-        end: End = Failed(str(XdsNoAnswerError(self._address, self._bounds.xds_silence_limit)))
+        end: StreamEnd = Failed(str(XdsNoAnswerError(self._address, self._bounds.xds_silence_limit)))
         failure: StatusError | None = None
         async with sender, receiver, trio.open_nursery() as nursery:
             for request in self._session.open():
@@ -250,7 +259,7 @@ class XdsClient:
                 failure = error
             except MalformedResponseError as error:
                 text = status_text("Internal", str(error))
-                end = Refused(Phase.ESTABLISHED, "Internal", str(error), text)
+                end = StreamRefused(StreamPhase.ESTABLISHED, "Internal", str(error), text)
             finally:
                 self._outbox = None
                 nursery.cancel_scope.cancel()

@@ -31,7 +31,7 @@ _ORDERLY = ("transport is closing", "received prior goaway", "GOAWAY received; E
 """What the message of an Unavailable holds when a server went away in good order; the last is grpcio's."""
 
 
-class Phase(Enum):
+class StreamPhase(Enum):
     """How far a stream had come when it ended."""
 
     CONNECTING = "connecting"
@@ -50,10 +50,10 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class StreamRefused:
     """The stream ended with a gRPC status: its name in CamelCase, its message, and all of it for people."""
 
-    phase: Phase
+    phase: StreamPhase
     code: str
     message: str
     text: str
@@ -73,7 +73,7 @@ class Closed:
     spoke: bool
 
 
-End = Refused | Failed | Closed
+StreamEnd = StreamRefused | Failed | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Retry:
     backoff: float
 
 
-def after(end: End, backoff: float, address: str) -> Retry:
+def after(end: StreamEnd, backoff: float, address: str) -> Retry:
     """What follows an end. ``backoff``: the state so far (`FIRST_BACKOFF` at first)."""
     longer = min(MAX_BACKOFF, backoff * 2)
     match end:
@@ -101,21 +101,21 @@ def after(end: End, backoff: float, address: str) -> Retry:
         case Failed():
             text = f"XDS client error: {end.text}, retrying in {duration_text(longer)}"
             return Retry(Reason.ERROR, "warn", text, longer, longer)
-        case Refused(phase=Phase.CONNECTING):
+        case StreamRefused(phase=StreamPhase.CONNECTING):
             text = (
                 f"XDS client connection error: gRPC connection error connecting to {address}: {end.text}, "
                 f"retrying in {duration_text(longer)}"
             )
             return Retry(Reason.CONNECTION_ERROR, "warn", text, longer, longer)
-        case Refused() if _is_orderly(end):
+        case StreamRefused() if _is_orderly(end):
             text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration_text(FIRST_BACKOFF)}"
             return Retry(Reason.RECONNECT, "debug", text, FIRST_BACKOFF, FIRST_BACKOFF)
-        case Refused():
+        case StreamRefused():
             text = f"XDS client error: gRPC error {end.text}, retrying in {duration_text(longer)}"
             return Retry(Reason.ERROR, "warn", text, longer, longer)
 
 
-def _is_orderly(end: Refused) -> bool:
+def _is_orderly(end: StreamRefused) -> bool:
     if end.code in {_UNKNOWN, _CANCELLED, _DEADLINE_EXCEEDED}:
         return True
     return end.code == _UNAVAILABLE and any(phrase in end.message for phrase in _ORDERLY)
