@@ -181,7 +181,7 @@ def sockets(ztunnel: Ztunnel, namespace: Namespace) -> list[Options]:
 async def test_every_socket_in_a_pod_has_its_options(nodes):
     client, server, outside = nodes.client, nodes.server, nodes.outside
     async with (
-        serve(server, 8080),
+        serve(server, 8080) as application,
         await client.connect(server.ipv4, 8080) as tunnelled,
         await outside.connect(server.ipv4, 8080) as plain,
     ):
@@ -217,7 +217,7 @@ async def test_every_socket_in_a_pod_has_its_options(nodes):
         for options in found:
             expected = (None, 0) if kind == "accepted tunnel" else (KEEPALIVE, timeout)
             assert (options.keepalive, options.user_timeout) == expected, kind
-    assert {options.local[0] for options in by_kind["dialled application"]} == {client.ipv4, outside.ipv4}
+    assert set(application.peer_addresses) == {client.ipv4, outside.ipv4}
 
 
 # -- its limits ------------------------------------------------------------------------------------------
