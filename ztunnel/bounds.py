@@ -40,6 +40,7 @@ class TunnelBounds:
     answer_timeout: float = seconds(20, "for the answer to CONNECT; the peer may itself wait 10 s")
     probe_after: float = seconds(1, "without an answer to CONNECT, then a PING asks whether anybody is there")
     probe_timeout: float = seconds(2, "for any byte after that PING; then nobody is")
+    hangup_grace: float = seconds(1, "for what came before an application's reset to be read and sent on")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")

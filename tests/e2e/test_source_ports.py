@@ -22,6 +22,10 @@ from tests.support.traffic import read_exactly, serve
 from ztunnel.demo.network import set_kernel_setting
 
 AT_ONCE = 1500
+PORT = 8094
+"""One for all: the kernel may lose a client that comes to *another* port of the same pod from the same source
+port within two minutes (docs/measurements/source-ports.md, "What is left").
+"""
 _choices = random.Random(7)
 
 PORTS: dict[str, Callable[[], Iterable[int]]] = {
@@ -90,7 +94,7 @@ def port_range(pod: MeshPod, text: str) -> Iterator[None]:
 async def test_many_at_once_from_any_port(standard: StandardMesh, ports: str, version: int) -> None:
     server = standard.server
     lines = len(server.ztunnel.log_lines("ZT-NET-015"))
-    target = (server.ipv4 if version == 4 else server.ipv6, 8090 + version)
+    target = (server.ipv4 if version == 4 else server.ipv6, PORT)
     async with serve(server, target[1]) as application:
         await all_at_once(standard.outside, target, PORTS[ports]())
     assert len(application.peers) == AT_ONCE
@@ -103,27 +107,23 @@ async def test_many_at_once_where_both_have_few_ports(standard: StandardMesh) ->
     """The client's range and the pod's are the same thousand ports; a kernel would run out of them."""
     server, outside = standard.server, standard.outside
     with port_range(server, "32768 33767"), port_range(outside, "32768 33767"):
-        async with serve(server, 8096) as application:
-            await all_at_once(outside, (server.ipv4, 8096), range(32768, 32768 + AT_ONCE))
+        async with serve(server, PORT) as application:
+            await all_at_once(outside, (server.ipv4, PORT), range(32768, 32768 + AT_ONCE))
     assert len(application.peers) == AT_ONCE
 
 
 async def test_many_one_after_another(standard: StandardMesh) -> None:
-    """20,000 within the minute of TIME-WAIT.
-
-    From a pod of their own: a client that comes back to another port of the same pod within two minutes may
-    be lost by the kernel (docs/measurements/source-ports.md, "What is left").
-    """
+    """20,000 within the minute of TIME-WAIT."""
     server, outside = standard.server, standard.legacy
     numbers = iter(range(20_000))
 
     async def some() -> None:
         for number in numbers:
-            stream = await converse(outside, (server.ipv4, 8097), 0, b"%d" % number)
+            stream = await converse(outside, (server.ipv4, PORT), 0, b"%d" % number)
             await stream.aclose()
 
     with port_range(outside, "1024 65535"):
-        async with serve(server, 8097) as application:
+        async with serve(server, PORT) as application:
             with trio.fail_after(400):
                 async with trio.open_nursery() as nursery:
                     for _ in range(8):

@@ -131,7 +131,7 @@ class Control:
             chunk = await self.wait_for(DumpChunk, number=number)
             items += [msgspec.json.decode(item) for item in chunk.items]
             if chunk.last:
-                assert chunk.error == ""
+                assert chunk.error == "", chunk.error
                 return items
 
     async def start_pod(self, uid: str = UID, info: PodInfo = INFO) -> None:

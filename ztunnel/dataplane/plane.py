@@ -52,6 +52,7 @@ from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.history import History
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.splice import PipePool
 from ztunnel.state.application import Application
 from ztunnel.state.store import MeshStore
@@ -109,6 +110,7 @@ class DataPlane:
             random=random,
             wall_clock=wall_clock,
             budget=DescriptorBudget.current(),
+            hangups=Hangups(),
             pipes=PipePool(),
             history=History(config.connection_history, random),
             demands=Demands(self.store, send, bounds.connection.demand_timeout)
@@ -125,11 +127,12 @@ class DataPlane:
         every pod has stopped.
         """
         ending = trio.Event()
-        with self._shared.pipes:
+        with self._shared.pipes, self._shared.hangups as hangups:
             async with trio.open_nursery() as nursery:
                 pods = Pods(self._shared, self._send, nursery)
                 nursery.start_soon(pods.recheck_policies, name="policy re-check")
                 nursery.start_soon(self._watch_loop, name="loop watch")
+                nursery.start_soon(hangups.run, name="hang-ups")
                 nursery.start_soon(self._take, inbox, pods, nursery, ending, name="messages")
                 await ending.wait()
                 await pods.wait_empty()

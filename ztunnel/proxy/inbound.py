@@ -32,6 +32,7 @@ from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.failures import (
     ApplicationDialError,
+    ClientGoneError,
     ConnectionFailure,
     DialError,
     HandshakeRefusedError,
@@ -175,6 +176,9 @@ class _Connect:
 
     async def _admit_and_carry(self) -> None:
         pod, stream, report = self._pod, self._stream, self._report
+        if stream.dead:
+            raise ClientGoneError
+        stream.on_death = lambda: self._entry.close(ClientGoneError())
         workload = await pod.local_workload()
         shared = pod.shared
         if shared.demands is not None:
@@ -190,7 +194,8 @@ class _Connect:
         report.admitted(plan, self._identity)
         check_policy(pod, workload, facts, report, stream.tunnel.tls.peer_identities)
         application = await self._dial(plan)
-        with application:
+        stream.on_death = None
+        with application, shared.hangups.watch(application) as hangup:
             self._entry.sock, self._entry.stream = application, stream
             report.phase = Phase.RELAY
             fields = []
@@ -205,6 +210,7 @@ class _Connect:
                 sent_to_stream=report.sent,
                 received_from_stream=report.received,
                 outbound=False,
+                hangup=hangup,
             )
         if end.error is not None:
             raise RelayError(end.error)

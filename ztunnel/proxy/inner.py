@@ -20,6 +20,7 @@ from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.relay import RelayEnd, relay_stream
 from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.hangup import Hangup
 from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tls.transports import StreamTls
@@ -38,11 +39,12 @@ async def relay_inside(
     report: ConnectionReport,
     entry: OutboundEntry,
     established: Callable[[], None],
+    hangup: Hangup,
 ) -> RelayEnd:
     """Open a tunnel inside ``outer``, a CONNECT in it, and relay ``sock`` through that.
 
     Calls ``established`` when the destination has taken the connection. Raises ConnectionFailure when it has
-    not. ``sock`` and ``outer`` stay the caller's to close.
+    not. ``hangup``: the watch of ``sock``. ``sock`` and ``outer`` stay the caller's to close.
     """
     tls = await _handshake(outer, plan, shared)
     tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
@@ -64,6 +66,7 @@ async def relay_inside(
                 sent_to_stream=report.received,
                 received_from_stream=report.sent,
                 outbound=True,
+                hangup=hangup,
             )
         except ConnectionFailure as error:
             # Raised after the nursery, which would wrap it in a group.

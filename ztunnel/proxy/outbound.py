@@ -30,11 +30,13 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
 from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
 from ztunnel.sockets.dial import ConnectTimedOut, connect
+from ztunnel.sockets.hangup import Hangup
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.answer import accepted
 from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
 from ztunnel.tunnel.failures import (
+    ClientGoneError,
     ConnectionFailure,
     ConnectTimeoutError,
     DialError,
@@ -86,17 +88,26 @@ class OutboundProxy:
             source=str(client),
             original_destination=str(destination),
         )
-        with entry.scope:
+        with entry.scope, self._watch(sock, entry) as hangup:
             async with report.closing(entry):
                 with reset_unless_carried(sock, report):
                     source = await pod.local_workload()
                     request = OutboundRequest(source, client, destination, pod.shared.config.network)
-                    end = await self._carry(sock, request, report, entry)
+                    end = await self._carry(sock, request, report, entry, hangup)
                 if end.error is not None:
                     raise RelayError(end.error)
 
+    def _watch(self, sock: socket.socket, entry: OutboundEntry) -> Hangup:
+        """What ends the connection when its client resets it before it is established."""
+        return self.shared.hangups.watch(sock, lambda: entry.close(ClientGoneError()))
+
     async def _carry(
-        self, sock: socket.socket, request: OutboundRequest, report: ConnectionReport, entry: OutboundEntry
+        self,
+        sock: socket.socket,
+        request: OutboundRequest,
+        report: ConnectionReport,
+        entry: OutboundEntry,
+        hangup: Hangup,
     ) -> RelayEnd:
         """Try endpoints until one takes the connection, then relay."""
         table = self._pod.connections.outbound
@@ -107,7 +118,7 @@ class OutboundProxy:
             while True:
                 report.planned(plan)
                 entry.planned(plan)
-                attempt = _Attempt(self, sock, request.client, plan, report, entry)
+                attempt = _Attempt(self, sock, request.client, plan, report, entry, hangup)
                 try:
                     return await attempt.run(attempts)
                 except ConnectionFailure as failure:
@@ -289,6 +300,7 @@ class _Attempt:
         plan: OutboundPlan,
         report: ConnectionReport,
         entry: OutboundEntry,
+        hangup: Hangup,
     ) -> None:
         self._proxy = proxy
         self._sock = sock
@@ -296,6 +308,7 @@ class _Attempt:
         self._plan = plan
         self._report = report
         self._entry = entry
+        self._hangup = hangup
         self.progress = Progress.DIALLING
 
     async def run(self, attempts: Attempts) -> RelayEnd:
@@ -310,10 +323,19 @@ class _Attempt:
 
         try_timeout = attempts.try_timeout(plan)
         if plan.protocol is OutboundProtocol.TCP:
-            with await self._proxy.connect(plan.next_hop, try_timeout, attempts.waited) as upstream:
+            with (
+                await self._proxy.connect(plan.next_hop, try_timeout, attempts.waited) as upstream,
+                shared.hangups.watch(upstream) as upstream_hangup,
+            ):
                 established()
                 return await relay_plain(
-                    sock, upstream, pipes=shared.pipes, received=report.received, sent=report.sent
+                    sock,
+                    upstream,
+                    pipes=shared.pipes,
+                    received=report.received,
+                    sent=report.sent,
+                    hangups=(self._hangup, upstream_hangup),
+                    hangup_grace=shared.bounds.tunnel.hangup_grace,
                 )
         fields = self._fields()
         stream = await self._proxy.open(plan, self._client, fields, try_timeout)
@@ -327,10 +349,13 @@ class _Attempt:
                 sent_to_stream=report.received,
                 received_from_stream=report.sent,
                 outbound=True,
+                hangup=self._hangup,
             )
         self.progress = Progress.OUTER
         try:
-            return await relay_inside(sock, stream, plan, fields, shared, report, self._entry, established)
+            return await relay_inside(
+                sock, stream, plan, fields, shared, report, self._entry, established, self._hangup
+            )
         finally:
             stream.close()
 

@@ -16,7 +16,8 @@ from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
 from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
-from ztunnel.tunnel.failures import RelayError, RouteRefusedError
+from ztunnel.sockets.hangup import Hangup
+from ztunnel.tunnel.failures import ClientGoneError, RelayError, RouteRefusedError
 
 
 class PlaintextProxy:
@@ -31,11 +32,15 @@ class PlaintextProxy:
         pod = self._pod
         report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
         entry = InboundEntry(trio.CancelScope(), report=report)
+
+        def gone() -> None:
+            entry.close(ClientGoneError())
+
         try:
-            with entry.scope:
+            with entry.scope, pod.shared.hangups.watch(sock, gone) as hangup:
                 async with report.closing(entry):
                     with reset_unless_carried(sock, report):
-                        await self._carry(sock, peer, destination, report, entry)
+                        await self._carry(sock, peer, destination, report, entry, hangup)
         finally:
             pod.connections.inbound.discard(entry)
 
@@ -46,6 +51,7 @@ class PlaintextProxy:
         destination: SocketAddress,
         report: ConnectionReport,
         entry: InboundEntry,
+        hangup: Hangup,
     ) -> None:
         pod = self._pod
         shared = pod.shared
@@ -65,11 +71,17 @@ class PlaintextProxy:
         report.admitted(plan, None)
         check_policy(pod, workload, entry.facts, report)
         application = await dial_application(pod, plan.dial, plan.spoof)
-        with application:
+        with application, shared.hangups.watch(application) as application_hangup:
             entry.sock = application
             report.phase = Phase.RELAY
             end = await relay_plain(
-                sock, application, pipes=shared.pipes, received=report.received, sent=report.sent
+                sock,
+                application,
+                pipes=shared.pipes,
+                received=report.received,
+                sent=report.sent,
+                hangups=(hangup, application_hangup),
+                hangup_grace=shared.bounds.tunnel.hangup_grace,
             )
         if end.error is not None:
             raise RelayError(end.error)

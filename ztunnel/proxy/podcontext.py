@@ -25,6 +25,7 @@ from ztunnel.proxy.history import History
 from ztunnel.proxy.pod_listeners import configured_keepalive
 from ztunnel.sockets.descriptors import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
+from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.source import ClientSources
 from ztunnel.sockets.splice import PipePool
@@ -69,6 +70,7 @@ class Shared:
     random: Random
     wall_clock: Callable[[], float]
     budget: DescriptorBudget
+    hangups: Hangups
     pipes: PipePool
     history: History
     demands: Demands | None = None

@@ -8,13 +8,16 @@ connection is over.
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import ErrorCode, error_text
+from ztunnel.sockets.hangup import Hangup
 from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
 from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
@@ -48,26 +51,63 @@ async def relay_stream(
     sent_to_stream: Callable[[int], None],
     received_from_stream: Callable[[int], None],
     outbound: bool,
+    hangup: Hangup | None = None,
 ) -> RelayEnd:
     """Relay between ``sock`` (non-blocking, stays the caller's to close) and ``stream`` (closed here).
 
     The callbacks get counts of bytes as they are written. ``outbound`` says on which side of the tunnel we
-    are, for the text of an error.
+    are, for the text of an error. ``hangup``: the watch of ``sock``, for when nobody reads it.
     """
     try:
         async with trio.open_nursery() as nursery:
+            if hangup is not None:
+                hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
             try:
                 stream.attach(sock, nursery, received_from_stream)
                 with stream.upload_scope:
                     await _upload(sock, stream, sent_to_stream)
+                dropping = trio.CancelScope()
+                if stream.dead and not stream.download_done.is_set():
+                    nursery.start_soon(_drop, sock, dropping, name=f"dropping what stream {stream.id} missed")
                 await stream.download_done.wait()
+                dropping.cancel()
             finally:
                 stream.detach()
+        if hangup is not None and hangup.happened and not stream.download_done.is_set():
+            stream.sink_error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            stream.reset(ErrorCode.CONNECT_ERROR)
         if stream.dead:
             await _reset_after_sending(sock, stream.bounds.reset_grace)
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:
         stream.close()
+
+
+async def _drop(sock: socket.socket, scope: trio.CancelScope) -> None:
+    """Take what an application still sends to a dead stream: it may read only when it has written."""
+    with scope:
+        try:
+            while True:
+                try:
+                    data = sock.recv(LARGEST_READ)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(sock)
+                    continue
+                if not data:
+                    return
+                await trio.lowlevel.checkpoint()
+        except OSError:
+            # The one who writes to it finds out as well.
+            return
+
+
+def _after_grace(scope: trio.CancelScope, grace: float) -> Callable[[], None]:
+    """Returns what ends a relay whose socket was reset, unless it ends by itself soon."""
+
+    def gone() -> None:
+        scope.deadline = trio.current_time() + grace
+
+    return gone
 
 
 async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
@@ -146,10 +186,13 @@ async def relay_plain(
     pipes: PipePool,
     received: Callable[[int], None],
     sent: Callable[[int], None],
+    hangups: Sequence[Hangup] = (),
+    hangup_grace: float = DEFAULTS.tunnel.hangup_grace,
 ) -> RelayEnd:
     """Relay between two plain sockets without bringing a byte into Python; both stay the caller's to close.
 
-    ``received`` counts client to server, ``sent`` server to client.
+    ``received`` counts client to server, ``sent`` server to client. ``hangups``: the watches of the
+    sockets, for when a direction does not read its own because it waits for the other to take bytes.
     """
     outcome: dict[str, OSError] = {}
 
@@ -166,8 +209,13 @@ async def relay_plain(
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
+        for hangup in hangups:
+            hangup.gone = _after_grace(nursery.cancel_scope, hangup_grace)
         nursery.start_soon(direction, "send", client, server, received, name="client to server")
         nursery.start_soon(direction, "receive", server, client, sent, name="server to client")
+    if nursery.cancel_scope.cancelled_caught and any(hangup.happened for hangup in hangups):
+        set_reset_on_close(client)
+        set_reset_on_close(server)
     for name, error in outcome.items():
         if error.errno not in RESETS:
             return RelayEnd(f"{name}: io error: {error.strerror}")

@@ -60,6 +60,15 @@ class EndpointSlowError(ConnectionFailure):
         self.waited = seconds
 
 
+class ClientGoneError(ConnectionFailure):
+    """The client reset its connection, or its stream, before anybody had taken it."""
+
+    code = "ZT-NET-016"
+
+    def __init__(self) -> None:
+        super().__init__("client disconnected before the connection was established")
+
+
 class ApplicationDialError(ConnectionFailure):
     """The application did not take the connection."""
 

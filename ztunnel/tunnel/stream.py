@@ -68,7 +68,8 @@ class Carrier(Protocol):
 class TunnelStream:
     """A stream and where its incoming bytes go.
 
-    Made by a tunnel; whoever uses it calls `close` at the end.
+    Made by a tunnel; whoever uses it calls `close` at the end. on_death: called when the peer resets it or
+    its tunnel is lost, for who waits for something else on its behalf.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class TunnelStream:
         "_wake_writer",
         "download_done",
         "id",
+        "on_death",
         "sink_error",
         "upload_scope",
     )
@@ -92,6 +94,7 @@ class TunnelStream:
     def __init__(self, carrier: Carrier, stream_id: int) -> None:
         self.id = stream_id
         self.sink_error: OSError | None = None
+        self.on_death: Callable[[], None] | None = None
         self.download_done = trio.Event()
         self.upload_scope = trio.CancelScope()
         self._carrier = carrier
@@ -252,9 +255,7 @@ class TunnelStream:
     def ended(self, event: StreamEnded | StreamReset) -> bool:
         """The peer half-closed or reset the stream. Returns whether the stream has to be delivered."""
         if isinstance(event, StreamReset):
-            self._wake_writer.unpark_all()
-            self.upload_scope.cancel()
-            self._bound_stall()
+            self._died()
         return True
 
     def writable(self) -> None:
@@ -263,10 +264,16 @@ class TunnelStream:
 
     def tunnel_lost(self) -> None:
         """The tunnel is closed under the stream."""
-        self._bound_stall()
+        self._died()
+        self.deliver()
+
+    def _died(self) -> None:
+        """Nothing can be sent any more: whoever waits for this stream, or on behalf of it, is told."""
         self._wake_writer.unpark_all()
         self.upload_scope.cancel()
-        self.deliver()
+        self._bound_stall()
+        if self.on_death is not None:
+            self.on_death()
 
     def deliver(self) -> None:
         """Hand the inbox to its consumer."""
