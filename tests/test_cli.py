@@ -173,7 +173,8 @@ def test_a_sigterm_before_the_start_is_over_ends_the_process_with_0():
 
 def test_an_interrupt_while_modules_are_loaded_shows_no_traceback():
     slow = (
-        "import sys, time, importlib.abc\n"
+        "import signal, sys, time, importlib.abc\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
         "class Slow(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name.startswith('ztunnel.') and name != 'ztunnel.start':\n"

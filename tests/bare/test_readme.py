@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bare.root import BareMachine, BareRootError, bare_machine
+from tests.bare.root import CACHE, BareMachine, BareRootError, bare_machine
 from tests.needs import needs_programs, unavailable
 from ztunnel.demo.namespaces import may_make_namespaces
 
 # The e2e tests of a bare machine are this machine's, so a few of each kind do; all others run outside.
 SOME = "tests/e2e/test_traffic.py tests/e2e/test_socks5.py tests/e2e/test_dns.py tests/e2e/test_harness.py"
+
+OUTPUT = CACHE / "output.txt"
 
 pytestmark = [
     pytest.mark.skipif(
@@ -35,7 +37,8 @@ def machine() -> Iterator[BareMachine]:
 
 
 def assert_passed(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stdout[-12_000:]
+    OUTPUT.write_text(done.stdout)
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\nall of it: {OUTPUT}"
     return done.stdout
 
 

@@ -11,14 +11,15 @@ came or went meanwhile. A nursery is named by the variable that holds it and the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
 import msgspec
 import trio
 
-_OURS = "/ztunnel/"
-_TRIO = "/trio/"
+_OURS = f"{Path(__file__).parents[1]}/"
+_TRIO = f"{Path(trio.__file__).parent}/"
 
 Words: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], str | None]]
 """By a function's qualified name: what it says of its local variables while it waits."""
@@ -133,7 +134,7 @@ def _where(frames: list[tuple[FrameType, int]]) -> str:
     if not frames:
         return "running"
     # where our own code waits says more than where that ends inside trio; of trio, what was called
-    own = [i for i, (frame, _) in enumerate(frames) if _TRIO not in frame.f_code.co_filename]
+    own = [i for i, (frame, _) in enumerate(frames) if not frame.f_code.co_filename.startswith(_TRIO)]
     index = own[-1] if own else 0
     frame, line = frames[index]
     called = frames[index + 1 :]
@@ -143,4 +144,4 @@ def _where(frames: list[tuple[FrameType, int]]) -> str:
 
 def _file(frame: FrameType) -> str:
     name = frame.f_code.co_filename
-    return name.rpartition(_OURS)[2] if _OURS in name else "/".join(name.split("/")[-2:])
+    return name.removeprefix(_OURS) if name.startswith(_OURS) else "/".join(name.split("/")[-2:])
