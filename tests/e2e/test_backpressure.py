@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from tests.e2e.conftest import StandardMesh
 from tests.support.pod import MeshPod, eventually
-from tests.support.traffic import pattern, read_exactly, receive_pattern, serve
+from tests.support.traffic import pattern, read_exactly, receive_pattern, reset, serve
 from ztunnel.demo.network import set_kernel_setting
 
 MEBIBYTE = 1024**2
@@ -180,3 +181,52 @@ async def test_slow_and_fast_readers_of_one_tunnel_both_get_everything(small: St
         for _ in range(4):
             nursery.start_soon(read_fast)
     assert application.failures == []
+
+
+class Reluctant:
+    """An application that takes connections and reads nothing from them."""
+
+    async def __call__(self, stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+
+async def upload(stream: trio.SocketStream, flood: Flood) -> None:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        await flood(stream)
+
+
+async def passes(client: MeshPod, address: str, port: int) -> None:
+    """A new connection carries two mebibytes there and back."""
+    async with await client.connect(address, port) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, pattern(0, 2 * MEBIBYTE))
+        with trio.fail_after(30):
+            assert await receive_pattern(stream, 2 * MEBIBYTE) == 2 * MEBIBYTE
+
+
+@pytest.mark.parametrize("stalled", [8, 25])
+@pytest.mark.parametrize("way", ["downloads", "uploads"])
+async def test_whoever_comes_gets_through_beside_connections_that_do_not_move(
+    small: StandardMesh, way: str, stalled: int
+) -> None:
+    client, server = small.client, small.server
+    flood = Flood()
+    handler = flood if way == "downloads" else Reluctant()
+    async with serve(server, 8080, handler), serve(server, 8081), trio.open_nursery() as nursery:
+        async with await client.connect(server.ipv4, 8081) as earlier:
+            await earlier.send_all(b"before")
+            assert await read_exactly(earlier, 6) == b"before"
+            streams = [await client.connect(server.ipv4, 8080) for _ in range(stalled)]
+            if way == "uploads":
+                for stream in streams:
+                    nursery.start_soon(upload, stream, flood)
+            await flood.stalled()
+            await passes(client, server.ipv4, 8081)
+            await passes(client, server.ipv4, 8081)
+            if stalled == 8:
+                # What they hold is lent, so those on their tunnel go on too.
+                await earlier.send_all(b"after")
+                assert await read_exactly(earlier, 5) == b"after"
+            for stream in streams:
+                reset(stream)
+            await passes(client, server.ipv4, 8081)
+        nursery.cancel_scope.cancel()

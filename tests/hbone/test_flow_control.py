@@ -20,7 +20,8 @@ from tests.hbone.conversation import (
 )
 from ztunnel.hbone import ConnectionFailed, DataReceived, ErrorCode, HboneSettings, StreamEnded
 
-SMALL = HboneSettings(stream_window=40_000, connection_window=100_000, frame_size=16_384)
+# What is held is lent in test_lending.
+SMALL = HboneSettings(stream_window=40_000, connection_window=100_000, lent_window=0, frame_size=16_384)
 
 
 def taken(connection: Any) -> Any:
@@ -98,7 +99,9 @@ def test_all_padding_is_an_empty_frame():
 
 @pytest.mark.parametrize("count", [3, 7])
 def test_an_overrun_ends_the_connection(count):
-    own = HboneSettings(stream_window=40_000 if count == 3 else 200_000, connection_window=100_000)
+    own = HboneSettings(
+        stream_window=40_000 if count == 3 else 200_000, connection_window=100_000, lent_window=0
+    )
     connection, peer = accepted(own)
     events = peer.say(*[data(1, bytes(16_384))] * count)
     assert isinstance(events[-1], ConnectionFailed)

@@ -252,6 +252,7 @@ class DataPlane:
             await trio.lowlevel.checkpoint()
         samples += pods.drain_samples()
         samples += pods.stall_samples()
+        samples.append(Sample(families.LENT_WINDOW.name, (), self._shared.window_budget.lent))
         if self._own_process:
             samples += process_samples()
         self._send(Report(number, tuple(samples), pods.connections()))

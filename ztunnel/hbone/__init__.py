@@ -6,6 +6,7 @@ package opens no socket, reads no clock and starts no task; who drives it is ``z
 
 from __future__ import annotations
 
+from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.client import HboneClient
 from ztunnel.hbone.connection import HboneConnection
 from ztunnel.hbone.events import (
@@ -46,6 +47,7 @@ __all__ = [
     "Stream",
     "StreamEnded",
     "StreamReset",
+    "WindowBudget",
     "WindowOpened",
     "code_text",
     "error_text",

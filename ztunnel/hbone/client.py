@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
+from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import HboneConnection
 from ztunnel.hbone.events import PeerSettingsReceived, Responded
 from ztunnel.hbone.fields import read_response
@@ -20,8 +21,8 @@ from ztunnel.hbone.tunnel_state import OPENING
 class HboneClient(HboneConnection):
     """The end that opens tunnels. Preface, SETTINGS and WINDOW_UPDATE are in the output from the start."""
 
-    def __init__(self, settings: HboneSettings | None = None) -> None:
-        super().__init__(settings or HboneSettings(), client=True)
+    def __init__(self, settings: HboneSettings | None = None, budget: WindowBudget | None = None) -> None:
+        super().__init__(settings or HboneSettings(), budget, client=True)
         self._next_stream_id = 1
         # The peer refused a stream while so many were open, whatever its SETTINGS say.
         self._refused_at = UNLIMITED

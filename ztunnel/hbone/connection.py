@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ztunnel.hbone.abuse import AbuseCounter
+from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.events import ConnectionFailed, Event, PeerDraining, Pong
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
@@ -50,14 +51,14 @@ class HboneConnection(ABC):
     connection.
     """
 
-    def __init__(self, settings: HboneSettings, *, client: bool) -> None:
+    def __init__(self, settings: HboneSettings, budget: WindowBudget | None, *, client: bool) -> None:
         self.settings = settings
         self._state = OPENING
         self._events: list[Event] = []
         self._peer = PeerSettings()
         self._abuse = AbuseCounter(settings)
         self._writer = FrameWriter(settings)
-        self._windows = WindowBook(settings, self._writer)
+        self._windows = WindowBook(settings, self._writer, budget or WindowBudget())
         self._streams = StreamBook(settings, self._writer, self._windows, self._abuse, self._events)
         self._receiver = Receiver(
             settings,
@@ -198,6 +199,11 @@ class HboneConnection(ABC):
         A moment of that is normal at full speed. When it lasts, streams that do not move stop all others.
         """
         return self._windows.congested
+
+    @property
+    def held(self) -> int:
+        """Bytes that were received and neither acknowledged nor discarded."""
+        return self._windows.held
 
     # -- connection -------------------------------------------------------------------------------------
 

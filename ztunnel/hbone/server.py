@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
+from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import DRAIN_OPAQUE, HboneConnection
 from ztunnel.hbone.events import ConnectReceived, Event
 from ztunnel.hbone.fields import read_request
@@ -26,8 +27,8 @@ class HboneServer(HboneConnection):
     the requests that it reset unanswered may outnumber those that it let this side answer.
     """
 
-    def __init__(self, settings: HboneSettings | None = None) -> None:
-        super().__init__(settings or HboneSettings(), client=False)
+    def __init__(self, settings: HboneSettings | None = None, budget: WindowBudget | None = None) -> None:
+        super().__init__(settings or HboneSettings(), budget, client=False)
         self._unseen_above = 0
         self._unseen_resets = 0
         self._unanswered_resets = 0

@@ -18,6 +18,8 @@ class HboneSettings:
 
     stream_window: int = 4 * MIB
     connection_window: int = 16 * MIB
+    # What the peer gets back of the connection's window although it is still held (`WindowBook`).
+    lent_window: int = 24 * MIB
     frame_size: int = 1 * MIB
     max_concurrent_streams: int = 200
     client_max_header_list_size: int = 16_384

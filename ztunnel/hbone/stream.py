@@ -22,10 +22,11 @@ class Stream:
 
     send_window: bytes that the peer takes on this stream; below zero after it has made its windows smaller.
     unacknowledged: bytes taken from the receive windows (payload and padding) and not given back yet.
+    overdrawn: it is dead, and what was received on it may not be held any longer.
     reset_code: the code of the RST_STREAM that ended it, whoever sent it; None when none did.
     """
 
-    __slots__ = ("reset_code", "send_window", "state", "stream_id", "unacknowledged", "window")
+    __slots__ = ("overdrawn", "reset_code", "send_window", "state", "stream_id", "unacknowledged", "window")
 
     def __init__(self, stream_id: int, state: State, window: ReceiveWindow, send_window: int) -> None:
         self.stream_id = stream_id
@@ -33,6 +34,7 @@ class Stream:
         self.window = window
         self.send_window = send_window
         self.unacknowledged = 0
+        self.overdrawn = False
         self.reset_code: int | None = None
 
     def step(self, input_: Input) -> Effect:

@@ -113,7 +113,8 @@ class StreamBook:
 
     def lose_all(self) -> None:
         """The connection is over."""
-        for stream in self.open.values():
+        streams = list(self.open.values())
+        for stream in streams:
             stream.step(TUNNEL_LOST)
         self.open.clear()
-        self._windows.outstanding.clear()
+        self._windows.tunnel_lost(streams)

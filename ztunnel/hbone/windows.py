@@ -1,16 +1,27 @@
 """The flow-control windows of one connection (RFC 9113 section 5.2): what the peer may send us, and we it.
 
 A DATA frame is taken from the receive windows when its header is read. Payload is given back when the caller
-acknowledges it; padding, and data for streams that are closed, at once. So what a peer can make the caller
-hold is one connection window. ``Stream.unacknowledged`` counts what a stream has taken; when it closes with
-something left, the count moves to ``outstanding`` until the caller has consumed or dropped the rest.
+acknowledges it; padding, and data for streams that are closed, at once. ``Stream.unacknowledged`` counts what
+a stream has taken; when it closes with something left, the count moves to ``outstanding`` until the caller
+has consumed or dropped the rest.
+
+Lending. A few streams whose consumers take nothing would use up the connection's window, and stop all others.
+So when it is low, the connection gets back what is held as well: the peer may go on, the stream that holds
+the bytes may not, since its own window is not touched. What is lent is bounded, for the connection by
+``HboneSettings.lent_window`` and for the process by a `WindowBudget`; it is repaid as bytes are consumed. A
+stream that a reset or the end of the tunnel has closed holds no window at all: everything is lent for it at
+once, and if the budget has not enough, whoever holds its bytes is told to drop them (``Stream.overdrawn``).
+
+    held = size - current - consumed + lent        (bytes that wait for a consumer)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ztunnel.hbone import frames as wire
+from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 
 if TYPE_CHECKING:
@@ -50,10 +61,26 @@ class ReceiveWindow:
 class WindowBook:
     """The windows of the connection, and those of its streams as far as the two have to move together."""
 
-    __slots__ = ("_writer", "connection", "largest_send_window", "outstanding", "send_window")
+    __slots__ = (
+        "_budget",
+        "_lendable",
+        "_low",
+        "_over",
+        "_writer",
+        "connection",
+        "largest_send_window",
+        "lent",
+        "outstanding",
+        "send_window",
+    )
 
-    def __init__(self, settings: HboneSettings, writer: FrameWriter) -> None:
+    def __init__(self, settings: HboneSettings, writer: FrameWriter, budget: WindowBudget) -> None:
         self._writer = writer
+        self._budget = budget
+        self._lendable = settings.lent_window
+        self._low = settings.connection_window // 4
+        self._over = False
+        self.lent = 0
         self.connection = ReceiveWindow(settings.connection_window)
         self.send_window = self.largest_send_window = wire.DEFAULT_WINDOW
         self.outstanding: dict[int, int] = {}
@@ -64,9 +91,47 @@ class WindowBook:
         window.current -= count
         if window.current < 0:
             raise Violation(ErrorCode.FLOW_CONTROL_ERROR, "the peer overran the connection's window")
+        if window.current < self._low and self._lendable:
+            self._lend()
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for a consumer."""
+        if self._over:
+            return self.lent
+        window = self.connection
+        return window.size - window.current - window.consumed + self.lent
+
+    def _lend(self) -> None:
+        """The window is low: give back what was consumed, and as much of what is held as may be lent."""
+        window = self.connection
+        wanted = min(self.held, self._lendable) - self.lent
+        if window.consumed + wanted < window.size // 16:
+            return
+        lent = self._budget.take(wanted)
+        self.lent += lent
+        increment = window.consumed + lent
+        if increment:
+            window.consumed = 0
+            window.current += increment
+            self._writer.window_update(0, increment)
 
     def give_back(self, count: int) -> None:
-        """Give room back to the connection's window, when it is enough for a WINDOW_UPDATE."""
+        """``count`` bytes are not held any more: repay what was lent, or give room back to the peer."""
+        if self.lent:
+            low = self.connection.current < self._low
+            # A window that is low gets them first; but no more may be lent than is held.
+            count -= self._repay(self.lent - (self.held - count) if low and not self._over else count)
+        self._open(count)
+
+    def _repay(self, count: int) -> int:
+        repaid = max(0, min(count, self.lent))
+        self.lent -= repaid
+        self._budget.give(repaid)
+        return repaid
+
+    def _open(self, count: int) -> None:
+        """Give room back to the peer, when it is worth a WINDOW_UPDATE."""
         increment = self.connection.give_back(count)
         if increment:
             self._writer.window_update(0, increment)
@@ -89,8 +154,41 @@ class WindowBook:
 
     def stream_closed(self, stream: Stream) -> None:
         """A stream is closed, and its data perhaps not consumed yet."""
-        if stream.unacknowledged:
-            self.outstanding[stream.stream_id] = stream.unacknowledged
+        held = stream.unacknowledged
+        if not held:
+            return
+        self.outstanding[stream.stream_id] = held
+        if stream.state.dead and self._lendable:
+            self._lend_to_dead(stream, held)
+
+    def _lend_to_dead(self, stream: Stream, held: int) -> None:
+        # Some of it may have been lent before.
+        missing = min(held, self.held - self.lent)
+        if self.lent + missing > self._lendable or self._budget.limit - self._budget.lent < missing:
+            stream.overdrawn = True
+            del self.outstanding[stream.stream_id]
+            self._open(held - self._repay(self.lent - (self.held - held)))
+            return
+        self.lent += self._budget.take(missing)
+        self._open(missing)
+
+    def tunnel_lost(self, streams: Iterable[Stream]) -> None:
+        """No window matters any more, but what is held is still memory: it counts for the process."""
+        held = self.held
+        missing = held - self.lent
+        granted = self._budget.take(missing)
+        self._over = True
+        if granted == missing:
+            self.lent = held
+            for stream in streams:
+                if stream.unacknowledged:
+                    self.outstanding[stream.stream_id] = stream.unacknowledged
+            return
+        self._budget.give(granted + self.lent)
+        self.lent = 0
+        self.outstanding.clear()
+        for stream in streams:
+            stream.overdrawn = True
 
     def acknowledge_closed(self, stream_id: int, count: int) -> None:
         """As ``acknowledge``, for data that outlived its stream."""

@@ -193,6 +193,12 @@ STALLED_STREAMS = Family(
 HELD_BYTES = Family(
     "ztunnel_held_bytes", _G, "Bytes that arrived for applications which have not read them.", unit="bytes"
 )
+LENT_WINDOW = Family(
+    "ztunnel_lent_window_bytes",
+    _G,
+    "Held bytes that tunnels' peers may send again, so that stalled streams stop no others; bounded.",
+    unit="bytes",
+)
 TCP_CONNECT = Family(
     "ztunnel_tcp_connect_duration_seconds",
     _H,
@@ -284,6 +290,7 @@ CATALOGUE: tuple[Family, ...] = (
     DRY_RUN,
     STALLED_STREAMS,
     HELD_BYTES,
+    LENT_WINDOW,
     TCP_CONNECT,
     TLS_HANDSHAKE,
     CONNECT_ANSWER,

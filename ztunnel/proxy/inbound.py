@@ -103,7 +103,12 @@ class InboundProxy:
                 name = f"inbound {peer} → {request.authority}"
                 streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 
-            tunnel = ServerTunnel(tls, HboneServer(shared.hbone_settings), on_connect, shared.bounds.tunnel)
+            tunnel = ServerTunnel(
+                tls,
+                HboneServer(shared.hbone_settings, shared.window_budget),
+                on_connect,
+                shared.bounds.tunnel,
+            )
             self.tunnels.add(tunnel)
             try:
                 if self._draining:

@@ -47,7 +47,7 @@ async def relay_inside(
     not. ``hangup``: the watch of ``sock``. ``sock`` and ``outer`` stay the caller's to close.
     """
     tls = await _handshake(outer, plan, shared)
-    tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
+    tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings, shared.window_budget), shared.bounds.tunnel)
     entry.tunnels = (outer.tunnel, tunnel)
     failure: ConnectionFailure | None = None
     end = RelayEnd(None)

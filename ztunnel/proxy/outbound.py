@@ -286,7 +286,9 @@ class OutboundProxy:
             tls.close()
             raise
         shared.traffic.duration(families.TLS_HANDSHAKE, trio.current_time() - began, "source")
-        return ClientTunnel(tls, HboneClient(shared.hbone_settings), shared.bounds.tunnel)
+        return ClientTunnel(
+            tls, HboneClient(shared.hbone_settings, shared.window_budget), shared.bounds.tunnel
+        )
 
 
 class _Attempt:

@@ -11,7 +11,7 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.model import Config
-from ztunnel.hbone import HboneSettings
+from ztunnel.hbone import HboneSettings, WindowBudget
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Workload
@@ -75,7 +75,11 @@ class Shared:
     history: History
     demands: Demands | None = None
     bounds: Bounds = DEFAULTS
+    window_budget: WindowBudget = field(init=False)
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    def __post_init__(self) -> None:
+        self.window_budget = WindowBudget(self.bounds.tunnel.lent_bytes)
 
     @property
     def keepalive(self) -> Keepalive | None:

@@ -269,6 +269,12 @@ class TunnelStream:
 
     def _died(self) -> None:
         """Nothing can be sent any more: whoever waits for this stream, or on behalf of it, is told."""
+        if self._book.overdrawn:
+            # The dead hold too much together: what it had received goes at once.
+            self._deaf = True
+            if self._drain_scope is not None:
+                self._drain_scope.cancel()
+            self._give_back_inbox()
         self._wake_writer.unpark_all()
         self.upload_scope.cancel()
         self._bound_stall()
