@@ -19,6 +19,7 @@ from ztunnel.hbone import (
     HboneSettings,
     StreamEnded,
     StreamReset,
+    WindowBudget,
     WindowOpened,
 )
 from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
@@ -262,3 +263,29 @@ async def test_an_application_that_is_gone_resets_the_stream(link, stream, socke
     assert stream.sink_error is not None
     assert link.heard == [StreamReset(1, ErrorCode.CONNECT_ERROR)]
     assert not stream.data_received(DataReceived(1, memoryview(b"later")))
+
+
+@pytest.mark.parametrize("end", ["reset", "lost"])
+async def test_what_the_dead_hold_goes_at_once_when_it_is_too_much(sockets, autojump_clock, end):
+    budget = WindowBudget(10_000)
+    link = Link(budget)
+    stream = link.stream
+    assert stream is not None
+    ours, _ = sockets
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    async with trio.open_nursery() as nursery:
+        stream.attach(ours, nursery, lambda _: None)
+        while link.send(bytes(50_000)):
+            pass
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.hbone.held > 10_000
+        began = trio.current_time()
+        if end == "reset":
+            link.peer.reset(1, ErrorCode.CANCEL)
+            link.flush()
+        else:
+            link.lose()
+        await stream.download_done.wait()
+        assert trio.current_time() == began
+    assert (link.hbone.held, budget.lent) == (0, 0)
+    assert not stream._inbox

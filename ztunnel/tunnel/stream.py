@@ -271,7 +271,7 @@ class TunnelStream:
         """Nothing can be sent any more: whoever waits for this stream, or on behalf of it, is told."""
         if self._book.overdrawn:
             # The dead hold too much together: what it had received goes at once.
-            self._deaf = True
+            self._discards = True
             if self._drain_scope is not None:
                 self._drain_scope.cancel()
             self._give_back_inbox()
