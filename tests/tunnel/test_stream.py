@@ -30,9 +30,9 @@ SMALL = HboneSettings(stream_window=100_000, connection_window=200_000)
 class Link:
     """Carries one stream between two sans-IO ends; what the tunnel's reader does is done by `flush`."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: WindowBudget | None = None) -> None:
         self.bounds = DEFAULTS.tunnel
-        self.hbone = HboneClient(SMALL)
+        self.hbone = HboneClient(SMALL, budget)
         self.peer = HboneServer(SMALL)
         self.blocked = False
         self.failure: str | None = None
