@@ -20,6 +20,7 @@ from tests.support.data_plane import (
     workload,
 )
 from tests.support.logs import capture_logs
+from tests.support.traffic import reset
 from ztunnel.messages import Drain
 from ztunnel.observe.filter import Level
 from ztunnel.observe.logging import Record
@@ -261,3 +262,34 @@ async def test_a_refused_handshake_is_explained_beside_the_access_log():
         [why] = [line for line in lines if line.message == "refused"]
         assert why.fields["code"].startswith("ZT-TLS-")
         assert "TLS" in why.fields["why"]
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_a_probe_of_the_hbone_port_that_says_nothing_is_no_warning(how):
+    async with running_plane():
+        with capture_logs() as records:
+            stream = await trio.open_tcp_stream("127.0.0.1", 15008)
+            if how == "reset":
+                reset(stream)
+            else:
+                await stream.aclose()
+            with trio.fail_after(20):
+                while True:
+                    if any(
+                        record.message == "a connection ended before its first byte" for record in records
+                    ):
+                        break
+                    await trio.sleep(0.02)
+        assert not [record for record in records if record.level <= Level.INFO]
+
+
+async def test_half_a_handshake_is_still_a_warning():
+    async with running_plane():
+        with capture_logs() as records:
+            async with await trio.open_tcp_stream("127.0.0.1", 15008) as stream:
+                await stream.send_all(b"\x16\x03\x01")
+            with trio.fail_after(20):
+                while True:
+                    if any("tls handshake eof" in str(record.fields.get("error")) for record in records):
+                        break
+                    await trio.sleep(0.02)

@@ -64,6 +64,20 @@ def test_the_reasons_tell_the_story():
     )
 
 
+def test_a_service_of_all_addresses_takes_what_goes_to_pods_own_addresses():
+    """As docs/routing.md says ("Which endpoint")."""
+    mesh = FakeMesh()
+    service = mesh.add_service("everything", "", cidrs="0.0.0.0/0")
+    mesh.add_workload("endpoint", "10.0.1.1", HBONE, behind=service)
+    mesh.add_workload("another", "10.0.1.2", HBONE)
+    source = mesh.add_workload("client", "10.0.0.1", HBONE)
+    request = OutboundRequest(source, at("10.0.0.1:4"), at("10.0.1.2:80"))
+    plan = route(mesh, request, Random(1), illegal_ports=ILLEGAL_PORTS)
+    assert isinstance(plan, OutboundPlan)
+    assert plan.destination_workload is not None
+    assert plan.destination_workload.name == "endpoint"
+
+
 # Endpoints that just failed
 
 

@@ -28,7 +28,7 @@ from ztunnel.proxy.relay import relay_stream
 from ztunnel.proxy.report import ConnectionReport, Phase
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
-from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
+from ztunnel.tls.tls_errors import HandshakeEofError, RevokedCertificateError, TlsError
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.failures import (
     ApplicationDialError,
@@ -87,7 +87,10 @@ class InboundProxy:
             tls.close()
             if isinstance(error, RevokedCertificateError):
                 shared.traffic.crl_rejected("destination")
-            report.refused(HandshakeRefusedError(error))
+            if isinstance(error, HandshakeEofError) and error.silent:
+                log.debug("a connection ended before its first byte", peer=peer)
+            else:
+                report.refused(HandshakeRefusedError(error))
             return
         except BaseException:
             tls.close()

@@ -179,13 +179,15 @@ class TlsConnection(ABC):
             self._context.end(address)
 
     async def _agree(self) -> None:
+        heard = False
         try:
             while not self._advance():
                 await self._flushed()
                 while (size := self._transport_receive(CHUNK)) is None:
                     await self.wait_receivable()
                 if size == 0:
-                    raise HandshakeEofError(self.side)
+                    raise HandshakeEofError(self.side, silent=not heard)
+                heard = True
                 self._feed(size)
             # A client's requests may have come with the last flight, a server's tickets too.
             self._ahead = self._decrypt()
@@ -195,7 +197,7 @@ class TlsConnection(ABC):
             if not self._flush() and not (self.side is Side.SERVER and self.version == "TLSv1.3"):
                 await self._flushed()
         except (OSError, trio.BrokenResourceError) as error:
-            raise HandshakeEofError(self.side) from error
+            raise HandshakeEofError(self.side, silent=not heard) from error
         except TlsError:
             await self._send_alert()
             raise

@@ -58,6 +58,11 @@ def alert_name(number: int) -> str:
     return ALERT_NAMES.get(number, f"Unknown({number})")
 
 
+def _also_means(alert: int) -> str:
+    """What a peer may mean by an alert beside its name: TLS has one for both ends of a certificate's life."""
+    return " (our certificate has expired or is not valid yet, by the peer's clock)" if alert == 45 else ""
+
+
 class TlsError(ZtunnelError):
     """The base of all errors of mesh TLS."""
 
@@ -91,7 +96,7 @@ class TlsAlertError(TlsError):
     code: ClassVar[str] = "ZT-TLS-004"
 
     def __init__(self, alert: int) -> None:
-        super().__init__(f"received fatal alert: {alert_name(alert)}")
+        super().__init__(f"received fatal alert: {alert_name(alert)}{_also_means(alert)}")
         self.alert = alert
 
 
@@ -144,7 +149,7 @@ class HandshakeTimeoutError(TlsHandshakeError):
 
 
 class HandshakeEofError(TlsHandshakeError):
-    """The peer closed or reset the connection in the middle of the handshake."""
+    """The peer closed or reset the connection in the handshake. ``silent``: before its first byte."""
 
     code: ClassVar[str] = "ZT-TLS-012"
     debug_text = '"tls handshake eof"'
@@ -153,6 +158,10 @@ class HandshakeEofError(TlsHandshakeError):
         "The peer closed the connection during the TLS handshake without saying why: it stopped, it has no "
         "certificate yet, or something between us cut the connection."
     )
+
+    def __init__(self, side: Side, *, silent: bool = False) -> None:
+        super().__init__(side)
+        self.silent = silent
 
     @staticmethod
     def _wrapped(debug: str) -> str:
@@ -218,7 +227,8 @@ class AlertReceivedError(TlsHandshakeError):
 
     def __init__(self, side: Side, alert: int) -> None:
         name = alert_name(alert)
-        super().__init__(side, f"AlertReceived({name})", f"received fatal alert: {name}")
+        meaning = _also_means(alert)
+        super().__init__(side, f"AlertReceived({name}){meaning}", f"received fatal alert: {name}{meaning}")
         self.alert = alert
 
 
