@@ -241,7 +241,7 @@ async def test_a_large_body_ends_the_connection_after_the_answer():
             assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_head_that_does_not_come_ends_the_connection():
+async def test_a_head_that_does_not_come_ends_the_connection(autojump_clock):
     async with serving(echo, head_timeout=0.05) as served:
         async with await served.connect() as stream:
             assert await until_closed(stream) == b""
@@ -250,7 +250,7 @@ async def test_a_head_that_does_not_come_ends_the_connection():
             assert await until_closed(stream) == b""
 
 
-async def test_a_second_head_has_its_own_time():
+async def test_a_second_head_has_its_own_time(autojump_clock):
     async with serving(echo, head_timeout=0.05) as served, await served.connect() as stream:
         client = h11.Connection(h11.CLIENT)
         await exchange(stream, "GET", "/1", connection=client)
@@ -261,13 +261,13 @@ async def test_a_second_head_has_its_own_time():
         assert await until_closed(stream) == b""
 
 
-async def test_an_idle_connection_is_closed_after_a_while():
+async def test_an_idle_connection_is_closed_after_a_while(autojump_clock):
     async with serving(echo, idle_timeout=0.05) as served, await served.connect() as stream:
         await exchange(stream, "GET", "/1")
         assert await until_closed(stream) == b""
 
 
-async def test_a_client_that_takes_nothing_is_given_up():
+async def test_a_client_that_takes_nothing_is_given_up(autojump_clock):
     closed = trio.Event()
 
     async def endless() -> AsyncGenerator[bytes, None]:

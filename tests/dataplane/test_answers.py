@@ -48,7 +48,7 @@ async def test_a_stalled_reader_is_named():
         assert any("waits for the peer's window" in word for word in words)
 
 
-async def test_connections_that_were_are_found_by_their_ids_codes_and_peers():
+async def test_connections_that_were_are_found_by_their_ids_codes_and_peers(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         await control.policies(deny_port(port))
         async with await via_socks(port) as stream:
@@ -71,7 +71,7 @@ async def test_connections_that_were_are_found_by_their_ids_codes_and_peers():
         assert await control.ask(Topic.CONNECTIONS, peer="default/nobody") == []
 
 
-async def test_an_explanation_adds_what_is_true_at_this_moment():
+async def test_an_explanation_adds_what_is_true_at_this_moment(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         goal = {"from": "default/local", "to": f"127.0.0.1:{port}"}
         [before] = await control.ask(Topic.EXPLAIN, **goal)

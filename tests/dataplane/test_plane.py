@@ -30,7 +30,7 @@ def totals(report, family: str):
     return sum(sample.value for sample in report.samples if sample.family == family)
 
 
-async def test_a_request_goes_through_a_tunnel_and_back():
+async def test_a_request_goes_through_a_tunnel_and_back(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         with capture_logs("trace") as lines:
             async with await via_socks(port) as stream:
@@ -49,7 +49,7 @@ async def test_a_request_goes_through_a_tunnel_and_back():
         assert totals(report, "istio_tcp_connections_closed_total") == 2
 
 
-async def test_policy_refuses_with_401():
+async def test_policy_refuses_with_401(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         await control.policies(deny_port(port))
         with capture_logs("trace") as lines:
@@ -105,7 +105,7 @@ async def test_an_application_that_is_down_is_explained_on_both_sides():
     assert "pod default/local was reached, and its application was not" in lines[3].fields["why"]
 
 
-async def test_a_dry_run_refusal_is_told_once_a_connection_and_counted():
+async def test_a_dry_run_refusal_is_told_once_a_connection_and_counted(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         await control.policies(deny_port(port, dry_run=True))
         with capture_logs("info") as lines:
@@ -121,7 +121,7 @@ async def test_a_dry_run_refusal_is_told_once_a_connection_and_counted():
         assert [(s.labels, s.value) for s in counted] == [(("default/deny", "deny"), 1)]
 
 
-async def test_a_change_of_policy_closes_what_it_would_refuse():
+async def test_a_change_of_policy_closes_what_it_would_refuse(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         async with await via_socks(port) as stream:
             await stream.send_all(b"hello")
@@ -220,7 +220,7 @@ async def test_a_redirection_that_is_missing_is_told_unless_it_may_be_tproxy(tra
     assert all(str(line.fields["local"]) == "127.0.0.1:15001" for line in told)
 
 
-async def test_a_drain_lets_connections_end_and_then_ends_the_plane():
+async def test_a_drain_lets_connections_end_and_then_ends_the_plane(autojump_clock):
     async with running_plane(CONFIG) as control, server(echo) as port:
         stream = await via_socks(port)
         await stream.send_all(b"1")
@@ -249,7 +249,7 @@ async def test_a_drain_cuts_what_outlives_its_deadline():
         await stream.aclose()
 
 
-async def test_a_refused_handshake_is_explained_beside_the_access_log():
+async def test_a_refused_handshake_is_explained_beside_the_access_log(autojump_clock):
     async with running_plane():
         with capture_logs("info") as lines:
             async with await trio.open_tcp_stream("127.0.0.1", 15008) as stream:
@@ -265,7 +265,7 @@ async def test_a_refused_handshake_is_explained_beside_the_access_log():
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
-async def test_a_probe_of_the_hbone_port_that_says_nothing_is_no_warning(how):
+async def test_a_probe_of_the_hbone_port_that_says_nothing_is_no_warning(autojump_clock, how):
     async with running_plane():
         with capture_logs() as records:
             stream = await trio.open_tcp_stream("127.0.0.1", 15008)
@@ -283,7 +283,7 @@ async def test_a_probe_of_the_hbone_port_that_says_nothing_is_no_warning(how):
         assert not [record for record in records if record.level <= Level.INFO]
 
 
-async def test_half_a_handshake_is_still_a_warning():
+async def test_half_a_handshake_is_still_a_warning(autojump_clock):
     async with running_plane():
         with capture_logs() as records:
             async with await trio.open_tcp_stream("127.0.0.1", 15008) as stream:

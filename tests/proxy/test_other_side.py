@@ -257,7 +257,7 @@ async def test_the_wait_for_the_pods_own_workload():
                 await until(lambda: gave_up(records))
 
 
-async def test_a_half_close_ends_no_wait():
+async def test_a_half_close_ends_no_wait(autojump_clock):
     """A client that has sent its request and half-closed still gets its answer, however long it takes."""
     async with running_plane() as control:
         listener = socket.socket()

@@ -29,7 +29,6 @@ from tests.support.data_plane import (
     workload,
 )
 from tests.support.logs import capture_logs
-from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
 from tests.support.raw_hbone import RawHbone, answer_all
 from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
 from ztunnel.bounds import Bounds, ConnectionBounds, TunnelBounds
@@ -288,7 +287,7 @@ async def test_a_single_endpoint_is_asked_once():
         assert await counters(control) == {"opened": 1, "closed": 1, "failed": 1}
 
 
-async def test_an_endpoint_that_failed_is_avoided_for_a_while():
+async def test_an_endpoint_that_failed_is_avoided_for_a_while(autojump_clock):
     async with (
         running_plane(HERE, Bounds(connection=ConnectionBounds(ejection_time=1.0))) as control,
         play(control, 1, answering(503)) as bad,
@@ -394,7 +393,7 @@ async def test_sixteen_connections_to_a_peer_that_takes_one_stream_are_all_serve
         assert (played.accepted, played.requests) == (16, 16)
 
 
-async def test_a_limit_that_the_peer_does_not_name_is_found_and_uses_up_no_attempt():
+async def test_a_limit_that_the_peer_does_not_name_is_found_and_uses_up_no_attempt(autojump_clock):
     async def take_two(connection: RawHbone) -> None:
         """Refuses what comes while two are open, though its SETTINGS allow a hundred."""
         answered: set[int] = set()
@@ -460,7 +459,7 @@ async def test_a_tunnel_that_had_worked_and_dies_is_replaced(addressed):
         assert await counters(control) == {"opened": 2, "closed": 2, "failed": 0}
 
 
-async def test_an_endpoint_that_never_answers_is_given_up():
+async def test_an_endpoint_that_never_answers_is_given_up(autojump_clock):
 
     async def say_nothing(connection: RawHbone) -> None:
         while True:
@@ -563,7 +562,7 @@ def black_hole(number: int, port: int = 15008) -> Iterator[None]:
             yield
 
 
-async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another():
+async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another(autojump_clock):
     with black_hole(1):
         async with running_plane(HERE, IMPATIENT) as control, play(control, 2) as good:
             await control.apply(service(), endpoint(1, capacity=4_000_000), endpoint(2))
@@ -575,7 +574,7 @@ async def test_an_endpoint_that_is_slow_to_reach_is_left_for_another():
 
 
 @pytest.mark.parametrize("protocol", ["HBONE", "NONE"])
-async def test_without_another_endpoint_a_slow_one_is_waited_for(protocol):
+async def test_without_another_endpoint_a_slow_one_is_waited_for(autojump_clock, protocol):
     port = pbw.PortList(ports=[pbw.Port(service_port=80, target_port=8080)])
     fields: dict[str, Any] = {
         "tunnel_protocol": pbw.TunnelProtocol[protocol],
@@ -637,7 +636,7 @@ async def test_the_time_that_a_silent_endpoint_had_before_counts(monkeypatch):
     assert given == pytest.approx([0.2, 0.4])
 
 
-async def test_a_tunnel_that_fell_silent_is_left_alone():
+async def test_a_tunnel_that_fell_silent_is_left_alone(autojump_clock):
     silent = trio.Event()
 
     async def fall_silent(connection: RawHbone) -> None:
@@ -663,7 +662,7 @@ async def test_a_tunnel_that_fell_silent_is_left_alone():
         assert first.accepted == 2, "a new tunnel to the same endpoint is tried first"
 
 
-async def test_a_slow_application_behind_a_living_tunnel_is_waited_for():
+async def test_a_slow_application_behind_a_living_tunnel_is_waited_for(autojump_clock):
 
     async def answer_late(connection: RawHbone) -> None:
         with trio.move_on_after(0.8):
@@ -685,7 +684,7 @@ async def test_a_slow_application_behind_a_living_tunnel_is_waited_for():
         assert (slow.requests, other.requests) == (1, 0)
 
 
-async def test_nobody_is_blamed_for_the_wait_for_our_own_certificate():
+async def test_nobody_is_blamed_for_the_wait_for_our_own_certificate(autojump_clock):
     identity = Identity("cluster.local", "default", "default")
     async with running_plane(HERE, IMPATIENT) as control, play(control, 1) as one, play(control, 2) as two:
         await control.apply(service(), endpoint(1), endpoint(2))

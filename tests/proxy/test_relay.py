@@ -92,7 +92,7 @@ async def test_a_reset_arrives_as_a_reset_after_what_came_before_it(first):
     assert relay.results == {"client": None, "server": None}
 
 
-async def test_a_reset_does_not_overtake_what_was_sent_before_it():
+async def test_a_reset_does_not_overtake_what_was_sent_before_it(autojump_clock):
     async with through_a_tunnel() as (client, server, pair, _):
         [stream] = pair.server.streams.values()
         total = 3_000_000

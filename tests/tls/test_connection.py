@@ -137,7 +137,7 @@ async def test_no_more_is_given_than_was_asked_for():
         assert pair.server.try_receive() is None
 
 
-async def test_what_comes_with_the_last_handshake_message_is_not_lost():
+async def test_what_comes_with_the_last_handshake_message_is_not_lost(autojump_clock):
     ours, theirs = sockets()
     client = SocketTls(CLIENT_CONTEXT, ours, [str(SERVER)])
     server = SocketTls(SERVER_CONTEXT, theirs)

@@ -52,7 +52,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("wire", ["unix", "tcp"])
-async def test_what_a_stream_sent_arrives_although_its_tunnel_ends_with_it(monkeypatch, wire):
+async def test_what_a_stream_sent_arrives_although_its_tunnel_ends_with_it(autojump_clock, monkeypatch, wire):
     async with tunnel_pair(wire=tcp_wire() if wire == "tcp" else None) as pair:
         ours, theirs = await pair.open()
         ours.send_end()
@@ -82,7 +82,7 @@ async def test_what_a_stream_sent_arrives_although_its_tunnel_ends_with_it(monke
             await pair.server.ended.wait()
 
 
-async def test_a_peer_that_neither_reads_nor_ends_is_given_up(monkeypatch):
+async def test_a_peer_that_neither_reads_nor_ends_is_given_up(autojump_clock, monkeypatch):
     async with tunnel_pair(bounds=TunnelBounds(linger=0.2)) as pair:
         ours, theirs = await pair.open()
         Gate(pair, monkeypatch)
@@ -95,7 +95,7 @@ async def test_a_peer_that_neither_reads_nor_ends_is_given_up(monkeypatch):
         ours.close()
 
 
-async def test_a_peer_that_has_everything_and_does_not_close_is_not_waited_for(monkeypatch):
+async def test_a_peer_that_has_everything_and_does_not_close_is_not_waited_for(autojump_clock, monkeypatch):
     async with tunnel_pair(wire=tcp_wire()) as pair:
         gate = Gate(pair, monkeypatch)
         began = trio.current_time()
@@ -127,7 +127,7 @@ async def test_what_had_arrived_is_read_when_the_wire_takes_nothing_any_more(mon
 
 
 @pytest.mark.parametrize("end", ["client", "server"])
-async def test_a_peer_that_answers_no_ping_is_left(monkeypatch, end):
+async def test_a_peer_that_answers_no_ping_is_left(autojump_clock, monkeypatch, end):
     bounds = TunnelBounds(ping_interval=0.05, ping_timeout=0.1, linger=0.1)
     with capture_logs("debug") as lines:
         async with tunnel_pair(bounds=bounds) as pair:
@@ -186,7 +186,9 @@ async def test_data_for_a_connection_that_is_just_being_cancelled_leaves_the_tun
 
 
 @pytest.mark.parametrize("end", ["reset", "lost"])
-async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(monkeypatch, end):
+async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(
+    autojump_clock, monkeypatch, end
+):
     async with tunnel_pair(bounds=TunnelBounds(stalled_application=0.2)) as pair:
         ours, theirs = await pair.open()
         plain, application = plain_pair()
