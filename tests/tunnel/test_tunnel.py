@@ -245,3 +245,17 @@ async def test_a_tunnel_that_ends_resets_what_was_open_at_once():
             pair.client.stop()
             assert await outcome(application) == (b"", "reset")
         await application.aclose()
+
+
+async def test_a_request_that_is_reset_with_the_same_bytes_is_passed_over():
+    async with tunnel_pair() as pair:
+        client = pair.client
+        with trio.fail_after(5):
+            number = client.hbone.connect("10.0.0.1:80", [])
+            client.hbone.send_data(number, b"early")
+            client.hbone.reset(number, ErrorCode.CANCEL)
+            client.flush()
+            ours, theirs = await pair.open()
+        assert theirs.id == ours.id > number
+        assert list(pair.server.streams) == [ours.id]
+        assert pair.server.hbone.held == 0

@@ -53,6 +53,9 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
                 if self.hbone.draining:
                     self.hbone.refuse_stream(event.stream_id)
                     return
+                if not self.hbone.is_open(event.stream_id):
+                    # It was reset before we could look at it.
+                    return
                 stream = ServerStream(self, event.stream_id)
                 self.streams[stream.id] = stream
                 self._on_connect(stream, event)
