@@ -115,8 +115,8 @@ changelog: setup ## gather changes/ into CHANGELOG.md (VERSION=1.2.3)
 format: setup ## let ruff lay out the code
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
-tools: setup ## build what some tests run: helm (needs Go; two or three minutes once), kubernetes-validate
-	@scripts/tools helm kubernetes-validate
+tools: setup ## build what some tests run: helm, h2spec (need Go; two or three minutes once), kubernetes-validate
+	@scripts/tools helm h2spec kubernetes-validate
 
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
 

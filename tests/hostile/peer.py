@@ -1,0 +1,87 @@
+"""A peer of 15008 whose bytes are the test's own, behind a sound handshake: TLS for it, and a plain port."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tests.support.data_plane import INFO, Control
+from ztunnel.model.identity import Identity
+from ztunnel.tls.context import TlsOptions, client_context
+from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tls.transports import SocketTls
+
+PEER = Identity("cluster.local", "default", "stranger")
+SERVER = Identity("cluster.local", INFO.namespace, INFO.service_account)
+
+
+async def dial(control: Control, identity: Identity = PEER) -> SocketTls:
+    """A TLS connection to 15008 as some workload of the mesh; the caller closes it."""
+    context = client_context(await control.ca.issue(identity), TlsOptions())
+    stream = await trio.open_tcp_stream("127.0.0.1", 15008)
+    sock = socket.socket(fileno=stream.socket.detach())
+    tls = SocketTls(context, sock, [str(SERVER)])
+    try:
+        await tls.handshake(10)
+    except BaseException:
+        tls.close()
+        raise
+    return tls
+
+
+async def send_all(tls: SocketTls, data: bytes) -> None:
+    """Send everything. Raises OSError, TlsError when the other end is gone."""
+    view = memoryview(data)
+    while view:
+        sent = tls.try_send(view)
+        view = view[sent:]
+        if not sent:
+            await tls.wait_sendable()
+
+
+async def receive(tls: SocketTls) -> bytes:
+    """What comes next, ``b""`` at the end. Raises OSError, TlsError for an end that is none."""
+    while (data := tls.try_receive()) is None:
+        await tls.wait_receivable()
+    return data
+
+
+@asynccontextmanager
+async def plain_port(control: Control) -> AsyncIterator[int]:
+    """A plain TCP port each of whose connections has a TLS connection of its own to 15008."""
+
+    async def one(plain: trio.SocketStream) -> None:
+        tls = await dial(control)
+        try:
+            async with plain, trio.open_nursery() as nursery:
+                nursery.start_soon(_there, plain, tls)
+                await _back(plain, tls)
+                nursery.cancel_scope.cancel()
+        finally:
+            tls.close_notify()
+            tls.close()
+
+    async def _there(plain: trio.SocketStream, tls: SocketTls) -> None:
+        try:
+            while data := await plain.receive_some(65_536):
+                await send_all(tls, data)
+            tls.close_notify()
+        except (OSError, TlsError, trio.BrokenResourceError):
+            return
+
+    async def _back(plain: trio.SocketStream, tls: SocketTls) -> None:
+        try:
+            while data := await receive(tls):
+                await plain.send_all(data)
+            await plain.send_eof()
+        except (OSError, TlsError, trio.BrokenResourceError):
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, one, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()

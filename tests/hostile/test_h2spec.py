@@ -1,0 +1,68 @@
+"""h2spec, an HTTP/2 conformance suite that others wrote, against 15008 of a real data plane, through TLS."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import trio
+
+from tests.hostile.peer import plain_port
+from tests.support.data_plane import running_plane
+from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
+from tests.tools import find_tool
+
+NO_BODY = "it waits for the body of an answer, and a refusal (400 for its GET) has none"
+NO_PRIORITY = "RFC 9113 section 5.3.2 has taken the priorities of RFC 7540 back: they are passed over"
+NO_LENGTH = "its POST is refused with 400 whatever comes after it, and in a CONNECT the field has no meaning"
+
+NOT_APPLICABLE = {
+    "generic/2: Sends a WINDOW_UPDATE frame on half-closed (remote) stream": NO_BODY,
+    "generic/2: Sends a PRIORITY frame on half-closed (remote) stream": NO_BODY,
+    "http2/4.2: Sends a large size HEADERS frame that exceeds the SETTINGS_MAX_FRAME_SIZE": (
+        "what it sends exceeds the protocol's default; ours is 1 MiB, and is tested below"
+    ),
+    "http2/5.3.1: Sends HEADERS frame that depend on itself": NO_PRIORITY,
+    "http2/5.3.1: Sends PRIORITY frame that depend on itself": NO_PRIORITY,
+    'http2/8.1.2.6: Sends a HEADERS frame with the "content-length" header field which does not equal the '
+    "DATA frame payload length": NO_LENGTH,
+    'http2/8.1.2.6: Sends a HEADERS frame with the "content-length" header field which does not equal the '
+    "sum of the multiple DATA frames payload length": NO_LENGTH,
+}
+"""Cases that a server of nothing but CONNECT does not have to pass, and why."""
+
+
+async def run(directory: Path, *arguments: str) -> tuple[set[str], dict[str, str]]:
+    """Run h2spec. Returns the names of the cases that were run, and why those failed that did."""
+    h2spec = find_tool("h2spec")
+    report = directory / "report.xml"
+    async with running_plane() as control, plain_port(control) as port:
+        command = [h2spec, *arguments, "-p", str(port), "-o", "5", "-j", str(report)]
+        with trio.fail_after(600):
+            done = await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
+    assert report.exists(), done.stdout + done.stderr
+    text = re.sub(rb"[\x00-\x08\x0b-\x1f]", b"?", report.read_bytes())
+    names: set[str] = set()
+    failed: dict[str, str] = {}
+    for case in ET.fromstring(text).iter("testcase"):
+        name = f"{case.get('package')}: {case.get('classname')}"
+        if case.find("skipped") is None:
+            names.add(name)
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed[name] = "".join(case.itertext()).strip()
+    return names, failed
+
+
+async def test_every_case_that_applies_to_a_connect_server_passes(tmp_path: Path) -> None:
+    names, failed = await run(tmp_path, "--strict")
+    assert len(names) > 130
+    assert {name: why for name, why in failed.items() if name not in NOT_APPLICABLE} == {}
+    # What passes by now, or is not there any more, must not be listed.
+    assert set(NOT_APPLICABLE) == set(failed)
+
+
+async def test_a_frame_over_our_own_size_is_answered_as_it_should(tmp_path: Path) -> None:
+    names, failed = await run(tmp_path, "http2/4.2/3", "--max-header-length", "300000")
+    assert len(names) == 1
+    assert failed == {}
