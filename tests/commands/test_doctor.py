@@ -236,7 +236,7 @@ def test_a_peers_port(monkeypatch):
     def silent(*_: object, **__: object) -> socket.socket:
         raise TimeoutError
 
-    monkeypatch.setattr(socket, "create_connection", silent)
+    monkeypatch.setattr(network, "_connected", silent)
     found = one(network.peer("10.255.255.1"))
     assert "10.255.255.1:15008 is filtered" in found.text
     assert "NetworkPolicies" in found.advice

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -131,7 +132,7 @@ def chromium() -> Iterator[Browser]:
         unavailable("chromium is not installed: make deps")
     to_browser, from_test = os.pipe()
     to_test, from_browser = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             "bash",
             "-c",
@@ -162,5 +163,5 @@ def chromium() -> Iterator[Browser]:
         finally:
             os.close(from_test)
             os.close(to_test)
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # its own session, with all that it started
             process.wait()

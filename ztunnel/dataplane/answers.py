@@ -133,7 +133,8 @@ def _judge(explanation: Explanation) -> None:
     if explanation.outcome not in (Outcome.ALLOWED, Outcome.PLAIN):
         return
     expired = explanation.live.get("certificateTrouble")
-    latest = next((one for one in explanation.live.get("connections", ()) if one.state == "closed"), None)
+    connections = explanation.live.get("connections", ())
+    latest = min(connections, key=lambda one: one.age_seconds, default=None)
     if expired:
         explanation.summary += f" But {expired}"
         explanation.code = "ZT-CA-010"
@@ -143,8 +144,21 @@ def _judge(explanation: Explanation) -> None:
             explanation.summary += f" {latest.why}"
         explanation.code = latest.code
     else:
+        _tell_of_waits(explanation)
         return
     explanation.outcome = Outcome.FAILING
+
+
+def _tell_of_waits(explanation: Explanation) -> None:
+    """An open connection that does not move is no failure, and mostly what is asked about."""
+    for one in explanation.live.get("connections", ()):
+        if one.state == "open" and one.waits_for not in ("", "nobody"):
+            since = one.age_seconds if one.idle_seconds is None else one.idle_seconds
+            explanation.summary += f" But connection {one.id} does not move: for {since:.0f} s it has waited "
+            explanation.summary += f"for {one.waits_for}."
+            if one.waits_for == "peer's window":
+                explanation.summary += " The application at the other end does not read what it was sent."
+            return
 
 
 def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:

@@ -111,6 +111,8 @@ def _live(live: dict[str, Any]) -> Iterator[str]:
         )
     for one in live.get("connections", ()):
         end = f"{one['error']} ({one['code']})" if one.get("error") else one.get("state", "")
+        if one.get("waitsFor", "nobody") != "nobody":
+            end += f", waits for {one['waitsFor']}"
         yield f"  connection {one['id']}, {one['ageSeconds']:.0f} s ago: {end}"
         if one.get("why"):
             yield f"      {one['why']}"
