@@ -105,6 +105,7 @@ class ControlBounds:
     cni_send: float = seconds(5, "for the CNI agent to take a message")
     cni_start: float = seconds(4, "for a pod to start; then the CNI agent is told of a failure")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
+    journal_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     dump_reader: float = seconds(60, "for whoever reads a config dump to take the next piece of it")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")

@@ -15,7 +15,7 @@ from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 
 @pytest.fixture
 def journal() -> Iterator[MeshJournal]:
-    made = MeshJournal()
+    made = MeshJournal(10_000)
     yield made
     made.close()
 
@@ -66,8 +66,7 @@ deltas = st.builds(
 
 @given(st.lists(deltas, max_size=30))
 def test_it_is_what_a_dictionary_would_hold_and_stays_small(changes):
-    journal = MeshJournal()
-    before, module._SLACK = module._SLACK, 500
+    journal = MeshJournal(500)
     try:
         naive: dict[tuple[ResourceKind, Origin, str], bytes] = {}
         for delta in changes:
@@ -78,14 +77,12 @@ def test_it_is_what_a_dictionary_would_hold_and_stays_small(changes):
                 naive.pop((delta.kind, delta.origin, name), None)
             assert in_force(journal) == naive
     finally:
-        module._SLACK = before
         journal.close()
 
 
-def test_what_is_replaced_again_and_again_does_not_fill_the_file(journal, monkeypatch):
-    monkeypatch.setattr(module, "_SLACK", 10_000)
+def test_what_is_replaced_again_and_again_does_not_fill_the_file(journal):
     body = b"x" * 1000
     for _ in range(5000):
         journal.record(MeshDelta(0, ResourceKind.ADDRESS, (Resource("a", body),)), frozenset())
-    assert journal.size < module._SLACK * 420  # the first limit is that of before the test, 4 MiB
+    assert journal.size < 20_000
     assert in_force(journal) == {(ResourceKind.ADDRESS, Origin.XDS, "a"): body}

@@ -22,16 +22,19 @@ _HEADER = struct.Struct("<BBHi")  # kind, origin, length of the name, length of 
 _KINDS = tuple(ResourceKind)
 _ORIGINS = tuple(Origin)
 _REMOVED = -1
-_SLACK = 4 * 1024 * 1024
 
 
 class MeshJournal:
-    """The file. `close` it in the end."""
+    """The file. `close` it in the end.
 
-    def __init__(self) -> None:
+    slack: bytes of what was replaced that the file may hold, beside as much as what is in force.
+    """
+
+    def __init__(self, slack: int) -> None:
+        self._slack = slack
         self._file = os.memfd_create("mesh", os.MFD_CLOEXEC)
         self._size = 0
-        self._compact_at = _SLACK
+        self._compact_at = slack
 
     def close(self) -> None:
         """Give up the file."""
@@ -106,7 +109,7 @@ class MeshJournal:
         self._size = 0
         self._append(b"".join(kept))
         os.ftruncate(self._file, self._size)
-        self._compact_at = 2 * self._size + _SLACK
+        self._compact_at = 2 * self._size + self._slack
 
 
 def _record(head: tuple[int, int], name: str, body: bytes | None) -> bytes:

@@ -131,7 +131,7 @@ class Workers:
         self._on_message = on_message
         self._on_ended = on_ended
         self._workers: dict[int, _Worker] = {}
-        self._journal = MeshJournal()
+        self._journal = MeshJournal(bounds.journal_slack)
         self._in_order = trio.Lock()
         self._remembered: dict[type, ToDataPlane] = {}
         self._pods: dict[str, _Pod] = {}
