@@ -101,15 +101,26 @@ class ControlBounds:
     xds_demand: float = seconds(5, "on-demand xDS: for the answer of the control plane")
     demands_waiting: int = count(10_000, "on-demand xDS: keys that are waited for")
     demands_remembered: int = count(10_000, "on-demand xDS: keys that stay subscribed")
+    xds_first_backoff: float = seconds(0.01, "between two xDS streams; doubled after each failure")
+    xds_longest_backoff: float = seconds(3, "between two xDS streams at most")
     ca_call: float = seconds(30, "for a certificate to be issued")
+    ca_calls: int = count(8, "certificates that are asked for at a time")
     cni_send: float = seconds(5, "for the CNI agent to take a message")
     cni_start: float = seconds(4, "for a pod to start; then the CNI agent is told of a failure")
+    cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
     journal_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     dump_reader: float = seconds(60, "for whoever reads a config dump to take the next piece of it")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
     watch_retry: float = seconds(10, "until a directory that cannot be watched is looked at again")
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """Of the log."""
+
+    queued_lines: int = count(10_000, "lines that wait for stdout; then whoever logs waits, a second at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,7 @@ class Bounds:
     dns: DnsBounds = field(default_factory=DnsBounds)
     admin: AdminBounds = field(default_factory=AdminBounds)
     control: ControlBounds = field(default_factory=ControlBounds)
+    log: LogBounds = field(default_factory=LogBounds)
 
 
 DEFAULTS = Bounds()

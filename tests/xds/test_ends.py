@@ -2,9 +2,8 @@
 
 import pytest
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.xds.ends import (
-    FIRST_BACKOFF,
-    MAX_BACKOFF,
     Closed,
     Failed,
     Reason,
@@ -36,7 +35,7 @@ def test_any_status_before_the_headers_is_a_connection_error_with_backoff(code):
 
 
 def test_connection_errors_wait_20_ms_and_double_up_to_3_s():
-    backoff = FIRST_BACKOFF
+    backoff = DEFAULTS.control.xds_first_backoff
     waits = []
     for _ in range(11):
         retry = after(refused("Unavailable", phase=StreamPhase.CONNECTING), backoff, ADDRESS)
@@ -92,13 +91,16 @@ def test_trouble_of_our_own_backs_off_instead_of_spinning():
 def test_a_clean_end_reconnects_at_once():
     retry = after(Closed(spoke=True), 5.12, ADDRESS)
     assert (retry.reason, retry.level, retry.message) == (Reason.COMPLETE, "warn", "XDS client complete")
-    assert (retry.wait, retry.backoff) == (0.0, FIRST_BACKOFF)
+    assert (retry.wait, retry.backoff) == (0.0, DEFAULTS.control.xds_first_backoff)
 
 
 def test_a_clean_end_without_a_word_backs_off():
     retry = after(Closed(spoke=False), 10.24, ADDRESS)
     assert retry.reason is Reason.COMPLETE
-    assert (retry.wait, retry.backoff) == (MAX_BACKOFF, MAX_BACKOFF)
+    assert (retry.wait, retry.backoff) == (
+        DEFAULTS.control.xds_longest_backoff,
+        DEFAULTS.control.xds_longest_backoff,
+    )
 
 
 def test_hints_name_the_common_causes():

@@ -18,9 +18,10 @@ from typing import Final, NamedTuple, TypeAlias
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.certificate_errors import CaError, ForgottenIdentityError
-from ztunnel.certs.rotation import CONCURRENCY, Priority, Renewal, Rotation, Rotations
+from ztunnel.certs.rotation import Priority, Renewal, Rotation, Rotations
 from ztunnel.messages import CertificateFailed, CertificateForgotten, CertificateIssued
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
@@ -71,7 +72,7 @@ class SecretManager:
         clock: Callable[[], float],
         random: Callable[[], float],
         publish: Callable[[Change], None],
-        concurrency: int = CONCURRENCY,
+        concurrency: int = DEFAULTS.control.ca_calls,
     ) -> None:
         self._authority = authority
         self._clock = clock

@@ -29,11 +29,11 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.certs.certificate_errors import CaChainError, CaError
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 
-CONCURRENCY: Final = 8
 FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 150.0
 BACKOFF_JITTER: Final = 0.2
@@ -108,7 +108,7 @@ class Rotation:
 class Rotations:
     """All identities of the node. Every method is synchronous and leaves the whole in a consistent state."""
 
-    def __init__(self, concurrency: int = CONCURRENCY) -> None:
+    def __init__(self, concurrency: int = DEFAULTS.control.ca_calls) -> None:
         self._concurrency = concurrency
         self._all: dict[Identity, Rotation] = {}
         self._fetching = 0

@@ -48,7 +48,6 @@ pod_log = get_logger("inpod::statemanager")
 
 _FIRST_CONNECT_PAUSE = 0.020
 _FIRST_HELLO_PAUSE = 0.005
-_LONGEST_PAUSE = 15.0
 _JITTER = 0.2
 
 
@@ -154,7 +153,7 @@ class ZdsClient:
     def _pause(self, step: int) -> float:
         if step <= 0:
             return 0.0
-        seconds = min(_FIRST_HELLO_PAUSE * 2.0 ** min(step - 1, 32), _LONGEST_PAUSE)
+        seconds = min(_FIRST_HELLO_PAUSE * 2.0 ** min(step - 1, 32), self._bounds.cni_longest_pause)
         return seconds * self._randomness.uniform(1 - _JITTER, 1 + _JITTER)
 
     async def _connect(self) -> Connection:
@@ -167,7 +166,7 @@ class ZdsClient:
                 unreachable = AgentUnreachableError(self._path, os_error_text(error))
                 log.warn(f"{unreachable}. retrying in {duration_text(pause)}")
                 await trio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = min(pause * 2, self._bounds.cni_longest_pause)
             else:
                 log.info("connected to the Istio CNI node agent", path=self._path)
                 return connection

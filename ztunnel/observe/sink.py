@@ -28,8 +28,9 @@ from collections.abc import Callable
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
+
 LINES_A_WRITE = 64
-QUEUE_LINES = 10_000
 _PIPE_BYTES = 4096  # PIPE_BUF on Linux
 _ANY_BYTES = 256 * 1024
 
@@ -41,7 +42,11 @@ class Sink:
     """
 
     def __init__(
-        self, fd: int = 1, *, lines: int = QUEUE_LINES, now: Callable[[], float] = time.monotonic
+        self,
+        fd: int = 1,
+        *,
+        lines: int = DEFAULTS.log.queued_lines,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capacity = lines
         self._now = now

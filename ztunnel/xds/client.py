@@ -33,7 +33,6 @@ from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.system.memory import GrowthWatch, release_unused_memory
 from ztunnel.xds.delta import MalformedResponseError
 from ztunnel.xds.ends import (
-    FIRST_BACKOFF,
     Closed,
     Failed,
     StreamEnd,
@@ -173,11 +172,11 @@ class XdsClient:
 
     async def run(self) -> None:
         """Keep a stream open, until cancelled."""
-        backoff = FIRST_BACKOFF
+        backoff = self._bounds.xds_first_backoff
         for attempt in count(1):
             stream_log = log.bind_span("xds", id=attempt)
             end = await self._one_stream(stream_log)
-            retry = after(end, backoff, self._address)
+            retry = after(end, backoff, self._address, self._bounds)
             backoff = retry.backoff
             self.last_error = retry.message
             self._metrics.terminated(retry.reason.value)

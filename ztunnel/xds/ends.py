@@ -18,10 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.observe.durations import duration_text
-
-FIRST_BACKOFF = 0.01
-MAX_BACKOFF = 3.0
 
 _UNKNOWN = "Unknown"
 _CANCELLED = "Cancelled"
@@ -90,12 +88,13 @@ class Retry:
     backoff: float
 
 
-def after(end: StreamEnd, backoff: float, address: str) -> Retry:
-    """What follows an end. ``backoff``: the state so far (`FIRST_BACKOFF` at first)."""
-    longer = min(MAX_BACKOFF, backoff * 2)
+def after(end: StreamEnd, backoff: float, address: str, bounds: ControlBounds = DEFAULTS.control) -> Retry:
+    """What follows an end. ``backoff``: the state so far (`ControlBounds.xds_first_backoff` at first)."""
+    first = bounds.xds_first_backoff
+    longer = min(bounds.xds_longest_backoff, backoff * 2)
     match end:
         case Closed(spoke=True):
-            return Retry(Reason.COMPLETE, "warn", "XDS client complete", 0.0, FIRST_BACKOFF)
+            return Retry(Reason.COMPLETE, "warn", "XDS client complete", 0.0, first)
         case Closed():
             return Retry(Reason.COMPLETE, "warn", "XDS client complete", longer, longer)
         case Failed():
@@ -108,8 +107,8 @@ def after(end: StreamEnd, backoff: float, address: str) -> Retry:
             )
             return Retry(Reason.CONNECTION_ERROR, "warn", text, longer, longer)
         case StreamRefused() if _is_orderly(end):
-            text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration_text(FIRST_BACKOFF)}"
-            return Retry(Reason.RECONNECT, "debug", text, FIRST_BACKOFF, FIRST_BACKOFF)
+            text = f"XDS client terminated: gRPC error {end.text}, retrying in {duration_text(first)}"
+            return Retry(Reason.RECONNECT, "debug", text, first, first)
         case StreamRefused():
             text = f"XDS client error: gRPC error {end.text}, retrying in {duration_text(longer)}"
             return Retry(Reason.ERROR, "warn", text, longer, longer)
