@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.cluster import nodes, programs
@@ -36,6 +37,7 @@ _MADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "localhost/app:1": ("app", ()),
     "localhost/coredns:1": ("coredns", ("coredns",)),
     "localhost/istio/pilot:1": ("pilot", ("pilot-discovery",)),
+    "localhost/prometheus:1": ("prometheus", ("prometheus",)),
     "localhost/istio/install-cni:1": ("install-cni", ("install-cni", "istio-cni")),
 }
 
@@ -86,6 +88,7 @@ class Images:
         arguments = [
             f"--build-arg=PYTHON_IMAGE={PYTHON_BASE}",
             f"--build-arg=ISTIO_VERSION={programs.ISTIO_RELEASE}",
+            f"--build-arg=VERSION={version('ztunnel')}",
         ]
         self._build(name, source / "Dockerfile", source, *machine, *arguments)
 

@@ -29,6 +29,7 @@ ISTIOD_VALUES = (
     "--set=resources.requests.cpu=50m",
     "--set=resources.requests.memory=256Mi",
     "--set=autoscaleEnabled=false",
+    "--set-string=env.AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY=true",
 )
 # With both backends in its image istio-cni picks nft first and legacy after a restart, and then leaves
 # rules behind.
@@ -57,14 +58,18 @@ class Tools:
         """What helm says. Raises CommandFailed."""
         return run(helm(), *arguments, env=self.env, timeout=timeout)
 
-    def istioctl(self, *arguments: str, timeout: float = 180.0, check: bool = True) -> str:
-        """What istioctl says. Raises CommandFailed."""
+    def istioctl(
+        self, *arguments: str, timeout: float = 180.0, check: bool = True, cwd: Path | None = None
+    ) -> str:
+        """What istioctl says, on both outputs. Raises CommandFailed."""
         return run(
             programs.program("istioctl").path(self.places),
             *arguments,
             env=self.env,
             timeout=timeout,
             check=check,
+            cwd=cwd,
+            both=True,
         )
 
 

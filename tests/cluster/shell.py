@@ -20,8 +20,9 @@ def run(
     timeout: float = 300.0,
     check: bool = True,
     cwd: Path | None = None,
+    both: bool = False,
 ) -> str:
-    """What the program says on standard output.
+    """What the program says on standard output; with ``both`` what it says on standard error before it.
 
     Raises CommandFailed when it fails (with `check`), and subprocess.TimeoutExpired after `timeout` seconds.
     """
@@ -40,7 +41,7 @@ def run(
         raise CommandFailed(
             f"{' '.join(str(each) for each in command)[:400]}: status {done.returncode}\n{words}"
         )
-    return done.stdout
+    return done.stderr + done.stdout if both else done.stdout
 
 
 def until(what: str, seconds: float, ready: Callable[[], bool], every: float = 0.2) -> float:

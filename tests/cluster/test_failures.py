@@ -1,0 +1,210 @@
+"""What breaks in clusters, and what traffic notices of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tests.cluster.look import NODE1, NODE2, curl, is_ready, kill, pods, ztunnel_of
+from tests.cluster.mesh import NAMESPACE
+from tests.cluster.shell import run, until
+from tests.cluster.topology import NODES
+from tests.cluster.traffic import traffic
+
+FIRST_ACT = """
+apiVersion: batch/v1
+kind: Job
+metadata: {name: first, namespace: demo}
+spec:
+  completions: 12
+  parallelism: 6
+  backoffLimit: 0
+  template:
+    metadata: {labels: {app: first}}
+    spec:
+      serviceAccountName: sleep
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: first
+          image: localhost/app:1
+          imagePullPolicy: IfNotPresent
+          command:
+            - sh
+            - -c
+            - |
+              for i in 1 2 3; do
+                curl -sf -m 15 -o /dev/null -w '%{http_code} %{time_total}\\n' http://web || exit 1
+              done
+"""
+
+
+def scale(tools, what, replicas, namespace="demo"):
+    tools.kubectl("-n", namespace, "scale", what, f"--replicas={replicas}")
+    tools.kubectl("-n", namespace, "rollout", "status", what, "--timeout=150s")
+
+
+@contextmanager
+def without_istiod(tools):
+    tools.kubectl("-n", NAMESPACE, "scale", "deployment/istiod", "--replicas=0")
+    until("istiod is gone", 60, lambda: not pods(tools, NAMESPACE, "app=istiod"))
+    try:
+        yield
+    finally:
+        tools.kubectl("-n", NAMESPACE, "scale", "deployment/istiod", "--replicas=1")
+        tools.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/istiod", "--timeout=150s")
+
+
+def test_kill_9_of_ztunnel_costs_seconds(tools, seen):
+    with traffic(tools, seconds=30, rate=25) as outcome:
+        time.sleep(4)
+        kill(tools, NODE1, NAMESPACE, "app=ztunnel")
+    seen(f"{outcome}; no mesh for {outcome.gap:.1f} s")
+    assert outcome.new > 600
+    assert outcome.gap < 5
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("app=istiod", "istiod"), ("k8s-app=istio-cni-node", "istio-cni")]
+)
+def test_kill_9_costs_no_connection(tools, seen, label, name):
+    del name
+    node = next(
+        node
+        for node in NODES
+        if any(pod["spec"]["nodeName"] == node.name for pod in pods(tools, NAMESPACE, label))
+    )
+    with traffic(tools, seconds=20, rate=25) as outcome:
+        time.sleep(3)
+        kill(tools, node, NAMESPACE, label)
+    seen(outcome)
+    assert (outcome.new_failed, outcome.kept_failed, outcome.stream_breaks) == (0, 0, 0), outcome.errors
+
+
+def test_pods_come_and_go_while_istiod_is_away(tools, seen):
+    with traffic(tools, seconds=75, rate=15) as outcome:
+        with without_istiod(tools):
+            tools.kubectl("-n", "demo", "scale", "deployment/web", "--replicas=4")
+            time.sleep(15)
+            gone = pods(tools, "demo", "app=web")[0]["metadata"]["name"]
+            tools.kubectl("-n", "demo", "delete", "pod", gone, "--wait=false")
+            time.sleep(15)
+        back = time.monotonic()
+        tools.kubectl("-n", "demo", "rollout", "status", "deployment/web", "--timeout=60s")
+        took = time.monotonic() - back
+    scale(tools, "deployment/web", 2)
+    seen(f"{outcome}; all pods ready {took:.1f} s after istiod was back")
+    assert outcome.new_failed == 0, outcome.errors
+    assert took < 15
+
+
+def test_a_ztunnel_that_never_synced_is_ready_within_5_s_of_istiods_return(tools, seen):
+    with without_istiod(tools):
+        old = ztunnel_of(tools, NODE2)
+        tools.kubectl("-n", NAMESPACE, "delete", "pod", old, "--wait=false")
+        time.sleep(50)  # its backoff has long reached its cap
+        new = ztunnel_of(tools, NODE2)
+        assert new != old
+
+    def ready():
+        return any(
+            pod["metadata"]["name"] == new and is_ready(pod) for pod in pods(tools, NAMESPACE, "app=ztunnel")
+        )
+
+    took = until("ztunnel is ready", 60, ready)
+    seen(f"ready {took:.1f} s after istiod was")
+    assert took < 5
+
+
+def test_a_drained_node_costs_no_new_connection(tools, seen):
+    with traffic(tools, seconds=60, rate=25) as outcome:
+        time.sleep(2)
+        try:
+            tools.kubectl(
+                "drain",
+                NODE2.name,
+                "--ignore-daemonsets",
+                "--delete-emptydir-data",
+                "--force",
+                "--timeout=90s",
+                timeout=120,
+            )
+            assert {pod["spec"]["nodeName"] for pod in pods(tools, "demo", "app=web")} == {NODE1.name}
+        finally:
+            tools.kubectl("uncordon", NODE2.name)
+    tools.kubectl("-n", "demo", "rollout", "restart", "deployment/web")
+    seen(outcome)
+    assert outcome.new_failed == 0, outcome.errors
+
+
+def test_the_eviction_of_ztunnels_pod_is_like_any_restart(tools, seen):
+    name = ztunnel_of(tools, NODE1)
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+    }
+    with traffic(tools, seconds=30, rate=25) as outcome:
+        time.sleep(2)
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction"
+        tools.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+        until("another ztunnel is there", 60, lambda: ztunnel_of(tools, NODE1) != name)
+    seen(outcome)
+    # There is none beside it: until the new one is ready, nobody takes connections (2 s), and they wait.
+    assert outcome.new_failed == 0 or outcome.gap < 5, outcome.errors
+
+
+def test_a_pod_deleted_by_force_costs_no_connection(tools, seen):
+    with traffic(tools, seconds=20, rate=25) as outcome:
+        time.sleep(3)
+        victim = pods(tools, "demo", "app=web")[0]["metadata"]["name"]
+        tools.kubectl("-n", "demo", "delete", "pod", victim, "--force", "--grace-period=0")
+    seen(outcome)
+    assert outcome.new_failed == 0, outcome.errors
+
+
+def rss(tools, node):
+    text = tools.kubectl(
+        "get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{ztunnel_of(tools, node)}:15020/proxy/metrics"
+    )
+    for line in text.splitlines():
+        if line.startswith("process_resident_memory_bytes"):
+            return float(line.split()[1]) / 1e6
+    return 0.0
+
+
+def test_60_pods_scaled_up_and_down(tools, seen):
+    before = rss(tools, NODE1)
+    started = time.monotonic()
+    scale(tools, "deployment/web", 60)
+    up = time.monotonic() - started
+    answers = {curl(tools, "http://web").body for _ in range(30)}
+    assert len(answers) > 10
+    scale(tools, "deployment/web", 2)
+    until("the pods are gone", 90, lambda: len(pods(tools, "demo", "app=web")) == 2)
+    assert curl(tools, "http://web").status == 200
+    seen(f"all ready after {up:.0f} s; RSS {before:.0f} MB before, {rss(tools, NODE1):.0f} MB after")
+
+
+def test_a_jobs_first_act_is_a_connection(tools, seen, apply):
+    apply(FIRST_ACT)
+    tools.kubectl("-n", "demo", "wait", "--for=condition=complete", "job/first", "--timeout=120s")
+    said = tools.kubectl("-n", "demo", "logs", "-l", "app=first", "--tail=-1").split("\n")
+    times = [float(line.split()[1]) for line in said if line.startswith("200 ")]
+    assert len(times) == 36
+    seen(f"36 of 36 answered, the slowest after {max(times):.2f} s")
+
+
+def test_the_loss_of_a_node_fails_no_new_connection(tools, seen):
+    assert {pod["spec"]["nodeName"] for pod in pods(tools, "demo", "app=web")} == {NODE1.name, NODE2.name}
+    with traffic(tools, seconds=40, rate=20) as outcome:
+        time.sleep(3)
+        run("ip", "link", "set", NODE2.link, "down")
+        time.sleep(25)
+        run("ip", "link", "set", NODE2.link, "up")
+    tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+    seen(outcome)
+    assert outcome.new_failed == 0, outcome.errors
