@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,10 @@ spec:
 """
 
 
+def answers(tools, url):
+    return curl(tools, url).status == 200
+
+
 def restart_cni(tools):
     """istio-cni reads its ConfigMap when it starts."""
     tools.kubectl("-n", "istio-system", "rollout", "restart", "daemonset/istio-cni-node")
@@ -115,8 +120,8 @@ def test_services_of_every_kind(tools, seen, apply):
         "node port, other node": f"http://{NODE2.ip}:30080",
     }
     until("the headless service has endpoints", 20, lambda: curl(tools, asked["headless"]).status == 200)
-    answers = {name: curl(tools, url).status for name, url in asked.items()}
-    assert answers == dict.fromkeys(asked, 200)
+    got = {name: curl(tools, url).status for name, url in asked.items()}
+    assert got == dict.fromkeys(asked, 200)
     from_host = run("curl", "-s", "-m", "10", f"http://{NODE1.ip}:30080/")
     assert "saw" in from_host
     refused = {
@@ -142,7 +147,7 @@ def test_service_entries_with_and_without_an_address(tools, seen, apply, outside
     apply(service_entry("fixed", "fixed.example", "240.240.9.9"))
     apply(service_entry("automatic", "automatic.example"))
     for host in ("fixed.example", "automatic.example"):
-        until(f"{host} answers", 30, lambda host=host: curl(tools, f"http://{host}").status == 200)
+        until(f"{host} answers", 30, partial(answers, tools, f"http://{host}"))
     address = tools.kubectl(
         "-n", "demo", "exec", "deploy/sleep", "--", "python3", "-c",
         "import socket, sys; print(*{a[4][0] for h in sys.argv[1:] for a in socket.getaddrinfo(h, 80)})",
@@ -158,7 +163,7 @@ def test_a_stateful_set_by_the_names_of_its_pods(tools, seen, apply):
     tools.kubectl("-n", "demo", "rollout", "status", "statefulset/db", "--timeout=120s")
     bodies = []
     for name in ("db-0", "db-1"):
-        until(f"{name} answers", 20, lambda name=name: curl(tools, f"http://{name}.db:8080").status == 200)
+        until(f"{name} answers", 20, partial(answers, tools, f"http://{name}.db:8080"))
         bodies.append(curl(tools, f"http://{name}.db:8080").body)
     assert [body.split()[1] for body in bodies] == ["db-0", "db-1"]
     seen("db-0.db and db-1.db each answer as themselves")

@@ -32,7 +32,9 @@ def listening(family: int, host: str, port: int) -> socket.socket:
     return sock
 
 
-def listen_early(arguments: Sequence[str], environ: Mapping[str, str]) -> socket.socket | None:
+def listen_early(
+    arguments: Sequence[str], environ: Mapping[str, str], port: int = READINESS_PORT
+) -> socket.socket | None:
     """The readiness server's socket, if the command is the proxy; where it can be had. The caller closes it.
 
     None is no error: whoever reads the configuration binds what it says, and tells what is wrong.
@@ -41,7 +43,7 @@ def listen_early(arguments: Sequence[str], environ: Mapping[str, str]) -> socket
         return None
     try:
         if environ.get("IPV6_ENABLED") == "false":
-            return listening(socket.AF_INET, "0.0.0.0", READINESS_PORT)
-        return listening(socket.AF_INET6, "::", READINESS_PORT)
+            return listening(socket.AF_INET, "0.0.0.0", port)
+        return listening(socket.AF_INET6, "::", port)
     except OSError:
         return None
