@@ -77,6 +77,12 @@ cluster-down: setup ## end what make cluster began, and check that nothing is le
 cluster-test: setup ## what users do, in that cluster, with a table as report (TESTS=... for some of it)
 	@$(BIN)/python -m tests.cluster test $(TESTS)
 
+fuzz: setup ## MINUTES=5: each parser of foreign bytes, guided by coverage; TARGETS="xds yaml" for some of them
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(TARGETS)
+
+deep: setup ## all property tests with 10,000 examples each instead of 100 (an hour or more)
+	$(BIN)/pytest -q -n auto --maxprocesses=4 --hypothesis-profile=deep --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench --ignore=tests/cluster
+
 bench: setup ## direct, ours, a real Envoy in ztunnel's place: all figures of docs/performance.md (as root; BENCH="--rows ...")
 	$(BIN)/python -m tests.bench $(BENCH)
 

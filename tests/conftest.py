@@ -16,7 +16,8 @@ from ztunnel.observe.logging import _hub
 hypothesis.settings.register_profile(
     "ztunnel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("ztunnel")
+hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("ztunnel"), max_examples=10_000)
+hypothesis.settings.load_profile("ztunnel")  # --hypothesis-profile=deep loads the other one
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from ztunnel.certs.certificate_errors import CaChainError, WrongIdentityError
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
+from ztunnel.tls.malformed import MALFORMED
 
 
 def split_pem(pem: bytes) -> tuple[bytes, ...]:
     """Split a PEM text into one PEM per certificate, in order. Raises ValueError if there is none in it."""
-    return tuple(one.public_bytes(Encoding.PEM) for one in x509.load_pem_x509_certificates(pem))
+    try:
+        return tuple(one.public_bytes(Encoding.PEM) for one in x509.load_pem_x509_certificates(pem))
+    except MALFORMED as error:
+        raise ValueError(str(error)) from error
 
 
 def read_chain(
@@ -41,7 +45,7 @@ def read_chain(
         not_before, not_after = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
         uris = uri_names(leaf)
         matches = _public_bytes(leaf.public_key()) == _public_bytes_of_private(private_key)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except MALFORMED as error:
         raise CaChainError(
             f"the chain that the CA returned for {identity} cannot be read: {error}"
         ) from error
@@ -67,6 +71,8 @@ def uri_names(certificate: x509.Certificate) -> list[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
+    except MALFORMED as error:
+        raise ValueError(str(error)) from error
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 

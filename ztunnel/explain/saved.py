@@ -19,7 +19,7 @@ from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.service import Endpoint
 from ztunnel.state.convert import file_service, file_workload
-from ztunnel.state.description import AUTHORIZATION, SERVICE, WORKLOAD
+from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.local import policy_body, service_body, workload_body
 from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
@@ -60,8 +60,8 @@ class SavedMesh:
         staged = dump.get("stagedServices")
         for key, value in (staged if isinstance(staged, Mapping) else {}).items():
             for uid, endpoint in value.items() if isinstance(value, Mapping) else ():
-                own = endpoint.get("port", {}) if isinstance(endpoint, Mapping) else {}
-                ports.setdefault(uid, {})[key] = {int(port): target for port, target in own.items()}
+                own: Endpoint = ENDPOINT.parse(endpoint, f"stagedServices.{key}.{uid}")
+                ports.setdefault(uid, {})[key] = own.ports
         resources = [
             Resource(str(one.service.key), service_body(one._replace(endpoints={}))) for one in services
         ]
@@ -88,7 +88,7 @@ def read_dump(data: bytes) -> SavedMesh:
     """The mesh of a dump's text. Raises DumpError."""
     try:
         return SavedMesh(msgspec.json.decode(data))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DumpError(f"This is no config dump: {error}") from error
 
 

@@ -31,6 +31,7 @@ from OpenSSL import SSL, crypto
 
 from ztunnel.model.certificate import Certificate
 from ztunnel.tls import openssl as tls_openssl
+from ztunnel.tls.malformed import MALFORMED
 from ztunnel.tls.openssl import VerifyStep, lib
 from ztunnel.tls.peer import (
     MalformedCertificateError,
@@ -284,4 +285,7 @@ def _set_identity(
 
 def _certificates(pems: Iterable[bytes]) -> list[x509.Certificate]:
     """Read PEM texts of one or more certificates each. Raises ValueError."""
-    return [one for pem in pems for one in x509.load_pem_x509_certificates(pem)]
+    try:
+        return [one for pem in pems for one in x509.load_pem_x509_certificates(pem)]
+    except MALFORMED as error:
+        raise ValueError(str(error)) from error

@@ -14,6 +14,7 @@ from functools import lru_cache
 from cryptography import x509
 
 from ztunnel.model.identity import Identity, InvalidIdentityError
+from ztunnel.tls.malformed import MALFORMED
 from ztunnel.tls.tls_errors import PeerIdentityError, Side, TrustDomainError, UnsuitableCertificateError
 
 
@@ -41,7 +42,7 @@ def parse_certificate(der: bytes) -> ParsedCertificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except MALFORMED as error:
         raise MalformedCertificateError(str(error)) from error
     identities: list[Identity] = []
     skipped: list[str] = []

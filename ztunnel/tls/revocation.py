@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ztunnel.tls.malformed import MALFORMED
 
 # How many (list, key) pairs are remembered as verified. There are a few CAs in a mesh; the bound is only
 # there so that a peer's own intermediates cannot make it grow.
@@ -55,7 +56,7 @@ class RevocationList:
                     )
                 serials.add(entry.serial_number)
             issuer = crl.issuer
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except MALFORMED as error:
             if isinstance(error, InvalidRevocationListError):
                 raise
             raise InvalidRevocationListError(str(error)) from error
@@ -68,7 +69,7 @@ class RevocationList:
         if verdict is None:
             try:
                 verdict = self.crl.is_signature_valid(key)
-            except (TypeError, ValueError, UnsupportedAlgorithm):
+            except MALFORMED:
                 # A key of another kind than the signature's: not its signer.
                 verdict = False
             if len(self._signed_by) >= _MOST_VERDICTS:
