@@ -29,7 +29,7 @@ from ztunnel.certs.certificate_errors import (
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.config.model import Config, ProxyMode, RootFile, RootStatic, TokenFile, TokenStatic
-from ztunnel.grpc.bridge import GrpcChannelError, GrpcStatusError
+from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError
 from ztunnel.model.identity import Identity
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 

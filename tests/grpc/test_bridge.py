@@ -14,11 +14,8 @@ import trio
 
 from tests.support.tls_peers import CA, SERVER, certificate
 from ztunnel.certs.fake_ca import IssuingCa
-from ztunnel.grpc.bridge import (
-    GrpcChannel,
-    GrpcChannelError,
-    GrpcStatusError,
-)
+from ztunnel.grpc.bridge import GrpcChannel
+from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError
 
 UNARY = "/test.Service/Unary"
 STREAM = "/test.Service/Stream"

@@ -17,7 +17,8 @@ from tests.support.fake_ca import FakeCertificateAuthority
 CLIENT = """
 import sys, trio
 from pathlib import Path
-from ztunnel.grpc.bridge import GrpcChannel, GrpcStatusError
+from ztunnel.grpc.bridge import GrpcChannel
+from ztunnel.grpc.status import GrpcStatusError
 
 async def main():
     roots = Path(sys.argv[2]).read_bytes()

@@ -26,8 +26,9 @@ from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.certs.request import make_signing_request
 from ztunnel.config.model import Config, ProxyMode
 from ztunnel.config.values import authority
-from ztunnel.grpc.bridge import GrpcChannel, GrpcChannelError, GrpcStatusError, Metadata
+from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.grpc.credentials import RootsError, TokenError, authorization, read_roots
+from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger

@@ -1,6 +1,6 @@
 """CreateCertificate's two messages, as bytes.
 
-The generated modules load grpcio, which only a process that talks to a CA shall have; so they are imported
+The generated modules load grpcio, which only a process that talks to a CA is to have. So they are imported
 when the first message is made.
 """
 

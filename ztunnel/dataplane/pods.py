@@ -158,7 +158,7 @@ class Pods:
             self.policy_changed()
 
     def revocations_changed(self, revocations: Revocations) -> None:
-        """New revocation lists: open tunnels are held against them."""
+        """New revocation lists: open tunnels are checked against them."""
         for pod in list(self._pods.values()):
             close_revoked(pod, revocations)
 

@@ -29,18 +29,14 @@ from __future__ import annotations
 
 import os
 import queue
-import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from types import ModuleType, TracebackType
-from typing import Any, ClassVar, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
 import trio
 
-from ztunnel.errors import ZtunnelError
-
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-"""Key, in lower case, and value; bytes only under a key that ends in ``-bin``."""
+from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata, check_metadata
 
 _LARGEST_MESSAGE: Final = 200 * 1024 * 1024
 _CONNECT_SECONDS: Final = 5.0
@@ -48,57 +44,6 @@ _PING_SECONDS: Final = 30
 _PING_ANSWER_SECONDS: Final = 10
 # What may be waiting for grpcio to write it. xDS sends small requests, one for each response.
 _QUEUED_REQUESTS: Final = 16
-
-# https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Custom-Metadata".
-_KEY: Final = re.compile(r"[0-9a-z_.-]+")
-_VALUE: Final = re.compile(r"[\x20-\x7e]*")
-
-# The words that the replaced implementation's log lines use for the status codes.
-_MEANINGS: Final = {
-    "OK": "The operation completed successfully",
-    "CANCELLED": "The operation was cancelled",
-    "UNKNOWN": "Unknown error",
-    "INVALID_ARGUMENT": "Client specified an invalid argument",
-    "DEADLINE_EXCEEDED": "Deadline expired before operation could complete",
-    "NOT_FOUND": "Some requested entity was not found",
-    "ALREADY_EXISTS": "Some entity that we attempted to create already exists",
-    "PERMISSION_DENIED": "The caller does not have permission to execute the specified operation",
-    "RESOURCE_EXHAUSTED": "Some resource has been exhausted",
-    "FAILED_PRECONDITION": "The system is not in a state required for the operation's execution",
-    "ABORTED": "The operation was aborted",
-    "OUT_OF_RANGE": "Operation was attempted past the valid range",
-    "UNIMPLEMENTED": "Operation is not implemented or not supported",
-    "INTERNAL": "Internal error",
-    "UNAVAILABLE": "The service is currently unavailable",
-    "DATA_LOSS": "Unrecoverable data loss or corruption",
-    "UNAUTHENTICATED": "The request does not have valid authentication credentials",
-}
-
-
-class GrpcStatusError(ZtunnelError):
-    """A call ended with this status. ``status`` is the code's name in capitals, ``details`` the peer's words.
-
-    A stream that the server ended in good order has the status ``OK``.
-    """
-
-    code: ClassVar[str] = "ZT-NET-101"
-
-    def __init__(self, status: str, details: str) -> None:
-        super().__init__(f"gRPC status {status}: {details}" if details else f"gRPC status {status}")
-        self.status = status
-        self.details = details
-
-    @property
-    def meaning(self) -> str:
-        """What the code means, in the words that the log lines of the mesh use."""
-        return _MEANINGS.get(self.status, "Unknown error")
-
-
-class GrpcChannelError(ZtunnelError):
-    """A channel cannot even be tried: no usable roots, or metadata that no header can carry."""
-
-    code: ClassVar[str] = "ZT-NET-102"
-
 
 # grpcio has no setting for the lowest version of TLS, but one for the suites up to TLS 1.2; those of 1.3
 # are always there. A suite of pre-shared keys, of which we have none, is never offered: TLS 1.3 is left.
@@ -188,7 +133,7 @@ class GrpcChannel:
         Raises GrpcStatusError (``DEADLINE_EXCEEDED`` when the time is over), GrpcChannelError for metadata
         that cannot be sent. Cancelling the task cancels the call.
         """
-        _check_metadata(metadata)
+        check_metadata(metadata)
         await self._settle_name()
         start = self._channel.unary_unary(method)
         done = trio.Event()
@@ -211,7 +156,7 @@ class GrpcChannel:
         Raises GrpcChannelError for metadata that cannot be sent. That the server cannot be reached, as every
         other end of the call, is raised by `GrpcStream.receive` and `GrpcStream.send`.
         """
-        _check_metadata(metadata)
+        check_metadata(metadata)
         await self._settle_name()
         requests = _Requests(trio.lowlevel.current_trio_token())
         call = self._channel.stream_stream(method)(requests, metadata=tuple(metadata))
@@ -417,20 +362,6 @@ def _tell(token: trio.lowlevel.TrioToken, event: trio.Event) -> None:
         token.run_sync_soon(event.set)
     except trio.RunFinishedError:
         return
-
-
-def _check_metadata(metadata: Metadata) -> None:
-    """Raise GrpcChannelError for what no header can carry; it shows no value, which may be a token."""
-    for key, value in metadata:
-        if not _KEY.fullmatch(key):
-            raise GrpcChannelError(
-                f"the metadata key {key!r} cannot be sent: it has to be of lower case letters, digits, - _ ."
-            )
-        if isinstance(value, str) and not _VALUE.fullmatch(value):
-            raise GrpcChannelError(
-                f"the value of the metadata {key!r} cannot be sent: it has to be one line of ASCII text; a "
-                "token file that ends with a newline is a usual cause"
-            )
 
 
 _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("ztunnel gRPC threads")

@@ -47,7 +47,7 @@ class HboneConnection(ABC):
     for what a peer did or for a stream that is gone meanwhile: such calls do nothing.
 
     A driver that cannot write goes on calling ``receive`` (two ends that each wait for the other to read
-    would wait for ever) but leaves the output here: answers that wait are counted, and too many end the
+    would wait forever) but leaves the output here: answers that wait are counted, and too many end the
     connection.
     """
 

@@ -142,7 +142,7 @@ class OutboundProxy:
         try:
             plan = await self._plan(request, attempts, report)
         except RouteRefusedError:
-            # The mesh has changed meanwhile. What failed before is what the log shall say.
+            # The mesh has changed meanwhile. The log tells of what failed before.
             return None
         return plan if attempts.is_new(plan) else None
 

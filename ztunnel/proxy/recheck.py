@@ -40,7 +40,7 @@ async def close_forbidden(pod: PodContext) -> int:
 
     In slices, so that a pod with thousands of connections holds up nobody.
 
-    Policies, the pod's own workload (its list of policies, its trust domain) and hence the meaning of the
+    Policies, the pod's own workload (its list of policies, its trust domain) and with it the meaning of the
     peer's identity may have changed. A pod whose workload is not known for the moment keeps its connections:
     a control plane that lost an object must not cut traffic.
     """

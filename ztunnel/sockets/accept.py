@@ -1,7 +1,7 @@
 """The accept loop: robust against what accept may answer, fair to other tasks, shedding load at the limit.
 
 Near the limit of descriptors a connection is still accepted, since one that is left in the backlog would
-make its client wait for nothing and the listener readable for ever; it is then reset at once, and a log
+make its client wait for nothing and the listener readable forever; it is then reset at once, and a log
 line at most once a second says how many were. When not even that is possible the loop pauses, and goes on
 by itself.
 """

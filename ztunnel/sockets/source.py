@@ -3,7 +3,7 @@
 The plain way is to bind the socket to the client's address (IP_TRANSPARENT). Its trouble is the port. To
 connection tracking a connection is addresses and ports, and a client that reaches this pod in plaintext has
 connections from that address to that application itself, which arrive in the same namespace. Where both use
-one port, the client's packets are taken for ours, or ours for the client's, and somebody waits for ever. No
+one port, the client's packets are taken for ours, or ours for the client's, and somebody waits forever. No
 choice of the port prevents it: the client may choose the same one a moment later.
 
 So the socket is bound to an address that nobody else has (``127.64.0.0/10``, ``100::/64``), and connection

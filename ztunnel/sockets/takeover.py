@@ -8,7 +8,7 @@ moment in between, and a handshake takes a round trip.
 
 So the old socket must be given nothing for a while before it closes. The newcomer sees to it: it attaches a
 program to the group of sockets that picks the second socket, which is the newcomer. New connections come to
-it from then on, before it is ready, hence before anybody tells the old process to end. A socket joins the
+it from then on, before it is ready, so before anybody tells the old process to end. A socket joins the
 group at its end, and when one leaves, the last takes its place. So the old one's end makes the newcomer the
 first of a group of one; there is no second then, the kernel falls back to the hash, and the next newcomer
 will be the second again. Should the newcomer die instead, the old one is alone, and gets all again.

@@ -88,7 +88,7 @@ def _now() -> float:
 
 
 def root(name: str, configured: RootCert) -> Iterator[Finding]:
-    """Whether the root that a server is held against can be read, and is valid."""
+    """Whether the root that a server's certificate is checked with can be read, and is valid."""
     check = f"{name} root"
     if isinstance(configured, RootFile):
         try:

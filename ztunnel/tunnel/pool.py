@@ -83,7 +83,7 @@ class Pool:
     """The tunnels of one pod's outbound listener. All of its tasks run in the nursery given.
 
     dial: connects, handshakes and gives a tunnel that is not running yet; raises what the
-        connection's log shall say. It bounds its own waits.
+        connection's log is to say. It bounds its own waits.
     max_streams: streams of ours on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
     bounds: of waiting and dialling.

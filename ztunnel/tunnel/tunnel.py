@@ -6,7 +6,7 @@ feeds them to the sans-IO connection, and puts the data of each stream into that
 such a batch it hands each inbox to its consumer. For a stream that is attached to an application's socket
 that is a plain ``sendmsg`` right there, in the reader: no queue, no other task, no wake-up. Only when the
 socket would block does the rest stay in the inbox and a drain task (in the nursery of the connection, not of
-the tunnel) waits for that one socket. Window is given back only for bytes that the socket took, hence what a
+the tunnel) waits for that one socket. Window is given back only for bytes that the socket took, so what a
 stalled reader makes us hold is bounded by the stream's window. A slow stream holds up its neighbours only
 when slow streams together have filled the connection's window.
 
@@ -17,7 +17,7 @@ more than what was framed before somebody noticed.
 
 A tunnel is a `ClientTunnel` or a `ServerTunnel`; here is what both do.
 
-There is no await between looking at the state of the HTTP/2 connection and changing it, hence no lock.
+There is no await between looking at the state of the HTTP/2 connection and changing it, so there is no lock.
 
 An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
 `ztunnel.tunnel.linger`. A wire that takes nothing any more is still read to its end.

@@ -10,8 +10,9 @@ import trio
 from ztunnel.bounds import DEFAULTS
 from ztunnel.config.model import Config
 from ztunnel.config.values import authority
-from ztunnel.grpc.bridge import GrpcChannel, GrpcStatusError, GrpcStream
+from ztunnel.grpc.bridge import GrpcChannel, GrpcStream
 from ztunnel.grpc.credentials import TokenError, authorization, read_roots
+from ztunnel.grpc.status import GrpcStatusError
 from ztunnel.xds.client import Connect, StatusError, Stream
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
