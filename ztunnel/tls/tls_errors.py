@@ -21,7 +21,7 @@ class Side(Enum):
     SERVER = "server"
 
 
-# RFC 8446 section 6 and RFC 5246 section 7.2, spelled as the replaced implementation prints them.
+# RFC 8446 section 6 and RFC 5246 section 7.2, spelled as the existing implementation prints them.
 ALERT_NAMES = {
     0: "CloseNotify",
     10: "UnexpectedMessage",
