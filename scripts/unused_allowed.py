@@ -64,3 +64,14 @@ mermaid
 
 # Fields of explanations, changes and connections: ``--json`` shows each of them.
 resolves
+
+# Overrides: textual reads these attributes of an application and calls these methods.
+BINDINGS
+DEFAULT_CSS
+TITLE
+compose
+on_mount
+on_data_table_row_selected
+action_part
+action_sort
+action_pause

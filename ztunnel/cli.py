@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "demo": Command("run a small mesh on this machine and show a request through it", "ztunnel.demo"),
     "explain": Command("say why a connection goes where it goes, or how it ended", "ztunnel.tools.explain"),
     "what-if": Command("say which connections a change of policy would cut", "ztunnel.tools.what_if"),
+    "top": Command("show the node live in a terminal", "ztunnel.tools.top"),
     "doctor": Command("check what usually goes wrong on a node", "ztunnel.tools.doctor"),
     "version": Command("say which build this is"),
     "help": Command("show this text, or that of a command"),
