@@ -249,13 +249,19 @@ async def echo(stream: trio.SocketStream) -> None:
 async def via_socks(port: int, ip: str = "127.0.0.1") -> trio.SocketStream:
     """A connection to ip:port through the pod's SOCKS5 port."""
     stream = await trio.open_tcp_stream("127.0.0.1", 15080)
-    await stream.send_all(b"\x05\x01\x00")
-    assert await stream.receive_some(2) == b"\x05\x00"
-    await stream.send_all(b"\x05\x01\x00\x01" + socket.inet_aton(ip) + port.to_bytes(2, "big"))
-    reply = b""
-    while len(reply) < 10:
-        reply += await stream.receive_some(10 - len(reply))
-    assert reply[1] == 0
+    try:
+        await stream.send_all(b"\x05\x01\x00")
+        assert await stream.receive_some(2) == b"\x05\x00"
+        await stream.send_all(b"\x05\x01\x00\x01" + socket.inet_aton(ip) + port.to_bytes(2, "big"))
+        reply = b""
+        while len(reply) < 10:
+            piece = await stream.receive_some(10 - len(reply))
+            assert piece, "the SOCKS server hung up"
+            reply += piece
+        assert reply[1] == 0
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
     return stream
 
 

@@ -27,14 +27,14 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
             if target is None:
                 return None
             destination = await _resolve(target, client, pod)
+            sock.send(reply(SocksReply.SUCCEEDED))
         except SocksError as error:
             log.warning(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
-            _say(sock, server.take_output() + reply(error.reply))
+            _refuse(sock, server.take_output() + reply(error.reply))
             return None
         except OSError as error:
             log.debug(f"failed to negotiate socks connection: {error}", **{"src.addr": client})
             return None
-        _say(sock, reply(SocksReply.SUCCEEDED))
         return destination
     log.warning("failed to negotiate socks connection: deadline has elapsed", **{"src.addr": client})
     return None
@@ -55,7 +55,8 @@ async def _negotiate(sock: socket.socket, server: SocksServer) -> SocksTarget | 
         target = server.receive(data)
         output = server.take_output()
         if output:
-            _say(sock, output)
+            # Ten bytes into an empty buffer never block; a client for whom they do has gone astray.
+            sock.send(output)
         if target is not None:
             return target
     raise SocksError("the request is too long")
@@ -75,8 +76,7 @@ async def _resolve(target: SocksTarget, client: SocketAddress, pod: PodContext) 
     return SocketAddress(address, port)
 
 
-def _say(sock: socket.socket, data: bytes) -> None:
-    """Ten bytes into an empty buffer never block; a client for whom they do has gone astray."""
+def _refuse(sock: socket.socket, data: bytes) -> None:
     try:
         sock.send(data)
     except OSError as error:

@@ -424,6 +424,10 @@ class TlsConnection(ABC):
         """Send from the beginning of ``data``: how many bytes, 0 for not now. Raises OSError."""
 
     @abstractmethod
+    def cut_off(self) -> None:
+        """Tell the peer, below TLS, that nothing more comes, after a send that failed: it must not wait."""
+
+    @abstractmethod
     def _close_transport(self) -> None:
         """Close the transport if it is ours."""
 

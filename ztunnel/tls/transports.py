@@ -61,6 +61,13 @@ class SocketTls(TlsConnection):
         except (BlockingIOError, InterruptedError):
             return 0
 
+    def cut_off(self) -> None:
+        """Half-close the socket; see `TlsConnection.cut_off`."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # the peer knows already
+
     def _close_transport(self) -> None:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
@@ -134,6 +141,9 @@ class StreamTls(TlsConnection):
         if self._broken is not None:
             raise self._broken
         return 0
+
+    def cut_off(self) -> None:
+        """Nothing: the stream below tells its own peer."""
 
     def _close_transport(self) -> None:
         self._arrived = None

@@ -319,6 +319,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         if self.failure is None:
             self.failure = why
         self.hbone.silence()
+        self.tls.cut_off()
         self.blocked = True
         self._backlog.clear()
         self._written.unpark_all()

@@ -1,0 +1,148 @@
+"""Faults put in by count: the n-th step of the scheduler, or the n-th system call on a socket.
+
+A scenario is run again and again, with the fault at its first place, its second, and so on until a run ends
+before the fault's turn comes. So every await and every call is hit once, whatever the code looks like. Only
+ztunnel's own calls count, by the module that makes them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+
+SOCKET_CALLS = (
+    "accept",
+    "bind",
+    "connect",
+    "connect_ex",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "listen",
+    "recv",
+    "recv_into",
+    "recvfrom",
+    "send",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shutdown",
+)
+OS_CALLS = ("pipe2", "splice")
+
+
+class Turn:
+    """Counts until the fault's turn. ``at``: which it is, from 1. ``reached``: it came. ``place``: where."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.count = 0
+        self.place = ""
+
+    @property
+    def reached(self) -> bool:
+        return self.count >= self.at
+
+    def now(self, place: str) -> bool:
+        """One more; whether it is the one."""
+        self.count += 1
+        if self.count == self.at:
+            self.place = place
+            return True
+        return False
+
+
+class _Steps(trio.abc.Instrument):
+    def __init__(self, turn: Turn, wanted: Callable[[str], bool], act: Callable[[], None]) -> None:
+        self._turn = turn
+        self._wanted = wanted
+        self._act = act
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._wanted(task.name) and self._turn.now(task.name):
+            self._act()
+
+
+@contextmanager
+def at_step(turn: Turn, wanted: Callable[[str], bool], act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` after the turn's step of the tasks with ``wanted`` names: each step ends in an await."""
+    instrument = _Steps(turn, wanted, act)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
+@contextmanager
+def at_call(
+    turn: Turn, number: int, monkeypatch: pytest.MonkeyPatch, packages: tuple[str, ...]
+) -> Iterator[None]:
+    """Let the turn's system call of modules in ``packages`` fail with an errno. Closing never fails."""
+
+    def failing(name: str, real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            module = sys._getframe(1).f_globals.get("__name__", "")
+            if module.startswith(packages) and turn.now(f"{module}: {name}"):
+                if name == "connect_ex":
+                    return number
+                raise OSError(number, os.strerror(number))
+            return real(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in SOCKET_CALLS:
+            patch.setattr(socket.socket, name, failing(name, getattr(socket.socket, name)))
+        for name in OS_CALLS:
+            patch.setattr(os, name, failing(name, getattr(os, name)))
+        yield
+
+
+class Census(Counter[str]):
+    """What a process holds: its descriptors by kind, and its tasks by what their names begin with."""
+
+    @classmethod
+    def take(cls) -> Census:
+        census = cls()
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                continue
+            census["descriptor " + target.partition(":")[0]] += 1
+        root = trio.lowlevel.current_root_task()
+        waiting = [root] if root is not None else []
+        while waiting:
+            task = waiting.pop()
+            census["task " + task.name.split()[0].rpartition(".")[2]] += 1
+            for nursery in task.child_nurseries:
+                waiting += nursery.child_tasks
+        return census
+
+
+async def steady() -> Census:
+    """The census once it stays the same: what a first use has opened is open, and what has ended is gone."""
+    previous = Census()
+    while (census := Census.take()) != previous:
+        previous = census
+        await trio.sleep(0.5)
+    return census
+
+
+async def settled(base: Census, timeout: float = 10) -> Census:
+    """The census once it is the base again; as it is after ``timeout`` seconds."""
+    with trio.move_on_after(timeout):
+        while True:
+            if Census.take() == base:
+                break
+            await trio.sleep(0.01)
+    return Census.take()
