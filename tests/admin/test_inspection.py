@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import trio
@@ -52,8 +52,9 @@ class Planes:
 async def page(planes: Planes, path: str, **query: str) -> tuple[Response, str]:
     inspection = Inspection(planes.ask, lambda: [{"identity": "spiffe://a"}], TaskAges())
     response = await inspection.pages()[path].handler(Request("GET", path, query))
-    assert isinstance(response.body, bytes)
-    return response, response.body.decode()
+    body = response.body
+    assert isinstance(body, Iterable)
+    return response, (body if isinstance(body, bytes) else b"".join(body)).decode()
 
 
 async def test_explain_asks_and_writes_text_or_json():

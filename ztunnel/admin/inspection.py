@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ tasks_log = get_logger("debug::tasks")
 Ask = Callable[[Topic, Mapping[str, str]], Awaitable[list[Any]]]
 _TEXT = "text/plain; charset=utf-8"
 _SLICE = 50
+_LINES = 10
 _EXPLAIN_USAGE = (
     "usage: /explain?from=NAMESPACE/POD&to=SERVICE-OR-ADDRESS[:PORT] or /explain?connection=ID; "
     "&json=1 for programs\n"
@@ -111,8 +113,8 @@ class Inspection:
         """The tree of this process, and those of the processes that carry traffic."""
         processes = await self._trees()
         if request.query.get("format") == "json" or "json" in request.query:
-            return _json(processes)
-        return Response(200, _text(_tree_lines(processes)), _TEXT)
+            return Response(200, _json_trees(processes), "application/json")
+        return Response(200, _in_slices(_tree_lines(processes)), _TEXT)
 
     async def log_tasks(self) -> None:
         """Write the tree into the log, a line each. A data plane that does not answer is told of."""
@@ -123,7 +125,7 @@ class Inspection:
             return
         for number, line in enumerate(_tree_lines(processes), 1):
             tasks_log.info(line)
-            if number % _SLICE == 0:
+            if number % _LINES == 0:
                 await trio.lowlevel.checkpoint()
 
     async def _trees(self) -> list[dict[str, Any]]:
@@ -168,6 +170,22 @@ def merged_explanation(answers: list[Any]) -> Any:
     if live:
         first["live"] = live
     return first
+
+
+def _json_trees(processes: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The trees as JSON, a task a line, in pieces between which others run."""
+    for number, process in enumerate(processes):
+        yield b'%b{"pid": %d, "tasks": [' % (b",\n" if number else b"[", process["pid"])
+        for start in range(0, len(process["tasks"]), _SLICE):
+            part = process["tasks"][start : start + _SLICE]
+            yield (b",\n" if start else b"\n") + b",\n".join(map(msgspec.json.encode, part))
+        yield b"\n]}"
+    yield b"]\n"
+
+
+def _in_slices(pieces: Iterator[str]) -> Iterator[bytes]:
+    while part := list(islice(pieces, _SLICE)):
+        yield _text(part)
 
 
 def _tree_lines(processes: list[dict[str, Any]]) -> Iterator[str]:

@@ -18,11 +18,11 @@ from ztunnel.model.workload import Workload
 NEAREST = 5
 """Names that are offered in place of one that does not exist."""
 
-_COMPARED = 3000
+_COMPARED = 400
 """Names that are compared in full: in a big mesh those that share a beginning with what was asked for."""
 
-_READ = 20_000
-"""Workloads that are read one by one for a name that no uid ends in."""
+_READ = 2000
+"""Workloads that are read one by one for a name that no uid ends in: a question must not hold up traffic."""
 
 
 class UnclearError(ZtunnelError):

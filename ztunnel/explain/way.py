@@ -43,7 +43,7 @@ POLICY_CODE = "ZT-POL-001"
 _ENDPOINTS = 200
 """Endpoints that an answer lists; the chosen one is always among them."""
 
-_LEFT_OUT = 5000
+_LEFT_OUT = 500
 """Workloads of a service's namespace that are looked at for those that its health policy left out."""
 
 
