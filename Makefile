@@ -86,6 +86,9 @@ deep: setup ## all property tests with 10,000 examples each instead of 100 (an h
 bench: setup ## direct, ours, a real Envoy in ztunnel's place: all figures of docs/performance.md (as root; BENCH="--rows ...")
 	$(BIN)/python -m tests.bench $(BENCH)
 
+bench-steps: setup ## what a round trip, a new connection and 16 KiB cost, step by step: docs/hot-path.md (as root, a minute)
+	@unshare -n sh -c 'ip link set lo up && exec $(BIN)/python -m tests.bench.steps $(BENCH)'
+
 bench-compare: setup ## this checkout's ztunnel beside another revision's, in one run (BASE=revision, BENCH=...)
 	@scripts/bench-compare $(BIN)/python "$(or $(BASE),HEAD)" $(BENCH)
 

@@ -33,10 +33,14 @@ _REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n" + bytes(1024)
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = connection.recv(count, socket.MSG_WAITALL)
-    if len(data) != count:
-        raise ConnectionError(f"{len(data)} of {count} bytes")
+def exactly(connection: socket.socket, count: int) -> bytes:
+    """So many bytes. Raises ConnectionError when the connection ends before."""
+    data = connection.recv(count)
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise ConnectionError(f"{len(data)} of {count} bytes")
+        data += more
     return data
 
 
@@ -59,7 +63,7 @@ def _answer(connection: socket.socket, kept: list[socket.socket]) -> None:
                 total += count
             connection.sendall(struct.pack("!Q", total))
         elif order == b"d":
-            (left,) = struct.unpack("!Q", _exactly(connection, 8))
+            (left,) = struct.unpack("!Q", exactly(connection, 8))
             while left:
                 left -= connection.send(view[: min(left, CHUNK)])
             # The client closes first: an Envoy that sees both ends of a CONNECT at once resets.
@@ -146,7 +150,7 @@ def upload(host: str, port: int, total: int) -> float:
         while left:
             left -= connection.send(data[: min(left, CHUNK)])
         connection.shutdown(socket.SHUT_WR)
-        (received,) = struct.unpack("!Q", _exactly(connection, 8))
+        (received,) = struct.unpack("!Q", exactly(connection, 8))
         seconds = time.perf_counter() - started
     if received != total:
         raise ConnectionError(f"{received} of {total} bytes arrived")
@@ -177,7 +181,7 @@ def roundtrips(host: str, port: int, count: int) -> dict[str, float]:
         for _ in range(count + 100):
             started = time.perf_counter()
             connection.sendall(message)
-            _exactly(connection, MESSAGE)
+            exactly(connection, MESSAGE)
             times.append(time.perf_counter() - started)
     times = sorted(times[100:])
     return {"p50": statistics.median(times), "p99": _p99(times)}
@@ -201,7 +205,7 @@ def _connect_often(host: str, port: int, count: int) -> list[float]:
         started = time.perf_counter()
         with _connect(host, port) as connection:
             connection.sendall(b"ex")
-            _exactly(connection, 1)
+            exactly(connection, 1)
             times.append(time.perf_counter() - started)
     return times
 
@@ -223,7 +227,7 @@ def _request_often(host: str, port: int, count: int) -> list[float]:
         for _ in range(count):
             started = time.perf_counter()
             connection.sendall(_REQUEST)
-            _exactly(connection, len(_RESPONSE))
+            exactly(connection, len(_RESPONSE))
             times.append(time.perf_counter() - started)
     return times
 
@@ -254,7 +258,7 @@ def idle(host: str, port: int, count: int) -> dict[str, float]:
     for _ in range(count):
         connection = _connect(host, port)
         connection.sendall(b"i")
-        _exactly(connection, 1)
+        exactly(connection, 1)
         held.append(connection)
     print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
     os.read(0, 1)
