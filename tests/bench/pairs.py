@@ -109,8 +109,11 @@ def opened(
     """
     variables = {"LOG_FORMAT": "plain", "RUST_LOG": "info", "ZTUNNEL_WORKER_THREADS": "1"}
     variables |= environment or {}
-    ours_at = {"b1": {"PYTHONPATH": str(base)}, "b2": {"PYTHONPATH": str(base)}} if base else {}
-    deployment = NodeDeployment(ours_at)
+    of_base = ("b1", "b2") if base else ()
+    deployment = NodeDeployment(
+        {node: {"PYTHONPATH": str(base)} for node in of_base},
+        {node: [sys.executable, "-m", "ztunnel.cli", "proxy", "ztunnel"] for node in of_base},
+    )
     with Mesh.open(deployment=deployment, environment=variables) as mesh:
         made: dict[str, list[MeshPod]] = {}
         for name, mark in ((DIRECT, "d"), (OURS, "z"), (ENVOY, "e"), (BASE, "b")):

@@ -28,7 +28,8 @@ WORKERS = "ZTUNNEL_TEST_WORKERS"
 class NodeZtunnel:
     """What one node runs: its CNI agent, and its ztunnels, of which the newest serves new pods."""
 
-    def __init__(self, mesh: Mesh, node: Node) -> None:
+    def __init__(self, mesh: Mesh, node: Node, command: Sequence[str] | None = None) -> None:
+        self._command = list(command or ztunnel_command("proxy", "ztunnel"))
         self.mesh = mesh
         self.node = node
         self.socket = mesh.machine.directory / f"cni-{node.name}.sock"
@@ -93,7 +94,7 @@ class NodeZtunnel:
         all_variables: dict[str, str | None] = {**variables, **self.mesh.environment, **(environment or {})}
         process = self.mesh.machine.spawn(
             f"ztunnel-{self.node.name}-{number}",
-            [*prefix, *ztunnel_command("proxy", "ztunnel")],
+            [*prefix, *self._command],
             env={name: value for name, value in all_variables.items() if value is not None},
             namespace=home.namespace,
         )
@@ -114,11 +115,17 @@ class NodeZtunnel:
 class NodeDeployment:
     """A `tests.support.mesh.Deployment` in shared mode.
 
-    environments: further variables of the ztunnels of some nodes, by the node's name.
+    environments, commands: further variables of the ztunnels of some nodes, and how they are started, by the
+    node's name.
     """
 
-    def __init__(self, environments: Mapping[str, Mapping[str, str | None]] | None = None) -> None:
+    def __init__(
+        self,
+        environments: Mapping[str, Mapping[str, str | None]] | None = None,
+        commands: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._environments = environments or {}
+        self._commands = commands or {}
         self.nodes: dict[str, NodeZtunnel] = {}
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
@@ -134,7 +141,7 @@ class NodeDeployment:
         """What a node runs; its CNI agent is there from the first call on."""
         found = self.nodes.get(node.name)
         if found is None:
-            found = self.nodes[node.name] = NodeZtunnel(mesh, node)
+            found = self.nodes[node.name] = NodeZtunnel(mesh, node, self._commands.get(node.name))
         return found
 
     def update(self, mesh: Mesh) -> None:
