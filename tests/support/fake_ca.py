@@ -1,4 +1,7 @@
-"""A certificate authority for tests: server certificates, and workload certificates from a CSR."""
+"""A certificate authority for tests: server certificates, and workload certificates from a CSR.
+
+Its certificates have the extensions of istiod's own; tests/xds/test_recorded.py holds it to that.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +102,7 @@ class FakeCertificateAuthority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
             )
@@ -108,9 +112,9 @@ class FakeCertificateAuthority:
 
 def _key_usage(*, certificate_sign: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=True,
+        digital_signature=not certificate_sign,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=not certificate_sign,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=certificate_sign,
