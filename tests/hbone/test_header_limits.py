@@ -119,7 +119,7 @@ def test_a_block_that_is_too_large_for_a_closed_stream_is_read_and_dropped():
 
 
 def test_a_peer_that_goes_on_with_requests_that_are_too_large_is_sent_away():
-    _, peer = server(HboneSettings(max_local_errors=5))
+    _, peer = server(HboneSettings(max_local_errors=5 * 32))
     for n in range(5):
         assert not calmed(peer.say(peer.headers(2 * n + 1, LARGE)))
     assert calmed(peer.say(peer.headers(11, LARGE)))

@@ -164,3 +164,13 @@ def test_padded_payload_is_useful():
     for _ in range(3):
         assert peer.say(data(1) * 100) == []
         assert len(peer.say(data(1, b"x", padding=2))) == 1
+
+
+def test_data_without_end_on_a_stream_that_we_reset():
+    connection, peer = accepted(HboneSettings(max_late_frames=50))
+    peer.say(peer.headers(3, CONNECT))
+    connection.reset(1, 8)
+    for _ in range(3):
+        assert peer.say(data(1, b"late") * 50) == []
+        assert len(peer.say(data(3, b"useful"))) == 1
+    assert calmed(peer.say(data(1, b"late") * 51))

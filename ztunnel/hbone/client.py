@@ -110,7 +110,7 @@ class HboneClient(HboneConnection):
         if response is None:
             self._streams.reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        self._abuse.empty_frames = 0
+        self._abuse.useful()
         self._events.append(Responded(stream.stream_id, response.status, response.headers))
         if end_stream:
             self._streams.peer_ended(stream)

@@ -114,8 +114,8 @@ class Receiver:
                 ErrorCode.FLOW_CONTROL_ERROR, f"the peer overran the window of stream {stream_id}"
             )
         stream.unacknowledged += length
-        if self._abuse.empty_frames and length and not padded:
-            self._abuse.empty_frames = 0
+        if self._abuse.dull and length and not padded:
+            self._abuse.useful()
         return True
 
     def _unwanted_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
@@ -129,6 +129,8 @@ class Receiver:
         self._windows.give_back(length)
         if effect is Effect.SAY_CLOSED:
             self._say(stream_id, stream, ErrorCode.STREAM_CLOSED)
+        else:
+            self._abuse.late_frame()
 
     def payload_wanted(self, stream_id: int) -> bool:
         """See FrameHandler."""
@@ -144,7 +146,7 @@ class Receiver:
         elif empty:
             self._abuse.empty_frame()
         else:
-            self._abuse.empty_frames = 0
+            self._abuse.useful()
 
     # -- header blocks ----------------------------------------------------------------------------------
 

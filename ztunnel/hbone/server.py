@@ -88,7 +88,7 @@ class HboneServer(HboneConnection):
     def request_received(self, stream_id: int, block: HeaderBlock, *, end_stream: bool) -> None:
         """See Role."""
         stream = self._streams.enter(stream_id, REQUEST_RECEIVED)
-        self._abuse.empty_frames = 0
+        self._abuse.useful()
         if self._last_goaway_sent:
             # It was on its way when the last GOAWAY was; the client knows that it may try elsewhere.
             self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
@@ -102,7 +102,7 @@ class HboneServer(HboneConnection):
             if end_stream:
                 stream.step(RECV_END)
             self._answer_with_end(stream, HEADERS_TOO_LARGE)
-            self._abuse.local_error()
+            self._abuse.local_error(self.settings.large_request_weight)
             return
         request = read_request(block.fields)
         if request is None:

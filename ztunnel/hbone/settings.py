@@ -31,6 +31,11 @@ class HboneSettings:
     max_unanswered_resets: int = 1024
     # Streams that we had to reset because of what the peer did on them, in the life of the connection.
     max_local_errors: int = 1024
+    # As how many of these a request counts whose header list is too large: it may take a tenth of a second to
+    # decode, where another malformed request takes microseconds.
+    large_request_weight: int = 32
+    # Frames in a row of DATA for streams that we have reset. A stream's window of small frames has far fewer.
+    max_late_frames: int = 10_000
     # Frames in a row that carry nothing: empty DATA, 1xx answers.
     max_empty_frames: int = 100
     # Acknowledgements of PING and SETTINGS that wait in the output between two take_output().

@@ -1,0 +1,172 @@
+"""Hostile HTTP/2 at 15008 of a real data plane in a process of its own.
+
+Each attack goes on until it is answered as RFC 9113 says, or, where the protocol allows it, until it has had
+its share. Meanwhile a neighbour's stream on another tunnel goes on, and the process grows by little. How long
+the neighbour's round trips take under attack is no matter for a test: ``python -m tests.bench.hostile``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived
+from hyperframe.frame import Frame, GoAwayFrame
+
+from tests.hostile.attacks import ATTACKS, HELLO, Attack
+from tests.hostile.neighbour import Neighbour
+from tests.hostile.peer import dial, receive, send_all
+from tests.support.data_plane import Control, echo, server, worker_process
+from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
+from ztunnel.hbone import ErrorCode
+from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tls.transports import SocketTls
+
+GROWTH = 64 << 20
+"""Bytes by which a process may grow under an attack: one tunnel's windows, what may be lent, and buffers."""
+
+
+def resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+class Foreign:
+    """A client that is a stock h2."""
+
+    def __init__(self, tls: SocketTls) -> None:
+        self._tls = tls
+        config = H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
+        self._h2 = H2Connection(config)
+        self._h2.initiate_connection()
+        self.status: dict[int, str] = {}
+        self._data: dict[int, bytes] = {}
+
+    async def request(self, headers: list[tuple[str, str]]) -> int:
+        """Send a request and wait for the status of its answer. Returns its stream id."""
+        number = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(number, headers)
+        while number not in self.status:
+            await self._step()
+        return number
+
+    async def echo(self, number: int, data: bytes) -> bytes:
+        self._data[number] = b""
+        self._h2.send_data(number, data)
+        while len(self._data[number]) < len(data):
+            await self._step()
+        return self._data[number]
+
+    async def _step(self) -> None:
+        await send_all(self._tls, self._h2.data_to_send())
+        data = await receive(self._tls)
+        assert data, "the tunnel has ended"
+        for event in self._h2.receive_data(data):
+            if isinstance(event, ResponseReceived):
+                self.status[event.stream_id or 0] = str(dict(event.headers or ())[b":status"], "ascii")
+            elif isinstance(event, DataReceived):
+                self._data[event.stream_id or 0] += event.data or b""
+            assert not isinstance(event, ConnectionTerminated)
+
+    def close(self) -> None:
+        self._tls.close()
+
+
+class Answer:
+    """What comes back from an attacked server, read frame by frame."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self.over = trio.Event()
+        self._left = b""
+
+    async def read(self, tls: SocketTls) -> None:
+        try:
+            while piece := await receive(tls):
+                self._take(piece)
+        except (OSError, TlsError):
+            pass
+        self.over.set()
+
+    def _take(self, piece: bytes) -> None:
+        self._left += piece
+        while len(self._left) >= 9:
+            parsed, length = Frame.parse_frame_header(memoryview(self._left[:9]))
+            if len(self._left) < 9 + length:
+                return
+            if isinstance(parsed, GoAwayFrame):
+                parsed.parse_body(memoryview(self._left[9 : 9 + length]))
+                self.code = parsed.error_code
+            self._left = self._left[9 + length :]
+
+
+async def carry_out(attack: Attack, tls: SocketTls, authority: str) -> Answer:
+    """Attack until the server has had enough, or the attack is over. ``tls`` is closed then."""
+    answer = Answer()
+    try:
+        async with trio.open_nursery() as nursery:
+            if attack.reads:
+                nursery.start_soon(answer.read, tls)
+            try:
+                await send_all(tls, HELLO)
+                for number, piece in enumerate(attack.wire(authority)):
+                    if answer.over.is_set() or (not attack.codes and number == attack.pieces):
+                        break
+                    await send_all(tls, piece)
+            except (OSError, TlsError):
+                pass
+            if not attack.reads:
+                nursery.start_soon(answer.read, tls)
+            if attack.codes:
+                await answer.over.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        tls.close()
+    return answer
+
+
+async def attacked(control: Control, attack: Attack, port: int) -> Answer:
+    with trio.fail_after(120):
+        return await carry_out(attack, await dial(control), f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+async def test_an_attack_costs_little_and_hurts_nobody_else(attack: Attack) -> None:
+    async with worker_process() as (control, process), server(echo) as port:
+        async with Neighbour(control, f"127.0.0.1:{port}") as neighbour:
+            await neighbour.exchange(b"before")
+            before = resident(process.pid)
+            answers = [await attacked(control, attack, port) for _ in range(2)]
+            assert resident(process.pid) - before < GROWTH
+            await neighbour.exchange(b"after")
+            assert process.poll() is None
+        for answer in answers:
+            if not attack.codes:
+                # Allowed, or so much at once that we have had enough.
+                assert answer.code in {None, ErrorCode.ENHANCE_YOUR_CALM}
+            elif attack.reads:
+                assert answer.code in attack.codes, ErrorCode(answer.code or 0)
+
+
+async def test_a_request_over_the_limit_is_refused_alone() -> None:
+    """80 KB of baggage, and 120 KB out of 3 KB of HPACK, while stream 1 goes on beside them."""
+    fields = [(":method", "CONNECT"), (":authority", "127.0.0.1:80")]
+    large = [*fields, ("baggage", "x" * 80_000)]
+    bomb = [*fields, *[("a", "x" * 4_000)] * 30]
+    async with worker_process() as (control, _), server(echo) as port:
+        client = Foreign(await dial(control))
+        with trio.fail_after(60):
+            first = await client.request([fields[0], (":authority", f"127.0.0.1:{port}")])
+            assert await client.echo(first, b"one") == b"one"
+            for headers in (large, bomb):
+                refused = await client.request(headers)
+                assert client.status[refused] == "431"
+                assert await client.echo(first, b"two") == b"two"
+            again = await client.request([fields[0], (":authority", f"127.0.0.1:{port}"), ("a", "b")])
+            assert await client.echo(again, b"three") == b"three"
+        client.close()
