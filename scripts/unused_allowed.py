@@ -9,27 +9,16 @@ out when its reason has gone.
 expirationTime
 serialNumber
 duration_seconds
-idle_seconds
 received_bytes
 sent_bytes
-waits_for
 held_bytes
 validFrom
 certChain
 rootCerts
 proxy_args
 ztunnel_identity
-num_worker_threads
 inode
 device
-
-# Overrides: h2 reads these attributes of its connection and streams.
-MAX_CLOSED_STREAMS
-local_settings
-max_inbound_frame_size
-_inbound_flow_control_window_manager
-incoming_buffer
-stream_closed_by
 
 # Overrides: trio calls these methods of an instrument, and demands this one of a stream.
 task_spawned
@@ -40,7 +29,6 @@ wait_send_all_might_not_block
 alpn
 under_way
 stream_ids
-is_open
 can_send
 can_receive
 remote
@@ -52,14 +40,7 @@ crl_untracked
 # tests/e2e builds its networks with `ztunnel demo`'s machine.
 on_close
 
-# The data plane in a process of its own: made, tested, and waiting for its switch (docs/architecture.md).
-control_end
-restarted
-drop_unreported
-sources
-
-# Explanations: which clause of a policy decided; the chart of docs/routing.md, which a test holds to be true.
-explain_policy
+# The chart of docs/routing.md: a test holds it to be true.
 mermaid
 
 # Fields of explanations, changes and connections: ``--json`` shows each of them.

@@ -57,13 +57,6 @@ class ReportedMetrics:
             if BY_SAMPLE[key[0]].kind is not MetricKind.GAUGE:
                 self._base[key] = self._base.get(key, 0) + value
 
-    def drop_unreported(self) -> int:
-        """Forget what only data planes that have ended had counted. Returns how many series that were."""
-        gone = [key for key in self._base if not any(key in report for report in self._reports.values())]
-        for key in gone:
-            del self._base[key]
-        return len(gone)
-
     @property
     def sources(self) -> int:
         """Data planes that have reported and not ended."""
