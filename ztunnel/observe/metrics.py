@@ -39,14 +39,14 @@ class ReportedMetrics:
         Samples of families that are not in the catalogue are ignored.
         """
         report = {(s.family, s.labels): s.value for s in samples if s.family in BY_SAMPLE}
-        before = self._reports.get(source)
+        before = self._reports.get(source, {})
         self._reports[source] = report
-        if before is not None:
-            self._keep(
-                (key, value)
-                for key, value in before.items()
-                if key not in report and any(key in other for other in self._reports.values())
-            )
+        for key in before.keys() - report.keys():
+            # A series that one data plane has aged out stays counted while others report it.
+            if any(key in other for other in self._reports.values()):
+                self._keep([(key, before[key])])
+            else:
+                self._base.pop(key, None)
 
     def restarted(self, source: Hashable) -> None:
         """A data plane has ended: what it counted stays counted, what it held open is gone."""
@@ -56,11 +56,6 @@ class ReportedMetrics:
         for key, value in values:
             if BY_SAMPLE[key[0]].kind is not MetricKind.GAUGE:
                 self._base[key] = self._base.get(key, 0) + value
-
-    @property
-    def sources(self) -> int:
-        """Data planes that have reported and not ended."""
-        return len(self._reports)
 
     def totals(self) -> dict[str, dict[Labels, float]]:
         """Values by sample name and labels."""
