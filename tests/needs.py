@@ -11,31 +11,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
+from tests.support.scripts import load_script
 from ztunnel.demo.network import RedirectionUnavailableError
 
 SUMMARY_VARIABLE = "TEST_SUMMARY_FILE"
 _REASON = re.compile(r"needs the program ([\w-]+)")
 
 
-def _load_deps() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "deps"
-    loader = SourceFileLoader("deps", str(path))
-    spec = spec_from_loader("deps", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-deps = _load_deps()
+deps = load_script("deps")
 
 
 def in_ci() -> bool:

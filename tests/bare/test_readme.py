@@ -23,6 +23,7 @@ pytestmark = [
     ),
     needs_programs("debootstrap", "unshare", "setpriv", "git"),
     pytest.mark.slow,
+    pytest.mark.timeout(3600),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.chart import CHART, RenderingError, render
+from tests.support.scripts import load_script
 
 POD = ("DaemonSet", "spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
@@ -312,3 +313,12 @@ def test_a_misspelt_value_is_refused_with_the_right_spelling():
     for values in ({"loglevel": "debug"}, {"global": {"log_level": "debug"}}):
         with pytest.raises(RenderingError, match="write logLevel"):
             render(values)
+
+
+def test_the_schema_says_what_each_value_does():
+    schema = json.loads((CHART / "values.schema.json").read_text())["definitions"]["values"]
+    for name, _, comment in load_script("reference.py").values((CHART / "values.yaml").read_text()):
+        found = schema
+        for part in name.split("."):
+            found = found["properties"][part]
+        assert found["description"] == comment, name
