@@ -41,7 +41,7 @@ def test_a_service_finds_the_pods_and_a_pod_of_the_image_looks_at_them(hooks):
     assert container["image"] == "registry.istio.io/testing/ztunnel:latest"
     assert container["command"] == ["python", "-c"]
     program, name = container["args"]
-    assert program == (CHART / "files/check.py").read_text()
+    assert program == (CHART / "files" / "check.py").read_text()
     assert name == "ztunnel-test.istio-system.svc"
     # It is not taken for a ztunnel, nor into the mesh.
     assert "app" not in hooks["Pod"]["metadata"]["labels"]
@@ -78,7 +78,7 @@ def serving(**values: object) -> Iterator[int]:
 
 
 def check(port: int, name: str = "127.0.0.1") -> subprocess.CompletedProcess[str]:
-    program = (CHART / "files/check.py").read_text()
+    program = (CHART / "files" / "check.py").read_text()
     here = program.replace(
         "READINESS, METRICS, SECONDS = 15021, 15020, 10", f"READINESS = METRICS = {port}; SECONDS = 10"
     )
