@@ -159,7 +159,7 @@ class Control:
             raise ProxyEndedError
 
     async def ready(self, request: Request) -> Response:
-        """The readiness page; says what the first sync waits for, and what is wrong later on."""
+        """The readiness page. It says what the first sync waits for, and what is wrong later on."""
         if self.mesh.waiting_for is not None:
             self._readiness.failed(STATE_MANAGER, self.mesh.waiting_for)
         self._readiness.remark("control plane", self.mesh.trouble)

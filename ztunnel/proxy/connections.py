@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Closable:
+class ConnectionEntry:
     """A connection's task can be ended from outside; ``closed_because`` then is what its log line says.
 
     tunnels: those that carry it: one for HBONE, two for double HBONE.
@@ -44,7 +44,7 @@ class Closable:
 
 
 @dataclass(slots=True, eq=False)
-class InboundEntry(Closable):
+class InboundEntry(ConnectionEntry):
     """An incoming connection and what policy looked at when it was let in."""
 
     facts: PolicyFacts | None = None
@@ -62,7 +62,7 @@ class InboundEntry(Closable):
 
 
 @dataclass(slots=True, eq=False)
-class OutboundEntry(Closable):
+class OutboundEntry(ConnectionEntry):
     """An outgoing connection. ``workload_uid`` is the next hop's, empty outside the mesh."""
 
     source: str = ""

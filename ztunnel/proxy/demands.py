@@ -23,12 +23,12 @@ from ztunnel.state.store import MeshStore
 class Demands:
     """The keys that connections of a data plane wait for. ``send`` tells the control side.
 
-    seconds: seconds after which a connection goes on without an answer; the control side gives up a little
+    timeout: seconds after which a connection goes on without an answer; the control side gives up a little
         earlier.
     """
 
-    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None], seconds: float) -> None:
-        self._timeout = seconds
+    def __init__(self, store: MeshStore, send: Callable[[ResourceDemanded], None], timeout: float) -> None:
+        self._timeout = timeout
         self._store = store
         self._send = send
         self._waiting: dict[str, trio.Event] = {}

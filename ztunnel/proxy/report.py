@@ -33,7 +33,7 @@ from ztunnel.observe.labels import (
 )
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
-from ztunnel.proxy.connections import Closable
+from ztunnel.proxy.connections import ConnectionEntry
 from ztunnel.proxy.history import Remembered, short
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.why import Explanation, code_of, explain
@@ -272,7 +272,7 @@ class ConnectionReport:
     # -- the end -----------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def closing(self, entry: Closable) -> AsyncIterator[None]:
+    async def closing(self, entry: ConnectionEntry) -> AsyncIterator[None]:
         """Surrounds a connection: whatever ends it is counted and logged here, once, and goes no further.
 
         A ConnectionFailure is how connections fail. A cancellation is explained by ``entry`` or by the pod.

@@ -215,7 +215,7 @@ class XdsClient:
         return answered.is_set()
 
     async def _one_stream(self, stream_log: Logger) -> StreamEnd:
-        """Connect, and serve until the stream ends; says how it ended."""
+        """Connect, and serve until the stream ends. Returns how it ended."""
         phase = StreamPhase.CONNECTING
         try:
             async with self._connect() as stream:
