@@ -17,6 +17,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,24 @@ def test_each_query_finds_what_it_asks_for(observed: Observed, query: str) -> No
     found = observed.ask(query)
     assert found
     assert all(one["value"][1] != "NaN" for one in found) or "quantile" in query
+
+
+def test_the_collectors_stages_find_their_fields(observed: Observed) -> None:
+    """No collector is had here: its stages are followed by hand on the lines that were written."""
+    [block] = re.findall(r"```yaml\n(# promtail.*?)```", PAGE, re.DOTALL)
+    [job] = yaml.safe_load(block)["scrape_configs"]
+    stages = {name: options for stage in job["pipeline_stages"] for name, options in stage.items()}
+    lines = observed.pod.log()
+    assert lines
+    for field in stages["json"]["expressions"].values():
+        assert all(field in line for line in lines)
+    assert stages["timestamp"]["format"] == "RFC3339Nano"
+    for line in lines:
+        datetime.fromisoformat(line[stages["timestamp"]["source"]])
+    # few labels: each has few values
+    labels = [one["target_label"] for one in job["relabel_configs"] if "target_label" in one]
+    assert {*labels, *stages["labels"]} == {"app", "node", "level"}
+    assert len({line["level"] for line in lines}) <= 5
 
 
 def test_there_are_ten_questions_in_each_language() -> None:
