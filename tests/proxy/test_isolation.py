@@ -1,9 +1,9 @@
 """No byte of one identity's connection travels in a tunnel authenticated as another: a data plane, real TLS.
 
 The tests play the endpoints, and note for each stream who the client's certificate says it is, and who they
-are themselves. Meanwhile things change in random order: the pod's own identity (its trust domain), who lives at
-an address (with and without the mesh being told first), certificates. Each connection brings a token that says
-what was true when it was made.
+are themselves. Meanwhile things change in random order: the pod's own identity (its trust domain), who lives
+at an address (with and without the mesh being told first), certificates. Each connection brings a token that
+says what was true when it was made.
 """
 
 from __future__ import annotations
