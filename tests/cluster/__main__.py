@@ -12,6 +12,7 @@ import sys
 from tests.cluster import cluster, programs, requirements
 from tests.cluster.places import CHECKOUT, Places, Progress, places
 from tests.cluster.shell import CommandFailed
+from tests.cluster.smoke import smoke
 
 
 def test(where: Places, progress: Progress, arguments: list[str]) -> int:
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> int:
                 return 1 if left else 0
             case ["test", *rest]:
                 return test(where, progress, rest)
+            case ["smoke", seconds]:
+                return smoke(float(seconds))
             case ["missing"]:
                 print(
                     "\n".join(

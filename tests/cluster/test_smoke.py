@@ -1,0 +1,56 @@
+"""When CI starts a real cluster, and what it says when it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import programs, requirements, smoke
+from tests.cluster.places import Places
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    """A cache with everything in it, on a machine that lacks nothing."""
+    monkeypatch.setattr(requirements, "missing", list)
+    places = Places(tmp_path)
+    for each in programs.PROGRAMS:
+        path = each.path(places)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (places.images / "layout").mkdir(parents=True)
+    return places
+
+
+def test_it_is_run_when_all_is_there_and_time_is_left(whole):
+    assert smoke.why_not(whole, 400) is None
+
+
+def test_it_is_not_run_for_lack_of_time(whole):
+    assert smoke.why_not(whole, 200) == "200 s are left, and it takes up to 300"
+
+
+def test_it_is_not_run_for_lack_of_a_program_or_of_images(whole):
+    (whole.images / "layout").rmdir()
+    assert "its images are not in" in str(smoke.why_not(whole, 400))
+    programs.program("kubelet").path(whole).unlink()
+    assert "1 of its programs are not in" in str(smoke.why_not(whole, 400))
+
+
+def test_it_is_not_run_where_the_machine_lacks_something(whole, monkeypatch):
+    monkeypatch.setattr(requirements, "missing", lambda: ["buildah, which ...\n  Debian: ..."])
+    assert smoke.why_not(whole, 400) == "this machine lacks buildah, which ..."
+
+
+def test_not_running_it_is_no_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CLUSTER_CACHE", str(tmp_path))
+    assert smoke.smoke(10) == 0
+    assert capsys.readouterr().out.startswith("real cluster: not run here: 10 s are left")
+
+
+def test_each_program_has_a_version_pinned_in_its_modules_go_mod():
+    for each in programs.PROGRAMS:
+        assert each.module.pinned.startswith("v")
+    with pytest.raises(LookupError):
+        _ = programs.Module("etcd", "example.org/other").pinned
