@@ -1,7 +1,7 @@
 """What CI runs of the cluster: a few scenarios, when their programs are in its cache and there is time.
 
-It says which. Lack of time, or a cluster that does not come up on a busy machine, is said and is no failure. A
-scenario that fails is one.
+It says which. Lack of time, or a cluster that does not come up on a busy machine, is said and is no failure.
+A scenario that fails is one.
 """
 
 from __future__ import annotations
