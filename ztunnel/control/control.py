@@ -7,7 +7,7 @@ the mesh) is asked of it when somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -302,10 +302,9 @@ class Control:
         metrics.proxies_started.inc(now.started - before.started)
         metrics.proxies_stopped.inc(now.stopped - before.stopped)
 
-    async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+    def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
         """A section of the config dump that the data plane knows."""
-        async for items in self.link.dump(section):
-            yield items
+        return self.link.dump(section)
 
     async def dump_certificates(self) -> AsyncIterator[list[Any]]:
         """The certificates of the config dump."""

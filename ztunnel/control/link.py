@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Protocol
@@ -70,7 +70,7 @@ class DataPlanes(Protocol):
     async def reports(self) -> dict[int, Report]:
         """What each has counted and holds open, by its number. Raises trio.TooSlowError."""
 
-    def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+    def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
         """A part of the admin dump that is the same in each. Raises trio.TooSlowError."""
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
@@ -163,7 +163,7 @@ class DataPlaneLink:
         """The same, by the number of the data plane."""
         return {0: await self.report()}
 
-    async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+    async def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
         """A part of the admin dump, in pieces. Raises trio.TooSlowError when a piece does not come."""
         async with self._question() as (number, answers):
             await self.send(DumpWanted(number, section))

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -360,10 +361,11 @@ class Workers:
         """What each has counted and holds open. Raises trio.TooSlowError."""
         return await self._of_all("report", DataPlaneLink.report)
 
-    async def dump(self, section: DumpSection) -> AsyncIterator[tuple[msgspec.Raw, ...]]:
+    async def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
         """A part of the admin dump: all have the same mesh. Raises trio.TooSlowError."""
-        async for items in (await self._synced())[0].link.dump(section):
-            yield items
+        async with aclosing((await self._synced())[0].link.dump(section)) as pieces:
+            async for items in pieces:
+                yield items
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
         """The items of all answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
