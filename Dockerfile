@@ -15,7 +15,7 @@ COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY ztunnel ztunnel
 # There is no git here to ask.
 ARG VERSION=0.0.0
-ENV SETUPTOOLS_SCM_PRETEND_VERSION_FOR_ZTUNNEL=${VERSION}
+ENV SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --no-deps --no-index --no-build-isolation --prefix /install .
 # What packages bring and running does not need: their tests, stubs, C sources, tools, time zones.
 RUN find /install -depth \( -type d -name _tests -o -type d -name zoneinfo -o -name '*.pyi' -o -name '*.[ch]' -o -name '*.pyx' -o -name '*.pxd' \) -exec rm -rf {} + \

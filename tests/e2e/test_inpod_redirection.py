@@ -224,7 +224,7 @@ async def test_its_listeners_give_nothing_to_who_calls_them_directly(nodes, port
     ):
         try:
             stream = await pod.connect(address, port)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             continue
         async with stream:
             await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
