@@ -39,6 +39,7 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 	@$(BIN)/python scripts/signs
 	@$(BIN)/python scripts/reference.py --check
 	@$(BIN)/python scripts/unused
+	@$(BIN)/pytest -q -p no:randomly tests/test_suites.py tests/test_imports.py
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

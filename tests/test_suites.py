@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+RUNNERS = {"fuzz"}
+"""Suites that run the properties of others, for longer."""
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -30,6 +32,8 @@ def suite_of(name: str) -> str | None:
 
 def borrowed(file: Path) -> list[str]:
     own = file.relative_to(TESTS).parts[0]
+    if own in RUNNERS:
+        return []
     return [name for name in imported(file) if suite_of(name) not in (None, own, "support")]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.admin.serving import serving
 from tests.admin.test_pages import admin
 from tests.support.chromium import Browser, chromium
+from tests.support.serving import serving
 from tests.support.shown_node import CERTIFICATES, EVIL, Node
 from ztunnel.admin.inspection import Inspection
 

@@ -9,8 +9,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.admin.serving import exchange, serving
 from tests.support.logs import capture_logs
+from tests.support.serving import exchange, serving
 from ztunnel.admin.http import Request, Response
 
 

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Mapping
 
-from tests.admin.serving import serving
+from tests.support.serving import serving
 from ztunnel.admin.metrics import MetricsPage
 from ztunnel.observe.exposition import OPENMETRICS_TYPE
 from ztunnel.observe.labels import TRAFFIC_LABELS

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.envoy_ztunnel import EnvoyZtunnel
-from tests.bench.processes import cpu_seconds
 from tests.support.mesh import Mesh
 from tests.support.node_deployment import NodeDeployment, NodeZtunnel
 from tests.support.pod import MeshPod
+from tests.support.processes import cpu_seconds
 from ztunnel.demo.processes import Process
 
 PORT = 8080

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.bench.load import THOUSAND, WARM_UP
 from tests.bench.pairs import DIRECT, ENVOY, OURS, Pair, Result
-from tests.bench.processes import memory
+from tests.support.processes import memory
 
 GIBIBYTE = 1024**3
 Figure = Callable[[Result], float]

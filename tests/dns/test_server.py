@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.dns.pod import frame, read_frames, running_pod
+from tests.support.dns_pod import frame, read_frames, running_pod
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from tests.support.logs import capture_logs
 from tests.support.namespaces import open_descriptors

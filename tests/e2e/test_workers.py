@@ -9,9 +9,9 @@ import signal
 import pytest
 import trio
 
-from tests.bench.processes import families
 from tests.e2e.two_nodes import TwoNodes
 from tests.support.pod import MeshPod, eventually
+from tests.support.processes import families
 from tests.support.traffic import echo, serve
 
 WORKERS = 3

@@ -9,12 +9,12 @@ import dns.message
 import pytest
 import trio
 
-from tests.admin.serving import exchange, serving
-from tests.dns.pod import frame, read_frames, running_pod
-from tests.inpod.agent import SNAPSHOT_SENT, add_packet
-from tests.inpod.test_client import INFO, Node, node, some_file
+from tests.support.cni_agent import SNAPSHOT_SENT, add_packet
+from tests.support.cni_node import INFO, Node, node, some_file
+from tests.support.dns_pod import frame, read_frames, running_pod
 from tests.support.fake_resolver import answer_with, fake_resolver
 from tests.support.injection import Turn, at_call, at_step, settled, steady
+from tests.support.serving import exchange, serving
 from tests.support.traffic import reset
 from ztunnel.admin.http import Response
 from ztunnel.certs.certificate_errors import CaError

@@ -19,9 +19,9 @@ import msgspec
 import trio
 import trio.testing
 
-from tests.hbone.conversation import settings
 from tests.hbone.test_equivalence import test_ours_and_stock_h2_agree
 from tests.hbone.test_fuzz import OPENING, client, drive, server
+from tests.support.hbone_conversation import settings
 from ztunnel.admin.http import HttpServer, Request, Response, _Connection
 from ztunnel.certs.certificate_errors import CaChainError, WrongIdentityError
 from ztunnel.certs.chain import read_chain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hbone.conversation import CONNECT, accepted, client, connected, data, ping, server
+from tests.support.hbone_conversation import CONNECT, accepted, client, connected, data, ping, server
 from ztunnel.hbone import CannotOpenStreamError, ConnectReceived, DataReceived, Pong
 
 OPAQUE = bytes.fromhex("0b7ba2f08b9bfe54")

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.hbone.conversation import (
+from tests.support.hbone_conversation import (
     CONNECT,
     PREFACE,
     Peer,

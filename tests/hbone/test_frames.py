@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.hbone.conversation import split
+from tests.support.hbone_conversation import split
 from ztunnel.hbone import frames as wire
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.hbone.conversation import CONNECT, Peer, data, exchange, reset, settings
-from tests.hbone.conversation import PREFACE as HELLO
+from tests.support.hbone_conversation import CONNECT, Peer, data, exchange, reset, settings
+from tests.support.hbone_conversation import PREFACE as HELLO
 from ztunnel.hbone import (
     ConnectReceived,
     DataReceived,

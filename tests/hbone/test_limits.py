@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.hbone.conversation import (
+from tests.support.hbone_conversation import (
     CONNECT,
     accepted,
     client,

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.hbone.conversation import exchange
+from tests.support.hbone_conversation import exchange
 from ztunnel.hbone import (
     ConnectReceived,
     DataReceived,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hbone.conversation import (
+from tests.support.hbone_conversation import (
     CONNECT,
     PREFACE,
     Peer,

@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from tests.hbone.conversation import CONNECT, accepted, connected, data, goaway, server, settings
+from tests.support.hbone_conversation import CONNECT, accepted, connected, data, goaway, server, settings
 from ztunnel.hbone import HboneClient
 from ztunnel.hbone.stream_state import (
     CLOSED,

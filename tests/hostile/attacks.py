@@ -8,7 +8,16 @@ from itertools import count
 
 from hpack import Encoder
 
-from tests.hbone.conversation import PREFACE, data, frame, goaway, ping, reset, settings, window_update
+from tests.support.hbone_conversation import (
+    PREFACE,
+    data,
+    frame,
+    goaway,
+    ping,
+    reset,
+    settings,
+    window_update,
+)
 from ztunnel.hbone import ErrorCode
 
 HELLO = PREFACE + settings() + settings(ack=True)

@@ -24,7 +24,6 @@ from typing import Any
 import outcome
 import trio
 
-_ENABLED = hasattr(select, "EPOLLEXCLUSIVE")
 _FEW = 16
 
 
@@ -70,7 +69,7 @@ def _epoll() -> _Epoll | None:
     epoll = getattr(manager, "_epoll", None)
     if isinstance(epoll, _Epoll):
         return epoll
-    if not _ENABLED or type(epoll) is not select.epoll:
+    if not hasattr(select, "EPOLLEXCLUSIVE") or type(epoll) is not select.epoll:
         return None
     wrapped = _Epoll(epoll)
     manager._epoll = wrapped  # noqa: SLF001
