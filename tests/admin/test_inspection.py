@@ -10,7 +10,7 @@ import trio
 
 from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request, Response
-from ztunnel.admin.inspection import Inspection, merged_explanation
+from ztunnel.admin.inspection import Inspection
 from ztunnel.messages import Topic
 from ztunnel.observe.nurseries import TaskAges
 
@@ -127,13 +127,6 @@ async def test_the_other_pages_are_lists():
         assert json.loads(text) == [{"a": 1}]
     _, text = await page(Planes(), "/debug/certificates")
     assert json.loads(text) == [{"identity": "spiffe://a"}]
-
-
-def test_live_parts_of_several_planes_are_put_together():
-    merged = merged_explanation(
-        [{"live": {"sentences": ["a"]}}, {"live": {"sentences": ["a", "b"], "tunnels": [1]}}]
-    )
-    assert merged == {"live": {"sentences": ["a", "b"], "tunnels": [1]}}
 
 
 async def test_the_tree_goes_into_the_log_line_by_line():

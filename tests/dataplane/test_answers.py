@@ -88,8 +88,8 @@ async def test_an_explanation_adds_what_is_true_at_this_moment(autojump_clock):
             assert await is_closed(stream)
         await trio.sleep(0.1)
         [failing] = await control.ask(Topic.EXPLAIN, **goal)
-        assert (failing["outcome"], failing["code"]) == ("failing", "ZT-HBN-010")
-        assert "its application was not" in failing["summary"]
+        [latest] = failing["live"]["connections"]
+        assert (latest["code"], "its application was not" in latest["why"]) == ("ZT-HBN-010", True)
 
 
 async def test_unknown_names_and_parameters():

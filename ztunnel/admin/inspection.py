@@ -7,8 +7,7 @@ answer is put together here. Nothing shows keys, tokens or payload.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from ztunnel.admin.page import Page
 from ztunnel.errors import ZtunnelError
 from ztunnel.explain.answer import Explanation, Outcome
 from ztunnel.explain.connections import Selection, connection_lines, ordered
+from ztunnel.explain.moment import judge, merged_live
 from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
 from ztunnel.observe.logging import get_logger
@@ -82,7 +82,9 @@ class Inspection:
         if not (query.get("from") and query.get("to")):
             return Response(400, _EXPLAIN_USAGE.encode(), _TEXT)
         answers = await self._ask(Topic.EXPLAIN, {"from": query["from"], "to": query["to"]})
-        answer = msgspec.convert(merged_explanation(answers), Explanation)
+        answer = msgspec.convert(answers[0], Explanation)
+        answer.live = merged_live([one.get("live", {}) for one in answers])
+        judge(answer)
         status = 404 if answer.outcome is Outcome.UNKNOWN else 200
         if _wants_json(request):
             return _json(answer, status)
@@ -157,19 +159,6 @@ class Inspection:
 
 async def _nothing() -> dict[str, Any]:
     return {}
-
-
-def merged_explanation(answers: list[Any]) -> Any:
-    """One explanation of those of several data planes: what is live is put together."""
-    first, *others = answers
-    live = first.get("live", {})
-    for other in others:
-        for name, items in other.get("live", {}).items():
-            known = live.setdefault(name, [])
-            known += [item for item in items if item not in known]
-    if live:
-        first["live"] = live
-    return first
 
 
 def _json_trees(processes: list[dict[str, Any]]) -> Iterator[bytes]:

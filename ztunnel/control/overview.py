@@ -35,6 +35,7 @@ def overview(
         return sum(one.value for report in reports for one in report.samples if one.family == name)
 
     total, count = (counted(name) for name in families.LOOP_LAG.samples[:2])
+    open_now = own.get(families.OPEN_FDS.name, 0) + counted(families.OPEN_FDS.name)
     failing = [one for one in expiries if one.renewal_failing is not None]
     return {
         "version": build_info(config.istio_version).view()["version"],
@@ -48,9 +49,9 @@ def overview(
         "pods": [*_pods(pods, held), *_others(config, held)],
         "open": sum(len(one.inbound) + len(one.outbound) for report in reports for one in report.pods),
         "failed": counted(families.FAILURES.samples[0]),
-        "tasks": own.get(families.ALIVE_TASKS.name, 0),
+        "tasks": own.get(families.ALIVE_TASKS.name, 0) + counted(families.ALIVE_TASKS.name),
         "loopLagSeconds": total / count if count else 0.0,
-        "descriptors": f"{own.get(families.OPEN_FDS.name, 0):g} of {own.get(families.MAX_FDS.name, 0):g}",
+        "descriptors": f"{open_now:g} of {own.get(families.MAX_FDS.name, 0):g}",
     }
 
 

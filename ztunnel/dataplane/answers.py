@@ -19,7 +19,6 @@ from typing import Any
 
 from ztunnel.config.model import Config
 from ztunnel.decide.plans import OutboundPlan
-from ztunnel.explain.answer import Explanation, Outcome
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.explain.connections import ConnectionView, Selection
@@ -124,41 +123,7 @@ def _explain(parameters: dict[str, str], here: Surroundings) -> Iterator[Any]:
     explanation = explain(catalogue, question, setting)
     if first is not None:
         explanation.live = _live(first[0], pod, catalogue, question, setting, here)
-        _judge(explanation)
     yield explanation
-
-
-def _judge(explanation: Explanation) -> None:
-    """What is true at this moment may be worse than what the mesh says."""
-    if explanation.outcome not in (Outcome.ALLOWED, Outcome.PLAIN):
-        return
-    expired = explanation.live.get("certificateTrouble")
-    connections = explanation.live.get("connections", ())
-    latest = min(connections, key=lambda one: one.age_seconds, default=None)
-    if expired:
-        explanation.summary += f" But {expired}"
-        explanation.code = "ZT-CA-010"
-    elif latest is not None and latest.error and latest.code != "ZT-DRN-001":
-        explanation.summary += f" But the last one, {latest.age_seconds:.0f} s ago, failed: {latest.error}."
-        if latest.why:
-            explanation.summary += f" {latest.why}"
-        explanation.code = latest.code
-    else:
-        _tell_of_waits(explanation)
-        return
-    explanation.outcome = Outcome.FAILING
-
-
-def _tell_of_waits(explanation: Explanation) -> None:
-    """An open connection that does not move is no failure, and mostly what is asked about."""
-    for one in explanation.live.get("connections", ()):
-        if one.state == "open" and one.waits_for not in ("", "nobody"):
-            since = one.age_seconds if one.idle_seconds is None else one.idle_seconds
-            explanation.summary += f" But connection {one.id} does not move: for {since:.0f} s it has waited "
-            explanation.summary += f"for {one.waits_for}."
-            if one.waits_for == "peer's window":
-                explanation.summary += " The application at the other end does not read what it was sent."
-            return
 
 
 def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
@@ -198,7 +163,7 @@ def _live(
             if one["direction"] == "outbound" and one["peer"] == str(plan.next_hop)
         ]
         if not live["tunnels"]:
-            sentences.append(f"no tunnel to {plan.next_hop} stands; the next connection makes one.")
+            live["noTunnel"] = f"no tunnel to {plan.next_hop} stands; the next connection makes one."
     live["connections"] = _latest(pod, str(address), here)
     live["sentences"] = sentences
     return live

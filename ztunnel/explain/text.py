@@ -102,6 +102,8 @@ def _live(live: dict[str, Any]) -> Iterator[str]:
     yield "At this moment:"
     for sentence in live.get("sentences", ()):
         yield f"  {sentence}"
+    if live.get("noTunnel"):
+        yield f"  {live['noTunnel']}"
     for tunnel in live.get("tunnels", ()):
         window = tunnel["sendWindow"]
         room = "" if window is None else f", smallest send window {window}"
