@@ -9,6 +9,7 @@ out when its reason has gone.
 expirationTime
 serialNumber
 duration_seconds
+idle_seconds
 received_bytes
 sent_bytes
 held_bytes
