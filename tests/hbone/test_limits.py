@@ -18,6 +18,7 @@ from tests.support.hbone_conversation import (
     settings,
 )
 from ztunnel.hbone import ConnectionFailed, ConnectReceived, ErrorCode, HboneSettings, Responded
+from ztunnel.hbone.server import REQUEST_WORK
 
 CALM = ErrorCode.ENHANCE_YOUR_CALM
 
@@ -174,3 +175,23 @@ def test_data_without_end_on_a_stream_that_we_reset():
         assert peer.say(data(1, b"late") * 50) == []
         assert len(peer.say(data(3, b"useful"))) == 1
     assert calmed(peer.say(data(1, b"late") * 51))
+
+
+def test_what_a_peer_costs_is_told():
+    connection, peer = accepted()
+    connection.take_work()
+    peer.say(data(1, bytes(1_000)) * 100)
+    assert connection.take_work() == 0
+    peer.say(ping(b"12345678") * 70)
+    assert connection.take_work() == 70
+    peer.say(peer.headers(3, [*CONNECT, ("baggage", "x" * 100)]))
+    assert connection.take_work() == 1 + REQUEST_WORK
+    block = peer.headers(5, [*CONNECT, ("baggage", "x" * 50_000)])
+    peer.say(block)
+    assert connection.take_work() == 1 + REQUEST_WORK + (len(block) - 9) // 8
+    for number in (7, 9):
+        peer.say(peer.headers(number, CONNECT))
+    connection.take_work()
+    peer.say(settings({4: 100}) * 10)
+    assert connection.take_work() == 10 + 10 * (5 // 4)
+    assert connection.take_work() == 0

@@ -6,6 +6,8 @@ import ctypes
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from pyroute2 import IPRoute
 CLONE_NEWNET = 0x40000000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_network_namespace():
+@contextmanager
+def enter_network_namespace() -> Iterator[None]:
+    """A network namespace of this thread's own for as long as the block lasts; without root, a lock."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -33,3 +36,9 @@ def own_network_namespace():
             assert libc.setns(before, CLONE_NEWNET) == 0
     finally:
         os.close(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_network_namespace():
+    with enter_network_namespace():
+        yield

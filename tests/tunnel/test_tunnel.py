@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,8 @@ from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
+from ztunnel.tls.connection import CHUNK
+from ztunnel.tunnel.tunnel import SMALL_READ
 
 PAYLOAD = bytes(range(256)) * 4 * 1024 * 2
 
@@ -259,3 +262,36 @@ async def test_a_request_that_is_reset_with_the_same_bytes_is_passed_over():
         assert theirs.id == ours.id > number
         assert list(pair.server.streams) == [ours.id]
         assert pair.server.hbone.held == 0
+
+
+async def test_a_peer_that_says_much_and_carries_little_has_to_pause(monkeypatch):
+    """What it says is read in small pieces, and between them there is rest; nothing is lost."""
+    async with tunnel_pair() as pair:
+        ours, theirs = await pair.open()
+        rests: list[float] = []
+        sleep = trio.sleep
+
+        async def counted(seconds: float) -> None:
+            rests.append(seconds)
+            await sleep(seconds)
+
+        monkeypatch.setattr(trio, "sleep", counted)
+        sizes: list[int] = []
+        receive = pair.server.tls.try_receive
+
+        def try_receive(max_bytes: int = CHUNK) -> Any:
+            data = receive(max_bytes)
+            if data:
+                sizes.append(max_bytes)
+            return data
+
+        monkeypatch.setattr(pair.server.tls, "try_receive", try_receive)
+        for _ in range(10_000):
+            pair.client.hbone._writer.window_update(0, 1)
+        pair.client.flush()
+        ours.send(b"after all that")
+        with trio.fail_after(30):
+            assert await theirs.receive_some(100) == b"after all that"
+        before = 10_000 * 13 // SMALL_READ
+        assert len([rest for rest in rests if rest < 1]) >= before // 2
+        assert max(sizes) == SMALL_READ

@@ -109,6 +109,16 @@ class HboneConnection(ABC):
         """What to write next, in order. The list is the caller's; payload in it is not copied."""
         return self._writer.take()
 
+    def take_work(self) -> int:
+        """What the peer has cost since the last call, payload aside. A unit is some two microseconds.
+
+        A frame is one unit, and so are eight bytes of a large header block that hpack had to decode, and four
+        streams whose windows SETTINGS change. A request is `REQUEST_WORK`.
+        """
+        work = self._reader.work + self._receiver.work
+        self._reader.work = self._receiver.work = 0
+        return work
+
     # -- streams ----------------------------------------------------------------------------------------
 
     @property

@@ -95,6 +95,8 @@ class FrameReader:
     """Cuts frames for one connection and hands them to ``handler``.
 
     Payload goes to ``events`` as it comes; the handler appends its own events to the same list.
+
+    work: frames that were not plain DATA. Whoever reads it sets it back.
     """
 
     __slots__ = (
@@ -118,6 +120,7 @@ class FrameReader:
         "_phase",
         "_settings_seen",
         "_stream_id",
+        "work",
     )
 
     def __init__(
@@ -142,6 +145,7 @@ class FrameReader:
         self._need = FRAME_HEADER_SIZE if client else len(PREFACE)
         self._kind = self._flags = self._stream_id = self._left = self._padding = 0
         self._delivering = False
+        self.work = 0
 
     @property
     def inside_frame(self) -> bool:
@@ -230,6 +234,7 @@ class FrameReader:
         high, low, kind, flags, stream_id = frame_header.unpack(head)
         length = high << 8 | low
         stream_id &= 0x7FFFFFFF
+        self.work += 1
         self._check_header(kind, flags, stream_id, length)
         self._kind, self._flags, self._stream_id = kind, flags, stream_id
         if kind == DATA:

@@ -73,6 +73,7 @@ class Receiver:
         "_streams",
         "_windows",
         "_writer",
+        "work",
     )
 
     def __init__(
@@ -97,6 +98,8 @@ class Receiver:
         self._abuse = abuse
         self._peer = peer
         self._events = events
+        # What large header blocks cost, until somebody sets it back.
+        self.work = 0
 
     # -- DATA -------------------------------------------------------------------------------------------
 
@@ -153,6 +156,7 @@ class Receiver:
     def block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
         """See FrameHandler."""
         fields = self._headers.read(block)
+        self.work += self._headers.work
         informational = self._client and fields.informational
         input_ = RECV_INFORMATIONAL if informational else RECV_HEADERS
         stream = self._streams.open.get(stream_id)
@@ -280,6 +284,7 @@ class Receiver:
     def _resize_windows(self, change: int) -> None:
         """The peer changed the window of all streams, open ones too (RFC 9113 section 6.9.2)."""
         streams = self._streams.open
+        self.work += len(streams) >> 2
         for stream in streams.values():
             stream.send_window += change
             if stream.send_window > wire.LARGEST_WINDOW:

@@ -15,6 +15,9 @@ from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, State
 
+REQUEST_WORK = 50
+"""What a request counts as in `take_work`: a fraction of what it costs to carry it out."""
+
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""
 
@@ -110,6 +113,7 @@ class HboneServer(HboneConnection):
             self._abuse.local_error()
             return
         self._last_processed = stream_id
+        self._receiver.work += REQUEST_WORK
         self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
         if end_stream:
             self._streams.peer_ended(stream)

@@ -44,7 +44,7 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
-from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.connection import CHUNK, TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
@@ -54,6 +54,12 @@ BATCH = 2
 """Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
+
+SMALL_READ = 16 * 1024
+"""Bytes that are read at a time from a peer that says much and carries little."""
+
+PAUSE = 8e-6
+"""Seconds of rest for a unit of such a peer's work (`HboneConnection.take_work`): four times what it took."""
 
 HboneT = TypeVar("HboneT", bound=HboneConnection)
 StreamT = TypeVar("StreamT", bound=TunnelStream)
@@ -186,12 +192,16 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     async def _read(self) -> None:
         tls = self.tls
         receive = self.hbone.receive
+        patience = self.bounds.turn_frames
+        # Small until the wire is full of payload.
+        size = SMALL_READ
         while True:
             reads = 0
             end = False
+            work = 0
             try:
-                while reads < BATCH:
-                    data = tls.try_receive()
+                while reads < BATCH and work <= patience:
+                    data = tls.try_receive(size)
                     if data is None:
                         break
                     if not data:
@@ -200,6 +210,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     reads += 1
                     for event in receive(data):
                         self._dispatch(event)
+                    work += self.hbone.take_work()
             except (OSError, TlsError) as error:
                 end = True
                 self._lost(f"io error: {error}")
@@ -210,7 +221,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self.flush()
             if end or self._finished():
                 break
-            if reads == BATCH:
+            if work > patience:
+                # A peer that says much and carries little may have a fifth of our time, in small pieces.
+                size = SMALL_READ
+                await trio.sleep(work * PAUSE)
+            elif reads == BATCH:
+                size = CHUNK
                 # The wire is fuller than we are fast: others get their turn, and then we go on.
                 await trio.lowlevel.checkpoint()
             else:
