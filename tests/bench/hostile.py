@@ -2,7 +2,7 @@
 
 A data plane in a process of its own serves two tunnels: an honest one, whose stream carries 64 bytes there
 and back as fast as it can, and a hostile one, driven by a third process, on which an attack of
-`tests.hostile.attacks` is carried out again and again. Prints the neighbour's p50 and p99 in milliseconds,
+`tests.support.attacks` is carried out again and again. Prints the neighbour's p50 and p99 in milliseconds,
 quiet and under each attack (or those named), and the ratio of the p99s. Wants root, for a network namespace
 of its own. Nothing is asserted, since machines differ. Figures: docs/measurements/hostile.md.
 """
@@ -17,11 +17,11 @@ from time import perf_counter
 
 import trio
 
-from tests.hostile.attacks import ATTACKS, Attack
-from tests.hostile.neighbour import Neighbour
-from tests.hostile.peer import PEER
-from tests.hostile.test_http2 import attacked
+from tests.support.attacker import attacked
+from tests.support.attacks import ATTACKS, Attack
 from tests.support.data_plane import Control, echo, server, worker_process
+from tests.support.hostile_peer import PEER
+from tests.support.neighbour import Neighbour
 from tests.support.own_namespace import enter_network_namespace
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity

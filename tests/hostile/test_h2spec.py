@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from tests.hostile.peer import plain_port
 from tests.support.data_plane import running_plane
+from tests.support.hostile_peer import plain_port
 from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
 from tests.tools import find_tool
 

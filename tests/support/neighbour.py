@@ -7,8 +7,8 @@ from typing import Self
 
 import trio
 
-from tests.hostile.peer import dial, receive, send_all
 from tests.support.data_plane import Control
+from tests.support.hostile_peer import dial, receive, send_all
 from ztunnel.hbone import DataReceived, HboneClient, Responded
 from ztunnel.model.identity import Identity
 

@@ -1,0 +1,70 @@
+"""Carrying out an attack on 15008, and what the server answers to it."""
+
+from __future__ import annotations
+
+import trio
+from hyperframe.frame import Frame, GoAwayFrame
+
+from tests.support.attacks import HELLO, Attack
+from tests.support.data_plane import Control
+from tests.support.hostile_peer import dial, receive, send_all
+from ztunnel.tls.tls_errors import TlsError
+from ztunnel.tls.transports import SocketTls
+
+
+class Answer:
+    """What comes back from an attacked server, read frame by frame."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self.over = trio.Event()
+        self._left = b""
+
+    async def read(self, tls: SocketTls) -> None:
+        try:
+            while piece := await receive(tls):
+                self._take(piece)
+        except (OSError, TlsError):
+            pass
+        self.over.set()
+
+    def _take(self, piece: bytes) -> None:
+        self._left += piece
+        while len(self._left) >= 9:
+            parsed, length = Frame.parse_frame_header(memoryview(self._left[:9]))
+            if len(self._left) < 9 + length:
+                return
+            if isinstance(parsed, GoAwayFrame):
+                parsed.parse_body(memoryview(self._left[9 : 9 + length]))
+                self.code = parsed.error_code
+            self._left = self._left[9 + length :]
+
+
+async def carry_out(attack: Attack, tls: SocketTls, authority: str) -> Answer:
+    """Attack until the server has had enough, or the attack is over. ``tls`` is closed then."""
+    answer = Answer()
+    try:
+        async with trio.open_nursery() as nursery:
+            if attack.reads:
+                nursery.start_soon(answer.read, tls)
+            try:
+                await send_all(tls, HELLO)
+                for number, piece in enumerate(attack.wire(authority)):
+                    if answer.over.is_set() or (not attack.codes and number == attack.pieces):
+                        break
+                    await send_all(tls, piece)
+            except (OSError, TlsError):
+                pass
+            if not attack.reads:
+                nursery.start_soon(answer.read, tls)
+            if attack.codes:
+                await answer.over.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        tls.close()
+    return answer
+
+
+async def attacked(control: Control, attack: Attack, port: int) -> Answer:
+    with trio.fail_after(120):
+        return await carry_out(attack, await dial(control), f"127.0.0.1:{port}")
