@@ -1,0 +1,98 @@
+"""A release as a stranger gets it: the files of `make dist`, and the demo from the wheel alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.needs import unavailable
+from tests.tools import NO_FAULT_OF_THE_STEPS
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 600
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    output = done.stdout + done.stderr
+    if done.returncode != 0 and any(sign in output for sign in NO_FAULT_OF_THE_STEPS):
+        unavailable(f"the package index is not reached from here: {output[-500:]}")
+    assert done.returncode == 0, output
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release without its image."""
+    out: Path = tmp_path_factory.mktemp("release") / "dist"
+    said = run(sys.executable, "scripts/dist.py", "--no-image", "--out", out)
+    assert "built twice and the same" in said
+    return out
+
+
+def test_every_file_has_its_checksum(release: Path):
+    sums = dict(reversed(line.split()) for line in (release / "SHA256SUMS").read_text().splitlines())
+    files = {file.name for file in release.iterdir()} - {"SHA256SUMS"}
+    assert set(sums) == files
+    assert {name: hashlib.sha256((release / name).read_bytes()).hexdigest() for name in files} == sums
+    assert sorted(Path(name).suffix for name in files) == [".gz", ".json", ".tgz", ".whl"]
+
+
+def test_the_chart_has_the_version_of_the_release(release: Path):
+    [archive] = release.glob("*.tgz")
+    with tarfile.open(archive) as packed:
+        names = packed.getnames()
+        file = packed.extractfile("ztunnel/Chart.yaml")
+        assert file is not None
+        chart = yaml.safe_load(file.read())
+    assert archive.name == f"ztunnel-chart-{chart['version']}.tgz"
+    assert chart["version"] == chart["appVersion"] != "0.0.0"
+    assert {"ztunnel/README.md", "ztunnel/values.yaml", "ztunnel/templates/daemonset.yaml"} <= set(names)
+
+
+def test_the_bill_of_materials_names_what_is_locked(release: Path):
+    [file] = release.glob("*.cdx.json")
+    bill = json.loads(file.read_text())
+    named = {part["name"].lower().replace("_", "-") for part in bill["components"]}
+    locked = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements-runtime.lock").read_text().splitlines()
+        if "==" in line and not line.startswith(" ")
+    }
+    assert locked <= named
+
+
+def test_the_demo_runs_from_the_wheel_and_files_alone(release: Path, tmp_path: Path):
+    house = tmp_path / "wheels"
+    binary = ["--only-binary", ":all:", "--require-hashes"]
+    run(
+        sys.executable, "-m", "pip", "download", "-q", *binary, "-r", "requirements-runtime.lock", "-d", house
+    )
+    venv.create(tmp_path / "venv", with_pip=True)
+    [wheel] = release.glob("*.whl")
+    python = tmp_path / "venv/bin/python"
+    run(python, "-m", "pip", "install", "-q", "--no-index", "--find-links", house, wheel, cwd=tmp_path)
+    shown = run(tmp_path / "venv/bin/ztunnel", "demo", cwd=tmp_path)
+    assert "Hello from the pod web." in shown
+    version = wheel.name.split("-")[1]
+    assert f'Version:"{version}"' in run(tmp_path / "venv/bin/ztunnel", "version", cwd=tmp_path)
+    files = run(python, "-m", "pip", "show", "-f", "ztunnel", cwd=tmp_path)
+    assert "licenses/LICENSE" in files
+    assert "licenses/NOTICE" in files
