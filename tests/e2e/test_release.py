@@ -48,7 +48,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_has_its_checksum(release: Path):
-    sums = dict(reversed(line.split()) for line in (release / "SHA256SUMS").read_text().splitlines())
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split() for line in lines)}
     files = {file.name for file in release.iterdir()} - {"SHA256SUMS"}
     assert set(sums) == files
     assert {name: hashlib.sha256((release / name).read_bytes()).hexdigest() for name in files} == sums
