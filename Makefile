@@ -81,6 +81,12 @@ cluster-test: setup ## what users do, in that cluster, with a table as report (T
 fuzz: setup ## MINUTES=5: each parser of foreign bytes, guided by coverage; TARGETS="xds yaml" for some of them
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(TARGETS)
 
+chaos: setup ## SEED=n DURATION=300: faults of all kinds under traffic, alone and in pairs, with invariants checked (as root)
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --seconds $(or $(DURATION),300)
+
+soak: setup ## MINUTES=10: traffic of all kinds and churn, with memory and descriptors held to be flat (as root)
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --write $(or $(WRITE),dist/soak)
+
 deep: setup ## all property tests with 10,000 examples each instead of 100 (an hour or more)
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --hypothesis-profile=deep --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench --ignore=tests/cluster
 

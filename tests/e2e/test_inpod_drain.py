@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from tests.e2e.two_nodes import TwoNodes, ended
 from tests.support.pod import MeshPod, eventually
 from tests.support.raw_hbone import RawHbone, answer_all, connect_headers, raw_client, raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
 from tests.support.traffic import ended_by, read_exactly, serve
+from tests.support.two_nodes import TwoNodes, ended
 from ztunnel.demo.dedicated import Ztunnel
 
 DEADLINE = 4

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e.two_nodes import TwoNodes, ended
 from tests.support.census import open_descriptors
 from tests.support.pod import MeshPod, eventually
 from tests.support.traffic import read_all, read_exactly, refused_by, serve
+from tests.support.two_nodes import TwoNodes, ended
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.namespaces import Namespace
 from ztunnel.messages import PodInfo

@@ -18,12 +18,12 @@ from typing import Self
 import pytest
 import trio
 
-from tests.e2e.two_nodes import TwoNodes
 from tests.support.census import open_descriptors
 from tests.support.fake_cni import Ack
 from tests.support.node_deployment import NodeZtunnel
 from tests.support.pod import eventually
 from tests.support.traffic import read_exactly, serve
+from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.namespaces import Namespace
 from ztunnel.demo.network import netlink

@@ -14,9 +14,9 @@ import dns.rdatatype
 import pytest
 import trio
 
-from tests.e2e.two_nodes import TwoNodes
 from tests.support.pod import MeshPod
 from tests.support.traffic import Server, ended_by, read_exactly, serve
+from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.namespaces import Namespace
 from ztunnel.demo.network import BACKENDS, netlink, set_kernel_setting
 from ztunnel.demo.redirection import RedirectionOptions

@@ -20,7 +20,7 @@ from tests.e2e import (
     test_wrong_clients,
 )
 from tests.e2e.conftest import StandardMesh
-from tests.e2e.two_nodes import TwoNodes
+from tests.support.two_nodes import TwoNodes
 
 THEMES = (
     test_backpressure,

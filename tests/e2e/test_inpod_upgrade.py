@@ -17,9 +17,9 @@ import dns.message
 import dns.rdatatype
 import trio
 
-from tests.e2e.two_nodes import TwoNodes, ended
 from tests.support.pod import MeshPod, eventually
 from tests.support.traffic import read_exactly, serve
+from tests.support.two_nodes import TwoNodes, ended
 from ztunnel.demo.redirection import RedirectionOptions
 
 ROUNDS = 5

@@ -9,10 +9,10 @@ import signal
 import pytest
 import trio
 
-from tests.e2e.two_nodes import TwoNodes
 from tests.support.pod import MeshPod, eventually
 from tests.support.processes import families
 from tests.support.traffic import echo, serve
+from tests.support.two_nodes import TwoNodes
 
 WORKERS = 3
 

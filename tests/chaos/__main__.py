@@ -1,0 +1,163 @@
+"""Faults under traffic, one after another and in pairs: ``python -m tests.chaos --seed 7 --seconds 300``.
+
+The seed decides which faults come in which order, for how long, on which node, and what the traffic is. A
+seed that fails is run again with the same ``--seed`` (and ``--only`` for a single fault). Exit status 0:
+nothing that may never happen has happened, and after each fault everything worked again by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from itertools import combinations
+from random import Random
+
+import trio
+
+from tests.chaos.catalogue import CATALOGUE
+from tests.support.conversations import DENIED_PORT, OPEN_PORT, Applications, let_only_the_client_in
+from tests.support.pod import MeshPod
+from tests.support.two_nodes import TwoNodes
+
+RECOVERY = 60.0
+"""Seconds after the end of a fault in which everything has to work again."""
+
+CLIENTS = 6
+
+
+class Run:
+    """One run of a seed."""
+
+    def __init__(self, mesh: TwoNodes, applications: Applications, seed: int) -> None:
+        self.mesh = mesh
+        self.applications = applications
+        self.random = Random(seed)
+        self.seed = seed
+
+    async def traffic(self, number: int) -> None:
+        """Conversations until cancelled: over HBONE, from outside in plaintext, and such as policy denies."""
+        random = Random(self.seed * 1000 + number)
+        mesh = self.mesh
+        while True:
+            pod, port = random.choice(
+                [(mesh.client, OPEN_PORT), (mesh.outside, OPEN_PORT), (mesh.neighbour, DENIED_PORT)]
+            )
+            how = await self.applications.converse(pod, mesh.server.ipv4, port, random)
+            self.applications.outcomes[f"{pod.name} {how}"] += 1
+            await trio.sleep(random.uniform(0, 0.05))
+
+    async def recovered(self) -> str:
+        """Empty once conversations over every path were complete, three times; else what does not work."""
+        wrong = ""
+        paths: list[MeshPod] = [self.mesh.client, self.mesh.neighbour, self.mesh.outside]
+        with trio.move_on_after(RECOVERY):
+            for pod in paths * 3:
+                wrong = pod.name
+                while True:
+                    how = await self.applications.converse(
+                        pod, self.mesh.server.ipv4, OPEN_PORT, self.random, timeout=15
+                    )
+                    if how == "complete":
+                        break
+                    wrong = f"{pod.name}: {how}"
+                    await trio.sleep(0.1)
+            return ""
+        return wrong
+
+    def problems(self) -> list[str]:
+        """What may never happen, and has."""
+        found = list(self.applications.violations)
+        principals = {pod.ipv4: pod.principal for pod in (self.mesh.client, self.mesh.neighbour)}
+        for node in self.mesh.deployment.nodes.values():
+            for ztunnel in node.ztunnels:
+                output = ztunnel.process.output()
+                if "Traceback" in output:
+                    found.append(f"a traceback in the log of {node.node.name}: {output[-1500:]}")
+                for line in _inbound(output):
+                    identity = line.get("src.identity")
+                    address = str(line.get("src.addr", "")).rpartition(":")[0]
+                    if identity and address in principals and principals[address] not in identity:
+                        found.append(f"{address} was taken for {identity}")
+        return found
+
+
+def _inbound(output: str) -> Iterator[dict[str, str]]:
+    """The access log lines of incoming connections. The last line may be just being written."""
+    for text in output.rpartition("\n")[0].splitlines():
+        if text.startswith("{") and '"inbound"' in text and '"src.identity"' in text:
+            yield json.loads(text)
+
+
+def plan(seed: int, only: list[str]) -> list[tuple[str, ...]]:
+    """Each fault alone, in a random order, and then pairs."""
+    random = Random(seed)
+    names = only or list(CATALOGUE)
+    alone: list[tuple[str, ...]] = [(name,) for name in names]
+    pairs: list[tuple[str, ...]] = list(combinations(names, 2))
+    random.shuffle(alone)
+    random.shuffle(pairs)
+    return alone + pairs
+
+
+async def run(seed: int, seconds: float, only: list[str]) -> int:
+    """Returns the exit status."""
+    with TwoNodes.open() as mesh:
+        let_only_the_client_in(mesh)
+        await mesh.mesh.update()
+        applications = Applications(mesh.server, mesh.neighbour)
+        this = Run(mesh, applications, seed)
+        status = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(applications.run)
+            for number in range(CLIENTS):
+                nursery.start_soon(this.traffic, number)
+            wrong = await this.recovered()
+            until = trio.current_time() + seconds
+            done = 0
+            for names in plan(seed, only):
+                if wrong or trio.current_time() > until:
+                    break
+                lasts = this.random.uniform(1, 5)
+                before = applications.outcomes.copy()
+                async with AsyncExitStack() as faults:
+                    for name in names:
+                        await faults.enter_async_context(CATALOGUE[name](mesh, applications, this.random))
+                    await trio.sleep(lasts)
+                began = trio.current_time()
+                wrong = await this.recovered()
+                applications.kernel_ends = False
+                took = trio.current_time() - began
+                outcomes = sorted((applications.outcomes - before).items())
+                what = ", ".join(f"{how} {count}" for how, count in outcomes)
+                title = " + ".join(names)
+                print(f"{title:45} {lasts:3.1f} s, well again after {took:4.1f} s: {what}", flush=True)
+                done += 1
+                for problem in this.problems():
+                    print(f"VIOLATION: {problem}", flush=True)
+                    wrong = wrong or "a violation"
+            if wrong:
+                print(f"seed {seed} FAILED: {wrong}. Again: make chaos SEED={seed}", flush=True)
+                status = 1
+            else:
+                total = applications.outcomes.total()
+                print(f"seed {seed}: {done} rounds, {total} conversations, no violation", flush=True)
+            nursery.cancel_scope.cancel()
+    return status
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=300.0, help="no round begins after that")
+    parser.add_argument("--only", action="append", default=[], choices=list(CATALOGUE))
+    arguments = parser.parse_args()
+    status: int = trio.run(run, arguments.seed, arguments.seconds, arguments.only)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Traffic of all kinds for a long time, with what the ztunnels hold: ``python -m tests.soak --minutes 10``.
+
+Bulk, short connections, idle ones, resets, pods that come and go, policies that change, all at once on two
+nodes. Every few seconds memory and descriptors of both ztunnels are looked at. In the end all traffic stops,
+and as many sockets must be open as after a first such while. Exit status 0: so it is, memory was flat, and no
+byte was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import trio
+
+from tests.soak.chart import chart
+from tests.support.census import open_descriptors
+from tests.support.conversations import (
+    DENIED_PORT,
+    OPEN_PORT,
+    Applications,
+    let_only_the_client_in,
+    nonblocking,
+)
+from tests.support.traffic import reset, serve
+from tests.support.two_nodes import TwoNodes
+from ztunnel.messages import PodInfo
+
+SAMPLE_SECONDS = 5.0
+SHORT_PORT = 7070
+WARM_UP = 15.0
+"""Seconds of traffic before anything counts: caches, pools and stocks fill."""
+
+SPARE = 16
+"""Sockets more or less that pods have in stock for their next dials (`ztunnel.sockets.factories`)."""
+
+IDLE = 200
+"""Connections that stay open and say nothing."""
+
+TOLERATED_GROWTH = 0.05
+"""Of the median of the second quarter, which the last quarter's may have more."""
+
+
+class Soak:
+    """The traffic, and what was sampled meanwhile."""
+
+    def __init__(self, mesh: TwoNodes, applications: Applications) -> None:
+        self.mesh = mesh
+        self.applications = applications
+        self.nodes = {"client's node": mesh.node(mesh.client), "server's node": mesh.node(mesh.server)}
+        self.seconds: list[float] = []
+        self.memory: dict[str, list[float]] = {name: [] for name in self.nodes}
+        self.descriptors: dict[str, list[float]] = {name: [] for name in self.nodes}
+        self.connections = 0
+        self.churned = [self.nodes["client's node"].node.pod(f"churn{number}") for number in range(4)]
+
+    async def traffic(self, seconds: float) -> None:
+        """All of it, for so long."""
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.idle)
+                nursery.start_soon(self.churn)
+                for number in range(4):
+                    nursery.start_soon(self.conversations, number)
+                for number in range(3):
+                    nursery.start_soon(self.short, 100 + number)
+
+    def sockets(self, name: str) -> int:
+        """How many sockets a node's ztunnel has open. Not pipes: a few are kept in stock."""
+        return sum(
+            text.startswith("socket:") for text in open_descriptors(self.nodes[name].current.process.pid)
+        )
+
+    def held(self, name: str) -> tuple[float, int]:
+        """Resident memory in MB, and descriptors, of a node's ztunnel."""
+        pid = self.nodes[name].current.process.pid
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * 4096 / 1e6, len(open_descriptors(pid))
+
+    async def sample(self) -> None:
+        """Look at both, every few seconds."""
+        began = trio.current_time()
+        while True:
+            self.seconds.append(trio.current_time() - began)
+            for name in self.nodes:
+                memory, descriptors = self.held(name)
+                self.memory[name].append(round(memory, 1))
+                self.descriptors[name].append(descriptors)
+            await trio.sleep(SAMPLE_SECONDS)
+
+    async def conversations(self, number: int) -> None:
+        """Whole conversations of all sizes, over HBONE and in plaintext, and some that policy denies."""
+        random = Random(number)
+        mesh = self.mesh
+        while True:
+            pod, port = random.choice(
+                [(mesh.client, OPEN_PORT)] * 4 + [(mesh.outside, OPEN_PORT), (mesh.neighbour, DENIED_PORT)]
+            )
+            await self.applications.converse(pod, mesh.server.ipv4, port, random)
+            self.connections += 1
+
+    async def short(self, number: int) -> None:
+        """Connections that end in one of many ways: at once, with a reset, half-closed, in mid-sentence."""
+        random = Random(number)
+        while True:
+            sock = trio.socket.from_stdlib_socket(nonblocking(self.mesh.client.socket()))
+            stream = trio.SocketStream(sock)
+            try:
+                with trio.move_on_after(10):
+                    await sock.connect((self.mesh.server.ipv4, SHORT_PORT))
+                    how = random.randrange(4)
+                    if how:
+                        await stream.send_all(bytes(how * 10))
+                    if how == 2:
+                        await stream.send_eof()
+                    if how == 3:
+                        reset(stream)
+            except (OSError, trio.BrokenResourceError):
+                pass
+            await trio.aclose_forcefully(stream)
+            self.connections += 1
+            await trio.sleep(0.002)
+
+    async def idle(self) -> None:
+        """Connections that stay open until cancelled."""
+        async with AsyncExitStack() as streams:
+            for _ in range(IDLE):
+                await streams.enter_async_context(
+                    await self.mesh.client.connect(self.mesh.server.ipv4, SHORT_PORT)
+                )
+            await trio.Event().wait()
+
+    async def churn(self) -> None:
+        """Pods come and go, and policies."""
+        node = self.nodes["client's node"]
+        pods = self.churned
+        round_ = 0
+        while True:
+            pod = pods[round_ % len(pods)]
+            uid = f"churn-{round_}"
+            info = PodInfo(pod.name, "default", f"churn-{round_ % 7}")
+            await trio.to_thread.run_sync(node.cni.add_pod, uid, info, pod.namespace.descriptor)
+            self.mesh.mesh.policies[1:] = []
+            if round_ % 2:
+                rules = [[[{"destinationPorts": [1]}]]]
+                self.mesh.mesh.policy(
+                    f"churn-{round_}", action="Deny", rules=rules, workloads=[self.mesh.server]
+                )
+            self.mesh.mesh.write_file()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.5)
+                await trio.to_thread.run_sync(node.cni.delete_pod, uid)
+            round_ += 1
+
+
+async def take_anything(stream: trio.SocketStream) -> None:
+    """The application of the short and the idle connections."""
+    while await stream.receive_some():
+        pass
+
+
+async def run(minutes: float, directory: Path | None) -> int:
+    """Returns the exit status."""
+    with TwoNodes.open() as mesh:
+        let_only_the_client_in(mesh)
+        await mesh.mesh.update()
+        applications = Applications(mesh.server, mesh.neighbour)
+        soak = Soak(mesh, applications)
+        left: dict[str, int] = {}
+        async with serve(mesh.server, SHORT_PORT, take_anything), trio.open_nursery() as nursery:
+            nursery.start_soon(applications.run)
+            await soak.traffic(WARM_UP)
+            await trio.sleep(10)
+            base = {name: soak.sockets(name) for name in soak.nodes}
+            async with trio.open_nursery() as sampling:
+                sampling.start_soon(soak.sample)
+                await soak.traffic(minutes * 60)
+                sampling.cancel_scope.cancel()
+            with trio.move_on_after(90):
+                while True:
+                    left = {name: soak.sockets(name) - base[name] - SPARE for name in soak.nodes}
+                    if all(number <= 0 for number in left.values()):
+                        break
+                    await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        problems = list(applications.violations)
+        problems += [f"{name}: {number} sockets too many" for name, number in left.items() if number > 0]
+        problems += grown(soak)
+        for node in soak.nodes.values():
+            if "Traceback" in node.current.process.output():
+                problems.append(f"a traceback in the log of {node.node.name}")
+    report(soak, minutes, problems, directory)
+    return 1 if problems else 0
+
+
+def grown(soak: Soak) -> list[str]:
+    """Whose memory is larger in the last quarter than in the second."""
+    found = []
+    for name, values in soak.memory.items():
+        quarter = len(values) // 4
+        early, late = median(values[quarter : 2 * quarter] or values), median(values[-quarter:] or values)
+        if late > early * (1 + TOLERATED_GROWTH) + 2:
+            found.append(f"memory of the {name} grew from {early:.1f} to {late:.1f} MB")
+    return found
+
+
+def report(soak: Soak, minutes: float, problems: list[str], directory: Path | None) -> None:
+    """Print what came of it; write chart and samples into ``directory``."""
+    for name in soak.nodes:
+        memory, descriptors = soak.memory[name], soak.descriptors[name]
+        print(
+            f"{name}: memory {memory[0]:.1f} MB first, {memory[-1]:.1f} last, {max(memory):.1f} most; "
+            f"descriptors {descriptors[0]:.0f}, {descriptors[-1]:.0f}, {max(descriptors):.0f}"
+        )
+    print(f"{minutes:g} minutes, {soak.connections} connections", "no problem" if not problems else "")
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    if directory is not None:
+        panels = {"resident memory, MB": soak.memory, "open descriptors": soak.descriptors}
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "soak.svg").write_text(chart(soak.seconds, panels))
+        samples = {"seconds": soak.seconds, "memory": soak.memory, "descriptors": soak.descriptors}
+        (directory / "soak.json").write_text(json.dumps(samples))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--write", type=Path, help="a directory for the chart and the samples")
+    arguments = parser.parse_args()
+    status: int = trio.run(run, arguments.minutes, arguments.write)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The traffic under which faults happen, and what must be true of it all the time.
+
+Each conversation announces how many bytes it will send, sends them as the pattern of `tests.support.traffic`,
+and ends its side; the server checks them and answers in the same way. So both know at an end whether it is
+the right one: an end (FIN) before the last byte is a lie, whatever happened, while a reset says honestly that
+something was lost. Bytes are compared by their place, which holds them to be exact and in order.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import trio
+
+from tests.support.local_file import Exact
+from tests.support.pod import MeshPod
+from tests.support.traffic import receive_pattern, reset, send_pattern
+from tests.support.two_nodes import TwoNodes
+
+OPEN_PORT = 8080
+DENIED_PORT = 9090
+LARGEST = 3_000_000
+
+
+def let_only_the_client_in(mesh: TwoNodes) -> None:
+    """The policy of these tests: at DENIED_PORT nobody but the client is let in."""
+    others = [{"notPrincipals": [Exact(mesh.client.principal)]}]
+    rules = [[[{"destinationPorts": [DENIED_PORT]}], others]]
+    mesh.mesh.policy("only-the-client", action="Deny", rules=rules, workloads=[mesh.server])
+
+
+class Violation(AssertionError):
+    """Something that may never happen, whatever fails."""
+
+
+class EarlyEnd(Violation):
+    """An end before the last byte, without a reset."""
+
+
+class Applications:
+    """The server's side, in a pod: one port for everybody, and one where a policy lets only the client in."""
+
+    def __init__(self, pod: MeshPod, forbidden: MeshPod) -> None:
+        self._pod = pod
+        self._forbidden = forbidden
+        self._running = trio.Event()
+        self._running.set()
+        self._listening: trio.CancelScope | None = None
+        self._up = True
+        # A process that is killed says nothing: the kernel ends its connections with a FIN.
+        self.kernel_ends = False
+        self.violations: list[str] = []
+        self.outcomes: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            if self._up:
+                with trio.CancelScope() as self._listening:
+                    async with trio.open_nursery() as nursery:
+                        for port in (OPEN_PORT, DENIED_PORT):
+                            nursery.start_soon(trio.serve_listeners, self._serve, [self._pod.listen(port)])
+            await trio.sleep(0.05)
+
+    @asynccontextmanager
+    async def down(self) -> AsyncIterator[None]:
+        """Nobody listens, and all connections are gone."""
+        self._up = False
+        assert self._listening is not None
+        self._listening.cancel()
+        try:
+            yield
+        finally:
+            self._up = True
+
+    @asynccontextmanager
+    async def stalled(self) -> AsyncIterator[None]:
+        """Connections are taken, and then nothing happens on them."""
+        self._running = trio.Event()
+        try:
+            yield
+        finally:
+            self._running.set()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        peer = ("", 0)
+        try:
+            async with stream:
+                local, peer = stream.socket.getsockname(), stream.socket.getpeername()
+                if local[1] == DENIED_PORT and peer[0].removeprefix("::ffff:") == self._forbidden.ipv4:
+                    self.violations.append(f"{peer} reached the port that policy denies to it")
+                try:
+                    await self._running.wait()
+                    await exchange(stream, answering=True, running=self._running)
+                except trio.Cancelled:
+                    reset(stream)  # the end of an application in the middle of its answer is no honest FIN
+                    raise
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            return
+        except AssertionError as error:
+            if self.kernel_ends and isinstance(error, EarlyEnd):
+                return
+            self.violations.append(f"at the server, from {peer}: {error}")
+
+    async def converse(
+        self, pod: MeshPod, address: str, port: int, random: Random, timeout: float = 60
+    ) -> str:
+        """One conversation from a pod. Returns how it ended: complete, reset, refused or silent."""
+        try:
+            with trio.fail_after(timeout):
+                sock = trio.socket.from_stdlib_socket(nonblocking(pod.socket()))
+                async with trio.SocketStream(sock) as stream:
+                    try:
+                        await sock.connect((address, port))
+                    except OSError:
+                        return "refused"
+                    await exchange(stream, answering=False, random=random)
+        except trio.TooSlowError:
+            return "silent"
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            return "reset"
+        except AssertionError as error:
+            if self.kernel_ends and isinstance(error, EarlyEnd):
+                return "cut"
+            self.violations.append(f"at {pod.name}: {error}")
+            return "violation"
+        return "complete"
+
+
+def nonblocking(sock: socket.socket) -> socket.socket:
+    """The same socket, not blocking."""
+    sock.setblocking(False)
+    return sock
+
+
+async def exchange(
+    stream: trio.SocketStream,
+    *,
+    answering: bool,
+    random: Random | None = None,
+    running: trio.Event | None = None,
+) -> None:
+    """One side of a conversation. Raises Violation for bytes or an end that are wrong."""
+    random = random or Random(0)
+    if answering:
+        total = await _take(stream)
+        if running is not None:
+            await running.wait()
+        await _give(stream, total, random)
+        return
+    # Small ones mostly, as real traffic.
+    total = random.choice([1, 100, 1000, 50_000, random.randrange(LARGEST)])
+    await _give(stream, total, random)
+    answered = await _take(stream)
+    if answered != total:
+        raise Violation(f"{total} bytes were sent, and the answer is of {answered}")
+
+
+async def _give(stream: trio.SocketStream, total: int, random: Random) -> None:
+    await stream.send_all(total.to_bytes(8, "big"))
+    await send_pattern(stream, total, random)
+    await stream.send_eof()
+
+
+async def _take(stream: trio.SocketStream) -> int:
+    head = b""
+    while len(head) < 8:
+        piece = await stream.receive_some(8 - len(head))
+        if not piece:
+            raise EarlyEnd(f"the end came after {len(head)} bytes of 8, without a reset")
+        head += piece
+    total = int.from_bytes(head, "big")
+    received = await receive_pattern(stream)
+    if received != total:
+        raise EarlyEnd(f"the end came after {received} bytes of {total}, without a reset")
+    return total
