@@ -27,8 +27,8 @@ def mesh() -> FakeMesh:
     return made
 
 
-def ask(mesh: FakeMesh, to: str, source: str = "default/client", **setting: str) -> Explanation:
-    return explain(StoreCatalogue(store_of(mesh)), Question(source, to), Setting(**setting))
+def ask(mesh: FakeMesh, to: str, source: str = "default/client") -> Explanation:
+    return explain(StoreCatalogue(store_of(mesh)), Question(source, to), Setting())
 
 
 @pytest.mark.parametrize(
