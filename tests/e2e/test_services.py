@@ -294,7 +294,9 @@ async def test_the_services_families_choose_the_address(
     before = len(client.access_log())
     async with serving(services):
         assert await ask(client, vip) == "near:8080"
-    (entry,) = (await client.logged(count=before + 1))[before:]
+    told = (await client.logged(count=before + 1))[before:]
+    assert len(told) == 1, told
+    (entry,) = told
     v6 = families == "IPv6" or (families == "Dual" and asked == 6)
     assert entry["dst.addr"] == (f"[{near.ipv6}]:15008" if v6 else f"{near.ipv4}:15008")
 
