@@ -252,7 +252,8 @@ async def test_ports_are_the_workloads_own_then_the_services(services: Services)
     near, far, vip = services.near, services.far, services.vips["ports"]
     extra = [(near, 9090), (far, 9090), (far, 8081), (near, 7070)]
     async with serving(services, *extra):
-        found = {port: {await ask(services.client, vip, port) for _ in range(12)} for port in (80, 81, 82)}
+        # Three of four connections go to one of them: sixty miss the other once in thirty million runs.
+        found = {port: {await ask(services.client, vip, port) for _ in range(60)} for port in (80, 81, 82)}
     assert found == {
         80: {"near:8080", "far:8081"},
         81: {"near:9090", "far:9090"},

@@ -62,7 +62,8 @@ async def test_all_look_like_one(nodes):
         assert nodes.client.metric("tokio_num_workers") == WORKERS
         for stream in streams:
             await stream.aclose()
-        await nodes.client.metric_reaches(closed + 12, "istio_tcp_connections_closed_total", reporter="source")
+        total = "istio_tcp_connections_closed_total"
+        await nodes.client.metric_reaches(closed + 12, total, reporter="source")
     tasks = ztunnel.http("GET", 15000, "/debug/tasks")[1]
     processes = [ztunnel.process.pid, *workers(nodes, nodes.client).values()]
     assert {str(pid) for pid in processes} == set(re.findall(r"^process (\d+)", tasks, re.MULTILINE))
