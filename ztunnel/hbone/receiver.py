@@ -123,6 +123,7 @@ class Receiver:
 
     def _unwanted_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
         """DATA that nobody waits for: give its window back, and say so if the peer should have known."""
+        self.work += 1
         state = self._streams.closed_state(stream_id) if stream is None else stream.state
         _, effect = TABLE[state][RECV_DATA]
         if effect is Effect.FAIL_WRONG:
@@ -147,6 +148,7 @@ class Receiver:
         if end_stream:
             self._streams.peer_ended(stream)
         elif empty:
+            self.work += 1
             self._abuse.empty_frame()
         else:
             self._abuse.useful()
