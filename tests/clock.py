@@ -13,6 +13,8 @@ import trio
 import trio.abc
 import trio.testing
 
+from ztunnel.loop.epoll import own
+
 SETTLE_SECONDS = 0.02
 """How long everything has to be quiet, in real time, while tasks wait for sockets or other descriptors.
 
@@ -55,6 +57,8 @@ class _Patience(trio.abc.Instrument):
         if self._threads.borrowed_tokens:
             return inf
         io = trio.lowlevel.current_statistics().io_statistics
-        if io.tasks_waiting_read + io.tasks_waiting_write > _OWN_DESCRIPTORS:
+        loop = own()
+        watched = loop is not None and loop.callbacks
+        if watched or io.tasks_waiting_read + io.tasks_waiting_write > _OWN_DESCRIPTORS:
             return SETTLE_SECONDS
         return 0

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from ztunnel.loop import epoll
 from ztunnel.model.address import SocketAddress
 from ztunnel.sockets import shared_wait
 from ztunnel.sockets.listen import Listener
@@ -44,10 +45,10 @@ async def test_the_loop_rests_while_nobody_waits_for_a_readable_socket(listening
     for _ in range(2):  # once more: what was taken out of the epoll is put in again
         with connect(listening):
             await shared_wait.readable(listening)
-            epoll = shared_wait._epoll()
-            assert epoll is not None
+            loop = epoll.own()
+            assert loop is not None
             await trio.sleep(0.01)
-            assert listening.fileno() not in epoll.waiting
+            assert listening.fileno() not in loop.callbacks
             await shared_wait.readable(listening)
             listening.accept()[0].close()
     shared_wait.closing(listening)

@@ -22,6 +22,7 @@ from ztunnel.hbone import (
     WindowBudget,
     WindowOpened,
 )
+from ztunnel.loop.readiness import Watch
 from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
 
 SMALL = HboneSettings(stream_window=100_000, connection_window=200_000)
@@ -200,7 +201,7 @@ async def test_an_attached_socket_gets_what_comes_and_its_window_back(link, stre
     ours, theirs = sockets
     counted: list[int] = []
     async with trio.open_nursery() as nursery:
-        stream.attach(ours, nursery, counted.append)
+        stream.attach(Watch(ours), nursery, counted.append)
         for _ in range(5):
             assert link.send(bytes(60_000)) == 60_000
             assert len(theirs.recv(100_000)) == 60_000
@@ -215,7 +216,7 @@ async def test_a_full_socket_holds_one_stream_window_at_most(link, stream, socke
     ours, theirs = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(ours, nursery, lambda _: None)
+        stream.attach(Watch(ours), nursery, lambda _: None)
         total = 0
         while sent := link.send(bytes(50_000)):
             total += sent
@@ -238,7 +239,7 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
     ours, _ = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(ours, nursery, lambda _: None)
+        stream.attach(Watch(ours), nursery, lambda _: None)
         while link.send(bytes(50_000)):
             pass
         await trio.testing.wait_all_tasks_blocked()
@@ -256,7 +257,7 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
 async def test_an_application_that_is_gone_resets_the_stream(link, stream, sockets):
     ours, theirs = sockets
     async with trio.open_nursery() as nursery:
-        stream.attach(ours, nursery, lambda _: None)
+        stream.attach(Watch(ours), nursery, lambda _: None)
         theirs.close()
         link.send(b"too late")
         await stream.download_done.wait()
@@ -274,7 +275,7 @@ async def test_what_the_dead_hold_goes_at_once_when_it_is_too_much(sockets, auto
     ours, _ = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(ours, nursery, lambda _: None)
+        stream.attach(Watch(ours), nursery, lambda _: None)
         while link.send(bytes(50_000)):
             pass
         await trio.testing.wait_all_tasks_blocked()

@@ -13,6 +13,7 @@ from tests.support.logs import capture_logs
 from tests.support.tunnels import TunnelPair, outcome, plain_pair, tunnel_pair
 from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode
+from ztunnel.loop.readiness import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tls.connection import CHUNK
@@ -198,7 +199,7 @@ async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stre
         near = FullSocket(fileno=plain.detach())
         # Never writable, as the socket of an application that does not read.
         blocked = trio.Event()
-        monkeypatch.setattr(trio.lowlevel, "wait_writable", lambda _: blocked.wait())
+        monkeypatch.setattr(Watch, "writable", lambda _: blocked.wait())
         over = trio.Event()
 
         async def relay() -> None:

@@ -17,6 +17,7 @@ import trio
 
 from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import ErrorCode, error_text
+from ztunnel.loop.readiness import Watch
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
@@ -59,20 +60,23 @@ async def relay_stream(
     are, for the text of an error. ``hangup``: the watch of ``sock``, for when nobody reads it.
     """
     try:
-        async with trio.open_nursery() as nursery:
-            if hangup is not None:
-                hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
-            try:
-                stream.attach(sock, nursery, received_from_stream)
-                with stream.upload_scope:
-                    await _upload(sock, stream, sent_to_stream)
-                dropping = trio.CancelScope()
-                if stream.dead and not stream.download_done.is_set():
-                    nursery.start_soon(_drop, sock, dropping, name=f"dropping what stream {stream.id} missed")
-                await stream.download_done.wait()
-                dropping.cancel()
-            finally:
-                stream.detach()
+        with Watch(sock) as watch:
+            async with trio.open_nursery() as nursery:
+                if hangup is not None:
+                    hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
+                try:
+                    stream.attach(watch, nursery, received_from_stream)
+                    with stream.upload_scope:
+                        await _upload(watch, stream, sent_to_stream)
+                    dropping = trio.CancelScope()
+                    if stream.dead and not stream.download_done.is_set():
+                        nursery.start_soon(
+                            _drop, watch, dropping, name=f"dropping what stream {stream.id} missed"
+                        )
+                    await stream.download_done.wait()
+                    dropping.cancel()
+                finally:
+                    stream.detach()
         if hangup is not None and hangup.happened and not stream.download_done.is_set():
             stream.sink_error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             stream.reset(ErrorCode.CONNECT_ERROR)
@@ -83,15 +87,16 @@ async def relay_stream(
         stream.close()
 
 
-async def _drop(sock: socket.socket, scope: trio.CancelScope) -> None:
+async def _drop(watch: Watch, scope: trio.CancelScope) -> None:
     """Take what an application still sends to a dead stream: it may read only when it has written."""
     with scope:
         try:
             while True:
                 try:
-                    data = sock.recv(LARGEST_READ)
+                    data = watch.sock.recv(LARGEST_READ)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_readable(sock)
+                    watch.emptied()
+                    await watch.readable()
                     continue
                 if not data:
                     return
@@ -125,8 +130,9 @@ async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
     set_reset_on_close(sock)
 
 
-async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int], None]) -> None:
+async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> None:
     """Read the application and send to the stream, until it half-closes or either side is gone."""
+    sock = watch.sock
     size = FIRST_READ
     turn = 0
     try:
@@ -137,7 +143,8 @@ async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int
                 data = sock.recv(wanted)
             except BlockingIOError:
                 turn = 0
-                await trio.lowlevel.wait_readable(sock)
+                watch.emptied()
+                await watch.readable()
                 continue
             if not data:
                 stream.send_end()
@@ -153,7 +160,8 @@ async def _upload(sock: socket.socket, stream: TunnelStream, sent: Callable[[int
                     await trio.lowlevel.checkpoint()
             else:
                 turn = 0
-                await trio.lowlevel.wait_readable(sock)
+                watch.emptied()
+                await watch.readable()
     except StreamClosedError:
         return
     except OSError as error:

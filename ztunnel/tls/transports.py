@@ -12,6 +12,7 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.loop.readiness import Watch
 from ztunnel.tls.connection import CHUNK, TlsConnection, scratch
 from ztunnel.tls.context import TlsContext
 from ztunnel.tls.openssl import ffi, lib
@@ -25,6 +26,7 @@ class SocketTls(TlsConnection):
     ) -> None:
         super().__init__(context, expected_identities)
         self._socket = sock
+        self._watch = Watch(sock)
         self._drained = False
 
     @property
@@ -51,8 +53,11 @@ class SocketTls(TlsConnection):
         try:
             size = self._socket.recv_into(scratch.cipher_view, limit)
         except (BlockingIOError, InterruptedError):
+            self._watch.emptied()
             return None
-        self._drained = 0 < size < limit
+        if 0 < size < limit:
+            self._drained = True
+            self._watch.emptied()
         return size
 
     def _transport_send(self, data: memoryview) -> int:
@@ -70,7 +75,7 @@ class SocketTls(TlsConnection):
 
     def _close_transport(self) -> None:
         if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
+            self._watch.close()
             self._socket.close()
 
     async def wait_receivable(self) -> None:
@@ -79,14 +84,14 @@ class SocketTls(TlsConnection):
             raise trio.ClosedResourceError("this TLS connection was closed")
         if not self._ahead:
             self._slim()
-            await trio.lowlevel.wait_readable(self._socket)
+            await self._watch.readable()
         self._drained = False
 
     async def wait_sendable(self) -> None:
         """Wait until the socket is writable."""
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
-        await trio.lowlevel.wait_writable(self._socket)
+        await self._watch.writable()
 
 
 class Transport(Protocol):

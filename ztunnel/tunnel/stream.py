@@ -23,6 +23,7 @@ import trio
 
 from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode, HboneConnection, StreamEnded, StreamReset, code_text
+from ztunnel.loop.readiness import Watch
 
 _VECTOR = 64
 """Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
@@ -84,6 +85,7 @@ class TunnelStream:
         "_taken",
         "_wake_reader",
         "_wake_writer",
+        "_watch",
         "download_done",
         "id",
         "on_death",
@@ -104,6 +106,7 @@ class TunnelStream:
         # Nobody takes what arrives: it is dropped, and its window given back.
         self._discards = False
         self._sock: socket.socket | None = None
+        self._watch: Watch | None = None
         self._nursery: trio.Nursery | None = None
         self._taken: Callable[[int], None] | None = None
         self._drain_scope: trio.CancelScope | None = None
@@ -162,12 +165,13 @@ class TunnelStream:
         """Whether the tunnel's wire is full."""
         return self._carrier.blocked
 
-    def attach(self, sock: socket.socket, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
-        """From now on write what arrives to ``sock`` (non-blocking, owned by the caller).
+    def attach(self, watch: Watch, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
+        """From now on write what arrives to the socket that is watched (non-blocking, owned by the caller).
 
         nursery: where a task may run while the socket is full; taken: told the count of bytes written.
         """
-        self._sock = sock
+        self._sock = watch.sock
+        self._watch = watch
         self._nursery = nursery
         self._taken = taken
         self.deliver()
@@ -214,7 +218,7 @@ class TunnelStream:
         """The connection is done; a stream that is still open in a direction is reset with CANCEL."""
         if self._drain_scope is not None:
             self._drain_scope.cancel()
-        self._sock = None
+        self._sock = self._watch = None
         self.reset(ErrorCode.CANCEL)
         self._carrier.forget(self)
 
@@ -298,10 +302,10 @@ class TunnelStream:
 
     async def _drain(self, scope: trio.CancelScope) -> None:
         """Wait for the one socket that is full, until the inbox is empty again."""
-        sock = self._sock
+        watch = self._watch
         with scope:
-            while sock is not None:
-                await trio.lowlevel.wait_writable(sock)
+            while watch is not None:
+                await watch.writable()
                 written = self._write_inbox()
                 self._carrier.flush()
                 if written:
