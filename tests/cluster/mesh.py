@@ -12,7 +12,7 @@ from tests.cluster.places import CHECKOUT, Places
 from tests.cluster.shell import CommandFailed, run
 
 NAMESPACE = "istio-system"
-_COMMON = (
+COMMON_VALUES = (
     "--set=profile=ambient",
     "--set=global.hub=localhost/istio",
     "--set=global.tag=1",
@@ -102,14 +102,18 @@ def install_istio(tools: Tools, *, istiod: tuple[str, ...] = (), cni: tuple[str,
     if NAMESPACE not in tools.kubectl("get", "namespace", "-o", "name"):
         tools.kubectl("create", "namespace", NAMESPACE)
     install = ("upgrade", "--install", "-n", NAMESPACE)
-    tools.helm(*install, "istio-base", here / "base", *_COMMON)
+    tools.helm(*install, "istio-base", here / "base", *COMMON_VALUES)
     tools.helm(
-        *install, "istiod", here / "istiod", *_COMMON, *ISTIOD_VALUES, *istiod, "--wait", "--timeout=3m"
+        *install, "istiod", here / "istiod", *COMMON_VALUES, *ISTIOD_VALUES, *istiod, "--wait", "--timeout=3m"
     )
-    tools.helm(*install, "istio-cni", here / "cni", *_COMMON, *CNI_VALUES, *cni, "--wait", "--timeout=3m")
+    tools.helm(
+        *install, "istio-cni", here / "cni", *COMMON_VALUES, *CNI_VALUES, *cni, "--wait", "--timeout=3m"
+    )
 
 
-def install_ztunnel(tools: Tools, *values: str, chart: Path = CHECKOUT / "charts" / "ztunnel") -> None:
+def install_ztunnel(
+    tools: Tools, *values: str, chart: Path = CHECKOUT / "charts" / "ztunnel", name: str = "ztunnel"
+) -> None:
     """Installs or upgrades our ztunnel as docs/install.md says.
 
     Returns when it is ready. Raises CommandFailed.
@@ -127,7 +131,7 @@ def install_ztunnel(tools: Tools, *values: str, chart: Path = CHECKOUT / "charts
         "--wait",
         "--timeout=3m",
     )
-    tools.kubectl("-n", NAMESPACE, "rollout", "status", "daemonset/ztunnel", "--timeout=120s")
+    tools.kubectl("-n", NAMESPACE, "rollout", "status", f"daemonset/{name}", "--timeout=120s")
 
 
 def install_gateway_api(tools: Tools) -> bool:
