@@ -96,9 +96,17 @@ def charts(places: Places) -> Path:
     return target
 
 
+def native_nftables() -> bool:
+    """Whether istio-cni is to write its rules as nftables itself, and not through iptables."""
+    return bool(os.environ.get("CLUSTER_NATIVE_NFTABLES"))
+
+
 def install_istio(tools: Tools, *, istiod: tuple[str, ...] = (), cni: tuple[str, ...] = ()) -> None:
     """Installs or upgrades Istio without a ztunnel; returns when it is ready. Raises CommandFailed."""
     here = charts(tools.places)
+    if native_nftables():
+        native = ("--set=global.nativeNftables=true", "--set=env.FORCE_IPTABLES_BINARY=")
+        istiod, cni = (*istiod, native[0]), (*cni, *native)
     if NAMESPACE not in tools.kubectl("get", "namespace", "-o", "name"):
         tools.kubectl("create", "namespace", NAMESPACE)
     install = ("upgrade", "--install", "-n", NAMESPACE)

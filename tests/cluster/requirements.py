@@ -6,13 +6,17 @@ from pathlib import Path
 
 from tests.needs import deps
 
+# What of the list for all tests the cluster runs too.
+_ALSO = ("ip", "iptables", "nft", "curl", "debootstrap", "unshare")
+
 
 def missing() -> list[str]:
     """Sentences that say what is missing; empty when all is there."""
     if os.geteuid() != 0:
         return ["It needs root: namespaces, mounts and cgroups are made."]
     said = []
-    wants = [program for program in deps.read_list(cluster=True) if not deps.is_there(program)]
+    wanted = [*_ALSO, *(deps.read_list(cluster=True).keys() - deps.read_list().keys())]
+    wants = sorted(program for program in wanted if not deps.is_there(program))
     if wants:
         said.append(f"{', '.join(wants)}, which `scripts/deps --cluster` installs:\n{deps.explain(wants)}")
     if shutil.which("go") is None:

@@ -55,7 +55,7 @@ def query(tools, apply):
     for one in documents:
         if one["kind"] == "ConfigMap":
             text = one["data"]["prometheus.yml"]
-            one["data"]["prometheus.yml"] = re.sub(r"scrape_interval: \S+", "scrape_interval: 3s", text)
+            one["data"]["prometheus.yml"] = re.sub(r"scrape_(interval|timeout): \S+", r"scrape_\1: 3s", text)
     apply(yaml.safe_dump_all(documents))
     apply(DEPLOYMENT)
     tools.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=90s")
