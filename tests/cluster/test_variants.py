@@ -33,7 +33,7 @@ def in_pod(tools, label, *command):
 def test_the_rules_are_of_the_backend_that_was_asked_for(tools, seen):
     """`CLUSTER_NATIVE_NFTABLES=1 make cluster` asks for native nftables.
 
-    A running cluster cannot change: istio-cni stays with iptables where it finds traces of it, until a reboot.
+    A running cluster cannot change: istio-cni stays with iptables where it finds traces of it until a reboot.
     """
     tables = in_pod(tools, "app=sleep", "nft", "list", "tables")
     assert ("istio-ambient" in tables) is mesh.native_nftables()
