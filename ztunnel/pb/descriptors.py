@@ -222,5 +222,36 @@ FILES: tuple[bytes, ...] = (
         b"AD_SELECTOR\x10\x02*\x1d\n\x06Action\x12\t\n\x05ALLOW"
         b"\x10\x00\x12\x08\n\x04DENY\x10\x01b\x06proto3"
     ),
+    # keys.proto
+    (
+        b'\n\nkeys.proto\x12\x0eistio.workload"\x82\x06\n'
+        b"\x0cWorkloadKeys\x12\x10\n\x03uid\x18\x14 \x01(\tR\x03uid\x12"
+        b"\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tnamespace"
+        b"\x18\x02 \x01(\tR\tnamespace\x12\x1c\n\taddresses\x18\x03"
+        b" \x03(\x0cR\taddresses\x12\x1a\n\x08hostname\x18\x15 \x01("
+        b"\tR\x08hostname\x12\x18\n\x07network\x18\x04 \x01(\tR\x07ne"
+        b"twork\x12'\n\x0ftunnel_protocol\x18\x05 \x01(\rR\x0e"
+        b"tunnelProtocol\x12!\n\x0ctrust_domain\x18\x06"
+        b" \x01(\tR\x0btrustDomain\x12'\n\x0fservice_acc"
+        b"ount\x18\x07 \x01(\tR\x0eserviceAccount\x12\x10\n\x08wa"
+        b"ypoint\x18\x08 \x01(\x0c\x12\x17\n\x0fnetwork_gateway\x18"
+        b"\x13 \x01(\x0c\x12\x12\n\x04node\x18\t \x01(\tR\x04node\x12%\n\x0ecan"
+        b"onical_name\x18\n \x01(\tR\rcanonicalName"
+        b"\x12-\n\x12canonical_revision\x18\x0b \x01(\tR\x11ca"
+        b"nonicalRevision\x12#\n\rworkload_type"
+        b"\x18\x0c \x01(\rR\x0cworkloadType\x12#\n\rworkload"
+        b"_name\x18\r \x01(\tR\x0cworkloadName\x12#\n\rnat"
+        b"ive_tunnel\x18\x0e \x01(\x08R\x0cnativeTunnel\x12\x1a"
+        b"\n\x12application_tunnel\x18\x17 \x01(\x0c\x12\x10\n\x08se"
+        b"rvices\x18\x16 \x03(\x0c\x125\n\x16authorization_po"
+        b"licies\x18\x10 \x03(\tR\x15authorizationPolic"
+        b"ies\x12\x16\n\x06status\x18\x11 \x01(\rR\x06status\x12\x1d\n\nc"
+        b"luster_id\x18\x12 \x01(\tR\tclusterId\x12\x10\n\x08lo"
+        b"cality\x18\x18 \x01(\x0c\x12!\n\x0cnetwork_mode\x18\x19 \x01"
+        b"(\rR\x0bnetworkMode\x12\x10\n\x08capacity\x18\x1b \x01("
+        b'\x0c"=\n\x0bAddressKeys\x12.\n\x08workload\x18\x01 \x01'
+        b"(\x0b2\x1c.istio.workload.WorkloadKeys"
+        b"b\x06proto3"
+    ),
     # fmt: on
 )

@@ -165,6 +165,7 @@ class Record:
     extra: fields that only the file has, beside those of the model: `parse_fields` gives them.
     closed: the file may have no other fields than these.
     known: the names of all fields in the file.
+    numbers, messages: of the wire's fields, the numbers that enumerations take, and the inner messages.
     """
 
     def __init__(
@@ -190,10 +191,10 @@ class Record:
             (field.shown, field.wire_name, field.display, field.kind.message, field.always, field.absent)
             for field in others
         ]
-        self._numbers = [
-            (field.wire_name, field.kind.numbers) for field in fields if field.kind.numbers is not None
-        ]
-        self._messages = [field.wire_name for field in fields if field.kind.message]
+        self.numbers = {
+            field.wire_name: field.kind.numbers for field in fields if field.kind.numbers is not None
+        }
+        self.messages = [field.wire_name for field in fields if field.kind.message]
 
     def kind(self, *, default: Any = None) -> Kind:
         """Messages of this description as values of a field."""
@@ -212,16 +213,6 @@ class Record:
             else:
                 values[name] = read(getattr(message, wire))
         return values
-
-    def plain(self, message: Any) -> bool:
-        """Whether neither an enumeration nor an inner message can be a reason to refuse it: quick to say."""
-        for wire, numbers in self._numbers:
-            if getattr(message, wire) not in numbers:
-                return False
-        for wire in self._messages:  # noqa: SIM110 - runs for each workload; any() costs twice as much
-            if message.HasField(wire):
-                return False
-        return True
 
     def show(self, value: Any) -> dict[str, Json]:
         """The form of the dump: without what is empty, but for what readers expect."""

@@ -33,24 +33,36 @@ def _class(name: str) -> Any:
 
 
 ADDRESS = _class("istio.workload.Address")
+ADDRESS_KEYS = _class("istio.workload.AddressKeys")
+"""An Address of a workload, whose inner messages stay bytes."""
+SERVICES_ENTRY = _class("istio.workload.Workload.ServicesEntry")
 AUTHORIZATION = _class("istio.security.Authorization")
 
 
 def parse(kind: Any, body: bytes) -> Any:
     """The message of class ``kind``, one of this module, that the bytes are. Raises WireError."""
     try:
-        message = kind.FromString(body)
+        return understood(kind, body) or _checked(kind, body)
     except DecodeError as error:
         check(kind.DESCRIPTOR, body)
         raise WireError(str(error)) from None  # what only upb refuses: a key of more than five bytes, say
+
+
+def understood(kind: Any, body: bytes) -> Any:
+    """The message if all of the bytes is understood and written as usual, else None. Raises DecodeError."""
+    message = kind.FromString(body)
     # Written anew it is as long as it came, with and without what is unknown: so nothing is.
     size = message.ByteSize()
     if size == len(body):
         message.DiscardUnknownFields()
         if message.ByteSize() == size:
             return message
+    return None
+
+
+def _checked(kind: Any, body: bytes) -> Any:
     check(kind.DESCRIPTOR, body)
-    return message
+    return kind.FromString(body)
 
 
 def numbers(enumeration: str, names: type[Enum], **others: Any) -> Mapping[int, Any]:

@@ -123,7 +123,7 @@ class WorkloadIndex:
         ``uid`` equals that of the keys; it is the text that is kept.
         """
         previous: WorkloadKeys | None = None
-        bodies = self._shelf(uid)
+        bodies = self._bodies[hash(uid) % _SHELVES]
         before = bodies.get(uid)
         if before is not None:
             self._decoded.drop(uid)
