@@ -103,3 +103,12 @@ async def test_words_are_read_from_the_variables_of_what_waits(nursery):
     assert "(waits for 10.0.0.9)" in str(node)
     assert json.loads(msgspec.json.encode(node))["kind"] == "task"
     nursery.cancel_scope.cancel()
+
+
+async def test_a_variable_that_is_not_set_yet_costs_its_words_alone(nursery):
+    nursery.start_soon(waits_for_a_peer, "10.0.0.9", name="tunnel")
+    await trio.testing.wait_all_tasks_blocked()
+    words = {"waits_for_a_peer": lambda variables: f"waits for {variables['later']}"}
+    [node] = [node for node in task_nodes(words=words) if node.name == "tunnel"]
+    assert node.doing == ()
+    nursery.cancel_scope.cancel()

@@ -110,7 +110,10 @@ def _node(
     doing = []
     for frame, _ in frames:
         speak = words.get(frame.f_code.co_qualname)
-        said = speak(frame.f_locals) if speak is not None else None
+        try:
+            said = speak(frame.f_locals) if speak is not None else None
+        except (KeyError, AttributeError):  # it has not come so far that the variable is set
+            continue
         if said:
             doing.append(_printable(said))
     rounded = None if age is None else round(age, 3)
