@@ -31,6 +31,10 @@ class TunnelPair:
         self.server = server
         self._accepted = accepted
 
+    async def accepted(self) -> ServerStream:
+        """The next request that the server's end has begun; not answered yet."""
+        return await self._accepted.receive()
+
     def cut(self) -> None:
         """The wire between both ends is gone."""
         tls = self.client.tls

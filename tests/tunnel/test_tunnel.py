@@ -17,6 +17,7 @@ from ztunnel.loop.readiness import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tls.connection import CHUNK
+from ztunnel.tunnel.server_tunnel import ServerStream
 from ztunnel.tunnel.tunnel import SMALL_READ
 
 PAYLOAD = bytes(range(256)) * 4 * 1024 * 2
@@ -296,3 +297,47 @@ async def test_a_peer_that_says_much_and_carries_little_has_to_pause(monkeypatch
         before = 10_000 * 13 // SMALL_READ
         assert len([rest for rest in rests if rest < 1]) >= before // 2
         assert max(sizes) == SMALL_READ
+
+
+async def test_many_requests_at_once_are_begun_a_few_at_a_time_and_in_order():
+    async with tunnel_pair() as pair:
+        with trio.fail_after(30):
+            streams = [pair.client.open(f"10.0.0.1:{number}", []) for number in range(1, 61)]
+            accepted = [await pair.accepted() for _ in streams]
+            assert [stream.id for stream in accepted] == [stream.id for stream in streams]
+            for stream in accepted:
+                stream.accept()
+            for stream in streams:
+                assert (await stream.wait_response()).status == 200
+        # None is left behind, and the next one is begun at once.
+        await pair.open()
+        assert len(pair.server.streams) == 61
+
+
+async def test_requests_that_are_reset_or_lose_their_tunnel_while_they_wait_are_not_begun():
+    async with tunnel_pair() as pair:
+        tunnel = pair.server
+        begun: list[int] = []
+        tunnel._on_connect = lambda stream, _: begun.append(stream.id)
+        streams = [pair.client.open("10.0.0.1:1", []) for _ in range(40)]
+        for stream in streams[30:]:
+            stream.reset(ErrorCode.CANCEL)
+        with trio.fail_after(30):
+            while len(begun) < 30:  # noqa: ASYNC110 - nothing tells when a request has been begun
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert begun == [stream.id for stream in streams[:30]]
+        # The first of those that had to wait finds the tunnel at its end, and so do the others.
+        at_once = tunnel.bounds.turn_requests
+
+        def on_connect(stream: ServerStream, _: object) -> None:
+            begun.append(stream.id)
+            if len(begun) == 30 + at_once + 1:
+                tunnel.stop()
+
+        tunnel._on_connect = on_connect
+        later = [pair.client.open("10.0.0.1:1", []) for _ in range(at_once + 5)]
+        with trio.fail_after(30):
+            await tunnel.ended.wait()
+        assert begun[30:] == [stream.id for stream in later[: at_once + 1]]
+        assert not tunnel._waiting

@@ -92,6 +92,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self._written = trio.lowlevel.ParkingLot()
         self._dirty: list[StreamT] = []
         self._pong = trio.Event()
+        self._tasks: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._end_received = False
@@ -165,6 +166,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
+                    self._tasks = nursery
                     self.flush()
                     nursery.start_soon(self._write_blocked, name="tunnel writer")
                     nursery.start_soon(self._ping, name="tunnel pings")
@@ -174,8 +176,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     with trio.move_on_after(self.bounds.linger):
                         if not self._end_received and await self.finish():
                             await wait_received(self.tls, self.bounds.linger_closed)
+                    self._tasks = None
                     nursery.cancel_scope.cancel()
         finally:
+            self._tasks = None
             self.hbone.receive_eof()
             self.hbone.silence()
             self.ended.set()
