@@ -44,7 +44,8 @@ lint: setup protos-check ## ruff, formatting, the layers, and code that nobody u
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-UNIT := pytest -q -n auto --maxprocesses=4 $(addprefix --ignore=tests/,e2e interop bench cluster bare)
+export PATHS ?= tests
+UNIT := pytest -q -n auto --maxprocesses=4 $(PATHS) $(addprefix --ignore=tests/,e2e interop bench cluster bare)
 
 unit: setup ## unit and property tests
 	$(BIN)/python -m $(UNIT)

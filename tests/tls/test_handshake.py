@@ -193,7 +193,7 @@ REFUSED_CLIENTS: dict[str, tuple[Callable[[], Certificate], type[errors.TlsHands
         45,
     ),
     "not yet valid": (
-        lambda: certificate(CLIENT, not_before=NOW + 600),
+        lambda: certificate(CLIENT, not_before=NOW + 86_400),
         errors.NotYetValidCertificateError,
         "InvalidCertificate(NotValidYet)",
         45,
