@@ -12,12 +12,12 @@ from tests.bare.root import CACHE, BareMachine, BareRootError, bare_machine
 from tests.needs import needs_programs, unavailable
 from ztunnel.demo.namespaces import may_make_namespaces
 
-# The e2e tests of a bare machine are this machine's, so a few of each kind do; all others run outside.
-# Unit tests that meet the machine: its namespaces, sockets, files, programs.
+# Everything runs once, as a user. Otherwise what meets the machine does: its namespaces, sockets, files, programs.
 MACHINE = (
     "tests/demo tests/netns tests/sockets tests/dataplane tests/dns tests/system "
     "tests/test_cli.py tests/test_needs.py"
 )
+# The kernel under a bare machine is this one's, so a few end-to-end tests of each kind do.
 SOME = "tests/e2e/test_traffic.py tests/e2e/test_socks5.py tests/e2e/test_dns.py tests/e2e/test_harness.py"
 
 OUTPUT = CACHE / "output.txt"

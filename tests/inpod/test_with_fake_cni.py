@@ -101,7 +101,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         assert not any(connection.unsolicited for connection in cni.connections)
     # Spare sockets may still be on their way from the namespace; they are closed when they arrive.
     with trio.fail_after(60):
-        while open_descriptors() != before:
+        while open_descriptors() != before:  # noqa: ASYNC110 - nothing tells of a close
             await trio.sleep(0.01)
 
 

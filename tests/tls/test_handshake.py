@@ -193,7 +193,7 @@ REFUSED_CLIENTS: dict[str, tuple[Callable[[], Certificate], type[errors.TlsHands
         45,
     ),
     "not yet valid": (
-        lambda: certificate(CLIENT, not_before=NOW + 86_400),
+        lambda: certificate(CLIENT, not_before=NOW + 86_400, not_after=NOW + 2 * 86_400),
         errors.NotYetValidCertificateError,
         "InvalidCertificate(NotValidYet)",
         45,
