@@ -12,7 +12,7 @@ from tests.bare.root import CACHE, BareMachine, BareRootError, bare_machine
 from tests.needs import needs_programs, unavailable
 from ztunnel.demo.namespaces import may_make_namespaces
 
-# Everything runs once, as a user. Otherwise what meets the machine does: namespaces, sockets, files, programs.
+# Everything runs once, as a user. Otherwise what meets the machine: namespaces, sockets, files, programs.
 MACHINE = (
     "tests/demo tests/netns tests/sockets tests/dataplane tests/dns tests/system "
     "tests/test_cli.py tests/test_needs.py"
