@@ -20,6 +20,7 @@ EXAMPLES = {name: [path.read_bytes() for path in CASES if path.parent.name == na
 BY_BYTES = [name for name in TARGETS if name != "hbone-and-h2"]
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_corpus(path: Path):
     TARGETS[path.parent.name](path.read_bytes())
@@ -52,6 +53,7 @@ def changed(draw: st.DrawFn, examples: list[bytes]) -> bytes:
     return bytes(body)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @pytest.mark.parametrize("name", BY_BYTES)
 def test_made_up_bytes(name: str):
     @settings(parent=settings(), max_examples=settings().max_examples // 2)
