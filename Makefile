@@ -88,6 +88,9 @@ chaos: setup ## SEED=n DURATION=300: faults of all kinds under traffic, alone an
 soak: setup ## MINUTES=10: traffic of all kinds and churn, with memory and descriptors held to be flat (as root)
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --write $(or $(WRITE),dist/soak)
 
+audit: setup ## ADVISORIES=path: the locked libraries against a copy of known vulnerabilities, offline; says when it was skipped
+	@$(BIN)/python scripts/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES))
+
 deep: setup ## all property tests with 10,000 examples each instead of 100 (an hour or more)
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --hypothesis-profile=deep --ignore=tests/e2e --ignore=tests/interop --ignore=tests/bench --ignore=tests/cluster
 
