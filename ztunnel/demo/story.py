@@ -327,6 +327,8 @@ def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings, dashb
             f"{enter('web')} curl -s http://127.0.0.1:15020/metrics",
             f"{enter('web')} curl -s http://127.0.0.1:15000/config_dump",
             f"{enter('web')} curl -s http://127.0.0.1:15000/debug/tasks",
+            f"{enter('web')} curl -s '127.0.0.1:15000/connections?failed=1&text=1'",
+            f"{enter('stranger')} curl -s '127.0.0.1:15000/explain?from=default/stranger&to=shop/web'",
             f"{enter('client')} {' '.join(ztunnel_command('explain', 'default/client', f'{mesh.vip}:80'))}",
             f"tail -f {mesh.machine.directory}/ztunnel-web.log",
             f"$EDITOR {mesh.file}     # the ztunnels follow changes of their mesh",
