@@ -235,4 +235,5 @@ async def test_nothing_is_left_open(pods: Pods):
         with Application(pods.iptables, factory, 4) as application:
             for sock in await application.dial():
                 sock.close()
-        assert open_descriptors() == before
+        # Late visits of the tests before may still close theirs.
+        assert open_descriptors() <= before
