@@ -28,13 +28,8 @@ async def accepted(stream: ClientStream) -> ClientStream:
     request, TunnelLostError (also for a tunnel that gives no sign of life), Http2Error for any other reset,
     ConnectTimeoutError.
     """
-    timeout = stream.tunnel.bounds.answer_timeout
     try:
-        with trio.fail_after(timeout):
-            response = await _answer(stream)
-    except trio.TooSlowError:
-        stream.close()
-        raise ConnectTimeoutError(timeout) from None
+        response = await _answer(stream)
     except StreamClosedError as error:
         stream.close()
         if error.code is None:
@@ -55,13 +50,16 @@ async def accepted(stream: ClientStream) -> ClientStream:
 async def _answer(stream: ClientStream) -> Responded:
     tunnel = stream.tunnel
     bounds = tunnel.bounds
-    with trio.move_on_after(bounds.probe_after):
+    asked = trio.current_time()
+    until = asked + bounds.answer_timeout
+    with trio.move_on_at(min(asked + bounds.probe_after, until)):
         return await stream.wait_response()
     asked = trio.current_time()
     tunnel.probe()
-    with trio.move_on_after(bounds.probe_timeout):
+    with trio.move_on_at(min(asked + bounds.probe_timeout, until)):
         return await stream.wait_response()
-    if tunnel.heard < asked:
-        stream.close()
+    if tunnel.heard < asked and trio.current_time() < until:
         raise TunnelLostError(f"no sign of life within {bounds.probe_timeout:g} s")
-    return await stream.wait_response()
+    with trio.move_on_at(until):
+        return await stream.wait_response()
+    raise ConnectTimeoutError(bounds.answer_timeout)
