@@ -33,12 +33,15 @@ NOT_APPLICABLE = {
 """Cases that a server of nothing but CONNECT does not have to pass, and why."""
 
 
-async def run(directory: Path, *arguments: str) -> tuple[set[str], dict[str, str]]:
-    """Run h2spec. Returns the names of the cases that were run, and why those failed that did."""
+async def run(directory: Path, *arguments: str, patience: int = 5) -> tuple[set[str], dict[str, str]]:
+    """Run h2spec. Returns the names of the cases that were run, and why those failed that did.
+
+    patience: seconds that h2spec waits for each answer; some cases pass when it has waited in vain.
+    """
     h2spec = find_tool("h2spec")
     report = directory / "report.xml"
     async with running_plane() as control, plain_port(control) as port:
-        command = [h2spec, *arguments, "-p", str(port), "-o", "5", "-j", str(report)]
+        command = [h2spec, *arguments, "-p", str(port), "-o", str(patience), "-j", str(report)]
         with trio.fail_after(600):
             done = await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
     assert report.exists(), done.stdout + done.stderr
@@ -57,6 +60,12 @@ async def run(directory: Path, *arguments: str) -> tuple[set[str], dict[str, str
 async def test_every_case_that_applies_to_a_connect_server_passes(tmp_path: Path) -> None:
     names, failed = await run(tmp_path, "--strict")
     assert len(names) > 130
+    unexpected = failed.keys() - NOT_APPLICABLE.keys()
+    if unexpected:
+        # On a busy machine an answer may take longer than h2spec waits: these sections get more time.
+        sections = {name.partition(":")[0] for name in unexpected}
+        _, again = await run(tmp_path, "--strict", *sorted(sections), patience=30)
+        failed = {name: why for name, why in failed.items() if name not in unexpected or name in again}
     assert {name: why for name, why in failed.items() if name not in NOT_APPLICABLE} == {}
     # What passes by now, or is not there any more, must not be listed.
     assert set(NOT_APPLICABLE) == set(failed)
