@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tests.cluster.shell import run
-from tests.cluster.topology import NODES
+from tests.cluster.topology import BRIDGE, NODES, UNDERLAY
 
 _PATHS = (
     "/opt/cni",
@@ -90,7 +90,26 @@ def record(state: Path) -> None:
 
 
 def left_behind(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
-    """What is there after and was not there before, and switches that changed; one sentence part each."""
-    return [
-        f"{kind}: {each}" for kind, now in after.items() for each in now if each not in before.get(kind, [])
-    ]
+    """What of the cluster is there after and was not there before, and switches that changed.
+
+    Others make namespaces, links and mounts on the same machine meanwhile: of those, only what has a name or
+    an address of the cluster's counts.
+    """
+    found = []
+    for kind, now in after.items():
+        for each in now:
+            if each in before.get(kind, []) or (kind in _SHARED and not _is_ours(each)):
+                continue
+            found.append(f"{kind}: {each}")
+    return found
+
+
+_SHARED = ("links", "routes", "network namespaces", "mounts", "paths")
+_MARKS = (BRIDGE, f"{UNDERLAY}.", "10.244.", "10.96.", "/cluster/state", *_PATHS)
+
+
+def _is_ours(each: str) -> bool:
+    if each.startswith("/run/netns/"):
+        each = each.removeprefix("/run/netns/")
+        return each in {node.netns for node in NODES} or each.startswith("cni-")
+    return each in {node.netns for node in NODES} or any(mark in each for mark in _MARKS)

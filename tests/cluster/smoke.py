@@ -34,6 +34,8 @@ def why_not(places: Places, left: float) -> str | None:
     """Why the cluster is not started here; None when it is."""
     if left < LIMIT + _RESERVE:
         return f"{left:.0f} s are left, and it takes up to {LIMIT:.0f}"
+    if (places.state / "admin.conf").exists():
+        return f"somebody's cluster is up in {places.cache}"
     if requirements.missing():
         return "this machine lacks " + "; ".join(requirements.missing()).partition("\n")[0]
     absent = programs.missing(places)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import programs, requirements, smoke
+from tests.cluster.footprint import left_behind
 from tests.cluster.places import Places
 
 
@@ -54,3 +55,32 @@ def test_each_program_has_a_version_pinned_in_its_modules_go_mod():
         assert each.module.pinned.startswith("v")
     with pytest.raises(LookupError):
         _ = programs.Module("etcd", "example.org/other").pinned
+
+
+def test_a_cluster_that_is_up_is_left_alone(whole):
+    whole.state.mkdir()
+    (whole.state / "admin.conf").touch()
+    assert "somebody's cluster is up" in str(smoke.why_not(whole, 400))
+
+
+def test_what_others_make_meanwhile_is_not_taken_for_ours():
+    before = {"links": ["lo"], "network namespaces": ["a"], "routes": [], "switches": ["x=0"], "paths": []}
+    others = {"links": ["lo", "veth1"], "network namespaces": ["b"], "routes": ["192.0.2.0/24 dev veth1"]}
+    assert left_behind(before, others) == []
+    ours = {
+        "links": ["lo", "zt-cluster"],
+        "network namespaces": ["a", "zt-node1"],
+        "routes": ["10.244.1.0/24 via 10.231.0.11 dev zt-cluster"],
+        "switches": ["x=1"],
+        "paths": ["/run/netns", "/run/netns/b", "/opt/cni"],
+        "processes": ["12 kubelet"],
+    }
+    assert left_behind(before, ours) == [
+        "links: zt-cluster",
+        "network namespaces: zt-node1",
+        "routes: 10.244.1.0/24 via 10.231.0.11 dev zt-cluster",
+        "switches: x=1",
+        "paths: /run/netns",
+        "paths: /opt/cni",
+        "processes: 12 kubelet",
+    ]
