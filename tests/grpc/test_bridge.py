@@ -42,9 +42,12 @@ class Service(grpc.GenericRpcHandler):
         if request == b"refuse":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
         if request == b"hang":
+            # The end of a call before may set `ended` late.
+            over = threading.Event()
+            context.add_callback(over.set)
             context.add_callback(self.ended.set)
             self.began.set()
-            self.ended.wait(30)
+            over.wait(30)
         return request[::-1]
 
     def stream(self, requests: Iterator[bytes], context) -> Iterator[bytes]:

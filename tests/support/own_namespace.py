@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
+from trio._core._thread_cache import THREAD_CACHE
 
 CLONE_NEWNET = 0x40000000
 
@@ -28,14 +29,21 @@ def enter_network_namespace() -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
             return
+        forget_threads()
         with IPRoute() as routes:
             routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
         try:
             yield
         finally:
             assert libc.setns(before, CLONE_NEWNET) == 0
+            forget_threads()
     finally:
         os.close(before)
+
+
+def forget_threads() -> None:
+    """Have trio start new threads from now on: those that wait for work are in the namespace they began in."""
+    THREAD_CACHE._idle_workers.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
