@@ -42,7 +42,7 @@ def enter_network_namespace() -> Iterator[None]:
 
 
 def forget_threads() -> None:
-    """Have trio start new threads from now on: those that wait for work are in the namespace they began in."""
+    """Have trio start new threads: those that wait for work are in the namespace that they began in."""
     THREAD_CACHE._idle_workers.clear()
 
 
