@@ -290,7 +290,7 @@ async def test_a_large_body_goes_there_and_back_unchanged(mesh: Waypoints, name:
 async def test_a_sandwiched_waypoint_reads_our_proxy_header(mesh: Waypoints) -> None:
     client, server, box, vip = mesh.client, mesh.server, mesh.sandwich, mesh.vips["boxed"]
     # Connections of the tests before may be logged only now, so those of the waypoint are counted.
-    of_the_box = {"direction": "inbound", "src__identity": box.identity}
+    of_the_box: dict[str, Any] = {"direction": "inbound", "src__identity": box.identity}
     before = len(server.access_log(**of_the_box))
     async with serve(server, 8080, echo_http) as application:
         answer = await request(client, vip, "/hello")
@@ -347,7 +347,7 @@ async def test_envoy_does_not_take_us_for_somebody_else(mesh: Waypoints) -> None
 async def test_double_hbone_through_an_envoy_gateway(mesh: Waypoints) -> None:
     client, far, gateway = mesh.client, mesh.far, mesh.gateway
     total = 5_000_000
-    to_far = {"dst__workload": "far-deployment"}
+    to_far: dict[str, Any] = {"dst__workload": "far-deployment"}
     before = len(client.access_log(**to_far)), len(far.access_log())
 
     async def late_reader(stream: trio.SocketStream) -> None:
