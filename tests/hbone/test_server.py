@@ -344,7 +344,7 @@ def test_settings_are_acknowledged_and_unknown_ones_dropped():
     connection, peer = server()
     assert peer.say(frame(4, 0, b"".join(bytes([1, n, 0, 0, 0, 1]) for n in range(200)))) == []
     assert peer.hear() == ["SETTINGS 0 ACK"]
-    assert not hasattr(connection._peer, "__dict__")
+    assert not hasattr(connection._engine, "__dict__")
 
 
 def test_unknown_frames_and_priority_are_skipped_in_pieces():

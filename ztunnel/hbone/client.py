@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from ztunnel.hbone import frames as wire
 from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import HboneConnection
+from ztunnel.hbone.engine import UNLIMITED
 from ztunnel.hbone.events import PeerSettingsReceived, Responded
 from ztunnel.hbone.fields import read_response
 from ztunnel.hbone.hbone_errors import CannotOpenStreamError, ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
-from ztunnel.hbone.peer_settings import UNLIMITED
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import REQUEST_SENT, State
@@ -48,12 +48,12 @@ class HboneClient(HboneConnection):
             return 0
         if self._state is OPENING:
             return 1 if self._next_stream_id == 1 else 0
-        return max(0, min(self._peer.max_concurrent_streams, self._refused_at) - len(self._streams.open))
+        return max(0, min(self._engine.max_concurrent_streams, self._refused_at) - len(self._streams.open))
 
     @property
     def limit(self) -> int | None:
         """How many streams the peer takes at a time: 2^32 when it names no limit, None until it is known."""
-        return self._peer.max_concurrent_streams if self._peer.known else None
+        return self._engine.max_concurrent_streams if self._engine.known else None
 
     def connect(self, authority: str, fields: Iterable[tuple[wire.Text, wire.Text]]) -> int:
         """Send CONNECT: ``:method``, ``:authority``, then the fields in their order. Returns the stream id.
@@ -79,7 +79,7 @@ class HboneClient(HboneConnection):
             return "it is draining" if state.writes else "nothing can be written any more"
         if self._next_stream_id > wire.LARGEST_STREAM_ID:
             return "its stream ids are used up"
-        if len(self._streams.open) >= self._peer.max_concurrent_streams:
+        if len(self._streams.open) >= self._engine.max_concurrent_streams:
             return "as many streams are open as the peer allows"
         return ""
 
@@ -91,7 +91,7 @@ class HboneClient(HboneConnection):
         """See Role."""
         super().settings_received()
         self._refused_at = UNLIMITED
-        self._events.append(PeerSettingsReceived(self._peer.max_concurrent_streams))
+        self._events.append(PeerSettingsReceived(self._engine.max_concurrent_streams))
 
     def goaway_received(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """See Role."""

@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 
 from ztunnel.hbone.abuse import AbuseCounter
 from ztunnel.hbone.budget import WindowBudget
+from ztunnel.hbone.engine import Engine
 from ztunnel.hbone.events import ConnectionFailed, Event, PeerDraining, Pong
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
-from ztunnel.hbone.peer_settings import PeerSettings
 from ztunnel.hbone.reader import FrameReader
 from ztunnel.hbone.receiver import Receiver
 from ztunnel.hbone.settings import HboneSettings
@@ -55,7 +55,7 @@ class HboneConnection(ABC):
         self.settings = settings
         self._state = OPENING
         self._events: list[Event] = []
-        self._peer = PeerSettings()
+        self._engine = Engine(settings, client=client)
         self._abuse = AbuseCounter(settings)
         self._writer = FrameWriter(settings)
         self._windows = WindowBook(settings, self._writer, budget or WindowBudget())
@@ -68,7 +68,7 @@ class HboneConnection(ABC):
             windows=self._windows,
             writer=self._writer,
             abuse=self._abuse,
-            peer=self._peer,
+            engine=self._engine,
             events=self._events,
         )
         self._reader = FrameReader(settings, self._receiver, self._events, client=client)

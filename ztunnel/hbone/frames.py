@@ -96,9 +96,6 @@ def settings(values: Iterable[tuple[int, int]]) -> bytes:
     return frame_header.pack(len(body) >> 8, len(body) & 0xFF, SETTINGS, 0, 0) + body
 
 
-SETTINGS_ACK = frame_header.pack(0, 0, SETTINGS, ACK, 0)
-
-
 def read_settings(body: bytes | memoryview) -> list[tuple[int, int]]:
     """The (identifier, value) pairs of a SETTINGS frame's body, whose length is a multiple of six."""
     return list(_setting.iter_unpack(body))

@@ -48,15 +48,16 @@ class HeaderBlock(NamedTuple):
 class HeaderReader:
     """Reads the header blocks of one connection, all of them, in their order.
 
+    decoder: of the `Engine`, which bounds it.
     work: what the last block cost beside being a frame, in the units of `HboneConnection.take_work`.
     """
 
     __slots__ = ("_decoder", "_limit", "work")
 
-    def __init__(self, settings: HboneSettings, *, client: bool) -> None:
+    def __init__(self, settings: HboneSettings, decoder: Decoder, *, client: bool) -> None:
         self.work = 0
         self._limit = settings.header_list_size(client=client)
-        self._decoder = Decoder(self._limit * settings.header_flood_factor)
+        self._decoder = decoder
 
     def read(self, block: bytes) -> HeaderBlock:
         """Decode a block. Raises Violation when it cannot be decoded, or is a flood."""

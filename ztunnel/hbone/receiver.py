@@ -14,11 +14,11 @@ from typing import Protocol
 
 from ztunnel.hbone import frames as wire
 from ztunnel.hbone.abuse import AbuseCounter
+from ztunnel.hbone.engine import Engine
 from ztunnel.hbone.events import Event, WindowOpened
 from ztunnel.hbone.fields import read_response, sound_trailers
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock, HeaderReader
-from ztunnel.hbone.peer_settings import PeerSettings
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import (
@@ -66,9 +66,9 @@ class Receiver:
     __slots__ = (
         "_abuse",
         "_client",
+        "_engine",
         "_events",
         "_headers",
-        "_peer",
         "_role",
         "_streams",
         "_windows",
@@ -86,17 +86,17 @@ class Receiver:
         windows: WindowBook,
         writer: FrameWriter,
         abuse: AbuseCounter,
-        peer: PeerSettings,
+        engine: Engine,
         events: list[Event],
     ) -> None:
         self._role = role
         self._client = client
-        self._headers = HeaderReader(settings, client=client)
+        self._headers = HeaderReader(settings, engine.decoder, client=client)
         self._streams = streams
         self._windows = windows
         self._writer = writer
         self._abuse = abuse
-        self._peer = peer
+        self._engine = engine
         self._events = events
         # What large header blocks cost, until somebody sets it back.
         self.work = 0
@@ -270,17 +270,15 @@ class Receiver:
             if body:
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a body")
             return
-        if len(body) % 6:
-            raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with {len(body)} bytes came")
-        peer = self._peer
+        peer = self._engine
         before = peer.initial_window
-        peer.apply(wire.read_settings(body))
+        acknowledgement = peer.receive_settings(body)
         if peer.header_table_size < wire.DEFAULT_TABLE_SIZE:
             self._writer.table_was_shrunk()
         self._writer.peer_frame_size(peer.max_frame_size)
         self._streams.initial_window = peer.initial_window
         self._resize_windows(peer.initial_window - before)
-        self._writer.settings_ack()
+        self._writer.settings_ack(acknowledgement)
         self._role.settings_received()
 
     def _resize_windows(self, change: int) -> None:

@@ -128,9 +128,9 @@ class FrameWriter:
         self._output.append(wire.ping(opaque, wire.ACK))
         self._count_reply()
 
-    def settings_ack(self) -> None:
+    def settings_ack(self, acknowledgement: bytes) -> None:
         """The answer to the peer's SETTINGS. Raises Violation when too many answers wait already."""
-        self._output.append(wire.SETTINGS_ACK)
+        self._output.append(acknowledgement)
         self._count_reply()
 
     def _count_reply(self) -> None:
