@@ -32,7 +32,6 @@ under_way
 stream_ids
 can_send
 can_receive
-remote
 
 # The existing implementation has this metric, and dashboards may ask for it. Here every connection is in a
 # table, so that a revocation reaches it and there is nothing to count.
@@ -57,3 +56,8 @@ on_data_table_row_selected
 action_part
 action_sort
 action_pause
+
+# h2 reads these attributes of its connection.
+local_settings
+max_inbound_frame_size
+incoming_buffer
