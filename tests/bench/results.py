@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-import sysconfig
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -66,8 +65,6 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    flags = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    optimised = "--enable-optimizations" in flags and "--with-lto" in flags
     model = next(
         (
             line.partition(":")[2].strip()
@@ -81,7 +78,7 @@ def machine() -> dict[str, str]:
         "CPU": f"{len(os.sched_getaffinity(0))} cores of {model}",
         "memory": f"{memory:.0f} GiB",
         "kernel": platform.release(),
-        "Python": f"{platform.python_version()} ({'PGO and LTO' if optimised else 'without PGO and LTO'})",
+        "Python": f"{platform.python_version()} ({Path(sys.executable).resolve()})",
         "load average at the end": f"{os.getloadavg()[0]:.1f}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
