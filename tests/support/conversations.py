@@ -118,7 +118,11 @@ class Applications:
                         await sock.connect((address, port))
                     except OSError:
                         return "refused"
-                    await exchange(stream, answering=False, random=random)
+                    try:
+                        await exchange(stream, answering=False, random=random)
+                    except trio.Cancelled:
+                        reset(stream)  # as in `_serve`
+                        raise
         except trio.TooSlowError:
             return "silent"
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
