@@ -18,8 +18,8 @@ from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import InboundEntry, OutboundEntry
 from ztunnel.proxy.descriptors import address_of
 from ztunnel.proxy.history import Remembered
+from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.pod import PodProxy
-from ztunnel.proxy.report import Phase
 from ztunnel.sockets.tcp_info import tcp_info
 from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.stream import TunnelStream

@@ -22,10 +22,11 @@ from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.connections import InboundEntry
+from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_stream
-from ztunnel.proxy.report import ConnectionReport, Phase
+from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
 from ztunnel.tls.tls_errors import HandshakeEofError, RevokedCertificateError, TlsError

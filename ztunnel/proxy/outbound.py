@@ -26,9 +26,10 @@ from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.attempts import Attempts, OutlierEjection, Progress
 from ztunnel.proxy.connections import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
+from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
-from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
+from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError

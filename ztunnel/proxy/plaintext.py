@@ -12,10 +12,11 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connections import InboundEntry
 from ztunnel.proxy.inbound import dial_application
+from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy import check_policy
 from ztunnel.proxy.relay import relay_plain
-from ztunnel.proxy.report import ConnectionReport, Phase, reset_unless_carried
+from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.tunnel.failures import ClientGoneError, RelayError, RouteRefusedError
 

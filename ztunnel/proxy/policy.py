@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.identity import Identity
+from ztunnel.model.policy import Action
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.podcontext import PodContext
@@ -35,6 +36,8 @@ def check_policy(
     verdict = authorize(pod.shared.store, workload, facts)
     _log_decision(pod, verdict, report.id)
     report.judged(verdict)
+    if verdict.dry_run or verdict.dry_run_refuses:
+        _tell_dry_run(pod, verdict, report)
     if not verdict.allowed:
         assert verdict.reason is not None
         raise PolicyRejectedError(verdict.reason)
@@ -57,3 +60,19 @@ def _log_decision(pod: PodContext, verdict: Verdict, connection: str) -> None:
             say(message, connection=connection)
         else:
             say(message, policy=policy, connection=connection)
+
+
+def _tell_dry_run(pod: PodContext, verdict: Verdict, report: ConnectionReport) -> None:
+    """Count and log what dry-run policies would have done."""
+    shared = pod.shared
+    for key in verdict.dry_run:
+        policy = shared.store.policy(key)
+        action = "deny" if policy is not None and policy.action is Action.DENY else "allow"
+        shared.traffic.dry_run(key, action)
+    if verdict.dry_run_refuses:
+        report.log.info(
+            "a dry-run policy would refuse this connection",
+            **{"src.addr": report.source, "dst.addr": report.destination},
+            policy=verdict.dry_run_refuses,
+            connection=report.id,
+        )

@@ -7,10 +7,8 @@ without.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from enum import Enum
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -18,7 +16,6 @@ from ztunnel.decide.headers import NO_HEADERS, ConnectHeaders, TraceParent, is_f
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.model.policy import Action
 from ztunnel.model.workload import Workload
 from ztunnel.observe import families
 from ztunnel.observe.access_log import AccessLogEntry, Direction
@@ -35,9 +32,9 @@ from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connections import ConnectionEntry
 from ztunnel.proxy.history import Remembered, short
+from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.why import Explanation, code_of, explain
-from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
@@ -45,15 +42,6 @@ _INBOUND_LOG = get_logger("proxy::inbound")
 
 _ATTEMPTS = 3
 """Failed attempts whose texts are kept."""
-
-
-class Phase(Enum):
-    """How far a connection has come: what it waits for."""
-
-    WORKLOAD = "the control plane, to tell of this pod"
-    ENDPOINT = "a certificate, a connection to the next hop, or the answer to its CONNECT"
-    APPLICATION = "the application, to take the connection"
-    RELAY = ""
 
 
 class ConnectionReport:
@@ -249,25 +237,9 @@ class ConnectionReport:
         self._pod.shared.traffic.on_demand_dns(source, hostname)
 
     def judged(self, verdict: Verdict) -> None:
-        """Policy was asked. A refusal is explained at the end; what dry-run policies say is told here."""
+        """Policy was asked. A refusal is explained at the end."""
         if not verdict.allowed:
             self._verdict = verdict
-        if verdict.dry_run or verdict.dry_run_refuses:
-            self._dry_run(verdict)
-
-    def _dry_run(self, verdict: Verdict) -> None:
-        shared = self._pod.shared
-        for key in verdict.dry_run:
-            policy = shared.store.policy(key)
-            action = "deny" if policy is not None and policy.action is Action.DENY else "allow"
-            shared.traffic.dry_run(key, action)
-        if verdict.dry_run_refuses:
-            self.log.info(
-                "a dry-run policy would refuse this connection",
-                **{"src.addr": self.source, "dst.addr": self.destination},
-                policy=verdict.dry_run_refuses,
-                connection=self.id,
-            )
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -296,12 +268,7 @@ class ConnectionReport:
         """The end of a connection of which nothing but its addresses is known."""
         code = code_of(failure)
         self._pod.access_log.failed(
-            self.direction,
-            self.source,
-            self.destination,
-            str(failure),
-            code=code,
-            connection=self.id,
+            self.direction, self.source, self.destination, str(failure), code=code, connection=self.id
         )
         self._end(failure, Level.WARN, self.destination, (0, 0))
 
@@ -327,11 +294,7 @@ class ConnectionReport:
         self._end(failure, Level.ERROR, self._entry.destination_address, (received, sent))
 
     def _end(
-        self,
-        failure: ConnectionFailure | None,
-        level: Level,
-        address: SocketAddress,
-        count: tuple[int, int],
+        self, failure: ConnectionFailure | None, level: Level, address: SocketAddress, count: tuple[int, int]
     ) -> None:
         """What comes after the access log line, whose fields are fixed: why, and the memory of it."""
         explained = None
@@ -385,15 +348,14 @@ class ConnectionReport:
                 code="" if failure is None else code_of(failure),
                 why=why,
                 policy="" if explained is None else explained.policy or "",
-                route=history.shared(self._route_of(failure)),
+                route=history.shared(
+                    failure.refusal.why if isinstance(failure, RouteRefusedError) else self.route
+                ),
                 attempts=self.attempts,
                 identity=self._identity,
                 trace=self.trace.trace_id,
             )
         )
-
-    def _route_of(self, failure: ConnectionFailure | None) -> tuple[str, ...]:
-        return failure.refusal.why if isinstance(failure, RouteRefusedError) else self.route
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -433,18 +395,3 @@ class ConnectionReport:
             metrics.closed(flag)
             self._earlier = (self._earlier[0] + metrics.received, self._earlier[1] + metrics.sent)
             self._metrics = None
-
-
-@contextmanager
-def reset_unless_carried(sock: socket.socket, report: ConnectionReport) -> Iterator[None]:
-    """Have the client see a reset, and never an end, when its connection fails before a byte was carried.
-
-    By itself a close is a reset if the client's request had come and an end if not, which to many clients is
-    an empty answer.
-    """
-    try:
-        yield
-    except ConnectionFailure:
-        if report.phase is not Phase.RELAY:
-            set_reset_on_close(sock)
-        raise

@@ -1,0 +1,39 @@
+"""How far a connection has come, and what its client sees if it fails there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ztunnel.sockets.reset import set_reset_on_close
+from ztunnel.tunnel.failures import ConnectionFailure
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.report import ConnectionReport
+
+
+class Phase(Enum):
+    """How far a connection has come: what it waits for."""
+
+    WORKLOAD = "the control plane, to tell of this pod"
+    ENDPOINT = "a certificate, a connection to the next hop, or the answer to its CONNECT"
+    APPLICATION = "the application, to take the connection"
+    RELAY = ""
+
+
+@contextmanager
+def reset_unless_carried(sock: socket.socket, report: ConnectionReport) -> Iterator[None]:
+    """Have the client see a reset, and never an end, when its connection fails before a byte was carried.
+
+    By itself a close is a reset if the client's request had come and an end if not, which to many clients is
+    an empty answer.
+    """
+    try:
+        yield
+    except ConnectionFailure:
+        if report.phase is not Phase.RELAY:
+            set_reset_on_close(sock)
+        raise
