@@ -36,7 +36,8 @@ from ztunnel.config.model import Config, ProxyMode
 from ztunnel.config.view import config_view, config_yaml
 from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control, MakePlanes
 from ztunnel.control.link import DataPlaneLink
-from ztunnel.control.workers import Forks, Workers
+from ztunnel.control.worker import Forks
+from ztunnel.control.workers import Workers
 from ztunnel.dataplane.plane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.tls_peers import CLIENT_CONTEXT, DEADLINE, SERVER, SERVER_CONTEXT, Pair, sockets
-from ztunnel.tls.connection import CHUNK, TlsConnection
+from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.openssl import lib
+from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_errors import TlsProtocolError, TlsTruncatedError
 from ztunnel.tls.transports import SocketTls, StreamTls
 

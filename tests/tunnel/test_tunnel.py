@@ -16,7 +16,7 @@ from ztunnel.hbone import DataReceived, ErrorCode
 from ztunnel.loop.readiness import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
-from ztunnel.tls.connection import CHUNK
+from ztunnel.tls.scratch import CHUNK
 from ztunnel.tunnel.server_tunnel import ServerStream
 from ztunnel.tunnel.tunnel import SMALL_READ
 

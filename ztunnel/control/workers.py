@@ -19,8 +19,7 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -29,6 +28,7 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.control.journal import PART, MeshJournal
 from ztunnel.control.link import DataPlaneGoneError, DataPlaneLink, QuestionFailedError
+from ztunnel.control.worker import Forks, SharedPod, Worker, kill
 from ztunnel.errors import os_error_text
 from ztunnel.messages import (
     AtWork,
@@ -50,7 +50,7 @@ from ztunnel.messages import (
 )
 from ztunnel.netns.namespace import Namespace
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.pod_listeners import PodListeners, drain_name, open_listeners, say_drained, say_established
+from ztunnel.proxy.pod_listeners import drain_name, open_listeners, say_drained, say_established
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets
 from ztunnel.sockets.listen import BindError
 from ztunnel.sockets.message_socket import FrameError, control_end
@@ -62,53 +62,6 @@ drain_log = get_logger("drain")
 _T = TypeVar("_T")
 _SHORT_LIFE = 5.0
 _LONGEST_PAUSE = 30.0
-
-
-class Forks(Protocol):
-    """Starts processes; see `ztunnel.dataplane.fork_server.ForkServer`."""
-
-    sock: socket.socket
-
-    def order(self, worker: socket.socket) -> None:
-        """Ask for a worker that talks over this socket, which stays the caller's."""
-
-    def told(self) -> list[tuple[int, int]]:
-        """Process ids and exit statuses of workers that have ended. Raises EOFError when it has itself."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One worker. synced: it knows the mesh and the pods, and is told of each change."""
-
-    number: int
-    link: DataPlaneLink
-    pid: int | None = None
-    synced: bool = False
-
-
-@dataclass(eq=False)
-class _Pod:
-    """A pod that all workers serve: what they are told, and what the control side keeps of it."""
-
-    message: PodAdded
-    listeners: PodListeners
-    starting: set[_Worker] = field(default_factory=set)
-    started: bool = False
-    announced: bool = False
-
-    def shared(self) -> PodAdded:
-        """The message for one more worker, with descriptors of its own. Raises OSError."""
-        listeners = self.listeners.shared()
-        netns = self.message.netns
-        return msgspec.structs.replace(
-            self.message, netns=None if netns is None else os.dup(netns), listeners=listeners
-        )
-
-    def close(self) -> None:
-        """Close what is kept."""
-        self.listeners.close()
-        if self.message.netns is not None:
-            os.close(self.message.netns)
 
 
 class Workers:
@@ -131,11 +84,11 @@ class Workers:
         self._forks = forks
         self._on_message = on_message
         self._on_ended = on_ended
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         self._journal = MeshJournal(bounds.journal_slack)
         self._in_order = trio.Lock()
         self._remembered: dict[type, ToDataPlane] = {}
-        self._pods: dict[str, _Pod] = {}
+        self._pods: dict[str, SharedPod] = {}
         self._draining = False
         self._more = trio.lowlevel.ParkingLot()
         self._all_there = trio.Event()
@@ -190,9 +143,9 @@ class Workers:
         with theirs:
             self._forks.order(theirs)
         line = control_end(ours)
-        worker: _Worker | None = None
+        worker: Worker | None = None
         link = DataPlaneLink(line, line, lambda message: self._from(worker, message), self._bounds)
-        worker = self._workers[number] = _Worker(number, link)
+        worker = self._workers[number] = Worker(number, link)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_all, worker, name=f"first messages to worker {number}")
@@ -200,7 +153,7 @@ class Workers:
                     await link.run()
                 except FrameError as error:
                     log.error("a worker is killed", worker=number, error=error, code=error.code)
-                    _kill(worker)
+                    kill(worker)
                 nursery.cancel_scope.cancel()
         finally:
             del self._workers[number]
@@ -208,7 +161,7 @@ class Workers:
             for pod in list(self._pods.values()):
                 self._started(pod, worker, answered=False)
 
-    async def _tell_all(self, worker: _Worker) -> None:
+    async def _tell_all(self, worker: Worker) -> None:
         """Bring a new worker to where the others are."""
         for message in self._remembered.values():
             await worker.link.send(message)
@@ -216,7 +169,7 @@ class Workers:
             async with self._in_order:
                 for delta in self._journal.deltas():
                     await self._apply_at(worker, delta)
-                told: set[_Pod] = set()
+                told: set[SharedPod] = set()
                 while missing := [pod for pod in self._pods.values() if pod not in told]:
                     told.add(missing[0])
                     await worker.link.send(missing[0].shared())
@@ -227,7 +180,7 @@ class Workers:
         if sum(one.synced for one in self._workers.values()) == self._config.num_worker_threads:
             self._all_there.set()
 
-    async def _synced(self) -> list[_Worker]:
+    async def _synced(self) -> list[Worker]:
         """The workers that know everything; waits until there is one."""
         await self._all_there.wait()
         while not (synced := [worker for worker in self._workers.values() if worker.synced]):
@@ -266,9 +219,9 @@ class Workers:
         return tuple(rejected)
 
     async def _apply_at_all(
-        self, workers: list[_Worker], part: MeshDelta, answers: list[tuple[Rejected, ...]]
+        self, workers: list[Worker], part: MeshDelta, answers: list[tuple[Rejected, ...]]
     ) -> None:
-        async def at(worker: _Worker) -> None:
+        async def at(worker: Worker) -> None:
             try:
                 answers.append(await self._apply_at(worker, part))
             except DataPlaneGoneError:
@@ -278,11 +231,11 @@ class Workers:
             for worker in workers:
                 nursery.start_soon(at, worker, name=f"mesh delta at worker {worker.number}")
 
-    async def _apply_at(self, worker: _Worker, part: MeshDelta) -> tuple[Rejected, ...]:
+    async def _apply_at(self, worker: Worker, part: MeshDelta) -> tuple[Rejected, ...]:
         with trio.move_on_after(self._bounds.worker_hung):
             return await worker.link.apply(part)
         log.error("a worker does not take over the mesh and is killed", worker=worker.number)
-        _kill(worker)
+        kill(worker)
         raise DataPlaneGoneError
 
     # -- pods --------------------------------------------------------------------------------------------
@@ -298,7 +251,7 @@ class Workers:
             namespace = None if netns is None else Namespace.duplicate(netns)
             factory = HostSockets() if namespace is None else NamespaceSockets(namespace)
             listeners = await open_listeners(self._config, factory, inbound_only=message.inbound_only)
-            pod = _Pod(message, listeners)
+            pod = SharedPod(message, listeners)
             netns = None
         except BindError as error:
             self._on_message(PodFailed(message.uid, error.brief, message.attempt))
@@ -328,7 +281,7 @@ class Workers:
                 return
             await worker.link.send(shared)
 
-    def _from(self, worker: _Worker | None, message: FromDataPlane) -> None:
+    def _from(self, worker: Worker | None, message: FromDataPlane) -> None:
         """What one of them says, as if there were only one."""
         assert worker is not None
         if isinstance(message, AtWork):
@@ -347,7 +300,7 @@ class Workers:
             # One that has ended in one process only has ended: the agent is asked for it again.
             self._on_message(message)
 
-    def _started(self, pod: _Pod, worker: _Worker, *, answered: bool) -> None:
+    def _started(self, pod: SharedPod, worker: Worker, *, answered: bool) -> None:
         """A worker serves a pod, or will not because it has ended. The last one's word is passed on."""
         pod.starting.discard(worker)
         pod.started = pod.started or answered
@@ -377,7 +330,7 @@ class Workers:
         found: dict[int, _T] = {}
         failed: list[trio.TooSlowError | QuestionFailedError] = []
 
-        async def one(worker: _Worker) -> None:
+        async def one(worker: Worker) -> None:
             try:
                 found[worker.number] = await ask(worker.link)
             except DataPlaneGoneError:
@@ -420,11 +373,3 @@ def _parts(delta: MeshDelta) -> Iterator[MeshDelta]:
             yield msgspec.structs.replace(delta, resources=tuple(part), removed=())
             part = []
     yield msgspec.structs.replace(delta, resources=tuple(part))
-
-
-def _kill(worker: _Worker) -> None:
-    if worker.pid is not None:
-        try:
-            os.kill(worker.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return

@@ -23,8 +23,6 @@ All methods of one connection belong to one thread. Reading and writing may be d
 from __future__ import annotations
 
 import errno
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -47,6 +45,7 @@ from ztunnel.tls.openssl import (
 )
 from ztunnel.tls.peer import PeerCertificate, check_expected_identity
 from ztunnel.tls.reasons import explain_failure
+from ztunnel.tls.scratch import CHUNK, PLAIN_SIZE, RECORD, scratch
 from ztunnel.tls.tls_errors import (
     HandshakeEofError,
     HandshakeTimeoutError,
@@ -58,33 +57,14 @@ from ztunnel.tls.tls_errors import (
     TlsProtocolError,
     TlsTruncatedError,
 )
+from ztunnel.tls.transport import Transport
 
-# The most plaintext that one call encrypts, and about the most ciphertext that one call reads. Measured best
-# between 64 KiB and 256 KiB; eight full records.
-CHUNK: Final = 128 * 1024
-RECORD: Final = 16 * 1024
-# What OpenSSL may have of a record from an earlier call comes out beside the chunk.
-_PLAIN_SIZE: Final = CHUNK + 2 * RECORD
 # The memory of an outgoing BIO never shrinks. One that has held more than this is replaced once it is idle.
 _KEPT_OUTGOING: Final = 2 * RECORD
 _ALERT_SECONDS: Final = 1.0
 
 
-class Scratch(threading.local):
-    """The two buffers that all connections of a thread use in turn, never across an await."""
-
-    def __init__(self) -> None:
-        self.cipher = bytearray(CHUNK)
-        self.cipher_view = memoryview(self.cipher)
-        self.cipher_pointer = ffi.from_buffer(self.cipher)
-        self.plain = ffi.new("char[]", _PLAIN_SIZE)
-        self.pending = ffi.new("char **")
-
-
-scratch = Scratch()
-
-
-class TlsConnection(ABC):
+class TlsConnection(Transport):
     """One TLS connection over some transport.
 
     Call `handshake` first. After it, ``try_*`` never block and ``wait_*`` wait until it is worth trying
@@ -356,7 +336,7 @@ class TlsConnection(ABC):
         plain = scratch.plain
         read = lib.SSL_read
         lib.ERR_clear_error()
-        while (size := read(ssl, plain + total, _PLAIN_SIZE - total)) > 0:
+        while (size := read(ssl, plain + total, PLAIN_SIZE - total)) > 0:
             total += size
         error = lib.SSL_get_error(ssl, size)
         # Copied before anything else uses the buffer.
@@ -396,7 +376,7 @@ class TlsConnection(ABC):
     def _discard(self, size: int) -> None:
         """Drop what the transport took from the front of the outgoing BIO."""
         while size > 0:
-            dropped = lib.BIO_read(self._outgoing, scratch.plain, min(size, _PLAIN_SIZE))
+            dropped = lib.BIO_read(self._outgoing, scratch.plain, min(size, PLAIN_SIZE))
             if dropped <= 0:
                 return
             size -= dropped
@@ -409,32 +389,3 @@ class TlsConnection(ABC):
             if bio != ffi.NULL:
                 lib.SSL_set_bio(self._ssl, self._incoming, bio)
                 self._outgoing = bio
-
-    @property
-    def unacknowledged(self) -> int:
-        """How many bytes that were sent are not known to have arrived at the peer, as far as can be told."""
-        return 0
-
-    @abstractmethod
-    def _transport_receive(self, limit: int) -> int | None:
-        """Read up to ``limit`` bytes into the ciphertext buffer: how many, 0 at the end, None for not now."""
-
-    @abstractmethod
-    def _transport_send(self, data: memoryview) -> int:
-        """Send from the beginning of ``data``: how many bytes, 0 for not now. Raises OSError."""
-
-    @abstractmethod
-    def cut_off(self) -> None:
-        """Tell the peer, below TLS, that nothing more comes, after a send that failed: it must not wait."""
-
-    @abstractmethod
-    def _close_transport(self) -> None:
-        """Close the transport if it is ours."""
-
-    @abstractmethod
-    async def wait_receivable(self) -> None:
-        """Wait until `try_receive` may have something. Raises trio.ClosedResourceError if closed."""
-
-    @abstractmethod
-    async def wait_sendable(self) -> None:
-        """Wait until `try_send` or `close_notify` may get on. Raises trio.ClosedResourceError if closed."""

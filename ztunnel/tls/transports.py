@@ -13,9 +13,10 @@ from typing import Protocol
 import trio
 
 from ztunnel.loop.readiness import Watch
-from ztunnel.tls.connection import CHUNK, TlsConnection, scratch
+from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.context import TlsContext
 from ztunnel.tls.openssl import ffi, lib
+from ztunnel.tls.scratch import CHUNK, scratch
 
 
 class SocketTls(TlsConnection):

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
-from ztunnel.tls.connection import CHUNK
+from ztunnel.tls.scratch import CHUNK
 
 SMALL = 16 * 1024
 """Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header

@@ -44,7 +44,8 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
-from ztunnel.tls.connection import CHUNK, TlsConnection
+from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
