@@ -1,7 +1,8 @@
 """Faults under traffic, one after another and in pairs: ``python -m tests.chaos --seed 7 --seconds 300``.
 
-The seed decides which faults come in which order, for how long, on which node, and what the traffic is. A
-seed that fails is run again with the same ``--seed`` (and ``--only`` for a single fault). Exit status 0:
+The seed decides which faults come in which order, for how long, on which node, and what the traffic is. What
+a round does depends on the seed and its own faults alone, so a round that fails is run again by itself: the
+last line says how. ``--pairs`` leaves the rounds of single faults out. Exit status 0:
 nothing that may never happen has happened, and after each fault everything worked again by itself.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -34,7 +36,6 @@ class Run:
     def __init__(self, mesh: TwoNodes, applications: Applications, seed: int) -> None:
         self.mesh = mesh
         self.applications = applications
-        self.random = Random(seed)
         self.seed = seed
 
     async def traffic(self, number: int) -> None:
@@ -49,7 +50,7 @@ class Run:
             self.applications.outcomes[f"{pod.name} {how}"] += 1
             await trio.sleep(random.uniform(0, 0.05))
 
-    async def recovered(self) -> str:
+    async def recovered(self, random: Random) -> str:
         """Empty once conversations over every path were complete, three times; else what does not work."""
         wrong = ""
         paths: list[MeshPod] = [self.mesh.client, self.mesh.neighbour, self.mesh.outside]
@@ -58,7 +59,7 @@ class Run:
                 wrong = pod.name
                 while True:
                     how = await self.applications.converse(
-                        pod, self.mesh.server.ipv4, OPEN_PORT, self.random, timeout=15
+                        pod, self.mesh.server.ipv4, OPEN_PORT, random, timeout=15
                     )
                     if how == "complete":
                         break
@@ -91,18 +92,29 @@ def _inbound(output: str) -> Iterator[dict[str, str]]:
             yield json.loads(text)
 
 
-def plan(seed: int, only: list[str]) -> list[tuple[str, ...]]:
-    """Each fault alone, in a random order, and then pairs."""
+def plan(seed: int, only: list[str], *, pairs_only: bool = False) -> list[tuple[str, ...]]:
+    """Each fault alone, in a random order, and then pairs; or nothing but the pairs."""
     random = Random(seed)
     names = only or list(CATALOGUE)
     alone: list[tuple[str, ...]] = [(name,) for name in names]
     pairs: list[tuple[str, ...]] = list(combinations(names, 2))
     random.shuffle(alone)
     random.shuffle(pairs)
-    return alone + pairs
+    return pairs if pairs_only else alone + pairs
 
 
-async def run(seed: int, seconds: float, only: list[str]) -> int:
+def again(seed: int, names: tuple[str, ...]) -> str:
+    """The command that runs one round of a seed by itself."""
+    words = ["python", "-m", "tests.chaos", "--seed", str(seed), *(["--pairs"] if len(names) > 1 else [])]
+    return shlex.join(words + [word for name in names for word in ("--only", name)])
+
+
+def random_of(seed: int, names: tuple[str, ...]) -> Random:
+    """What decides a round: neither the rounds before it nor the speed of the machine take part."""
+    return Random(f"{seed}: {' + '.join(names)}")
+
+
+async def run(seed: int, seconds: float, only: list[str], pairs_only: bool) -> int:
     """Returns the exit status."""
     with TwoNodes.open() as mesh:
         let_only_the_client_in(mesh)
@@ -114,20 +126,27 @@ async def run(seed: int, seconds: float, only: list[str]) -> int:
             nursery.start_soon(applications.run)
             for number in range(CLIENTS):
                 nursery.start_soon(this.traffic, number)
-            wrong = await this.recovered()
+            wrong = await this.recovered(Random(seed))
             until = trio.current_time() + seconds
             done = 0
-            for names in plan(seed, only):
+            names: tuple[str, ...] = ()
+            for coming in plan(seed, only, pairs_only=pairs_only):
                 if wrong or trio.current_time() > until:
                     break
-                lasts = this.random.uniform(1, 5)
+                names = coming
+                random = random_of(seed, names)
+                lasts = random.uniform(1, 5)
                 before = applications.outcomes.copy()
-                async with AsyncExitStack() as faults:
-                    for name in names:
-                        await faults.enter_async_context(CATALOGUE[name](mesh, applications, this.random))
-                    await trio.sleep(lasts)
+                try:
+                    async with AsyncExitStack() as faults:
+                        for name in names:
+                            await faults.enter_async_context(CATALOGUE[name](mesh, applications, random))
+                        await trio.sleep(lasts)
+                except Exception:
+                    print(f"{' + '.join(names)} BROKE OFF. Again: {again(seed, names)}", flush=True)
+                    raise
                 began = trio.current_time()
-                wrong = await this.recovered()
+                wrong = await this.recovered(random)
                 applications.kernel_ends = False
                 took = trio.current_time() - began
                 outcomes = sorted((applications.outcomes - before).items())
@@ -139,7 +158,7 @@ async def run(seed: int, seconds: float, only: list[str]) -> int:
                     print(f"VIOLATION: {problem}", flush=True)
                     wrong = wrong or "a violation"
             if wrong:
-                print(f"seed {seed} FAILED: {wrong}. Again: make chaos SEED={seed}", flush=True)
+                print(f"seed {seed} FAILED: {wrong}. Again: {again(seed, names)}", flush=True)
                 status = 1
             else:
                 total = applications.outcomes.total()
@@ -154,8 +173,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=300.0, help="no round begins after that")
     parser.add_argument("--only", action="append", default=[], choices=list(CATALOGUE))
+    parser.add_argument("--pairs", action="store_true", help="no single faults")
     arguments = parser.parse_args()
-    status: int = trio.run(run, arguments.seed, arguments.seconds, arguments.only)
+    status: int = trio.run(run, arguments.seed, arguments.seconds, arguments.only, arguments.pairs)
     return status
 
 

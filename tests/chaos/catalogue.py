@@ -35,7 +35,7 @@ def _some_node(mesh: TwoNodes, random: Random) -> NodeZtunnel:
 async def ztunnel_killed(mesh: TwoNodes, applications: Applications, random: Random) -> AsyncIterator[None]:
     """SIGKILL; a new one is started afterwards."""
     node = _some_node(mesh, random)
-    applications.kernel_ends = True
+    applications.killed()
     node.current.process.signal(signal.SIGKILL)
     try:
         yield

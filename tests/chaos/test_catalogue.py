@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.chaos.__main__ import plan
+from tests.chaos.__main__ import again, plan, random_of
 from tests.chaos.catalogue import CATALOGUE
-from tests.support.conversations import EarlyEnd, exchange
+from tests.support.conversations import Applications, EarlyEnd, exchange
 from tests.support.traffic import pattern
 
 
@@ -23,6 +23,34 @@ def test_a_seed_is_a_plan():
     assert {one for (one,) in rounds[:names]} == set(CATALOGUE)
     assert len({frozenset(pair) for pair in rounds[names:]}) == names * (names - 1) // 2
     assert plan(1, ["partition"]) == [("partition",)]
+    assert plan(3, [], pairs_only=True) == rounds[names:]
+
+
+def test_a_round_is_repeated_by_itself():
+    """It depends on the seed and its own faults, and the command that a failure shows runs no other."""
+    names = ("partition", "ztunnel killed")
+    assert random_of(3, names).random() == random_of(3, names).random()
+    assert random_of(3, names).random() != random_of(4, names).random()
+    assert random_of(3, names).random() != random_of(3, names[:1]).random()
+    assert again(3, names) == (
+        "python -m tests.chaos --seed 3 --pairs --only partition --only 'ztunnel killed'"
+    )
+    assert plan(3, list(names), pairs_only=True) == [names]
+    assert again(3, ("partition",)) == "python -m tests.chaos --seed 3 --only partition"
+
+
+def test_an_early_end_is_excused_where_a_proxy_was_killed():
+    """Of a connection that was open then, even when it is read much later; of a new one it is not."""
+    applications = Applications(None, None)  # type: ignore[arg-type]  # no pod is asked for anything
+    old = applications._excused()
+    assert not old()
+    applications.killed()
+    during = applications._excused()
+    applications.kernel_ends = False
+    new = applications._excused()
+    assert old()
+    assert during()
+    assert not new()
 
 
 class Sockets:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -53,6 +53,7 @@ class Applications:
         self._up = True
         # A process that is killed says nothing: the kernel ends its connections with a FIN.
         self.kernel_ends = False
+        self._kills = 0
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
 
@@ -86,8 +87,22 @@ class Applications:
         finally:
             self._running.set()
 
+    def killed(self) -> None:
+        """A proxy is about to be killed: what is open now may end with a FIN, however late that is read.
+
+        What begins before `kernel_ends` is taken back may as well.
+        """
+        self.kernel_ends = True
+        self._kills += 1
+
+    def _excused(self) -> Callable[[], bool]:
+        """For a connection that begins now: a function that says whether an early FIN on it is excused."""
+        began_after_kill, kills = self.kernel_ends, self._kills
+        return lambda: began_after_kill or self._kills > kills
+
     async def _serve(self, stream: trio.SocketStream) -> None:
         peer = ("", 0)
+        excused = self._excused()
         try:
             async with stream:
                 local, peer = stream.socket.getsockname(), stream.socket.getpeername()
@@ -102,7 +117,7 @@ class Applications:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return
         except AssertionError as error:
-            if self.kernel_ends and isinstance(error, EarlyEnd):
+            if isinstance(error, EarlyEnd) and excused():
                 return
             self.violations.append(f"at the server, from {peer}: {error}")
 
@@ -110,6 +125,7 @@ class Applications:
         self, pod: MeshPod, address: str, port: int, random: Random, timeout: float = 60
     ) -> str:
         """One conversation from a pod. Returns how it ended: complete, reset, refused or silent."""
+        excused = self._excused()
         try:
             with trio.fail_after(timeout):
                 sock = trio.socket.from_stdlib_socket(nonblocking(pod.socket()))
@@ -128,7 +144,7 @@ class Applications:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return "reset"
         except AssertionError as error:
-            if self.kernel_ends and isinstance(error, EarlyEnd):
+            if isinstance(error, EarlyEnd) and excused():
                 return "cut"
             self.violations.append(f"at {pod.name}: {error}")
             return "violation"
