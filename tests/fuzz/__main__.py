@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.fuzz.seeds import CORPUS
@@ -53,6 +54,7 @@ def fuzz(name: str, seconds: int) -> bool:
     own = KEPT / name
     found = own / "inputs"
     found.mkdir(parents=True, exist_ok=True)
+    began = time.time() - 2  # a file system's clock may be a little behind
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.fuzz.guided", name),
@@ -75,8 +77,23 @@ def fuzz(name: str, seconds: int) -> bool:
         flush=True,
     )
     if not held:
-        print("\n".join(output.splitlines()[-40:]))
+        print("\n".join(line[:500] for line in output.splitlines()[-40:]))
+        print(cases(own, began), flush=True)
     return held
+
+
+def cases(directory: Path, since: float) -> str:
+    """The inputs that made a target fail, as Python writes them: where this ran, the files may soon be gone.
+
+    since: in seconds, as `time.time` has it; older files are of other runs.
+    """
+    found = sorted(
+        path
+        for kind in ("crash", "leak", "oom", "timeout", "slow-unit")
+        for path in directory.glob(f"{kind}-*")
+        if path.stat().st_mtime >= since
+    )
+    return "\n".join(f"{path.name}: {path.read_bytes()!r}" for path in found) or "no input was kept"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.__main__ import cases
 from tests.fuzz.seeds import CORPUS, seeds
 from tests.fuzz.targets import TARGETS
 
@@ -62,3 +64,17 @@ def test_made_up_bytes(name: str):
         TARGETS[name](data)
 
     run()
+
+
+def test_the_input_that_made_a_target_fail_is_printed(tmp_path: Path):
+    """Whole, and as Python writes it; what an earlier run left there is not."""
+    assert cases(tmp_path, 100) == "no input was kept"
+    for name, data, written in (
+        ("crash-1", b"\x00'\xff", 100),
+        ("timeout-2", b"t", 150),
+        ("oom-3", b"o", 99),
+    ):
+        (tmp_path / name).write_bytes(data)
+        os.utime(tmp_path / name, (written, written))
+    (tmp_path / "output").write_text("not an input")
+    assert cases(tmp_path, 100) == "crash-1: b\"\\x00'\\xff\"\ntimeout-2: b't'"
