@@ -19,9 +19,9 @@ from random import Random
 
 import trio
 
-from tests.chaos.catalogue import CATALOGUE
+from tests.chaos.catalogue import CATALOGUE, mesh_ready
 from tests.support.conversations import DENIED_PORT, OPEN_PORT, Applications, let_only_the_client_in
-from tests.support.pod import MeshPod
+from tests.support.pod import MeshPod, eventually
 from tests.support.two_nodes import TwoNodes
 
 RECOVERY = 60.0
@@ -55,6 +55,8 @@ class Run:
         wrong = ""
         paths: list[MeshPod] = [self.mesh.client, self.mesh.neighbour, self.mesh.outside]
         with trio.move_on_after(RECOVERY):
+            wrong = "a ztunnel is not ready, or has no CNI agent"
+            await eventually(lambda: mesh_ready(self.mesh), "ready", 2 * RECOVERY)
             for pod in paths * 3:
                 wrong = pod.name
                 while True:

@@ -57,7 +57,7 @@ class NodeZtunnel:
         """
         old = self.current
         new = self.launch(environment)
-        await eventually(lambda: new.ready() or new.process.returncode is not None, "ready", 20)
+        await eventually(lambda: new.ready() or new.process.returncode is not None, "ready", 60)
         assert new.process.returncode is None, new.process.output()[-4000:]
         old.process.signal(signal.SIGTERM)
         return old, new
