@@ -23,6 +23,11 @@ def count(value: int, what: str) -> Any:
     return field(default=value, metadata={"what": what, "unit": ""})
 
 
+def fraction(value: float, what: str) -> Any:
+    """Returns a field that holds a part of one."""
+    return field(default=value, metadata={"what": what, "unit": ""})
+
+
 def size(value: int, what: str) -> Any:
     """Returns a field that holds bytes."""
     return field(default=value, metadata={"what": what, "unit": "B"})
@@ -65,6 +70,8 @@ class ConnectionBounds:
     tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until that is a failure")
     refused_wait: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
     inner_linger: float = seconds(30, "the last bytes of an inner tunnel (double HBONE)")
+    source_trial: float = seconds(2, "to try, within a pod, whether clients' addresses can be translated")
+    source_retrial: float = seconds(60, "after such a trial failed, until the next")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class DnsBounds:
     connections: int = count(256, "TCP connections of a pod")
     idle_timeout: float = seconds(5, "a TCP connection without a query, or that takes no reply")
     avoid: float = seconds(30, "a nameserver that did not answer is asked last")
+    read_pause: float = seconds(0.1, "after an error of a socket for queries, until it is read again")
     lookup_timeout: float = seconds(15, "to resolve the hostname of a workload or network gateway")
     cached_names: int = count(4096, "such hostnames that are remembered, for as long as their TTL says")
 
@@ -107,12 +115,24 @@ class ControlBounds:
     xds_longest_backoff: float = seconds(3, "between two xDS streams at most")
     ca_call: float = seconds(30, "for a certificate to be issued")
     ca_calls: int = count(8, "certificates that are asked for at a time")
+    ca_first_backoff: float = seconds(1, "until a certificate is asked for again; doubled after each failure")
+    ca_longest_backoff: float = seconds(150, "until a certificate is asked for again at most")
+    ca_jitter: float = fraction(0.2, "such a pause is made longer or shorter by up to this part of it")
+    ca_patience: float = seconds(900, "of failures; from then on each pause is the longest")
+    ca_demanded_backoff: float = seconds(2, "the same at most, when a connection waits for the certificate")
+    ca_sleep: float = seconds(3600, "until a certificate's task looks at the wall clock again at most")
     cni_send: float = seconds(5, "for the CNI agent to take a message")
     cni_start: float = seconds(4, "for a pod to start; then the CNI agent is told of a failure")
+    cni_first_pause: float = seconds(0.02, "between two attempts to reach the CNI agent; doubled each time")
+    cni_first_lost_pause: float = seconds(0.005, "after a useless connection to it; doubled each time")
+    cni_jitter: float = fraction(0.2, "that pause is made longer or shorter by up to this part of it")
     cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
     journal_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
+    worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")
+    worker_first_pause: float = seconds(0.1, "until one that ended sooner is replaced; doubled each time")
+    worker_longest_pause: float = seconds(30, "until a worker process is replaced at most")
     dump_reader: float = seconds(60, "for whoever reads a config dump to take the next piece of it")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
     watch_retry: float = seconds(10, "until a directory that cannot be watched is looked at again")

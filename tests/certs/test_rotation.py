@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.certs.certificate_errors import CaChainError, CaError
-from ztunnel.certs.rotation import LONGEST_BACKOFF, Priority, RotationPhase, Rotations, backoff
+from ztunnel.certs.rotation import Priority, RotationPhase, Rotations, backoff
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 
@@ -22,6 +23,7 @@ def certificate(identity: Identity, not_before: float, not_after: float) -> Cert
 
 
 ERROR = CaError("the CA is away")
+LONGEST_BACKOFF = DEFAULTS.control.ca_longest_backoff
 
 
 def test_eight_fetches_at_a_time_and_the_next_when_one_ends():
@@ -36,7 +38,7 @@ def test_eight_fetches_at_a_time_and_the_next_when_one_ends():
 
 
 def test_a_connection_comes_before_prefetch_before_renewal():
-    rotations = Rotations(concurrency=1)
+    rotations = Rotations(ControlBounds(ca_calls=1))
     rotations.want(who(9), Priority.WARMUP, 0)
     assert rotations.start(0) == [who(9)]
     rotations.want(who(0), Priority.BACKGROUND, 1)
@@ -53,7 +55,7 @@ def test_a_connection_comes_before_prefetch_before_renewal():
 
 
 def test_a_connection_moves_a_queued_first_fetch_up_but_nothing_else():
-    rotations = Rotations(concurrency=1)
+    rotations = Rotations(ControlBounds(ca_calls=1))
     rotations.want(who(0), Priority.WARMUP, 0)
     rotations.start(0)
     rotations.want(who(1), Priority.WARMUP, 0)
@@ -193,7 +195,7 @@ def test_after_a_quarter_of_an_hour_backoff_is_constant(failures, failing_for, r
 
 
 def test_what_is_forgotten_frees_its_place_and_is_gone():
-    rotations = Rotations(concurrency=1)
+    rotations = Rotations(ControlBounds(ca_calls=1))
     rotations.want(who(0), Priority.WARMUP, 0)
     rotations.want(who(1), Priority.WARMUP, 0)
     assert rotations.start(0) == [who(0)]
@@ -212,7 +214,7 @@ class AnyConversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.rotations = Rotations(concurrency=3)
+        self.rotations = Rotations(ControlBounds(ca_calls=3))
         self.fetching: list[Identity] = []
         self.known: set[Identity] = set()
 

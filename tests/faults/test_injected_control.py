@@ -17,6 +17,7 @@ from tests.support.injection import Turn, at_call, at_step, settled, steady
 from tests.support.serving import exchange, serving
 from tests.support.traffic import reset
 from ztunnel.admin.http import Response
+from ztunnel.bounds import ControlBounds
 from ztunnel.certs.certificate_errors import CaError
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.manager import SecretManager
@@ -145,7 +146,7 @@ async def test_certificates_are_cancelled_at_any_step() -> None:
             clock=lambda: 1_700_000_000.0,
             random=lambda: 0.5,
             publish=lambda _: None,
-            concurrency=1,
+            bounds=ControlBounds(ca_calls=1),
         )
 
         def forget(manager: SecretManager = manager) -> None:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import trio
 
-from ztunnel.bounds import DEFAULTS
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.certificate_errors import CaError, ForgottenIdentityError
 from ztunnel.certs.rotation import Priority, Renewal, Rotation, Rotations
@@ -30,10 +30,6 @@ from ztunnel.observe.logging import get_logger
 log = get_logger("identity::manager")
 
 Change: TypeAlias = CertificateIssued | CertificateFailed | CertificateForgotten
-
-# Sleeping goes by trio's clock, certificates by the wall clock. When somebody sets the latter, a task
-# notices after this long at the latest.
-_LONGEST_SLEEP: Final = 3600.0
 
 
 class Expiry(NamedTuple):
@@ -72,13 +68,14 @@ class SecretManager:
         clock: Callable[[], float],
         random: Callable[[], float],
         publish: Callable[[Change], None],
-        concurrency: int = DEFAULTS.control.ca_calls,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
         self._authority = authority
         self._clock = clock
         self._random = random
         self._publish = publish
-        self._rotations = Rotations(concurrency)
+        self._bounds = bounds
+        self._rotations = Rotations(bounds)
         self._tasks: dict[Identity, _Task] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -195,7 +192,8 @@ class SecretManager:
         while not task.turn:
             delay = self._rotations.due(identity, self._clock())
             if delay > 0:
-                with trio.move_on_after(min(delay, _LONGEST_SLEEP)):
+                # Sleeping goes by trio's clock, certificates by the wall clock, which somebody may set.
+                with trio.move_on_after(min(delay, self._bounds.ca_sleep)):
                     await task.nudge.wait()
             else:
                 self._hand_out_turns()

@@ -27,18 +27,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Final
 
-from ztunnel.bounds import DEFAULTS
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.certs.certificate_errors import CaChainError, CaError
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
-
-FIRST_BACKOFF: Final = 1.0
-LONGEST_BACKOFF: Final = 150.0
-BACKOFF_JITTER: Final = 0.2
-DEMANDED_BACKOFF: Final = 2.0
-PATIENCE: Final = 15 * 60.0
 
 
 class Priority(IntEnum):
@@ -108,8 +101,8 @@ class Rotation:
 class Rotations:
     """All identities of the node. Every method is synchronous and leaves the whole in a consistent state."""
 
-    def __init__(self, concurrency: int = DEFAULTS.control.ca_calls) -> None:
-        self._concurrency = concurrency
+    def __init__(self, bounds: ControlBounds = DEFAULTS.control) -> None:
+        self._bounds = bounds
         self._all: dict[Identity, Rotation] = {}
         self._fetching = 0
 
@@ -146,7 +139,7 @@ class Rotations:
             and rotation.failures > 0
             and rotation.valid(now) is None
         ):
-            rotation.due = min(rotation.due, max(now, rotation.failed_at + DEMANDED_BACKOFF))
+            rotation.due = min(rotation.due, max(now, rotation.failed_at + self._bounds.ca_demanded_backoff))
             rotation.priority = Priority.REAL_TIME
         return False
 
@@ -173,7 +166,7 @@ class Rotations:
             if rotation.phase is RotationPhase.QUEUED:
                 queued.append(rotation)
         queued.sort(key=lambda rotation: (rotation.priority, rotation.due))
-        chosen = queued[: max(0, self._concurrency - self._fetching)]
+        chosen = queued[: max(0, self._bounds.ca_calls - self._fetching)]
         for rotation in chosen:
             rotation.phase = RotationPhase.FETCHING
         self._fetching += len(chosen)
@@ -195,7 +188,9 @@ class Rotations:
         rotation.due = certificate.refresh_at
         if rotation.due <= now:
             rest = (certificate.not_after - now) / 2
-            rotation.due = now + min(max(rest, FIRST_BACKOFF), LONGEST_BACKOFF)
+            rotation.due = now + min(
+                max(rest, self._bounds.ca_first_backoff), self._bounds.ca_longest_backoff
+            )
 
     def failed(self, identity: Identity, error: CaError, now: float, random: float) -> Renewal:
         """A fetch has failed."""
@@ -203,7 +198,7 @@ class Rotations:
         if rotation.failures == 0:
             rotation.failing_since = now
         rotation.failed_at = now
-        delay = backoff(rotation.failures, now - rotation.failing_since, random)
+        delay = backoff(rotation.failures, now - rotation.failing_since, random, self._bounds)
         rotation.failures += 1
         certificate = rotation.valid(now)
         rotation.error = error
@@ -225,13 +220,16 @@ class Rotations:
         return rotation
 
 
-def backoff(failures: int, failing_for: float, random: float) -> float:
+def backoff(
+    failures: int, failing_for: float, random: float, bounds: ControlBounds = DEFAULTS.control
+) -> float:
     """Seconds to wait after a failure.
 
     ``failures`` others came before it without a success between, the first ``failing_for`` seconds ago.
     """
-    if failing_for >= PATIENCE:
-        return LONGEST_BACKOFF
+    longest, jitter = bounds.ca_longest_backoff, bounds.ca_jitter
+    if failing_for >= bounds.ca_patience:
+        return longest
     # The exponent is bounded so that no float overflows; the cap is reached long before.
-    base = min(FIRST_BACKOFF * 2.0 ** min(failures, 32), LONGEST_BACKOFF)
-    return min(base * (1 - BACKOFF_JITTER + 2 * BACKOFF_JITTER * random), LONGEST_BACKOFF)
+    base = min(bounds.ca_first_backoff * 2.0 ** min(failures, 32), longest)
+    return min(base * (1 - jitter + 2 * jitter * random), longest)

@@ -106,7 +106,7 @@ class Control:
         self.link = planes(self._on_message, self._reported.restarted)
         self.pods = PodStarter(self.link, self._pod_ended)
         self.certificates = SecretManager(
-            authority, clock=wall_clock, random=random.random, publish=self._publish
+            authority, clock=wall_clock, random=random.random, publish=self._publish, bounds=bounds.control
         )
         self.zds: ZdsClient | None = None
         self._enrolling = trio.CancelScope()

@@ -60,8 +60,6 @@ pod_log = get_logger("proxy")
 drain_log = get_logger("drain")
 
 _T = TypeVar("_T")
-_SHORT_LIFE = 5.0
-_LONGEST_PAUSE = 30.0
 
 
 class Workers:
@@ -126,6 +124,7 @@ class Workers:
 
     async def _keep(self, number: int) -> None:
         """Run a worker, and another one in its place when it has ended."""
+        bounds = self._bounds
         pause = 0.0
         while not self._draining:
             began = trio.current_time()
@@ -133,7 +132,8 @@ class Workers:
             self._on_ended(number)
             lived = trio.current_time() - began
             # At once, unless it ends again and again.
-            pause = 0.0 if lived > _SHORT_LIFE else min(max(0.1, 2 * pause), _LONGEST_PAUSE)
+            longer = min(max(bounds.worker_first_pause, 2 * pause), bounds.worker_longest_pause)
+            pause = 0.0 if lived > bounds.worker_short_life else longer
             if not self._draining:
                 log.warn("starting a worker in place of one that has ended", worker=number)
                 await trio.sleep(pause)

@@ -39,7 +39,6 @@ from ztunnel.sockets.listen import Listener
 log = get_logger("dns::server")
 
 _READS_PER_WAKEUP = 16
-_PAUSE_SECONDS = 0.1
 
 
 class DnsProxy:
@@ -120,7 +119,7 @@ class DnsProxy:
                 self._read_some(sock, _READS_PER_WAKEUP)
             except OSError as error:
                 self._log.warn(f"could not read DNS queries: {error}")
-                await trio.sleep(_PAUSE_SECONDS)
+                await trio.sleep(self._bounds.read_pause)
 
     def _read_some(self, sock: socket.socket, most: int) -> None:
         for _ in range(most):

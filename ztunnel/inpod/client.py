@@ -46,10 +46,6 @@ from ztunnel.observe.logging import get_logger
 log = get_logger("inpod::workloadmanager")
 pod_log = get_logger("inpod::statemanager")
 
-_FIRST_CONNECT_PAUSE = 0.020
-_FIRST_HELLO_PAUSE = 0.005
-_JITTER = 0.2
-
 
 class PodManager(Protocol):
     """Runs the proxies of the node's pods. Called by one task, one call at a time."""
@@ -153,11 +149,12 @@ class ZdsClient:
     def _pause(self, step: int) -> float:
         if step <= 0:
             return 0.0
-        seconds = min(_FIRST_HELLO_PAUSE * 2.0 ** min(step - 1, 32), self._bounds.cni_longest_pause)
-        return seconds * self._randomness.uniform(1 - _JITTER, 1 + _JITTER)
+        bounds = self._bounds
+        seconds = min(bounds.cni_first_lost_pause * 2.0 ** min(step - 1, 32), bounds.cni_longest_pause)
+        return seconds * self._randomness.uniform(1 - bounds.cni_jitter, 1 + bounds.cni_jitter)
 
     async def _connect(self) -> Connection:
-        pause = _FIRST_CONNECT_PAUSE
+        pause = self._bounds.cni_first_pause
         while True:
             await trio.lowlevel.checkpoint()
             try:

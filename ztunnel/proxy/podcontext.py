@@ -125,7 +125,7 @@ class PodContext:
     def __post_init__(self) -> None:
         self.name = f"{self.info.namespace}/{self.info.name}"
         self.access_log = AccessLog(self.name)
-        self.sources = ClientSources(self.sockets, self.shared.random)
+        self.sources = ClientSources(self.sockets, self.shared.random, self.shared.bounds.connection)
 
     @property
     def mark(self) -> int | None:

@@ -28,6 +28,7 @@ from typing import ClassVar
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ConnectionBounds
 from ztunnel.errors import ZtunnelError, os_error_text
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.observe.logging import get_logger
@@ -36,12 +37,6 @@ from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IPV6_TRANSPARENT
 
 log = get_logger("socket")
-
-TRIAL_SECONDS = 2.0
-"""How long a trial may take. It stays within the machine, so that only a lost packet makes it wait."""
-
-RETRIAL_SECONDS = 60.0
-"""After a trial that failed: the CNI's rules may have come meanwhile."""
 
 _FIRST_PORT = 1024
 _PORTS = 65536 - _FIRST_PORT
@@ -69,7 +64,10 @@ class ClientSources:
     `close` it with the pod.
     """
 
-    def __init__(self, factory: SocketFactory, random: Random) -> None:
+    def __init__(
+        self, factory: SocketFactory, random: Random, bounds: ConnectionBounds = DEFAULTS.connection
+    ) -> None:
+        self._bounds = bounds
         self._factory = factory
         self._random = random
         self._table: Conntrack | None = None
@@ -162,13 +160,16 @@ class ClientSources:
             if version in self._translates and trio.current_time() < self._try_again.get(version, 0):
                 return
             problem = "no answer within the machine"
-            with trio.move_on_after(TRIAL_SECONDS):
+            # It stays within the machine: only a lost packet makes it wait.
+            with trio.move_on_after(self._bounds.source_trial):
                 try:
                     problem = await self._tried(own, client, mark)
                 except (OSError, _UntrackedError) as error:
                     problem = os_error_text(error) if isinstance(error, OSError) else str(error)
             self._translates[version] = not problem
-            self._try_again[version] = trio.current_time() + RETRIAL_SECONDS if problem else float("inf")
+            # The CNI's rules may have come meanwhile.
+            again = trio.current_time() + self._bounds.source_retrial
+            self._try_again[version] = again if problem else float("inf")
             if problem:
                 self._warn(version, problem)
 
