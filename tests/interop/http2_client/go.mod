@@ -1,0 +1,3 @@
+module ztunnel.test/http2client
+
+go 1.24
