@@ -13,7 +13,8 @@ from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
 from ztunnel.state.convert import WorkloadParts
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads, workload_json
+from ztunnel.state.description import WORKLOAD
+from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.kinds import RejectedError
 from ztunnel.state.store import MeshStore
 
@@ -267,4 +268,4 @@ def test_a_workload_is_dumped_as_its_model_would_be(message: pb.Workload):
     assert isinstance(parts, WorkloadParts)
     store = MeshStore(None)
     store.apply(delta(address(message)))
-    assert list(dump_workloads(store)) == [workload_json(parts.workload)]
+    assert list(dump_workloads(store)) == [WORKLOAD.show(parts.workload)]

@@ -13,9 +13,7 @@ from collections.abc import Generator, Iterator, Mapping
 from heapq import merge
 from typing import Any, TypeAlias
 
-from ztunnel.model.policy import Authorization
-from ztunnel.model.service import Endpoint, Service
-from ztunnel.model.workload import Workload
+from ztunnel.model.service import Endpoint
 from ztunnel.state import wire
 from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.services import ServiceIndex
@@ -40,7 +38,7 @@ def dump_workloads(store: MeshStore) -> Iterator[Any]:
         if body is None:
             continue
         if store.workloads.from_file(uid):
-            yield workload_json(store.workloads.stored(uid, body).workload)
+            yield WORKLOAD.show(store.workloads.stored(uid, body).workload)
         else:
             yield WORKLOAD.display(wire.ADDRESS.FromString(body).workload)
 
@@ -65,7 +63,7 @@ def dump_policies(store: MeshStore) -> Iterator[Any]:
     for key in _sorted(store.policies.keys()):
         policy = None if key is None else store.policies.get(key)
         if policy is not None:
-            yield policy_json(policy)
+            yield AUTHORIZATION.show(policy)
         elif key is None:
             yield None
 
@@ -78,32 +76,10 @@ def dump_staged(store: MeshStore) -> Iterator[Any]:
         yield str(key), shown
 
 
-def workload_json(workload: Workload) -> Json:
-    """One workload. Empty fields are left out, but for those that readers expect."""
-    return WORKLOAD.show(workload)
-
-
-def service_json(service: Service, endpoints: Mapping[str, Endpoint]) -> Json:
-    """One service with its endpoints."""
-    shown = SERVICE.show(service)
-    shown["endpoints"] = endpoints_json(endpoints)
-    return shown
-
-
-def endpoints_json(endpoints: Mapping[str, Endpoint]) -> Json:
-    """The endpoints of a service by workload uid, sorted."""
-    return {uid: ENDPOINT.show(endpoint) for uid, endpoint in sorted(endpoints.items())}
-
-
-def policy_json(policy: Authorization) -> Json:
-    """One policy."""
-    return AUTHORIZATION.show(policy)
-
-
 def _endpoints(
     services: ServiceIndex, endpoints: Mapping[str, bytes | Endpoint]
 ) -> Generator[None, None, Json]:
-    """The same as `endpoints_json`, with pauses: a service may have as many as there are workloads."""
+    """The endpoints of a service by workload uid, with pauses: there may be as many as workloads."""
     shown: Json = {}
     kinds: dict[bytes | Endpoint, Json] = {}  # all are of few kinds
     for count, uid in enumerate(_sorted(list(endpoints)), 1):

@@ -17,8 +17,7 @@ import msgspec
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.policy import Authorization
 from ztunnel.state.convert import ServiceParts, WorkloadParts, file_service, file_workload, unpack_endpoint
-from ztunnel.state.description import AUTHORIZATION
-from ztunnel.state.dump import policy_json, service_json, workload_json
+from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.local_reader import LocalConfigError, Reader, listed
 from ztunnel.state.local_yaml import YamlError, read_yaml
 from ztunnel.state.values import show_ports
@@ -68,8 +67,8 @@ def static_config(config: LocalConfig | None) -> dict[str, list[dict[str, Any]]]
     if config is None:
         config = LocalConfig()
     return {
-        "policies": [policy_json(policy) for policy in config.policies],
-        "services": [service_json(*service) for service in config.services],
+        "policies": [AUTHORIZATION.show(policy) for policy in config.policies],
+        "services": [_service_json(service) for service in config.services],
         "workloads": [_workload_json(workload) for workload in config.workloads],
     }
 
@@ -77,7 +76,12 @@ def static_config(config: LocalConfig | None) -> dict[str, list[dict[str, Any]]]
 def _workload_json(parts: WorkloadParts) -> dict[str, Any]:
     uid = parts.workload.uid
     services = {str(key): show_ports(unpack_endpoint(uid, packed).ports) for key, packed in parts.services}
-    return workload_json(parts.workload) | {"services": services}
+    return WORKLOAD.show(parts.workload) | {"services": services}
+
+
+def _service_json(parts: ServiceParts) -> dict[str, Any]:
+    endpoints = {uid: ENDPOINT.show(endpoint) for uid, endpoint in sorted(parts.endpoints.items())}
+    return SERVICE.show(parts.service) | {"endpoints": endpoints}
 
 
 def _addresses(config: LocalConfig) -> dict[str, bytes]:
@@ -98,9 +102,9 @@ def workload_body(parts: WorkloadParts) -> bytes:
 
 def service_body(parts: ServiceParts) -> bytes:
     """A service as a resource of a delta whose origin is the local file."""
-    return msgspec.json.encode({"service": service_json(*parts)})
+    return msgspec.json.encode({"service": _service_json(parts)})
 
 
 def policy_body(policy: Authorization) -> bytes:
     """A policy as a resource of a delta whose origin is the local file."""
-    return msgspec.json.encode(policy_json(policy))
+    return msgspec.json.encode(AUTHORIZATION.show(policy))

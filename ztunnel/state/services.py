@@ -114,13 +114,9 @@ class ServiceIndex:
             entry = self._entries.get(key)
             if entry is None:
                 return _NO_ENDPOINTS
-            endpoints = self.read_endpoints(entry)
+            endpoints = {uid: self.endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
             self._materialized.put(key, endpoints)
         return endpoints
-
-    def read_endpoints(self, entry: Entry) -> dict[str, Endpoint]:
-        """The endpoints of a stored service, without remembering them."""
-        return {uid: self.endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
 
     def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> dict[str, bytes]:
         """Add a service, in place of the one with its key, whose endpoints and staged ones it takes over.
