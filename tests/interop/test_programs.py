@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.processes import Process
 
 POSTGRESQL = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))
+MARIADBD = shutil.which("mariadbd", path="/usr/sbin:/usr/libexec:/usr/bin") or "mariadbd"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 
 
@@ -172,6 +174,56 @@ async def test_postgresql(nodes: TwoNodes) -> None:
         assert "canceling statement" in slow.stderr
         assert await succeeds(client, *ask, "select pg_sleep(3), 'still here'") == "|still here\n"
     await went_over_hbone(server, 5432)
+
+
+@needs_programs("mariadbd", "mariadb", "setpriv")
+async def test_mariadb(nodes: TwoNodes) -> None:
+    """The server speaks first. Queries, rows both ways, one that is cancelled, one that waits in silence."""
+    server, client = nodes.server, nodes.client
+    nobody = pwd.getpwnam("nobody")
+    directory = nodes.mesh.machine.directory
+    directory.chmod(0o755)
+    data = directory / "maria"
+    data.mkdir()
+    os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    as_nobody = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
+    install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+    made = await trio.to_thread.run_sync(
+        partial(subprocess.run, [*as_nobody, *install], capture_output=True, text=True, check=False)
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    first = directory / "first.sql"
+    first.write_text("create database d;\ncreate user 'me'@'%';\ngrant all on *.* to 'me'@'%';\n")
+    command = (
+        *as_nobody,
+        *(MARIADBD, "--no-defaults", f"--datadir={data}", f"--socket={data}/socket", f"--init-file={first}"),
+        *("--bind-address=0.0.0.0", "--port=3306", "--skip-name-resolve", "--local-infile=1"),
+        "--innodb-flush-log-at-trx-commit=0",
+    )
+    ask = ("mariadb", "--no-defaults", "-h", server.ipv4, "-u", "me", "--local-infile=1", "-BN", "d", "-e")
+    with running(nodes, server, "mariadb", *command):
+        await answers(client, *ask, "select 1")
+        await succeeds(
+            client, *ask, "create table t as select seq as i, md5(seq) as h from seq_1_to_100000", timeout=120
+        )
+        assert await succeeds(client, *ask, "select count(*), sum(i) from t") == "100000\t5000050000\n"
+        rows = await succeeds(client, *ask, "select i, h from t", timeout=120)
+        assert rows.count("\n") == 100_000
+        rows_file = directory / "rows"
+        rows_file.write_text(rows)
+        load = f"create table u (i int, h char(32)); load data local infile '{rows_file}' into table u"
+        await succeeds(client, *ask, load, timeout=120)
+        same = "select count(*) from t join u using (i) where t.h = u.h"
+        await succeeds(client, *ask, "alter table u add primary key (i)", timeout=120)
+        assert await succeeds(client, *ask, same, timeout=120) == "100000\n"
+        slow = await trio.to_thread.run_sync(
+            partial(
+                client.run, *ask, "set statement max_statement_time = 0.5 for select sleep(300)", timeout=120
+            )
+        )
+        assert "max_statement_time exceeded" in slow.stderr
+        assert await succeeds(client, *ask, "select sleep(3), 'still here'") == "0\tstill here\n"
+    await went_over_hbone(server, 3306)
 
 
 @needs_programs("iperf3")
