@@ -64,6 +64,8 @@ class ConnectionBounds:
     handshake_timeout: float = seconds(10, "for a TLS handshake, on either side")
     socks_timeout: float = seconds(10, "for a SOCKS5 greeting and request")
     demand_timeout: float = seconds(6, "on-demand xDS: for an answer, before deciding without")
+    accept_pause: float = seconds(0.1, "until the next accept, after none was possible")
+    accept_report: float = seconds(1, "between two warnings about connections that were refused")
     attempts: int = count(3, "retry budget: endpoints that are tried for one connection")
     try_timeout: float = seconds(3, "for an endpoint to be reached while there are others")
     ejection_time: float = seconds(5, "outlier ejection: an endpoint that failed is avoided")

@@ -171,6 +171,7 @@ class PodProxy:
             connections,
             component=component.name,
             budget=self.context.shared.budget,
+            bounds=self.context.shared.bounds.connection,
         )
 
     # -- ending ----------------------------------------------------------------------------------------------

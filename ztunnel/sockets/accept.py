@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ConnectionBounds
 from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
@@ -30,8 +31,6 @@ log = get_logger("proxy")
 
 _ACCEPTS_PER_WAKEUP = 16
 _LARGEST_BACKLOG = 4096
-_PAUSE_SECONDS = 0.1
-_REPORT_SECONDS = 1.0
 
 # The connection is lost, the listener is well: accept(2) passes on what befell the new socket.
 _CONNECTION_ERRORS = frozenset(
@@ -56,8 +55,9 @@ _CONNECTION_ERRORS = frozenset(
 class _Overload:
     """Connections turned away since the last line about it."""
 
-    def __init__(self, component: str) -> None:
+    def __init__(self, component: str, report: float) -> None:
         self._component = component
+        self._report = report
         self._count = 0
         self._next_report = 0.0
         self._said = False
@@ -69,7 +69,7 @@ class _Overload:
             log.warn(f"connections refused: {reason}", component=self._component, connections=self._count)
             self._count = 0
             self._said = True
-            self._next_report = now + _REPORT_SECONDS
+            self._next_report = now + self._report
 
     def over(self) -> None:
         if self._said:
@@ -85,6 +85,7 @@ async def accept_forever(
     *,
     component: str,
     budget: DescriptorBudget | None = None,
+    bounds: ConnectionBounds = DEFAULTS.connection,
 ) -> None:
     """Accept until cancelled, or until the listener is closed; the listener stays its opener's to close.
 
@@ -95,7 +96,7 @@ async def accept_forever(
     """
     sock = listener.sock
     accept = sock.accept
-    overload = _Overload(component)
+    overload = _Overload(component, bounds.accept_report)
     while True:
         try:
             await listener.readable()
@@ -113,7 +114,7 @@ async def accept_forever(
                     log.error(f"Failed TCP handshake {os_error_text(error)}", component=component)
                     continue
                 overload.turned_away(os_error_text(error))
-                await trio.sleep(_PAUSE_SECONDS)
+                await trio.sleep(bounds.accept_pause)
                 break
             if budget is not None and budget.spent(connection.fileno()):
                 close_with_reset(connection)
