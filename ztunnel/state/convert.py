@@ -64,9 +64,9 @@ def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
     message = decoded(wire.ADDRESS, body)
     match message.WhichOneof("type"):
         case "workload":
-            return workload(message.workload)
+            return _workload_parts(WORKLOAD.read_fields(message.workload))
         case "service":
-            return service(message.service)
+            return ServiceParts(SERVICE.read(message.service), {})
     raise RejectedError("unknown address type")
 
 
@@ -78,16 +78,6 @@ def _of_file(body: bytes) -> WorkloadParts | ServiceParts:
         return file_workload(members.get("workload"))
 
     return from_file(body, read)
-
-
-def workload(message: Any) -> WorkloadParts:
-    """A workload from its message. Raises RejectedError."""
-    return _workload_parts(WORKLOAD.read_fields(message))
-
-
-def service(message: Any) -> ServiceParts:
-    """A service from its message. Raises RejectedError."""
-    return ServiceParts(SERVICE.read(message), {})
 
 
 def file_workload(value: Any, place: str = "") -> WorkloadParts:
