@@ -54,3 +54,28 @@ def test_nobody_patches_a_constant():
     patch = re.compile(r'setattr\([^,]+,\s*"_?[A-Z][A-Z0-9_]+"')
     found = [str(file) for file in TESTS.rglob("*.py") if patch.search(file.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def unused_fixtures(text: str) -> list[str]:
+    """The asynchronous fixtures with ``autouse``: pytest-trio runs none that the test does not ask for."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.AsyncFunctionDef)
+        and any("autouse=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    ]
+
+
+def test_no_fixture_is_left_out():
+    found = {
+        str(file.relative_to(TESTS)): names
+        for file in TESTS.rglob("*.py")
+        if (names := unused_fixtures(file.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def test_a_fixture_that_is_left_out_is_seen():
+    decorated = "@pytest.fixture(autouse=True)\n{} first(): ...\n@pytest.fixture\nasync def second(): ..."
+    assert unused_fixtures(decorated.format("async def")) == ["first"]
+    assert unused_fixtures(decorated.format("def")) == []

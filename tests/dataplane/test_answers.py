@@ -51,8 +51,8 @@ async def test_a_stalled_reader_is_named():
         with trio.fail_after(60):
             while True:
                 found = {one["direction"]: one for one in await control.ask(Topic.CONNECTIONS, state="open")}
-                now = [(side, one.get("waitsFor"), one.get("receivedBytes", 0)) for side, one in found.items()]
-                if now == before and all(one.get("waitsFor") in STALLED for one in found.values()):
+                now = [(one.get("waitsFor"), one.get("receivedBytes", 0)) for one in found.values()]
+                if now == before and all(waits_for in STALLED for waits_for, _ in now):
                     break
                 before = now
                 await trio.sleep(0.1)

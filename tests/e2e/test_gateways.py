@@ -99,8 +99,8 @@ def networks() -> Iterator[Networks]:
 
 
 @pytest.fixture(autouse=True)
-async def _quiet(networks: Networks) -> None:
-    await quiet([networks.client, networks.local, networks.remote])
+def _quiet(networks: Networks) -> None:
+    quiet([networks.client, networks.local, networks.remote])
 
 
 async def ask(client: MeshPod, address: str) -> None:

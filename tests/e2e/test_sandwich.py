@@ -82,8 +82,8 @@ def sandwich() -> Iterator[Sandwich]:
 
 
 @pytest.fixture(autouse=True)
-async def _quiet(sandwich: Sandwich) -> None:
-    await quiet([sandwich.client, sandwich.server, *sandwich.waypoints.values()])
+def _quiet(sandwich: Sandwich) -> None:
+    quiet([sandwich.client, sandwich.server, *sandwich.waypoints.values()])
 
 
 @dataclass

@@ -19,6 +19,7 @@ from tests.support.quiet import quiet
 from tests.support.raw_hbone import raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
 from tests.support.traffic import Handler, read_all, read_exactly, refused_by, serve
+from ztunnel.bounds import DEFAULTS
 
 NAMED = "spiffe://cluster.local/ns/default/sa/named"
 
@@ -109,8 +110,8 @@ def services() -> Iterator[Services]:
 
 
 @pytest.fixture(autouse=True)
-async def _quiet(services: Services) -> None:
-    await quiet([services.client])
+def _quiet(services: Services) -> None:
+    quiet([services.client])
 
 
 def says(text: str) -> Handler:
@@ -203,6 +204,11 @@ async def test_locality_and_health_bound_the_choice(services: Services, name: st
         assert set(await spread(services, name, 8)) == {f"{only}:8080"}
 
 
+async def penalty_over() -> None:
+    """Wait until an endpoint that refused is no longer avoided, for the tests that follow."""
+    await trio.sleep(DEFAULTS.connection.ejection_time)
+
+
 async def test_a_preferred_endpoint_that_refuses_is_passed_over_without_a_failed_request(
     services: Services,
 ) -> None:
@@ -214,8 +220,7 @@ async def test_a_preferred_endpoint_that_refuses_is_passed_over_without_a_failed
     assert failed == before + 1, "the others avoid it for a moment"
     (told,) = client.log(message="trying another endpoint")
     assert told["error"] == "http status: 503 Service Unavailable"
-    # Let the penalty pass for the tests that follow.
-    await trio.sleep(5)
+    await penalty_over()
 
 
 async def test_strict_locality_is_not_left_even_for_a_refusal(services: Services) -> None:
@@ -223,6 +228,7 @@ async def test_strict_locality_is_not_left_even_for_a_refusal(services: Services
         entry = await refused(services.client, services.vips["strict"])
     assert entry["error"] == "http status: 503 Service Unavailable"
     assert application.peers == []
+    await penalty_over()
 
 
 @pytest.mark.parametrize(

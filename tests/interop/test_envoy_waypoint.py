@@ -181,8 +181,8 @@ def _route(to: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-async def _quiet(mesh: Waypoints) -> None:
-    await quiet([mesh.client, mesh.server, mesh.far])
+def _quiet(mesh: Waypoints) -> None:
+    quiet([mesh.client, mesh.server, mesh.far])
 
 
 # HTTP by hand: one request a connection.

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import partial
 
-from tests.support.pod import MeshPod, eventually
+from tests.support.pod import MeshPod
 
 
-async def quiet(pods: Iterable[MeshPod]) -> None:
-    """Wait until no connection is open and each that was closed has its access log line.
+def quiet(pods: Iterable[MeshPod]) -> None:
+    """Wait until no connection is open and each that was open has its access log line.
 
-    After that the next line belongs to the next connection. An attempt that was repeated elsewhere is closed
-    for the metrics and has a line of another kind.
+    After that the next line belongs to the next connection. It blocks, for fixtures with ``autouse``:
+    pytest-trio runs an asynchronous one only if the test asks for it by name. Raises NotReadyError after
+    20 seconds.
     """
     for pod in pods:
-        await eventually(partial(_said_all, pod), f"{pod.name} told of all connections", 20)
+        pod.ztunnel.process.wait_until(partial(_said_all, pod), what="done with all connections", timeout=20)
 
 
 def _said_all(pod: MeshPod) -> bool:
-    opened = pod.metric("istio_tcp_connections_opened_total")
-    closed = pod.metric("istio_tcp_connections_closed_total")
-    complete = len(pod.access_log(message="connection complete"))
-    repeated = len(pod.log(message="trying another endpoint"))
-    return opened == closed == complete + repeated
+    status, body = pod.ztunnel.http("GET", 15000, "/connections?limit=20000")
+    assert status == 200, body
+    connections = json.loads(body)
+    told = {entry.get("connection") for entry in pod.access_log()}
+    return all(one["state"] == "closed" and one["id"] in told for one in connections)
