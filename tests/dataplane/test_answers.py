@@ -47,7 +47,7 @@ async def test_a_stalled_reader_is_named():
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(send_without_end, stream)
-        before: list[object] = []
+        before: list[tuple[str, int]] = []
         with trio.fail_after(60):
             while True:
                 found = {one["direction"]: one for one in await control.ask(Topic.CONNECTIONS, state="open")}
