@@ -136,7 +136,7 @@ async def test_a_hundred_pods_come_at_once_and_go_and_leave_nothing(nodes):
         before, known = memory(node.current), counts(node.current)
         for uid, namespace in pods.namespaces.items():
             node.cni.cache_pod(uid, info(uid), namespace.descriptor)
-        for connection in node.cni.connections:
+        for connection in list(node.cni.connections):  # not those that it opens meanwhile
             connection.drop()
             connection.join()
         node.cni.wait_ready()
