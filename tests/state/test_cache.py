@@ -12,11 +12,12 @@ from ztunnel.state.cache import GenerationCache
 @given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from("gpd"), st.integers(0, 12)), max_size=80))
 def test_recently_used_values_are_kept_and_the_number_is_bounded(size: int, uses: list[tuple[str, int]]):
     cache: GenerationCache[int, str] = GenerationCache(size)
-    recent: list[int] = []
+    recent: list[int | None] = []
     for use, key in uses:
         if use == "d":
             cache.drop(key)
-            recent = [other for other in recent if other != key]
+            # It keeps its place: what was forgotten before it does not come back because it is dropped.
+            recent = [None if other == key else other for other in recent]
             assert cache.get(key) is None
             continue
         value = cache.get(key)
