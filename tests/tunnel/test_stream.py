@@ -201,7 +201,8 @@ async def test_an_attached_socket_gets_what_comes_and_its_window_back(link, stre
     ours, theirs = sockets
     counted: list[int] = []
     async with trio.open_nursery() as nursery:
-        stream.attach(Watch(ours), nursery, counted.append)
+        stream.attach(Watch(ours), counted.append)
+        stream.wait_in(nursery)
         for _ in range(5):
             assert link.send(bytes(60_000)) == 60_000
             assert len(theirs.recv(100_000)) == 60_000
@@ -216,7 +217,8 @@ async def test_a_full_socket_holds_one_stream_window_at_most(link, stream, socke
     ours, theirs = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(Watch(ours), nursery, lambda _: None)
+        stream.attach(Watch(ours), lambda _: None)
+        stream.wait_in(nursery)
         total = 0
         while sent := link.send(bytes(50_000)):
             total += sent
@@ -239,7 +241,8 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
     ours, _ = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(Watch(ours), nursery, lambda _: None)
+        stream.attach(Watch(ours), lambda _: None)
+        stream.wait_in(nursery)
         while link.send(bytes(50_000)):
             pass
         await trio.testing.wait_all_tasks_blocked()
@@ -257,7 +260,8 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
 async def test_an_application_that_is_gone_resets_the_stream(link, stream, sockets):
     ours, theirs = sockets
     async with trio.open_nursery() as nursery:
-        stream.attach(Watch(ours), nursery, lambda _: None)
+        stream.attach(Watch(ours), lambda _: None)
+        stream.wait_in(nursery)
         theirs.close()
         link.send(b"too late")
         await stream.download_done.wait()
@@ -275,7 +279,8 @@ async def test_what_the_dead_hold_goes_at_once_when_it_is_too_much(sockets, auto
     ours, _ = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     async with trio.open_nursery() as nursery:
-        stream.attach(Watch(ours), nursery, lambda _: None)
+        stream.attach(Watch(ours), lambda _: None)
+        stream.wait_in(nursery)
         while link.send(bytes(50_000)):
             pass
         await trio.testing.wait_all_tasks_blocked()
@@ -289,4 +294,43 @@ async def test_what_the_dead_hold_goes_at_once_when_it_is_too_much(sockets, auto
         await stream.download_done.wait()
         assert trio.current_time() == began
     assert (link.hbone.held, budget.lent) == (0, 0)
+    assert not stream._inbox
+
+
+async def test_a_full_socket_ends_the_wait_of_a_relay_without_a_nursery(link, stream, sockets, autojump_clock):
+    ours, theirs = sockets
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    total = 0
+    with trio.fail_after(60), stream.relay_scope as scope:
+        stream.attach(Watch(ours), lambda _: None)
+        while sent := link.send(bytes(50_000)):
+            total += sent
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    received = 0
+    async with trio.open_nursery() as nursery:
+        stream.wait_in(nursery)
+        while received < total:
+            with trio.fail_after(60):
+                await trio.lowlevel.wait_readable(theirs)
+            received += len(theirs.recv(1 << 20))
+        stream.close()
+        nursery.cancel_scope.cancel()
+    assert received == total
+
+
+async def test_a_stream_that_died_while_its_socket_was_full_is_left_a_minute(
+    link, stream, sockets, autojump_clock
+):
+    ours, _ = sockets
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    stream.attach(Watch(ours), lambda _: None)
+    while link.send(bytes(50_000)):
+        pass
+    link.lose()
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        stream.wait_in(nursery)
+        await stream.download_done.wait()
+    assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.stalled_application)
     assert not stream._inbox

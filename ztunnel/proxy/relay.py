@@ -61,22 +61,20 @@ async def relay_stream(
     """
     try:
         with Watch(sock) as watch:
-            async with trio.open_nursery() as nursery:
-                if hangup is not None:
-                    hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
-                try:
-                    stream.attach(watch, nursery, received_from_stream)
-                    with stream.upload_scope:
-                        await _upload(watch, stream, sent_to_stream)
-                    dropping = trio.CancelScope()
-                    if stream.dead and not stream.download_done.is_set():
-                        nursery.start_soon(
-                            _drop, watch, dropping, name=f"dropping what stream {stream.id} missed"
-                        )
+            if hangup is not None:
+                hangup.gone = _after_grace(stream.relay_scope, stream.bounds.hangup_grace)
+            uploaded = False
+            try:
+                with stream.relay_scope as scope:
+                    stream.attach(watch, received_from_stream)
+                    await _upload(watch, stream, sent_to_stream)
+                    uploaded = True
                     await stream.download_done.wait()
-                    dropping.cancel()
-                finally:
-                    stream.detach()
+                if scope.cancelled_caught and not (stream.dead and stream.download_done.is_set()):
+                    upload = None if uploaded else sent_to_stream
+                    await _relay_with_tasks(watch, stream, upload, scope.deadline, hangup)
+            finally:
+                stream.detach()
         if hangup is not None and hangup.happened and not stream.download_done.is_set():
             stream.sink_error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             stream.reset(ErrorCode.CONNECT_ERROR)
@@ -85,6 +83,38 @@ async def relay_stream(
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:
         stream.close()
+
+
+async def _relay_with_tasks(
+    watch: Watch,
+    stream: TunnelStream,
+    sent_to_stream: Callable[[int], None] | None,
+    deadline: float,
+    hangup: Hangup | None,
+) -> None:
+    """The rest of a relay that one task cannot do: the socket is full, or the stream died under it.
+
+    Most connections never come here, and so need no nursery. sent_to_stream: None when the upload is over.
+    deadline: when the relay ends, as a hangup has set it.
+    """
+    stream.relay_scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = deadline
+        if hangup is not None:
+            hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
+        try:
+            stream.wait_in(nursery)
+            if sent_to_stream is not None:
+                with stream.relay_scope:
+                    await _upload(watch, stream, sent_to_stream)
+            dropping = trio.CancelScope()
+            if stream.dead and not stream.download_done.is_set():
+                nursery.start_soon(_drop, watch, dropping, name=f"dropping what stream {stream.id} missed")
+            await stream.download_done.wait()
+            dropping.cancel()
+        finally:
+            # No task may be started any more: the nursery is about to close.
+            stream.detach()
 
 
 async def _drop(watch: Watch, scope: trio.CancelScope) -> None:

@@ -70,7 +70,8 @@ class TunnelStream:
     """A stream and where its incoming bytes go.
 
     Made by a tunnel; whoever uses it calls `close` at the end. on_death: called when the peer resets it or
-    its tunnel is lost, for who waits for something else on its behalf.
+    its tunnel is lost, for who waits for something else on its behalf. relay_scope: surrounds the one task that
+    relays; cancelled when the stream dies, and when the socket is full and nobody can wait for it yet (`wait_in`).
     """
 
     __slots__ = (
@@ -89,8 +90,8 @@ class TunnelStream:
         "download_done",
         "id",
         "on_death",
+        "relay_scope",
         "sink_error",
-        "upload_scope",
     )
 
     def __init__(self, carrier: Carrier, stream_id: int) -> None:
@@ -98,7 +99,7 @@ class TunnelStream:
         self.sink_error: OSError | None = None
         self.on_death: Callable[[], None] | None = None
         self.download_done = trio.Event()
-        self.upload_scope = trio.CancelScope()
+        self.relay_scope = trio.CancelScope()
         self._carrier = carrier
         self._hbone = carrier.hbone
         self._book = self._hbone.stream(stream_id)
@@ -165,21 +166,26 @@ class TunnelStream:
         """Whether the tunnel's wire is full."""
         return self._carrier.blocked
 
-    def attach(self, watch: Watch, nursery: trio.Nursery, taken: Callable[[int], None]) -> None:
+    def attach(self, watch: Watch, taken: Callable[[int], None]) -> None:
         """From now on write what arrives to the socket that is watched (non-blocking, owned by the caller).
 
-        nursery: where a task may run while the socket is full; taken: told the count of bytes written.
+        taken: told the count of bytes written.
         """
         self._sock = watch.sock
         self._watch = watch
-        self._nursery = nursery
         self._taken = taken
         self.deliver()
         self._carrier.flush()
 
+    def wait_in(self, nursery: trio.Nursery) -> None:
+        """From now on a task in this nursery waits for the socket when it is full."""
+        self._nursery = nursery
+        self.deliver()
+        self._carrier.flush()
+
     def detach(self) -> None:
-        """No task may be started any more: the nursery is about to close."""
-        self._nursery = None
+        """Write nothing more to the socket, and start no task."""
+        self._nursery = self._watch = None
 
     async def wait_room(self) -> int:
         """Wait until something may be sent. Returns how many bytes.
@@ -280,7 +286,7 @@ class TunnelStream:
                 self._drain_scope.cancel()
             self._give_back_inbox()
         self._wake_writer.unpark_all()
-        self.upload_scope.cancel()
+        self.relay_scope.cancel()
         self._bound_stall()
         if self.on_death is not None:
             self.on_death()
@@ -289,16 +295,22 @@ class TunnelStream:
         """Hand the inbox to its consumer."""
         if self._sock is None:
             self._wake_reader.unpark_all()
-        elif self._nursery is not None and self._drain_scope is None and not self.download_done.is_set():
-            self._push(self._nursery)
+        elif self._watch is not None and self._drain_scope is None and not self.download_done.is_set():
+            self._push()
 
     # -- writing to the application's socket -------------------------------------------------------------
 
-    def _push(self, nursery: trio.Nursery) -> None:
+    def _push(self) -> None:
         """Write the inbox now, or leave the rest of it to a drain task."""
-        if not self._write_inbox():
-            self._drain_scope = trio.CancelScope()
-            nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
+        if self._write_inbox():
+            return
+        if self._nursery is None:
+            # Whoever relays has to open one.
+            self.relay_scope.cancel()
+            return
+        self._drain_scope = trio.CancelScope()
+        self._bound_stall()
+        self._nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
 
     async def _drain(self, scope: trio.CancelScope) -> None:
         """Wait for the one socket that is full, until the inbox is empty again."""
@@ -349,7 +361,7 @@ class TunnelStream:
         """
         self.sink_error = error
         self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
-        self.upload_scope.cancel()
+        self.relay_scope.cancel()
         self.download_done.set()
 
     def _took(self, count: int) -> None:
