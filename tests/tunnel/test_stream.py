@@ -297,7 +297,9 @@ async def test_what_the_dead_hold_goes_at_once_when_it_is_too_much(sockets, auto
     assert not stream._inbox
 
 
-async def test_a_full_socket_ends_the_wait_of_a_relay_without_a_nursery(link, stream, sockets, autojump_clock):
+async def test_a_full_socket_ends_the_wait_of_a_relay_without_a_nursery(
+    link, stream, sockets, autojump_clock
+):
     ours, theirs = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
     total = 0

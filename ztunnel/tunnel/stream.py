@@ -70,8 +70,9 @@ class TunnelStream:
     """A stream and where its incoming bytes go.
 
     Made by a tunnel; whoever uses it calls `close` at the end. on_death: called when the peer resets it or
-    its tunnel is lost, for who waits for something else on its behalf. relay_scope: surrounds the one task that
-    relays; cancelled when the stream dies, and when the socket is full and nobody can wait for it yet (`wait_in`).
+    its tunnel is lost, for who waits for something else on its behalf. relay_scope: surrounds the one task
+    that relays; cancelled when the stream dies, and when the socket is full and nobody can wait for it yet
+    (`wait_in`).
     """
 
     __slots__ = (
