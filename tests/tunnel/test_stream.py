@@ -307,7 +307,7 @@ async def test_a_full_socket_ends_the_wait_of_a_relay_without_a_nursery(
         stream.attach(Watch(ours), lambda _: None)
         while sent := link.send(bytes(50_000)):
             total += sent
-        await trio.sleep_forever()
+        await stream.download_done.wait()
     assert scope.cancelled_caught
     received = 0
     async with trio.open_nursery() as nursery:
