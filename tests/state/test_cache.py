@@ -52,3 +52,13 @@ def test_the_newer_value_wins():
     for key, value in [("a", 1), ("b", 2), ("a", 3), ("c", 4)]:
         cache.put(key, value)
     assert cache.get("a") == 3
+
+
+def test_the_last_values_are_kept_however_often_they_are_read():
+    for size in range(1, 6):
+        cache: GenerationCache[int, str] = GenerationCache(size)
+        for key in range(4 * size):
+            cache.put(key, str(key))
+            last = range(max(0, key + 1 - size), key + 1)
+            for _ in range(2):
+                assert [cache.get(one) for one in last] == [str(one) for one in last]
