@@ -28,6 +28,13 @@ def nodes() -> Iterator[TwoNodes]:
         yield opened
 
 
+@pytest.fixture
+def own_nodes() -> Iterator[TwoNodes]:
+    """Nodes of one test, which leaves a ztunnel that shares its ports with no successor."""
+    with TwoNodes.open({"CONNECTION_TERMINATION_DEADLINE": f"{DEADLINE}s"}) as opened:
+        yield opened
+
+
 async def echoes(stream: trio.SocketStream, data: bytes = b"hello") -> None:
     await stream.send_all(data)
     assert await read_exactly(stream, len(data)) == data
@@ -206,10 +213,9 @@ async def test_a_signal_before_the_first_sync_ends_it(nodes, number):
     await ended(waiting, 3)
 
 
-async def test_without_port_reuse_a_successor_gets_the_ports_when_they_are_free(nodes):
-    # The last test of this file: from here on the node's ztunnel shares its ports with nobody.
-    client, server = nodes.client, nodes.server
-    node = nodes.node(client)
+async def test_without_port_reuse_a_successor_gets_the_ports_when_they_are_free(own_nodes):
+    client, server = own_nodes.client, own_nodes.server
+    node = own_nodes.node(client)
     old = node.current
     new = node.launch({"INPOD_PORT_REUSE": "false"})
     text = "failure to start proxy : Bind([::]:15008, Address already in use (os error 98))"
