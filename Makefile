@@ -59,16 +59,16 @@ coverage: setup ## unit and property tests with the branches counted that they t
 export E2E ?= tests/e2e
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
-	$(BIN)/pytest -q $(E2E)
+	$(BIN)/pytest -q -p no:randomly $(E2E)
 
 bare: setup ## both commands of the README on a bare Debian made by debootstrap (as root; minutes)
 	$(BIN)/pytest -q -p no:randomly tests/bare
 
 interop-built: setup
-	$(BIN)/pytest -q tests/interop
+	$(BIN)/pytest -q -p no:randomly tests/interop
 
 interop: setup ## our xDS client against istiod's own discovery server (needs Go; the first build takes minutes)
-	BUILD_ISTIOD=1 $(BIN)/pytest -q tests/interop
+	BUILD_ISTIOD=1 $(BIN)/pytest -q -p no:randomly tests/interop
 
 cluster: setup ## a two-node Kubernetes with istiod, istio-cni and our ztunnel on this machine (as root; the first time half an hour)
 	@$(BIN)/python -m tests.cluster up
