@@ -7,7 +7,6 @@ them. Certificates come from the built-in CA: this istiod has none to give.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -22,17 +21,14 @@ import trio
 
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
+from tests.needs import needs_namespaces
 from tests.support.census import take_census
 from tests.support.mesh import Mesh
 from tests.support.node_deployment import NodeDeployment
 from tests.support.pod import MeshPod
 from tests.support.traffic import ended_by, read_exactly, serve
-from ztunnel.demo.namespaces import may_make_namespaces
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not may_make_namespaces(),
-    reason="needs root and the right to make network namespaces",
-)
+pytestmark = needs_namespaces
 
 NODE = "node-1"
 VIP = "10.1.0.1"

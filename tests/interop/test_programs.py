@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.needs import needs_programs
+from tests.needs import needs_namespaces, needs_programs
 from tests.support.pod import MeshPod, eventually
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.processes import Process
+
+pytestmark = needs_namespaces
 
 POSTGRESQL = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))
 MARIADBD = shutil.which("mariadbd", path="/usr/sbin:/usr/libexec:/usr/bin") or "mariadbd"
