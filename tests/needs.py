@@ -17,7 +17,6 @@ from typing import NoReturn
 import pytest
 
 from tests.support.scripts import load_script
-from ztunnel.demo.namespaces import may_make_namespaces
 from ztunnel.demo.network import RedirectionUnavailableError
 
 SUMMARY_VARIABLE = "TEST_SUMMARY_FILE"
@@ -120,10 +119,3 @@ def sum_up(reasons: Iterable[str]) -> str:
     if programs:
         text += "The programs are in these packages (make deps):\n" + deps.explain(list(programs)) + "\n"
     return text
-
-
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or not may_make_namespaces(),
-    reason="needs root and the right to make network namespaces",
-)
-"""For tests whose pods are network namespaces."""

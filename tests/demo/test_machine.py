@@ -14,18 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.namespaces import needs_namespaces
 from ztunnel.demo import machine as machine_module
 from ztunnel.demo.capture import Capture, Segment, parse_segment, reassemble, tls_records
 from ztunnel.demo.machine import InterruptedByError, Machine, interruptible, sweep
-from ztunnel.demo.namespaces import PUBLISHED, Namespace, may_make_namespaces
+from ztunnel.demo.namespaces import PUBLISHED, Namespace
 from ztunnel.demo.network import BACKENDS, Network, Pod, netlink
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError, run
 from ztunnel.demo.redirection import PACKET_MARK, RedirectionOptions
 
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or not may_make_namespaces(),
-    reason="needs root and the right to make network namespaces",
-)
 _IP6T_SO_ORIGINAL_DST = 80
 _SO_ORIGINAL_DST = 80
 _SO_MARK = 36

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 
 import pytest
 
 from tests.needs import needs_programs
-from ztunnel.demo.namespaces import Namespace, may_make_namespaces
+from tests.support.namespaces import needs_namespaces
+from ztunnel.demo.namespaces import Namespace
 from ztunnel.demo.nftables import NetlinkRefusedError, apply_rules, compile_rule
 from ztunnel.demo.redirection import RedirectionOptions, nftables_rules
 
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or not may_make_namespaces(),
-    reason="needs root and the right to make network namespaces",
-)
 OPTIONS = [
     RedirectionOptions(dns=dns, inbound=inbound, virtual_interfaces=interfaces)
     for dns, inbound, interfaces in itertools.product((False, True), (False, True), ((), ("veth7", "tap0")))

@@ -21,9 +21,9 @@ import trio
 
 from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
-from tests.needs import needs_namespaces
 from tests.support.census import take_census
 from tests.support.mesh import Mesh
+from tests.support.namespaces import needs_namespaces
 from tests.support.node_deployment import NodeDeployment
 from tests.support.pod import MeshPod
 from tests.support.traffic import ended_by, read_exactly, serve

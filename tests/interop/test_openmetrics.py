@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tests.needs import needs_namespaces
+from tests.support.namespaces import needs_namespaces
 from tests.support.traffic import echo, read_exactly, serve
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.dedicated import METRICS_PORT, Ztunnel, connect

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.needs import needs_namespaces, needs_programs
+from tests.needs import needs_programs
+from tests.support.namespaces import needs_namespaces
 from tests.support.pod import MeshPod, eventually
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.processes import Process
