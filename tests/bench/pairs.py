@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +95,24 @@ def _pods(mesh: Mesh, layout: Layout, mark: str, others: int, *, captured: bool)
     ]
 
 
+_FROM_PATH = (sys.executable, "-P")
+"""The interpreter that does not put its working directory first, where this checkout's ztunnel would win."""
+
+
+def _require_code_of(checkout: Path) -> None:
+    """Raises RuntimeError unless the base's processes would run the code of that checkout."""
+    found = subprocess.run(
+        [*_FROM_PATH, "-c", "import ztunnel; print(ztunnel.__file__)"],
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+    if not Path(found).is_relative_to(checkout):
+        raise RuntimeError(f"the base of the comparison would run {found}, not the code of {checkout}")
+
+
 @contextlib.contextmanager
 def opened(
     layout: Layout,
@@ -110,9 +130,11 @@ def opened(
     variables = {"LOG_FORMAT": "plain", "RUST_LOG": "info", "ZTUNNEL_WORKER_THREADS": "1"}
     variables |= environment or {}
     of_base = ("b1", "b2") if base else ()
+    if base:
+        _require_code_of(base)
     deployment = NodeDeployment(
         {node: {"PYTHONPATH": str(base)} for node in of_base},
-        {node: [sys.executable, "-m", "ztunnel.cli", "proxy", "ztunnel"] for node in of_base},
+        {node: [*_FROM_PATH, "-m", "ztunnel.cli", "proxy", "ztunnel"] for node in of_base},
     )
     with Mesh.open(deployment=deployment, environment=variables) as mesh:
         made: dict[str, list[MeshPod]] = {}
