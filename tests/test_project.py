@@ -67,3 +67,15 @@ def test_links_lead_to_files_and_commands_to_targets(page: str):
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make ([a-z0-9-]+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_a_run_leaves_behind_is_not_in_the_repository():
+    """An archive once slipped in with `git add -A`. Only pictures and the input of fuzzers are binary."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip(f"not a git checkout of this user: {listed.stderr.strip()}")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert ROOT / "pyproject.toml" in files
+    binary = [file.relative_to(ROOT) for file in files if file.is_file() and b"\0" in file.read_bytes()]
+    allowed = (Path("tests/fuzz/corpus"), Path("docs/images"))
+    assert [name for name in binary if not any(name.is_relative_to(place) for place in allowed)] == []
