@@ -7,48 +7,37 @@ one that is not waited for.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
 
 from tests.support.data_plane import CONFIG, echo, running_plane, server, via_socks
 from tests.support.logs import capture_logs
+from tests.support.other_side import (
+    PATIENT,
+    SOON,
+    fill,
+    gave_up,
+    nobody_accepts,
+    until,
+    until_none_is_open,
+    until_open,
+)
 from tests.support.traffic import reset
-from tests.support.tunnels import outcome, plain_pair, tunnel_pair
-from ztunnel.bounds import DEFAULTS
-from ztunnel.messages import Topic
+from tests.support.tunnels import TunnelPair, outcome, plain_pair, tunnel_pair
+from ztunnel.hbone import ErrorCode
 from ztunnel.proxy.relay import relay_plain, relay_stream
 from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.splice import PipePool
-
-SOON = 20  # seconds, on a busy machine; these waits used to last until their peer chose otherwise
+from ztunnel.tunnel.stream import TunnelStream
 
 
 def ignore(count: int) -> None:
     del count
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while True:
-        if condition():
-            return
-        await trio.sleep(0.02)
-
-
-def gave_up(records) -> list[object]:
-    """The access log lines that say so."""
-    text = "client disconnected before the connection was established"
-    return [record for record in records if record.fields.get("error") == text]
-
-
-async def fill(stream: trio.SocketStream) -> None:
-    """Send until nobody takes anything any more."""
-    with trio.move_on_after(1):
-        while True:
-            await stream.send_all(bytes(1 << 20))
 
 
 @asynccontextmanager
@@ -111,44 +100,88 @@ async def test_plaintext(who: str, state: str) -> None:
         await other.aclose()
 
 
-@pytest.mark.parametrize("outbound", [True, False])
-@pytest.mark.parametrize("state", ["no window", "half-closed", "idle"])
-async def test_a_relay_to_a_stream(state: str, outbound: bool) -> None:
+class Relaying:
+    """A relay between a stream and an application: both ends of each, and when it is over."""
+
+    def __init__(self, pair: TunnelPair, near: TunnelStream, far: TunnelStream) -> None:
+        self.pair = pair
+        self.near = near
+        self.far = far
+        self.side, self.application = plain_pair()
+        self.over = trio.Event()
+        self.error: str | None = None
+
+    async def run(self, hangups: Hangups, *, outbound: bool) -> None:
+        with self.side, hangups.watch(self.side) as hangup:
+            end = await relay_stream(
+                self.side,
+                self.near,
+                sent_to_stream=ignore,
+                received_from_stream=ignore,
+                outbound=outbound,
+                hangup=hangup,
+            )
+        self.error = end.error
+        self.over.set()
+
+    async def reach(self, state: str) -> None:
+        if state == "no window":
+            await fill(self.application)
+            assert self.near.send_window == 0
+        elif state == "half-closed":
+            await self.application.send_eof()
+            assert await self.far.receive_some(1) == b""
+        elif state == "takes nothing":
+            while window := self.far.send_window:
+                self.far.send(bytes(min(window, 65_536)))
+                await trio.lowlevel.checkpoint()
+        assert not self.over.is_set()
+
+
+@asynccontextmanager
+async def relaying(*, outbound: bool) -> AsyncIterator[Relaying]:
     async with tunnel_pair() as pair, trio.open_nursery() as nursery:
         ours, theirs = await pair.open()
-        near, far = (ours, theirs) if outbound else (theirs, ours)
-        side, application = plain_pair()
-        over = trio.Event()
-
-        async def run():
-            with side, hangups.watch(side) as hangup:
-                end = await relay_stream(
-                    side,
-                    near,
-                    sent_to_stream=ignore,
-                    received_from_stream=ignore,
-                    outbound=outbound,
-                    hangup=hangup,
-                )
-                assert end.error is None
-            over.set()
-
+        one = Relaying(pair, *((ours, theirs) if outbound else (theirs, ours)))
         with Hangups(0.05) as hangups:
             nursery.start_soon(hangups.run)
-            nursery.start_soon(run)
-            if state == "no window":
-                await fill(application)
-                assert near.send_window == 0
-            elif state == "half-closed":
-                await application.send_eof()
-                assert await far.receive_some(1) == b""
-            reset(application)
+            nursery.start_soon(partial(one.run, hangups, outbound=outbound))
+            yield one
             with trio.fail_after(SOON):
-                await over.wait()
-                await until(lambda: far.dead)
-            assert far.reset_by_peer
-            far.close()
+                await one.over.wait()
+            one.far.close()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("outbound", [True, False])
+@pytest.mark.parametrize("state", ["no window", "half-closed", "idle", "takes nothing"])
+async def test_a_relay_to_a_stream(state: str, outbound: bool) -> None:
+    async with relaying(outbound=outbound) as one:
+        await one.reach(state)
+        reset(one.application)
+        with trio.fail_after(SOON):
+            await one.over.wait()
+            await until(lambda: one.far.dead)
+        assert one.far.reset_by_peer
+        assert one.error is None
+
+
+@pytest.mark.parametrize("outbound", [True, False])
+@pytest.mark.parametrize("how", ["reset", "tunnel lost"])
+@pytest.mark.parametrize("state", ["no window", "half-closed", "idle"])
+async def test_a_relay_whose_stream_dies(state: str, how: str, outbound: bool) -> None:
+    async with relaying(outbound=outbound) as one:
+        await one.reach(state)
+        if how == "reset":
+            one.far.reset(ErrorCode.CONNECT_ERROR)
+        else:
+            one.pair.cut()
+        with trio.fail_after(SOON):
+            await one.over.wait()
+        if state != "no window":
+            # Where it has not written all, its own bytes in our socket make it a reset anyway.
+            assert await outcome(one.application) == (b"", "reset")
+        await trio.aclose_forcefully(one.application)
 
 
 async def test_a_client_that_is_answered_before_it_has_written_gets_its_answer() -> None:
@@ -178,41 +211,6 @@ async def test_a_client_that_is_answered_before_it_has_written_gets_its_answer()
                 await application.send_all(bytes(10_000_000))
                 assert await outcome(application) == (answer, "reset")
         theirs.close()
-
-
-@asynccontextmanager
-async def nobody_accepts(ip: str = "127.0.0.1"):
-    """An address where a dial gets no answer: the listener's queue is full."""
-    with socket.create_server((ip, 0), backlog=0) as full:
-        filling = []
-        try:
-            for _ in range(8):
-                sock = socket.socket()
-                sock.setblocking(False)
-                filling.append(sock)
-                sock.connect_ex(full.getsockname())
-            await trio.sleep(0.1)
-            yield full.getsockname()[1]
-        finally:
-            for sock in filling:
-                sock.close()
-
-
-async def until_open(control, count: int) -> None:
-    """Wait until so many connections are open."""
-    with trio.fail_after(SOON):
-        while True:
-            if len(await control.ask(Topic.CONNECTIONS, state="open")) == count:
-                return
-            await trio.sleep(0.05)
-
-
-async def until_none_is_open(control) -> None:
-    await until_open(control, 0)
-
-
-PATIENT = replace(DEFAULTS, connection=replace(DEFAULTS.connection, dial_timeout=300.0))
-"""With these bounds a wait lasts for minutes, unless the other side's end ends it."""
 
 
 async def test_a_dial_of_the_application_and_the_answer_to_connect():

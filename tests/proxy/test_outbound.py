@@ -97,7 +97,9 @@ async def play(
     serve: Serve = answer_all,
     account: str = "web",
     limit: int | None = None,
+    tunnels: int | None = None,
 ) -> AsyncIterator[Played]:
+    """limit: streams on a tunnel. tunnels: connections that it speaks on; it only accepts the others."""
     root = KeyPair(control.ca.root._key, control.ca.root.certificate)
     choices = TlsChoices(root.issue(f"spiffe://cluster.local/ns/default/sa/{account}"))
     played = Played()
@@ -108,6 +110,8 @@ async def play(
         played.ended.append(ended)
         async with stream:
             try:
+                if tunnels is not None and played.accepted > tunnels:
+                    await trio.sleep_forever()
                 tls = RawTls(stream, choices, server=True)
                 await tls.handshake()
                 connection = RawHbone(tls, server=True)

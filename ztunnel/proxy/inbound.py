@@ -70,9 +70,15 @@ class InboundProxy:
         shared = pod.shared
         local = local_address(sock)
         report = ConnectionReport(pod, Direction.INBOUND, peer, local)
+        certificate = None
         try:
-            workload = await pod.local_workload()
-            certificate = await shared.certificates.get(workload.identity)
+            with trio.CancelScope() as waiting, shared.hangups.watch(sock, waiting.cancel):
+                workload = await pod.local_workload()
+                certificate = await shared.certificates.get(workload.identity)
+            if certificate is None:
+                log.debug("a connection ended before its first byte", peer=peer)
+                sock.close()
+                return
             tls = SocketTls(shared.certificates.server(certificate), sock)
         except ConnectionFailure as failure:
             sock.close()

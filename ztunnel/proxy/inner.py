@@ -4,7 +4,9 @@ It belongs to one connection and is never shared. That makes its end delicate: a
 streams and so has all the time it needs to write what was entrusted to it. Here the last bytes may still wait
 for the outer stream's window when both directions are over, and a reset of the outer stream would throw them
 away, also at the gateway. So the end is an orderly one: everything is written, then close_notify inside,
-END_STREAM outside, and then we wait for the peer to end its side (`ConnectionBounds.inner_linger`).
+END_STREAM outside, and then we wait for the peer to end its side (`ConnectionBounds.inner_linger`). A client
+that has reset its connection wants nothing of that: it is waited for no longer than for any other
+(`TunnelBounds.hangup_grace`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 
 import trio
 
+from ztunnel.bounds import Bounds
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.hbone import HboneClient
 from ztunnel.proxy.connections import OutboundEntry
@@ -51,6 +54,7 @@ async def relay_inside(
     entry.tunnels = (outer.tunnel, tunnel)
     failure: ConnectionFailure | None = None
     end = RelayEnd(None)
+    client_gone = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tunnel.run, name=f"inner tunnel → {plan.authority}")
         try:
@@ -68,10 +72,11 @@ async def relay_inside(
                 outbound=True,
                 hangup=hangup,
             )
+            client_gone = stream.sink_error is not None
         except ConnectionFailure as error:
             # Raised after the nursery, which would wrap it in a group.
             failure = error
-        await _end(tunnel, outer, shared.bounds.connection.inner_linger)
+        await _end(tunnel, outer, shared.bounds, hangup, client_gone=client_gone)
     if failure is not None:
         raise failure
     return end
@@ -93,9 +98,19 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
     return tls
 
 
-async def _end(tunnel: ClientTunnel, outer: ClientStream, linger: float) -> None:
+async def _end(
+    tunnel: ClientTunnel, outer: ClientStream, bounds: Bounds, hangup: Hangup, *, client_gone: bool
+) -> None:
     """Let the tunnel end in order if the peer plays along; it has ended when this returns."""
-    with trio.move_on_after(linger):
+    with trio.move_on_after(bounds.connection.inner_linger) as lingering:
+
+        def hurry() -> None:
+            latest = trio.current_time() + bounds.tunnel.hangup_grace
+            lingering.deadline = min(lingering.deadline, latest)
+
+        hangup.gone = hurry
+        if client_gone or hangup.happened:
+            hurry()
         if await tunnel.finish():
             outer.send_end()
             await tunnel.ended.wait()

@@ -26,7 +26,11 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
             target = await _negotiate(sock, server)
             if target is None:
                 return None
-            destination = await _resolve(target, client, pod)
+            destination = None
+            with trio.CancelScope() as resolving, pod.shared.hangups.watch(sock, resolving.cancel):
+                destination = await _resolve(target, client, pod)
+            if destination is None:
+                return None
             sock.send(reply(SocksReply.SUCCEEDED))
         except SocksError as error:
             log.warning(f"failed to negotiate socks connection: {error}", **{"src.addr": client})

@@ -1,0 +1,73 @@
+"""For tests of waits that the other side's end has to end: bounds of minutes, a silent address."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+
+from tests.support.data_plane import Control
+from ztunnel.bounds import DEFAULTS
+from ztunnel.messages import Topic
+from ztunnel.observe.logging import Record
+
+SOON = 20  # seconds, on a busy machine; these waits used to last until their peer chose otherwise
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while True:
+        if condition():
+            return
+        await trio.sleep(0.02)
+
+
+def gave_up(records: Iterable[Record]) -> list[Record]:
+    """The access log lines that say so."""
+    text = "client disconnected before the connection was established"
+    return [record for record in records if record.fields.get("error") == text]
+
+
+async def fill(stream: trio.SocketStream) -> None:
+    """Send until nobody takes anything any more."""
+    with trio.move_on_after(1):
+        while True:
+            await stream.send_all(bytes(1 << 20))
+
+
+@asynccontextmanager
+async def nobody_accepts(ip: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
+    """An address where a dial gets no answer: the listener's queue is full."""
+    with socket.create_server((ip, port), backlog=0) as full:
+        filling: list[socket.socket] = []
+        try:
+            for _ in range(8):
+                sock = socket.socket()
+                sock.setblocking(False)
+                filling.append(sock)
+                sock.connect_ex(full.getsockname())
+            await trio.sleep(0.1)
+            number: int = full.getsockname()[1]
+            yield number
+        finally:
+            for sock in filling:
+                sock.close()
+
+
+async def until_open(control: Control, count: int) -> None:
+    """Wait until so many connections are open."""
+    with trio.fail_after(SOON):
+        while True:
+            if len(await control.ask(Topic.CONNECTIONS, state="open")) == count:
+                return
+            await trio.sleep(0.05)
+
+
+async def until_none_is_open(control: Control) -> None:
+    await until_open(control, 0)
+
+
+PATIENT = replace(DEFAULTS, connection=replace(DEFAULTS.connection, dial_timeout=300.0))
+"""With these bounds a wait lasts for minutes, unless the other side's end ends it."""
