@@ -7,11 +7,17 @@ from random import Random
 from tests.support.fake_mesh import HBONE, FakeMesh, balancer
 from tests.support.random_mesh import Builder
 from ztunnel.decide.balance import SelectionMode, select_endpoint
-from ztunnel.decide.survey import survey_endpoints
+from ztunnel.decide.survey import Surveyed, survey_endpoints
 from ztunnel.model.service import LoadBalancerMode, LoadBalancerScope
 from ztunnel.model.workload import Locality
+from ztunnel.slices import at_once
 
 STANDARD = SelectionMode.STANDARD
+
+
+def survey(*arguments) -> list[Surveyed]:
+    """The endpoints, without pauses."""
+    return list(at_once(survey_endpoints(*arguments)).values())
 
 
 def test_possible_are_just_those_that_can_be_chosen():
@@ -36,7 +42,7 @@ def test_possible_are_just_those_that_can_be_chosen():
             ]
             chosen = {draw.workload.uid for draw in draws if not isinstance(draw, str)}
             ports = {draw.workload.uid: draw.port for draw in draws if not isinstance(draw, str)}
-            surveyed = survey_endpoints(mesh, service, port, source, mode, avoid)
+            surveyed = survey(mesh, service, port, source, mode, avoid)
             assert {one.uid for one in surveyed if one.possible} == chosen
             assert {one.uid: one.port for one in surveyed if one.possible} == ports
             assert {one.uid for one in surveyed} == set(mesh.endpoints(service))
@@ -61,9 +67,7 @@ def test_the_reasons():
     mesh.add_workload("far", "10.0.0.4", HBONE, behind=service, ports={80: 8080}, locality=far)
     mesh.add_workload("unnamed", "10.0.0.5", HBONE, behind=service, locality=near)
     mesh.add_workload("nowhere", "", HBONE, behind=service, ports={80: 8080}, locality=near)
-    found = {
-        one.uid.rpartition("/")[2]: one.why for one in survey_endpoints(mesh, service, 80, source, STANDARD)
-    }
+    found = {one.uid.rpartition("/")[2]: one.why for one in survey(mesh, service, 80, source, STANDARD)}
     assert found == {
         "near": "",
         "empty": "its capacity is 0",
@@ -71,10 +75,10 @@ def test_the_reasons():
         "unnamed": "port 80 is a named port that this workload does not define",
         "nowhere": "it has no address, no hostname and no network gateway",
     }
-    surveyed = survey_endpoints(mesh, service, 81, source, STANDARD)
+    surveyed = survey(mesh, service, 81, source, STANDARD)
     [gone] = {one.why for one in surveyed if one.workload is not None and one.workload.addresses}
     assert gone == "the service has no port 81; it has 80"
     mesh.add_workload("near-2", "10.0.0.6", HBONE, behind=service, ports={80: 8080}, locality=near)
-    avoided = survey_endpoints(mesh, service, 80, source, STANDARD, {"cluster//Pod/default/near"})
+    avoided = survey(mesh, service, 80, source, STANDARD, {"cluster//Pod/default/near"})
     [why] = [one.why for one in avoided if one.uid.endswith("/near")]
     assert why == "it failed a moment ago and is avoided while there are others"

@@ -13,7 +13,7 @@ An answer is a generator. It yields None where others may run, for long ones are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,23 @@ from ztunnel.decide.plans import OutboundPlan
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.explain.connections import ConnectionView, Selection
-from ztunnel.explain.way import Question, explain, plan_of
+from ztunnel.explain.way import Question, Told, telling
 from ztunnel.messages import Asked, Topic
+from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe.nurseries import task_nodes
 from ztunnel.proxy.descriptors import descriptors
-from ztunnel.proxy.flows import closed_view, open_connections, tunnels
+from ztunnel.proxy.flows import closed_view, open_connections, open_view, pool_tunnels, tunnels
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.waits import WORDS
+from ztunnel.slices import Slices
 
 SLICE = 50
 """Connections, tasks or descriptors looked at between two checkpoints: a millisecond or so."""
+
+_GLANCED = 500
+"""Connections of which only the destination is looked at between two checkpoints."""
 
 _LATEST = 5
 """Connections of the past that an explanation shows."""
@@ -115,15 +120,15 @@ def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
 def _explain(parameters: dict[str, str], here: Surroundings) -> Iterator[Any]:
     catalogue, setting = StoreCatalogue(here.shared.store), setting_of(here.config)
     question = Question(parameters.get("from", ""), parameters.get("to", ""))
-    first = plan_of(catalogue, question, setting)
-    pod = None if first is None else _pod_of(first[0], here.pods)
-    if pod is not None and pod.outbound is not None:
-        avoid = frozenset(pod.outbound.ejection.current())
-        question = Question(question.source, question.destination, avoid)
-    explanation = explain(catalogue, question, setting)
-    if first is not None:
-        explanation.live = _live(first[0], pod, catalogue, question, setting, here)
-    yield explanation
+
+    def avoided_by(source: Workload) -> Collection[str]:
+        pod = _pod_of(source, here.pods)
+        return () if pod is None or pod.outbound is None else pod.outbound.ejection.current()
+
+    told = yield from telling(catalogue, question, setting, avoided_by)
+    if told.source is not None:
+        told.explanation.live = yield from _live(told, told.source, here)
+    yield told.explanation
 
 
 def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
@@ -134,15 +139,9 @@ def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
     return None
 
 
-def _live(
-    source: Workload,
-    pod: PodProxy | None,
-    catalogue: StoreCatalogue,
-    question: Question,
-    setting: Setting,
-    here: Surroundings,
-) -> dict[str, Any]:
+def _live(told: Told, source: Workload, here: Surroundings) -> Slices[dict[str, Any]]:
     """What is true at this moment: tunnels, who is avoided, the certificate, the last connections."""
+    pod, plan = _pod_of(source, here.pods), told.plan
     if pod is None or pod.outbound is None:
         where = f"on node {source.node}" if source.node else "elsewhere"
         elsewhere = (
@@ -150,21 +149,15 @@ def _live(
             "certificates and past connections have to be asked for there."
         )
         return {"sentences": [elsewhere]}
-    planned = plan_of(catalogue, question, setting)
-    assert planned is not None
-    _, address, plan = planned
     certificate, trouble = _certificate(source, here)
     sentences = [certificate, *_avoided(pod)]
     live: dict[str, Any] = {"certificateTrouble": certificate} if trouble else {}
     if isinstance(plan, OutboundPlan) and plan.authority is not None:
-        live["tunnels"] = [
-            one
-            for one in tunnels(pod)
-            if one["direction"] == "outbound" and one["peer"] == str(plan.next_hop)
-        ]
+        live["tunnels"] = list(pool_tunnels(pod, plan.next_hop))
         if not live["tunnels"]:
             live["noTunnel"] = f"no tunnel to {plan.next_hop} stands; the next connection makes one."
-    live["connections"] = _latest(pod, str(address), here)
+    assert told.destination is not None
+    live["connections"] = yield from _latest(pod, told.destination, here)
     live["sentences"] = sentences
     return live
 
@@ -188,13 +181,23 @@ def _avoided(pod: PodProxy) -> Iterator[str]:
             yield f"endpoint {uid} failed {seconds:.1f} s ago and is avoided while there are others."
 
 
-def _latest(pod: PodProxy, address: str, here: Surroundings) -> list[ConnectionView]:
+def _latest(pod: PodProxy, address: SocketAddress, here: Surroundings) -> Slices[list[ConnectionView]]:
     """The last connections of a pod to a destination, those that are open first."""
-    found = [view for view in open_connections(pod) if view.destination == address]
-    now, name = here.shared.wall_clock(), pod.context.name
-    for entry in here.shared.history.latest():
+    found: list[ConnectionView] = []
+    for number, entry in enumerate(list(pod.context.connections.outbound), 1):
+        if entry.report is not None and entry.report.destination == address:
+            view = open_view(pod.context.name, entry)
+            found += () if view is None else (view,)
         if len(found) >= _LATEST:
-            break
-        if entry.pod == name and entry.direction == "outbound" and str(entry.destination) == address:
-            found.append(closed_view(entry, now))
-    return found[:_LATEST]
+            return found
+        if number % _GLANCED == 0:
+            yield
+    now, name = here.shared.wall_clock(), pod.context.name
+    for number, was in enumerate(here.shared.history.latest(), 1):
+        if was.destination == address and was.pod == name and was.direction == "outbound":
+            found.append(closed_view(was, now))
+        if len(found) >= _LATEST:
+            return found
+        if number % _GLANCED == 0:
+            yield
+    return found

@@ -16,6 +16,10 @@ from ztunnel.explain.answer import ArrivalView, PolicyView
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
+from ztunnel.slices import Slices
+
+POLICIES_SLICE = 20
+"""Policies that are explained between two pauses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ def named(workload: Workload) -> str:
 
 def arrive(
     view: MeshView, source: Workload, plan: OutboundPlan, setting: Setting, notes: list[str]
-) -> ArrivalView | None:
+) -> Slices[ArrivalView | None]:
     """What happens at the next hop; None where the next hop has no ztunnel, or decides by itself.
 
     ``notes`` gets what is odd on the way.
@@ -93,14 +97,16 @@ def arrive(
         return ArrivalView(
             name, why=admitted.why, allowed=False, reason=f"{admitted.text} ({admitted.kind.value})"
         )
-    return _judge(
-        view, source, workload, admitted.destination, source.identity, str(admitted.dial), admitted.why
+    return (
+        yield from _judge(
+            view, source, workload, admitted.destination, source.identity, str(admitted.dial), admitted.why
+        )
     )
 
 
 def arrive_plain(
     view: MeshView, source: Workload, workload: Workload, destination: SocketAddress, setting: Setting
-) -> ArrivalView:
+) -> Slices[ArrivalView]:
     """What happens to plain TCP that arrives at a workload of the mesh."""
     admitted = admit_plaintext(
         view,
@@ -117,7 +123,11 @@ def arrive_plain(
             allowed=False,
             reason=f"{admitted.text} ({admitted.kind.value})",
         )
-    return _judge(view, source, workload, admitted.destination, None, str(admitted.dial), admitted.why)
+    return (
+        yield from _judge(
+            view, source, workload, admitted.destination, None, str(admitted.dial), admitted.why
+        )
+    )
 
 
 def _judge(
@@ -128,12 +138,14 @@ def _judge(
     identity: Identity | None,
     dials: str,
     why: tuple[str, ...],
-) -> ArrivalView:
+) -> Slices[ArrivalView]:
     facts = PolicyFacts(client_address(source), destination, identity)
     verdict = authorize(view, workload, facts)
     policies, missing = applicable_policies(view, workload)
     views = []
-    for policy in sorted(policies, key=lambda one: one.key):
+    for number, policy in enumerate(sorted(policies, key=lambda one: one.key), 1):
+        if number % POLICIES_SLICE == 0:
+            yield
         matches, clues = explain_policy(policy, facts)
         views.append(
             PolicyView(

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ztunnel.decide.view import MeshView
 from ztunnel.model.address import NamespacedHostname
+from ztunnel.model.workload import Workload
 from ztunnel.state.store import MeshStore
+
+PART = 1000
+"""Names that are handed out at a time. To look at each of them takes a fraction of a millisecond."""
 
 
 class Catalogue(Protocol):
-    """The names of all workloads and services, and the mesh that they are of."""
+    """The names of all workloads and services, and the mesh that they are of.
+
+    Names come in parts. The mesh may change between two parts: a name that has gone by then may still come.
+    """
 
     @property
     def view(self) -> MeshView:
         """The mesh."""
         ...
 
-    def uids(self) -> Iterable[str]:
-        """The uids of all workloads, in no order."""
+    def uids(self) -> Iterator[Sequence[str]]:
+        """The uids of all workloads, in no order, at most `PART` at a time."""
         ...
 
-    def services(self) -> Iterable[NamespacedHostname]:
-        """The keys of all services, in no order."""
+    def services(self) -> Iterator[Sequence[NamespacedHostname]]:
+        """The keys of all services, in no order, at most `PART` at a time."""
+        ...
+
+    def read(self, uid: str) -> Workload | None:
+        """A workload, without taking the place of one that connections use in any cache."""
+        ...
+
+    def mentions(self, uid: str, text: str) -> bool:
+        """Whether a text occurs in what is known of a workload. Costs far less than reading it."""
         ...
 
 
@@ -38,12 +53,27 @@ class StoreCatalogue:
         """The store itself."""
         return self._store
 
-    def uids(self) -> Iterable[str]:
+    def uids(self) -> Iterator[Sequence[str]]:
         """The uids of all workloads."""
-        return self._store.workloads.uids()
+        for shelf in range(self._store.workloads.shelves):
+            yield from _parts(self._store.workloads.uids_on(shelf))
 
-    def services(self) -> Iterable[NamespacedHostname]:
+    def services(self) -> Iterator[Sequence[NamespacedHostname]]:
         """The keys of all services."""
-        for hostname in self._store.services.hostnames():
-            for entry in self._store.services.by_hostname(hostname):
-                yield entry.key
+        services = self._store.services
+        for hostnames in _parts(services.hostnames()):
+            yield [entry.key for hostname in hostnames for entry in services.by_hostname(hostname)]
+
+    def read(self, uid: str) -> Workload | None:
+        """A workload, decoded for this once."""
+        return self._store.workloads.read(uid)
+
+    def mentions(self, uid: str, text: str) -> bool:
+        """Whether the bytes of a workload hold a text."""
+        body = self._store.workloads.body(uid)
+        return body is not None and text.encode() in body
+
+
+def _parts(names: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), PART):
+        yield names[start : start + PART]

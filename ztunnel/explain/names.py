@@ -1,28 +1,32 @@
-"""What a person means by a name: a pod, a service, an address; and the nearest for a name that is none."""
+"""What a person means by a name: a pod, a service, an address.
+
+A name that no index knows is looked for among all names, with pauses (`ztunnel.slices`). For one that is none
+the error brings the nearest (`ztunnel.explain.nearest`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from heapq import nlargest
-from itertools import islice
+from heapq import nsmallest
 
 from ztunnel.decide.balance import best_service, find_address
 from ztunnel.errors import ZtunnelError
 from ztunnel.explain.catalogue import Catalogue
+from ztunnel.explain.nearest import nearest_names
 from ztunnel.model.address import IPAddress, SocketAddress, parse_ip
 from ztunnel.model.service import Service
 from ztunnel.model.workload import Workload
-
-NEAREST = 5
-"""Names that are offered in place of one that does not exist."""
-
-_COMPARED = 400
-"""Names that are compared in full: in a big mesh those that share a beginning with what was asked for."""
+from ztunnel.slices import Slices
 
 _READ = 2000
-"""Workloads that are read one by one for a name that no uid ends in: a question must not hold up traffic."""
+"""Objects that are read one by one for a name that no key ends in."""
+
+_READ_SLICE = 50
+"""Objects that are read between two pauses, some 20 µs each."""
+
+_FIRST = 200
+"""Endpoints of a headless service that are looked at for one with an address."""
 
 
 class UnclearError(ZtunnelError):
@@ -44,21 +48,21 @@ class Destination:
     service: Service | None = None
 
 
-def find_source(catalogue: Catalogue, text: str, network: str) -> Workload:
+def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workload]:
     """The workload that ``namespace/name``, a uid, or an address (``network/ip`` too) means.
 
     Raises UnclearError.
     """
-    found = _workload(catalogue, text, network)
+    found = yield from _workload(catalogue, text, network)
     if found is None:
-        names = (_short(uid) for uid in catalogue.uids())
-        raise UnclearError(f"There is no workload {text}.", nearest_names(text, names))
+        names = ([_short(uid) for uid in uids] for uids in catalogue.uids())
+        raise UnclearError(f"There is no workload {text}.", (yield from nearest_names(text, names)))
     return found
 
 
 def find_destination(
     catalogue: Catalogue, text: str, source: Workload, network: str, domain: str
-) -> Destination:
+) -> Slices[Destination]:
     """The address that a client at ``source`` connects to, if it asks for ``text``.
 
     An ``ip:port``; a service as ``namespace/name``, or by a hostname as the pod's DNS completes it; a pod as
@@ -78,15 +82,14 @@ def find_destination(
         if port is None:
             raise UnclearError(f"{text} needs a port: {text}:80 for instance.")
         return Destination(SocketAddress(ip, port), "")
-    service = _service(catalogue, name, source, domain)
+    service = yield from _service(catalogue, name, source, domain)
     if service is not None:
         return _of_service(catalogue, service, _port(service, port, text), source)
-    workload = _workload(catalogue, name, network)
+    workload = yield from _workload(catalogue, name, network)
     if workload is None:
-        keys = catalogue.services()
         raise UnclearError(
             f"There is no service or workload {name} that {source.namespace}/{source.name} could mean.",
-            nearest_names(name, (f"{key.namespace}/{key.hostname.partition('.')[0]}" for key in keys)),
+            (yield from nearest_names(_as_shown(name, source), _service_names(catalogue))),
         )
     if port is None:
         raise UnclearError(f"{text} is a workload, so it needs a port: {text}:80 for instance.")
@@ -104,8 +107,9 @@ def _of_service(catalogue: Catalogue, service: Service, port: int, source: Workl
             f"{service.hostname} is service {service.key}, with the virtual address {vips[0].ip}.",
             service,
         )
-    for uid, endpoint in sorted(catalogue.view.endpoints(service).items()):
-        workload = catalogue.view.workload(uid)
+    endpoints = catalogue.view.endpoints(service)
+    for uid in nsmallest(_FIRST, endpoints):
+        workload, endpoint = catalogue.view.workload(uid), endpoints[uid]
         own = endpoint.ports.get(port) or service.ports.get(port)
         if workload is not None and workload.addresses and own:
             return Destination(
@@ -125,12 +129,12 @@ def _port(service: Service, port: int | None, text: str) -> int:
     raise UnclearError(f"Service {service.key} has {len(ports)} ports; which one is meant?", ports)
 
 
-def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> Service | None:
+def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> Slices[Service | None]:
     view = catalogue.view
     namespace, slash, short = name.partition("/")
     if slash:
         exact = view.service(namespace, short) or view.service(namespace, f"{short}.{namespace}.svc.{domain}")
-        return exact or _by_short_name(catalogue, namespace, short)
+        return exact or (yield from _by_short_name(catalogue, namespace, short))
     for hostname in (
         name.rstrip("."),
         f"{name}.{source.namespace}.svc.{domain}",
@@ -143,17 +147,37 @@ def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> 
     return None
 
 
-def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Service | None:
+def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Slices[Service | None]:
     """A service by its object's name, where the hostname is another (ServiceEntry, another domain)."""
-    for key in islice(catalogue.services(), _READ):
-        if key.namespace == namespace:
-            service = catalogue.view.service(*key)
-            if service is not None and service.name == name:
-                return service
+    known: list[str] = []
+    for keys in catalogue.services():
+        hostnames = (key.hostname for key in keys if key.namespace == namespace)
+        known = nsmallest(_READ, (*known, *hostnames))
+        yield
+    for number, hostname in enumerate(known, 1):
+        service = catalogue.view.service(namespace, hostname)
+        if service is not None and service.name == name:
+            return service
+        if number % _READ_SLICE == 0:
+            yield
     return None
 
 
-def _workload(catalogue: Catalogue, text: str, network: str) -> Workload | None:
+def _as_shown(name: str, source: Workload) -> str:
+    """A hostname as `_service_names` would show it, if there were such a service."""
+    if "/" in name:
+        return name
+    short, _, rest = name.partition(".")
+    return f"{rest.partition('.')[0] or source.namespace}/{short}"
+
+
+def _service_names(catalogue: Catalogue) -> Iterator[list[str]]:
+    """``namespace/name`` of all services, as their hostnames begin."""
+    for keys in catalogue.services():
+        yield [f"{key.namespace}/{key.hostname.partition('.')[0]}" for key in keys]
+
+
+def _workload(catalogue: Catalogue, text: str, network: str) -> Slices[Workload | None]:
     view = catalogue.view
     exact = view.workload(text)
     if exact is not None:
@@ -165,15 +189,29 @@ def _workload(catalogue: Catalogue, text: str, network: str) -> Workload | None:
     if "/" not in text:
         return None
     tail = f"/{text}"
-    uids = [uid for uid in catalogue.uids() if uid.endswith(tail)]
-    if uids:
+    found: list[str] = []
+    for uids in catalogue.uids():
+        found += [uid for uid in uids if uid.endswith(tail)]
+        yield
+    if found:
         # a pod before a WorkloadEntry of the same name
-        return view.workload(min(uids, key=lambda uid: ("/Pod/" not in uid, uid)))
+        return view.workload(min(found, key=lambda uid: ("/Pod/" not in uid, uid)))
+    return (yield from _by_own_name(catalogue, text))
+
+
+def _by_own_name(catalogue: Catalogue, text: str) -> Slices[Workload | None]:
+    """A workload whose uid does not end in its name: the first of those that mention it, by uid."""
     namespace, _, name = text.partition("/")
-    for uid in islice(catalogue.uids(), _READ):
-        workload = view.workload(uid)
+    known: list[str] = []
+    for uids in catalogue.uids():
+        known = nsmallest(_READ, (*known, *(uid for uid in uids if catalogue.mentions(uid, name))))
+        yield
+    for number, uid in enumerate(known, 1):
+        workload = catalogue.read(uid)
         if workload is not None and (workload.namespace, workload.name) == (namespace, name):
             return workload
+        if number % _READ_SLICE == 0:
+            yield
     return None
 
 
@@ -194,27 +232,3 @@ def _ip(text: str) -> IPAddress | None:
 def _short(uid: str) -> str:
     """``namespace/name`` of a uid."""
     return "/".join(uid.rsplit("/", 2)[-2:])
-
-
-def nearest_names(text: str, names: Iterable[str]) -> list[str]:
-    """Of all names those most like a text, the best first; only those that are alike at all."""
-    wanted = text.casefold()
-    start = wanted.rpartition("/")[2][:2]
-    known = set(names)
-    if len(known) > _COMPARED:
-        space = wanted.partition("/")[0]
-        known = {
-            name
-            for name in known
-            if name.casefold().startswith(f"{space}/") or name.rpartition("/")[2].casefold().startswith(start)
-        }
-    scored = ((_likeness(wanted, name.casefold()), name) for name in islice(sorted(known), _COMPARED))
-    return [name for score, name in nlargest(NEAREST, scored) if score > 0.5]
-
-
-def _likeness(wanted: str, name: str) -> float:
-    last = SequenceMatcher(None, wanted.rpartition("/")[2], name.rpartition("/")[2], autojunk=False)
-    if last.real_quick_ratio() < 0.5:
-        return 0.0
-    whole = SequenceMatcher(None, wanted, name, autojunk=False)
-    return max(last.ratio(), whole.ratio())

@@ -1,17 +1,21 @@
 """The whole way of one connection, told: from a pod to a destination, through the decisions themselves.
 
-`explain` runs `route` for the client's side, and for the other end, where it is known here, the decisions of
+`telling` runs `route` for the client's side, and for the other end, where it is known here, the decisions of
 `ztunnel.explain.arrival`. What it adds is the reading: which endpoints there were and why not
 the others, which policies apply and which clause decides, and one sentence at the end.
 
 Randomness: where the real decision draws one of several endpoints, so does this one, from a generator made
 of the question; so the same question about the same mesh has the same answer.
+
+Pauses: a mesh may have 100,000 workloads, and who is asked carries traffic meanwhile. The decision itself is
+made in one go, as for a connection; names, endpoints and policies are gone through in slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from heapq import nsmallest
 from random import Random
 
 from ztunnel.decide.balance import SelectionMode, service_by_address
@@ -22,7 +26,7 @@ from ztunnel.decide.plans import (
     Refusal,
 )
 from ztunnel.decide.route import route
-from ztunnel.decide.survey import survey_endpoints
+from ztunnel.decide.survey import SLICE, Surveyed, survey_endpoints
 from ztunnel.explain.answer import (
     ArrivalView,
     EndpointView,
@@ -38,13 +42,13 @@ from ztunnel.explain.names import Destination, UnclearError, find_destination, f
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.service import Service
 from ztunnel.model.workload import HealthStatus, Protocol, Workload
+from ztunnel.slices import Slices, at_once
 
 POLICY_CODE = "ZT-POL-001"
 _ENDPOINTS = 200
 """Endpoints that an answer lists; the chosen one is always among them."""
 
-_LEFT_OUT = 500
-"""Workloads of a service's namespace that are looked at for those that its health policy left out."""
+_STATES = ("chosen", "possible", "left out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +60,59 @@ class Question:
     avoid: Collection[str] = ()
 
 
-def explain(catalogue: Catalogue, question: Question, setting: Setting) -> Explanation:
-    """Tell the way of a connection. Never raises for a name that is none: the outcome then is UNKNOWN."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An explanation, and for what only a running data plane can add to it, what it was made from.
+
+    source, destination, plan: None when the question is unclear; plan also for a client outside the mesh.
+    """
+
+    explanation: Explanation
+    source: Workload | None = None
+    destination: SocketAddress | None = None
+    plan: OutboundPlan | Refusal | None = None
+
+
+def _nobody(_source: Workload) -> Collection[str]:
+    return ()
+
+
+def telling(
+    catalogue: Catalogue,
+    question: Question,
+    setting: Setting,
+    avoided_by: Callable[[Workload], Collection[str]] = _nobody,
+) -> Slices[Told]:
+    """Tell the way of a connection. Never raises for a name that is none: the outcome then is UNKNOWN.
+
+    avoided_by: whom a client avoids beside those of the question, asked once it is known who the client is.
+    """
     try:
-        source = find_source(catalogue, question.source, setting.network)
-        destination = find_destination(
+        source = yield from find_source(catalogue, question.source, setting.network)
+        destination = yield from find_destination(
             catalogue, question.destination, source, setting.network, setting.cluster_domain
         )
     except UnclearError as unclear:
-        return Explanation(
-            question.source,
-            question.destination,
-            Outcome.UNKNOWN,
-            str(unclear),
-            code=unclear.code,
-            nearest=unclear.nearest,
+        return Told(
+            Explanation(
+                question.source,
+                question.destination,
+                Outcome.UNKNOWN,
+                str(unclear),
+                code=unclear.code,
+                nearest=unclear.nearest,
+            )
         )
-    return _Telling(catalogue, question, setting, source, destination).tell()
+    avoid = frozenset((*question.avoid, *avoided_by(source)))
+    question = Question(question.source, question.destination, avoid)
+    plan = _route(catalogue, question, setting, source, destination)
+    explanation = yield from _Telling(catalogue, question, setting, source, destination).tell(plan)
+    return Told(explanation, source, destination.address, plan)
 
 
-def plan_of(
-    catalogue: Catalogue, question: Question, setting: Setting
-) -> tuple[Workload, SocketAddress, OutboundPlan | Refusal | None] | None:
-    """The client, the address it connects to, and the plan (None for a client outside the mesh).
-
-    None when the question is unclear. For what only a running data plane can add to an explanation.
-    """
-    try:
-        source = find_source(catalogue, question.source, setting.network)
-        destination = find_destination(
-            catalogue, question.destination, source, setting.network, setting.cluster_domain
-        )
-    except UnclearError:
-        return None
-    return source, destination.address, _route(catalogue, question, setting, source, destination)
+def explain(catalogue: Catalogue, question: Question, setting: Setting) -> Explanation:
+    """The explanation, without pauses: where nobody is held up."""
+    return at_once(telling(catalogue, question, setting)).explanation
 
 
 def _route(
@@ -121,23 +144,24 @@ class _Telling:
         self.destination = destination
         self.notes: list[str] = []
 
-    def tell(self) -> Explanation:
+    def tell(self, plan: OutboundPlan | Refusal | None) -> Slices[Explanation]:
         if not self.source.addresses:
             self.notes.append(f"Workload {self.source.uid} has no address, so its connections are unknown.")
-        plan = _route(self.catalogue, self.question, self.setting, self.source, self.destination)
         if plan is None:
-            return self._from_outside()
+            return (yield from self._from_outside())
         if isinstance(plan, Refusal):
-            return self._answer(
-                Outcome.REFUSED,
-                f"{named(self.source)} cannot reach {self._goal()}: {plan.text} ({plan.kind.value}). "
-                f"{plan.why[-1] if plan.why else ''}".rstrip(),
-                plan,
-                code=plan.kind.value,
+            return (
+                yield from self._answer(
+                    Outcome.REFUSED,
+                    f"{named(self.source)} cannot reach {self._goal()}: {plan.text} ({plan.kind.value}). "
+                    f"{plan.why[-1] if plan.why else ''}".rstrip(),
+                    plan,
+                    code=plan.kind.value,
+                )
             )
-        arrival = arrive(self.view, self.source, plan, self.setting, self.notes)
+        arrival = yield from arrive(self.view, self.source, plan, self.setting, self.notes)
         outcome, code, summary = self._end(plan, arrival)
-        return self._answer(outcome, summary, plan, arrival, code)
+        return (yield from self._answer(outcome, summary, plan, arrival, code))
 
     # -- the client's side -------------------------------------------------------------------------------
 
@@ -148,7 +172,8 @@ class _Telling:
         plan: OutboundPlan | Refusal,
         arrival: ArrivalView | None = None,
         code: str = "",
-    ) -> Explanation:
+    ) -> Slices[Explanation]:
+        endpoints = yield from self._endpoints(plan)
         how = (self.destination.how,) if self.destination.how else ()
         return Explanation(
             self.question.source,
@@ -160,7 +185,7 @@ class _Telling:
             destination=str(self.destination.address),
             steps=tuple(StepTaken(step.name, step.value) for step in plan.steps),
             why=(*how, *plan.why),
-            endpoints=self._endpoints(plan),
+            endpoints=endpoints,
             plan=self._plan(plan) if isinstance(plan, OutboundPlan) else None,
             arrival=arrival,
             notes=tuple(self.notes),
@@ -175,9 +200,7 @@ class _Telling:
             through = "network gateway, then waypoint" if plan.waypoint else "network gateway"
         return PlanView(
             protocol=plan.protocol.value,
-            next_hop=str(plan.next_hop)
-            if plan.resolve is None
-            else f"{plan.resolve.hostname}:{plan.next_hop.port}",
+            next_hop=_next_hop(plan),
             authority=plan.authority or "",
             presents=str(self.source.identity) if mesh else "",
             expects=plan.expected,
@@ -188,7 +211,7 @@ class _Telling:
             through=through,
         )
 
-    def _endpoints(self, plan: OutboundPlan | Refusal) -> tuple[EndpointView, ...]:
+    def _endpoints(self, plan: OutboundPlan | Refusal) -> Slices[tuple[EndpointView, ...]]:
         """The endpoints of the service that was addressed; those of a waypoint or gateway are its own."""
         service = self.destination.service
         if service is None:
@@ -198,47 +221,42 @@ class _Telling:
         if service is None:
             return ()
         port = self.destination.address.port
-        found = survey_endpoints(
+        found = yield from survey_endpoints(
             self.view, service, port, self.source, SelectionMode.STANDARD, self.question.avoid
         )
         chosen = ""
         if isinstance(plan, OutboundPlan) and plan.destination_workload is not None:
             chosen = plan.endpoint_uid or plan.destination_workload.uid
-        views = [
-            EndpointView(
-                one.uid,
-                "chosen" if one.uid == chosen else "possible" if one.possible else "left out",
-                one.why,
-                "" if one.workload is None else one.workload.name,
-                "" if one.workload is None or not one.workload.addresses else str(one.workload.addresses[0]),
-                one.port,
-            )
-            for one in found
-        ]
-        order = {"chosen": 0, "possible": 1, "left out": 2}
-        views += self._unhealthy(service, {one.uid for one in found})
-        views.sort(key=lambda one: (order[one.state], one.uid))
-        if len(views) > _ENDPOINTS:
-            self.notes.append(f"Of {len(views)} endpoints {_ENDPOINTS} are listed.")
-        return tuple(views[:_ENDPOINTS])
+        unhealthy = yield from self._unhealthy(service, found)
+        total = len(found) + len(unhealthy)
+        if total > _ENDPOINTS:
+            self.notes.append(f"Of {total} endpoints {_ENDPOINTS} are listed.")
+        ranked = ((_state(one, chosen), one.uid) for one in (*found.values(), *unhealthy.values()))
+        return tuple(
+            _endpoint_view(found.get(uid) or unhealthy[uid], _STATES[state])
+            for state, uid in nsmallest(_ENDPOINTS, ranked)
+        )
 
-    def _unhealthy(self, service: Service, known: Collection[str]) -> list[EndpointView]:
+    def _unhealthy(self, service: Service, known: Collection[str]) -> Slices[dict[str, Surveyed]]:
         """Workloads that belong to the service and are no endpoints, since they are not healthy."""
-        part = f"/{service.namespace}/"
-        uids = [uid for uid in self.catalogue.uids() if part in uid and uid not in known]
-        left_out = []
-        for uid in sorted(uids)[:_LEFT_OUT]:
-            workload = self.view.workload(uid)
-            if workload is not None and service.key in workload.services:
-                healthy = workload.status is HealthStatus.HEALTHY
-                why = "it is no endpoint" if healthy else "it is not healthy (not ready)"
-                address = str(workload.addresses[0]) if workload.addresses else ""
-                left_out.append(EndpointView(uid, "left out", why, workload.name, address))
+        key = str(service.key)
+        left_out: dict[str, Surveyed] = {}
+        for uids in self.catalogue.uids():
+            mentioning = [uid for uid in uids if uid not in known and self.catalogue.mentions(uid, key)]
+            yield
+            for number, uid in enumerate(mentioning, 1):
+                workload = self.catalogue.read(uid)
+                if workload is not None and service.key in workload.services:
+                    healthy = workload.status is HealthStatus.HEALTHY
+                    why = "it is no endpoint" if healthy else "it is not healthy (not ready)"
+                    left_out[uid] = Surveyed(uid, workload, 0, why)
+                if number % SLICE == 0:
+                    yield
         return left_out
 
     # -- a client outside the mesh -----------------------------------------------------------------------
 
-    def _from_outside(self) -> Explanation:
+    def _from_outside(self) -> Slices[Explanation]:
         """Nothing captures the client's traffic: it arrives as plain TCP, and policies see no identity."""
         self.notes.append(
             f"{named(self.source)} is not in the mesh (it does not speak HBONE), so no ztunnel takes "
@@ -253,17 +271,15 @@ class _Telling:
         port = address.port
         endpoints: tuple[EndpointView, ...] = ()
         if service is not None and (workload is None or service is self.destination.service):
-            found = survey_endpoints(self.view, service, port, self.source, SelectionMode.STANDARD)
-            possible = [one for one in found if one.possible and one.workload is not None]
-            workload = possible[0].workload if possible else None
-            port = possible[0].port if possible else port
-            endpoints = tuple(
-                EndpointView(one.uid, "possible" if one.possible else "left out", one.why, port=one.port)
-                for one in found[:_ENDPOINTS]
-            )
+            found = yield from survey_endpoints(self.view, service, port, self.source, SelectionMode.STANDARD)
+            possible = next((one for one in found.values() if one.possible), None)
+            workload = None if possible is None else possible.workload
+            port = port if possible is None else possible.port
+            ranked = nsmallest(_ENDPOINTS, ((_state(one, ""), uid) for uid, one in found.items()))
+            endpoints = tuple(_endpoint_view(found[uid], _STATES[state]) for state, uid in ranked)
         arrival = None
         if workload is not None and workload.protocol is Protocol.HBONE and workload.addresses:
-            arrival = arrive_plain(
+            arrival = yield from arrive_plain(
                 self.view, self.source, workload, SocketAddress(workload.addresses[0], port), self.setting
             )
         name = named(self.source)
@@ -330,6 +346,18 @@ def plan_way(plan: OutboundPlan) -> str:
     if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
         return "network gateway"
     return "waypoint" if plan.waypoint else ""
+
+
+def _state(one: Surveyed, chosen: str) -> int:
+    """The place of its state in `_STATES`: in this order endpoints are listed."""
+    return 0 if one.uid == chosen else 1 if one.possible else 2
+
+
+def _endpoint_view(one: Surveyed, state: str) -> EndpointView:
+    workload = one.workload
+    name = "" if workload is None else workload.name
+    address = str(workload.addresses[0]) if workload is not None and workload.addresses else ""
+    return EndpointView(one.uid, state, one.why, name, address, one.port)
 
 
 def _next_hop(plan: OutboundPlan) -> str:

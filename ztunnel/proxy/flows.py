@@ -135,8 +135,24 @@ def closed_view(entry: Remembered, now: float) -> ConnectionView:
 
 def tunnels(pod: PodProxy) -> Iterator[dict[str, Any]]:
     """The tunnels of a pod: those of its pool, and those of its peers."""
-    if pod.outbound is not None:
-        for key, tunnel in pod.outbound.pool.tunnels():
+    yield from pool_tunnels(pod)
+    if pod.inbound is not None:
+        for served in list(pod.inbound.tunnels):
+            sock = _socket_of(served)
+            yield {
+                "pod": pod.context.name,
+                "direction": "inbound",
+                "peer": "" if sock is None else address_of(sock, peer=True),
+                **_tunnel(served),
+            }
+
+
+def pool_tunnels(pod: PodProxy, next_hop: SocketAddress | None = None) -> Iterator[dict[str, Any]]:
+    """The tunnels of a pod's pool; only those to one next hop, if it is named."""
+    if pod.outbound is None:
+        return
+    for key, tunnel in pod.outbound.pool.tunnels():
+        if next_hop is None or key.next_hop == next_hop:
             yield {
                 "pod": pod.context.name,
                 "direction": "outbound",
@@ -148,15 +164,6 @@ def tunnels(pod: PodProxy) -> Iterator[dict[str, Any]]:
                 "canOpen": tunnel.can_open,
                 "idleSeconds": None if tunnel.streams else round(trio.current_time() - tunnel.idle_since, 3),
                 **_tunnel(tunnel),
-            }
-    if pod.inbound is not None:
-        for served in list(pod.inbound.tunnels):
-            sock = _socket_of(served)
-            yield {
-                "pod": pod.context.name,
-                "direction": "inbound",
-                "peer": "" if sock is None else address_of(sock, peer=True),
-                **_tunnel(served),
             }
 
 

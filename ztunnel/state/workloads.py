@@ -52,6 +52,15 @@ class WorkloadIndex:
         """The uids of all workloads, in no useful order."""
         return list(chain.from_iterable(self._bodies))
 
+    @property
+    def shelves(self) -> int:
+        """How many parts the workloads are kept in."""
+        return len(self._bodies)
+
+    def uids_on(self, shelf: int) -> list[str]:
+        """The uids of one part: for going through all of them with pauses."""
+        return list(self._bodies[shelf])
+
     def body(self, uid: str) -> bytes | None:
         """The bytes of a workload's Address."""
         return self._shelf(uid).get(uid)

@@ -20,6 +20,7 @@ from ztunnel.explain.whatif import Change, Connection, PolicyChange
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity, InvalidIdentityError
 from ztunnel.model.workload import Workload
+from ztunnel.slices import at_once
 from ztunnel.tools.ask import ADMIN, REFUSED, AskError, fail, get, read_file
 
 _EPILOG = """\
@@ -168,7 +169,7 @@ def _dumped(path: str) -> tuple[SavedMesh, list[Connection]]:
 
 def _pod(mesh: SavedMesh, name: str) -> Workload | None:
     try:
-        return find_source(mesh.catalogue, name, mesh.setting.network)
+        return at_once(find_source(mesh.catalogue, name, mesh.setting.network))
     except UnclearError:
         return None
 

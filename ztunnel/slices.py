@@ -1,0 +1,25 @@
+"""Long work of pure functions in slices: a generator that pauses, so that whoever runs it can let others run.
+
+What is long is written as a generator that yields after each bounded piece of work and returns its result.
+A data plane runs one with a checkpoint at each pause; a command line, which holds up nobody, runs it at once.
+What a slice looks at may have changed when the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeAlias, TypeVar
+
+T = TypeVar("T")
+Slices: TypeAlias = Generator[None, None, T]
+"""Yields None at each pause; its return value is the result."""
+
+
+def at_once(slices: Slices[T]) -> T:
+    """The result, without pauses."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            result: T = end.value
+            return result
