@@ -6,7 +6,7 @@ Counted is what takes time: names that are handed out, workloads that are read, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -14,6 +14,7 @@ from tests.explain.meshes import store_of
 from tests.support import big_meshes
 from tests.support.fake_mesh import HBONE, FakeMesh
 from ztunnel.decide import survey
+from ztunnel.decide.authorize import explain_policy
 from ztunnel.explain import arrival, catalogue, nearest
 from ztunnel.explain.answer import Outcome
 from ztunnel.explain.arrival import Setting
@@ -54,7 +55,7 @@ class Counting(StoreCatalogue):
         self.work["glanced"] += 1
         return super().mentions(uid, text)
 
-    def uids(self) -> Iterator[list[str]]:
+    def uids(self) -> Iterator[Sequence[str]]:
         for part in super().uids():
             self.work["named"] += len(part)
             yield part
@@ -158,7 +159,7 @@ def test_policies_are_explained_some_at_a_time(compared, monkeypatch):
     mesh.add_workload("server", "10.0.0.2", HBONE)
     for number in range(130):
         mesh.add_policy(f"one-{number}", Action.DENY, ((Match(destination_ports=(number + 1,)),),))
-    monkeypatch.setattr(arrival, "explain_policy", counted(compared, "policies", arrival.explain_policy))
+    monkeypatch.setattr(arrival, "explain_policy", counted(compared, "policies", explain_policy))
     told, done = slices(Counting(store_of(mesh)), Question("default/client", "10.0.0.2:80"), compared)
     assert told.explanation.outcome is Outcome.REFUSED
     assert sum(one["policies"] for one in done) == 130
