@@ -19,7 +19,7 @@ are wanted or not needed any more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, KeysView
+from collections.abc import Callable, Iterator, KeysView
 from typing import NamedTuple
 
 from ztunnel.messages import MeshDelta, Origin, Resource
@@ -36,8 +36,8 @@ from ztunnel.state.workloads import WorkloadIndex
 _SERVICE = (b"\x12", b'{"service"')
 """How an Address that holds a service begins, as every writer writes it, and how one of the file does."""
 
-_POSTPONED_PER_ITEM = 16
-"""To see that a resource is a service, whose turn comes later, costs this much less than to apply one."""
+_ITEM, _POSTPONED = 16, 1
+"""What it costs to apply a resource, and to see that it is a service, whose turn comes later."""
 
 
 class RemovedWorkload(NamedTuple):
@@ -74,8 +74,7 @@ class Application(ABC):
         self._from_file = delta.origin is Origin.LOCAL
         self._touched = touched
         self._refused: dict[int, RejectedError] = {}
-        self._next = 0
-        self._next_removal = 0
+        self._work = self._apply_all()
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
@@ -113,18 +112,34 @@ class Application(ABC):
         )
 
     def step(self, max_items: int = 64) -> bool:
-        """Put up to ``max_items`` more resources or removals into force. Returns True when all are.
+        """Puts up to ``max_items`` more resources or removals into force. Returns True when all are.
 
         Raises nothing on account of what the delta holds.
         """
         if not self.done:
             self._touched()
-            self.done = self._advance(max_items)
-        return self.done
+            budget = max_items * _ITEM
+            for cost in self._work:
+                budget -= cost
+                if budget <= 0:
+                    return False
+            self.done = True
+        return True
 
     @abstractmethod
-    def _advance(self, max_items: int) -> bool:
-        """What `step` does."""
+    def _apply_all(self) -> Iterator[int]:
+        """Applies all resources and removals one by one, and yields what each has cost."""
+
+    def _take(self, index: int, resource: Resource) -> None:
+        """Applies one resource, unless it is refused."""
+        try:
+            self._apply(resource)
+        except RejectedError as error:
+            self._refused[index] = error
+
+    @abstractmethod
+    def _apply(self, resource: Resource) -> None:
+        """Puts one resource into force. Raises RejectedError, and then has changed nothing."""
 
 
 class PolicyApplication(Application):
@@ -134,29 +149,20 @@ class PolicyApplication(Application):
         super().__init__(delta, touched)
         self._policies = policies
 
-    def _advance(self, max_items: int) -> bool:
-        """A refused policy leaves the one of its name, if any, in force."""
-        resources, removed = self.delta.resources, self.delta.removed
-        while max_items > 0 and self._next < len(resources):
-            name, body = resources[self._next].name, resources[self._next].body
-            try:
-                self._policies.insert(
-                    name, authorization(body, local=self._from_file), from_file=self._from_file
-                )
-            except RejectedError as error:
-                self._refused[self._next] = error
-            else:
-                self.changed_policies.add(name)
-            self._next += 1
-            max_items -= 1
-        while max_items > 0 and self._next_removal < len(removed):
-            name = removed[self._next_removal]
+    def _apply_all(self) -> Iterator[int]:
+        for index, resource in enumerate(self.delta.resources):
+            self._take(index, resource)
+            yield _ITEM
+        for name in self.delta.removed:
             # The file takes back only what is still its own.
             if (not self._from_file or self._policies.from_file(name)) and self._policies.remove(name):
                 self.changed_policies.add(name)
-            self._next_removal += 1
-            max_items -= 1
-        return self._next >= len(resources) and self._next_removal >= len(removed)
+            yield _ITEM
+
+    def _apply(self, resource: Resource) -> None:
+        policy = authorization(resource.body, local=self._from_file)
+        self._policies.insert(resource.name, policy, from_file=self._from_file)
+        self.changed_policies.add(resource.name)
 
 
 class AddressApplication(Application):
@@ -169,46 +175,27 @@ class AddressApplication(Application):
         self._workloads = workloads
         self._services = services
         self._scanner = Scanner(workloads.node)
-        self._later: list[int] = []
-        self._next_later = 0
         # By service and workload: endpoints that an unhealthy workload would be, if the service took them.
         self._turned_away: dict[NamespacedHostname, dict[str, bytes]] = {}
 
-    def _advance(self, max_items: int) -> bool:
-        resources, removed = self.delta.resources, self.delta.removed
-        budget = max_items * _POSTPONED_PER_ITEM
-        while budget > 0 and self._next < len(resources):
-            index = self._next
-            self._next += 1
-            resource = resources[index]
+    def _apply_all(self) -> Iterator[int]:
+        services: list[tuple[int, Resource]] = []
+        for index, resource in enumerate(self.delta.resources):
             if resource.body.startswith(_SERVICE):
-                self._later.append(index)
-                budget -= 1
+                services.append((index, resource))
+                yield _POSTPONED
             else:
-                self._apply(index, resource)
-                budget -= _POSTPONED_PER_ITEM
-        while budget > 0 and self._next_later < len(self._later):
-            index = self._later[self._next_later]
-            self._next_later += 1
-            self._apply(index, resources[index])
-            budget -= _POSTPONED_PER_ITEM
-        while budget > 0 and self._next_removal < len(removed):
-            self._remove(removed[self._next_removal])
-            self._next_removal += 1
-            budget -= _POSTPONED_PER_ITEM
-        # Each loop ends with budget left only when its work is done, so the last one's end is the end of all.
-        return budget > 0 or (
-            self._next >= len(resources)
-            and self._next_later >= len(self._later)
-            and self._next_removal >= len(removed)
-        )
+                self._take(index, resource)
+                yield _ITEM
+        for index, resource in services:
+            self._take(index, resource)
+            yield _ITEM
+        for name in self.delta.removed:
+            self._remove(name)
+            yield _ITEM
 
-    def _apply(self, index: int, resource: Resource) -> None:
-        try:
-            parts = self._scanner.scan(resource.body, local=self._from_file)
-        except RejectedError as error:
-            self._refused[index] = error
-            return
+    def _apply(self, resource: Resource) -> None:
+        parts = self._scanner.scan(resource.body, local=self._from_file)
         if isinstance(parts, WorkloadKeys):
             self._insert_workload(resource, parts)
         else:

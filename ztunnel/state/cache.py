@@ -35,12 +35,13 @@ class GenerationCache(Generic[_K, _V]):
                 self.put(key, value)
         return value
 
-    def put(self, key: _K, value: _V) -> None:
-        """Remember a value, which must not be None."""
+    def put(self, key: _K, value: _V) -> _V:
+        """Remembers a value, which must not be None, and returns it."""
         if len(self._young) >= self._size:
             self._old = self._young
             self._young = {}
         self._young[key] = value
+        return value
 
     def drop(self, key: _K) -> None:
         """Forget a value, if there is one."""

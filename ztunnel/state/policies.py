@@ -3,64 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
 
 from ztunnel.model.policy import Authorization, Scope
+from ztunnel.state.holders import Holders
+
+
+class _Stored(NamedTuple):
+    key: str
+    policy: Authorization
+    from_file: bool
+
+    @property
+    def place(self) -> tuple[Scope, str]:
+        """What it applies to without being referred to: its block and key in the index."""
+        scope = self.policy.scope
+        return scope, self.policy.namespace if scope is Scope.NAMESPACE else ""
 
 
 class PolicyIndex:
     """All policies by key, and those that apply without being referred to, by scope."""
 
     def __init__(self) -> None:
-        self._policies: dict[str, Authorization] = {}
-        self._from_file: set[str] = set()
-        self._by_namespace: dict[str, dict[str, Authorization]] = {}
-        self._global: dict[str, Authorization] = {}
+        self._policies: dict[str, _Stored] = {}
+        self._by_place: Holders[str, _Stored] = Holders(itemgetter(0))
 
     def __len__(self) -> int:
         return len(self._policies)
 
     def keys(self) -> list[str]:
-        """The keys of all policies."""
+        """Returns the keys of all policies."""
         return list(self._policies)
 
     def get(self, key: str) -> Authorization | None:
-        """The policy stored under a key."""
-        return self._policies.get(key)
+        """Returns the policy stored under a key."""
+        stored = self._policies.get(key)
+        return None if stored is None else stored.policy
 
     def in_namespace(self, namespace: str) -> Sequence[Authorization]:
-        """The policies of scope NAMESPACE in a namespace."""
-        policies = self._by_namespace.get(namespace)
-        return tuple(policies.values()) if policies is not None else ()
+        """Returns the policies of scope NAMESPACE in a namespace."""
+        return [stored.policy for stored in self._by_place.of(Scope.NAMESPACE, namespace)]
 
     def everywhere(self) -> Sequence[Authorization]:
-        """The policies of scope GLOBAL."""
-        return tuple(self._global.values())
+        """Returns the policies of scope GLOBAL."""
+        return [stored.policy for stored in self._by_place.of(Scope.GLOBAL, "")]
 
     def from_file(self, key: str) -> bool:
-        """Whether the policy came from the local file."""
-        return key in self._from_file
+        """Returns whether the policy came from the local file."""
+        stored = self._policies.get(key)
+        return stored is not None and stored.from_file
 
     def insert(self, key: str, policy: Authorization, *, from_file: bool) -> None:
-        """Store a policy, in place of the one with this key; its scope may be another."""
+        """Stores a policy, in place of the one with this key; its scope may be another."""
         self.remove(key)
-        self._policies[key] = policy
-        if from_file:
-            self._from_file.add(key)
-        if policy.scope is Scope.GLOBAL:
-            self._global[key] = policy
-        elif policy.scope is Scope.NAMESPACE:
-            self._by_namespace.setdefault(policy.namespace, {})[key] = policy
+        stored = self._policies[key] = _Stored(key, policy, from_file)
+        self._by_place.add(*stored.place, stored)
 
     def remove(self, key: str) -> bool:
-        """Remove a policy. Returns whether there was one."""
-        policy = self._policies.pop(key, None)
-        if policy is None:
-            return False
-        self._from_file.discard(key)
-        self._global.pop(key, None)
-        policies = self._by_namespace.get(policy.namespace)
-        if policies is not None:
-            policies.pop(key, None)
-            if not policies:
-                del self._by_namespace[policy.namespace]
-        return True
+        """Removes a policy. Returns whether there was one."""
+        stored = self._policies.pop(key, None)
+        if stored is not None:
+            self._by_place.discard(*stored.place, stored)
+        return stored is not None

@@ -10,7 +10,7 @@ when it arrives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ztunnel.model.address import NamespacedHostname
@@ -19,7 +19,8 @@ from ztunnel.model.workload import HealthStatus
 from ztunnel.state import convert
 from ztunnel.state.cache import GenerationCache
 from ztunnel.state.convert import HEALTHY, ServiceParts, unpack_endpoint
-from ztunnel.state.vips import VipIndex
+from ztunnel.state.holders import Holders
+from ztunnel.state.vips import Entry, VipIndex, namespace_of
 
 _DECODED = 4096
 _MATERIALIZED = 2048
@@ -28,87 +29,56 @@ _KINDS = 1024
 _NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
-class Entry:
-    """One stored service.
-
-    endpoints: by workload uid, packed, or as the local file wrote them.
-    """
-
-    __slots__ = ("accepts_all", "body", "endpoints", "from_file", "key")
-
-    def __init__(
-        self,
-        key: NamespacedHostname,
-        body: bytes,
-        endpoints: dict[str, bytes | Endpoint],
-        *,
-        accepts_all: bool,
-        from_file: bool,
-    ) -> None:
-        self.key = key
-        self.body = body
-        self.endpoints = endpoints
-        self.accepts_all = accepts_all
-        self.from_file = from_file
-
-
 class ServiceIndex:
     """All services, by key, hostname and virtual address, with their endpoints, and what is staged."""
 
     def __init__(self) -> None:
         self._entries: dict[NamespacedHostname, Entry] = {}
-        self._by_hostname: dict[str, Entry | list[Entry]] = {}  # nearly all hostnames have one service
+        self._by_hostname: Holders[str, Entry] = Holders(namespace_of)  # in one block
         self._staged: dict[NamespacedHostname, dict[str, bytes]] = {}
         self._decoded: GenerationCache[NamespacedHostname, Service] = GenerationCache(_DECODED)
         self._materialized: GenerationCache[NamespacedHostname, dict[str, Endpoint]] = GenerationCache(
             _MATERIALIZED
         )
         self._kinds: GenerationCache[bytes, tuple[Mapping[int, int], HealthStatus]] = GenerationCache(_KINDS)
-        self.vips: VipIndex[Entry] = VipIndex()
+        self.vips = VipIndex()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def entry(self, key: NamespacedHostname) -> Entry | None:
-        """What is stored under a key."""
+        """Returns what is stored under a key."""
         return self._entries.get(key)
 
-    def by_hostname(self, hostname: str) -> list[Entry]:
-        """What is stored for a hostname, in store order."""
-        holder = self._by_hostname.get(hostname)
-        if holder is None:
-            return []
-        return list(holder) if isinstance(holder, list) else [holder]
+    def by_hostname(self, hostname: str) -> Sequence[Entry]:
+        """Returns what is stored for a hostname, in store order."""
+        return self._by_hostname.of("", hostname)
 
     def hostnames(self) -> list[str]:
-        """All hostnames of services, in no useful order."""
-        return list(self._by_hostname)
+        """Returns all hostnames of services, in no useful order."""
+        return self._by_hostname.keys("")
 
     def staged_keys(self) -> list[NamespacedHostname]:
-        """The services that were not received, but have endpoints."""
+        """Returns the services that were not received, but have endpoints."""
         return list(self._staged)
 
     def staged(self, key: NamespacedHostname) -> Mapping[str, bytes]:
-        """The endpoints of a service that was not received, packed. Not to be changed."""
+        """Returns the endpoints of a service that was not received, packed. Not to be changed."""
         return self._staged.get(key, {})
 
     def service(self, entry: Entry) -> Service:
-        """The model value of a stored service."""
-        service = self._decoded.get(entry.key)
-        if service is None:
-            service = self.read(entry)
-            self._decoded.put(entry.key, service)
-        return service
+        """Returns the model value of a stored service."""
+        return self._decoded.get(entry.key) or self._decoded.put(entry.key, self.read(entry))
 
     def read(self, entry: Entry) -> Service:
-        """The model value, without remembering it: for going through all of them."""
+        """Returns the model value, without remembering it: for going through all of them."""
         parts = convert.address(entry.body, local=entry.from_file)
         if not isinstance(parts, ServiceParts):
             raise TypeError(f"what is stored as service {entry.key} is a workload")
         return parts.service
 
     def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
-        """The endpoints of a service by workload uid. Not to be changed; it changes with the store."""
+        """Returns the endpoints of a service by uid. Not to be changed; it changes with the store."""
         endpoints = self._materialized.get(key)
         if endpoints is None:
             entry = self._entries.get(key)
@@ -119,7 +89,7 @@ class ServiceIndex:
         return endpoints
 
     def insert(self, parts: ServiceParts, body: bytes, *, from_file: bool) -> dict[str, bytes]:
-        """Add a service, in place of the one with its key, whose endpoints and staged ones it takes over.
+        """Adds a service, in place of the one with its key, whose endpoints and staged ones it takes over.
 
         Returns the endpoints that it did not take, because they are not healthy, by uid.
         """
@@ -129,36 +99,30 @@ class ServiceIndex:
         accepts_all = balancer is not None and balancer.health_policy is HealthPolicy.ALLOW_ALL
         refused: dict[str, bytes] = {}
         endpoints: dict[str, bytes | Endpoint] = dict(written)
-        old = self._entries.pop(key, None)
+        old = self.remove(key)
         if old is not None:
-            self._unlink(old)
             if endpoints or old.from_file or (old.accepts_all and not accepts_all):
                 _take_over(endpoints, old.endpoints, refused, accepts_all=accepts_all or not old.accepts_all)
             else:
                 endpoints = old.endpoints
-        staged = self._staged.pop(key, None)
-        if staged is not None:
-            _take_over(endpoints, staged, refused, accepts_all=accepts_all)
-        entry = Entry(key, body, endpoints, accepts_all=accepts_all, from_file=from_file)
-        self._entries[key] = entry
-        holder = self._by_hostname.setdefault(key.hostname, entry)
-        if isinstance(holder, list):
-            holder.append(entry)
-        elif holder is not entry:
-            self._by_hostname[key.hostname] = [holder, entry]
+        _take_over(endpoints, self._staged.pop(key, {}), refused, accepts_all=accepts_all)
+        entry = self._entries[key] = Entry(key, body, endpoints, accepts_all, from_file)
+        self._by_hostname.add("", key.hostname, entry)
         self.vips.insert(service, entry)
         return refused
 
-    def remove(self, key: NamespacedHostname) -> bool:
-        """Remove a service and its endpoints. Returns whether there was one."""
+    def remove(self, key: NamespacedHostname) -> Entry | None:
+        """Removes a service and its endpoints. Returns what was stored."""
         entry = self._entries.pop(key, None)
-        if entry is None:
-            return False
-        self._unlink(entry)
-        return True
+        if entry is not None:
+            self.vips.remove(self.read(entry), entry)
+            self._by_hostname.discard("", key.hostname, entry)
+            self._decoded.drop(key)
+            self._materialized.drop(key)
+        return entry
 
     def add_endpoint(self, key: NamespacedHostname, uid: str, packed: bytes) -> bool:
-        """Put a workload among the endpoints of a service, or stage it for one that is not known.
+        """Puts a workload among the endpoints of a service, or stages it for one that is not known.
 
         Returns False if the service does not take it, because it is not healthy; then it is none any more.
         """
@@ -176,39 +140,22 @@ class ServiceIndex:
         return True
 
     def stage(self, key: NamespacedHostname, uid: str, packed: bytes) -> None:
-        """Keep an endpoint of a service that is not known."""
+        """Keeps an endpoint of a service that is not known."""
         self._staged.setdefault(key, {})[uid] = packed
 
     def remove_endpoint(self, key: NamespacedHostname, uid: str) -> None:
-        """Take a workload from the endpoints of a service, or from what is staged for it."""
+        """Takes a workload from the endpoints of a service, or from what is staged for it."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.endpoints.pop(uid, None)
-            shown = self._materialized.get(key)
-            if shown is not None:
-                shown.pop(uid, None)
-            return
-        staged = self._staged.get(key)
-        if staged is not None:
-            staged.pop(uid, None)
-            if not staged:
+            (self._materialized.get(key) or {}).pop(uid, None)
+        elif key in self._staged:
+            self._staged[key].pop(uid, None)
+            if not self._staged[key]:
                 del self._staged[key]
 
-    def _unlink(self, entry: Entry) -> None:
-        key = entry.key
-        self.vips.remove(self.read(entry), entry)
-        self._decoded.drop(key)
-        self._materialized.drop(key)
-        holder = self._by_hostname[key.hostname]
-        if isinstance(holder, list):
-            holder.remove(entry)
-            if len(holder) == 1:
-                self._by_hostname[key.hostname] = holder[0]
-        else:
-            del self._by_hostname[key.hostname]
-
     def endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:
-        """The endpoint that a workload is."""
+        """Returns the endpoint that a workload is."""
         if isinstance(packed, Endpoint):
             return packed
         kind = self._kinds.get(packed)

@@ -1,8 +1,8 @@
-"""Virtual addresses of services: exact ones and ranges.
+"""Stored services, and their virtual addresses: exact ones and ranges.
 
 An exact address holds at most one service a namespace. Two services of one namespace with the same address
 overwrite each other, and when either is removed the namespace has none there (as in the existing
-implementation). Nearly all addresses have one service only, which is stored as such.
+implementation).
 
 Ranges are looked up by prefix length: one dict lookup for each length that is in use in a network, however
 many ranges there are.
@@ -10,73 +10,68 @@ many ranges there are.
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 
 from ztunnel.model.address import IPAddress, NamespacedHostname
-from ztunnel.model.service import CidrVip, Service
+from ztunnel.model.service import CidrVip, Endpoint, Service
+from ztunnel.state.holders import Holders
 
 
-class _Keyed(Protocol):
-    @property
-    def key(self) -> NamespacedHostname: ...
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One stored service.
+
+    endpoints: by workload uid, packed, or as the local file wrote them.
+    """
+
+    key: NamespacedHostname
+    body: bytes
+    endpoints: dict[str, bytes | Endpoint]
+    accepts_all: bool
+    from_file: bool
 
 
-_E = TypeVar("_E", bound=_Keyed)
+namespace_of = attrgetter("key.namespace")
 
 
-class VipIndex(Generic[_E]):
-    """Finds the entries of services by network and address. An entry is whatever the owner stores."""
+class VipIndex:
+    """Finds entries by network and address."""
 
     def __init__(self) -> None:
-        # By network and IP version, then by number: one entry, or entries by namespace.
-        self._exact: dict[tuple[str, int], dict[int, _E | dict[str, _E]]] = {}
+        # Blocks are networks and IP versions, keys the numbers of addresses.
+        self._exact: Holders[int, Entry] = Holders(namespace_of)
         # By network and IP version, then by prefix length, then by the prefix as a number.
-        self._ranges: dict[tuple[str, int], dict[int, dict[int, list[tuple[int, CidrVip, _E]]]]] = {}
+        self._ranges: dict[tuple[str, int], dict[int, dict[int, list[tuple[int, CidrVip, Entry]]]]] = {}
         self._ranges_inserted = 0
 
-    def exact(self, network: str, ip: IPAddress) -> list[_E]:
-        """The entries of services with exactly this address, in store order."""
-        numbers = self._exact.get((network, ip.version))
-        holder = None if numbers is None else numbers.get(int(ip))
-        if holder is None:
-            return []
-        return list(holder.values()) if isinstance(holder, dict) else [holder]
+    def exact(self, network: str, ip: IPAddress) -> tuple[Entry, ...]:
+        """Returns the entries of services with exactly this address, in store order."""
+        return self._exact.of((network, ip.version), int(ip))
 
-    def containing(self, network: str, ip: IPAddress) -> list[tuple[CidrVip, _E]]:
-        """The ranges that contain an address, with the entries of their services, in store order."""
-        lengths = self._ranges.get((network, ip.version))
-        if lengths is None:
-            return []
+    def containing(self, network: str, ip: IPAddress) -> list[tuple[CidrVip, Entry]]:
+        """Returns the ranges that contain an address, with the entries of their services, in store order."""
         number, bits = int(ip), ip.max_prefixlen
-        found: list[tuple[int, CidrVip, _E]] = []
-        for length, ranges in lengths.items():
+        found: list[tuple[int, CidrVip, Entry]] = []
+        for length, ranges in self._ranges.get((network, ip.version), {}).items():
             found.extend(ranges.get(number >> (bits - length), ()))
-        found.sort(key=_order)
+        found.sort(key=itemgetter(0))
         return [(cidr, entry) for _, cidr, entry in found]
 
-    def insert(self, service: Service, entry: _E) -> None:
-        """Make a service findable by its addresses."""
-        namespace = entry.key.namespace
+    def insert(self, service: Service, entry: Entry) -> None:
+        """Makes a service findable by its addresses."""
         for network, ip in service.vips:
-            numbers = self._exact.setdefault((network, ip.version), {})
-            number = int(ip)
-            holder = numbers.get(number)
-            if isinstance(holder, dict):
-                holder[namespace] = entry
-            elif holder is None or holder.key.namespace == namespace:
-                numbers[number] = entry
-            else:
-                numbers[number] = {holder.key.namespace: holder, namespace: entry}
+            self._exact.add((network, ip.version), int(ip), entry)
         for vip in service.cidr_vips:
             lengths = self._ranges.setdefault((vip.network, vip.cidr.version), {})
             ranges = lengths.setdefault(vip.cidr.prefixlen, {})
             self._ranges_inserted += 1
             ranges.setdefault(_prefix(vip), []).append((self._ranges_inserted, vip, entry))
 
-    def remove(self, service: Service, entry: _E) -> None:
-        """Undo `insert`."""
+    def remove(self, service: Service, entry: Entry) -> None:
+        """Undoes `insert`."""
         for network, ip in service.vips:
-            self._remove_exact((network, ip.version), int(ip), entry.key.namespace)
+            self._exact.discard((network, ip.version), int(ip), entry)
         for vip in service.cidr_vips:
             network_and_version = vip.network, vip.cidr.version
             lengths = self._ranges.get(network_and_version, {})
@@ -88,22 +83,6 @@ class VipIndex(Generic[_E]):
                 lengths.pop(vip.cidr.prefixlen, None)
                 if not lengths:
                     self._ranges.pop(network_and_version, None)
-
-    def _remove_exact(self, network_and_version: tuple[str, int], number: int, namespace: str) -> None:
-        numbers = self._exact.get(network_and_version, {})
-        holder = numbers.get(number)
-        if isinstance(holder, dict):
-            holder.pop(namespace, None)
-            if len(holder) == 1:
-                numbers[number] = next(iter(holder.values()))
-        elif holder is not None and holder.key.namespace == namespace:
-            del numbers[number]
-            if not numbers:
-                del self._exact[network_and_version]
-
-
-def _order(item: tuple[int, CidrVip, object]) -> int:
-    return item[0]
 
 
 def _prefix(vip: CidrVip) -> int:

@@ -7,6 +7,7 @@ shared by all indexes. The dicts hold texts, numbers and bytes only, which spare
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 
 from ztunnel.model.address import IPAddress
@@ -14,6 +15,7 @@ from ztunnel.model.workload import Protocol, Workload
 from ztunnel.state import convert
 from ztunnel.state.cache import GenerationCache
 from ztunnel.state.convert import WorkloadParts
+from ztunnel.state.holders import Holders
 from ztunnel.state.scan import Scanner, WorkloadKeys
 
 _DECODED = 8192
@@ -32,12 +34,11 @@ class WorkloadIndex:
         self._bodies: tuple[dict[str, bytes], ...] = tuple({} for _ in range(_SHELVES))
         self._from_file: set[str] = set()
         self._decoded: GenerationCache[str, Workload] = GenerationCache(_DECODED)
-        # By network, IP version and the upper half of the number, so that no dict is of all; then by number:
-        # the uid, or where several share an address, their ranks by uid in the order of insertion.
-        self._by_address: dict[tuple[str, int, int], dict[int, str | dict[str, int]]] = {}
-        self._by_hostname: dict[tuple[str, str], dict[str, None]] = {}
-        # By namespace and service account, then by name: the uid, or where several share them, all uids.
-        self._by_account: dict[tuple[str, str], dict[str, str | dict[str, None]]] = {}
+        # Blocks are networks, IP versions and the upper halves of addresses, keys the addresses as numbers.
+        self._by_address: Holders[int, str] = Holders(_itself)
+        self._by_hostname: Holders[str, str] = Holders(_itself)  # blocks are namespaces
+        # Blocks are namespaces with service accounts, keys names.
+        self._by_account: Holders[str, str] = Holders(_itself)
 
     def __len__(self) -> int:
         return sum(map(len, self._bodies))
@@ -70,7 +71,7 @@ class WorkloadIndex:
         return uid in self._from_file
 
     def get(self, uid: str) -> Workload | None:
-        """The workload with this uid."""
+        """Returns the workload with this uid."""
         workload = self._decoded.get(uid)
         if workload is None:
             workload = self.read(uid)
@@ -79,11 +80,9 @@ class WorkloadIndex:
         return workload
 
     def read(self, uid: str) -> Workload | None:
-        """The workload with this uid, without remembering it: for going through all of them."""
-        body = self._shelf(uid).get(uid)
-        if body is None:
-            return None
-        return self.stored(uid, body).workload
+        """Returns the workload with this uid, without remembering it: for going through all of them."""
+        body = self.body(uid)
+        return None if body is None else self.stored(uid, body).workload
 
     def stored(self, uid: str, body: bytes) -> WorkloadParts:
         """What the stored bytes of a workload hold."""
@@ -93,32 +92,22 @@ class WorkloadIndex:
         return parts
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
-        """The best workload at an address: the highest rank, the last inserted among equals."""
-        number = int(ip)
-        slots = self._by_address.get((network, ip.version, number >> _HALF[ip.version]))
-        holder = slots.get(number) if slots is not None else None
-        if holder is None:
-            return None
-        if isinstance(holder, str):
-            return self.get(holder)
-        best, best_rank = "", -1
-        for uid, rank in holder.items():
-            if rank >= best_rank:
-                best, best_rank = uid, rank
-        return self.get(best)
+        """Returns the best workload at an address: pods before others, then HBONE, then the last inserted."""
+        uids = self._by_address.of(*_place(network, ip.version, int(ip)))
+        if len(uids) < 2:
+            return self.get(uids[0]) if uids else None
+        workloads = [workload for workload in map(self.get, reversed(uids)) if workload is not None]
+        return max(workloads, key=lambda one: ("//Pod/" in one.uid, one.protocol is Protocol.HBONE))
 
     def by_hostname(self, namespace: str, hostname: str) -> Workload | None:
-        """The first inserted workload of a namespace with this hostname."""
-        for uid in self._by_hostname.get((namespace, hostname), ()):
-            return self.get(uid)
-        return None
+        """Returns the first inserted workload of a namespace with this hostname."""
+        uids = self._by_hostname.of(namespace, hostname)
+        return self.get(uids[0]) if uids else None
 
     def on_node(self, name: str, namespace: str, service_account: str) -> Workload | None:
-        """The last inserted workload of our node with these names."""
-        holder = self._by_account.get((namespace, service_account), {}).get(name)
-        if holder is None:
-            return None
-        return self.get(holder if isinstance(holder, str) else next(reversed(holder)))
+        """Returns the last inserted workload of our node with these names."""
+        uids = self._by_account.of((namespace, service_account), name)
+        return self.get(uids[-1]) if uids else None
 
     def has_account(self, namespace: str, service_account: str) -> bool:
         """Whether any workload of our node has this service account."""
@@ -131,29 +120,26 @@ class WorkloadIndex:
 
         ``uid`` equals that of the keys; it is the text that is kept.
         """
-        previous: WorkloadKeys | None = None
-        bodies = self._bodies[hash(uid) % _SHELVES]
+        bodies = self._shelf(uid)
         before = bodies.get(uid)
-        if before is not None:
-            self._decoded.drop(uid)
-            if before != body or from_file != (uid in self._from_file):
-                previous = self.keys(uid, before, scanner)
-                self._unlink(previous, keys.addresses if previous.network == keys.network else ())
+        if before == body and from_file == (uid in self._from_file):
+            for version, number in keys.addresses:
+                self._by_address.renew(*_place(keys.network, version, number), uid)
+            return None
+        previous = None if before is None else self.remove(uid, scanner)
         bodies[uid] = body
         if from_file:
             self._from_file.add(uid)
-        elif self._from_file:
-            self._from_file.discard(uid)
-        self._link(uid, keys)
+        self._relink(uid, keys, Holders.add)
         return previous
 
     def remove(self, uid: str, scanner: Scanner) -> WorkloadKeys | None:
         """Remove a workload. Returns its keys, or None if there is none."""
-        body = self._shelf(uid).get(uid)
+        body = self.body(uid)
         if body is None:
             return None
         keys = self.keys(uid, body, scanner)
-        self._unlink(keys)
+        self._relink(uid, keys, Holders.discard)
         self._decoded.drop(uid)
         del self._shelf(uid)[uid]
         self._from_file.discard(uid)
@@ -166,70 +152,21 @@ class WorkloadIndex:
             raise TypeError(f"what is stored as workload {uid} is a service")
         return keys
 
-    def _link(self, uid: str, keys: WorkloadKeys) -> None:
+    def _relink(self, uid: str, keys: WorkloadKeys, change: Callable[..., None]) -> None:
+        """Adds a workload to the indexes, or discards it: what ``change`` does."""
         for version, number in keys.addresses:
-            block = keys.network, version, number >> _HALF[version]
-            slots = self._by_address.get(block)
-            if slots is None:
-                slots = self._by_address[block] = {}
-            holder = slots.setdefault(number, uid)
-            if isinstance(holder, dict):
-                holder.pop(uid, None)
-                holder[uid] = _rank(uid, hbone=keys.hbone)
-            elif holder != uid:
-                slots[number] = {holder: self._rank_of(holder), uid: _rank(uid, hbone=keys.hbone)}
+            change(self._by_address, *_place(keys.network, version, number), uid)
         if keys.hostname is not None:
-            self._by_hostname.setdefault(keys.hostname, {})[uid] = None
+            change(self._by_hostname, *keys.hostname, uid)
         if keys.account is not None:
             name, namespace, service_account = keys.account
-            names = self._by_account.setdefault((namespace, service_account), {})
-            holder_of_name = names.setdefault(name, uid)
-            if isinstance(holder_of_name, dict):
-                holder_of_name[uid] = None
-            elif holder_of_name != uid:
-                names[name] = {holder_of_name: None, uid: None}
-
-    def _unlink(self, keys: WorkloadKeys, kept: tuple[tuple[int, int], ...] = ()) -> None:
-        """Take a workload out of the indexes, but for addresses that it is about to be linked to again."""
-        uid = keys.uid
-        for address in keys.addresses:
-            if address in kept:
-                continue
-            version, number = address
-            block = keys.network, version, number >> _HALF[version]
-            slots = self._by_address.get(block, {})
-            holder = slots.get(number)
-            if isinstance(holder, dict):
-                holder.pop(uid, None)
-                if len(holder) == 1:
-                    slots[number] = next(iter(holder))
-            elif holder == uid:
-                del slots[number]
-                if not slots:
-                    del self._by_address[block]
-        if keys.hostname is not None:
-            uids = self._by_hostname[keys.hostname]
-            del uids[uid]
-            if not uids:
-                del self._by_hostname[keys.hostname]
-        if keys.account is not None:
-            name, namespace, service_account = keys.account
-            names = self._by_account[namespace, service_account]
-            holder_of_name = names[name]
-            if isinstance(holder_of_name, dict):
-                del holder_of_name[uid]
-                if len(holder_of_name) == 1:
-                    names[name] = next(iter(holder_of_name))
-            else:
-                del names[name]
-                if not names:
-                    del self._by_account[namespace, service_account]
-
-    def _rank_of(self, uid: str) -> int:
-        workload = self.get(uid)
-        return _rank(uid, hbone=workload is not None and workload.protocol is Protocol.HBONE)
+            change(self._by_account, (namespace, service_account), name, uid)
 
 
-def _rank(uid: str, *, hbone: bool) -> int:
-    """Pods come before all others, and HBONE before plain TCP."""
-    return (2 if "//Pod/" in uid else 0) + hbone
+def _place(network: str, version: int, number: int) -> tuple[tuple[str, int, int], int]:
+    """Returns the block and the key of an address."""
+    return (network, version, number >> _HALF[version]), number
+
+
+def _itself(uid: str) -> str:
+    return uid
