@@ -18,9 +18,8 @@ from ztunnel.model.policy import (
     StringMatch,
     StringMatchKind,
 )
-from ztunnel.state.convert import ServiceParts, WorkloadParts, pack_endpoint
+from ztunnel.state.convert import ServiceParts, WorkloadParts, body_of, pack_endpoint
 from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
-from ztunnel.state.local import policy_body, service_body, workload_body
 from ztunnel.state.store import MeshStore
 
 
@@ -28,15 +27,15 @@ def store_of(mesh: FakeMesh) -> MeshStore:
     """A store that holds the mesh, filled in the order in which a dump shows it."""
     store = MeshStore(None)
     services = sorted(mesh.services.values(), key=lambda one: one.hostname)
-    resources = [Resource(str(one.key), service_body(ServiceParts(one, {}))) for one in services]
+    resources = [Resource(str(one.key), body_of(ServiceParts(one, {}))) for one in services]
     for workload in sorted(mesh.workloads.values(), key=lambda one: one.uid):
         endpoints = [(key, mesh.members.get(key, {}).get(workload.uid)) for key in workload.services]
         packed = tuple(
             (key, pack_endpoint({} if endpoint is None else endpoint.ports, workload.status))
             for key, endpoint in endpoints
         )
-        resources.append(Resource(workload.uid, workload_body(WorkloadParts(workload, packed))))
-    policies = [Resource(one.key, policy_body(one)) for one in mesh.policies.values()]
+        resources.append(Resource(workload.uid, body_of(WorkloadParts(workload, packed))))
+    policies = [Resource(one.key, body_of(one)) for one in mesh.policies.values()]
     for kind, parts in ((ResourceKind.ADDRESS, resources), (ResourceKind.AUTHORIZATION, policies)):
         done = store.apply(MeshDelta(1, kind, tuple(parts), origin=Origin.LOCAL))
         assert list(done.rejected) == []

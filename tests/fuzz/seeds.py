@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.state.test_local import EXAMPLE, FULL
+
 from tests.hbone.test_fuzz import VALID
 from tests.state.test_dump import gateway
-from tests.state.test_local import EXAMPLE, FULL
 from tests.support import big_meshes
 from ztunnel.dns.message import make_query
 from ztunnel.pb.envoy.service.discovery import v3

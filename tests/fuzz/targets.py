@@ -47,13 +47,13 @@ from ztunnel.messages import MeshDelta, Resource, ResourceKind
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.socks import SocksError, SocksServer
 from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
-from ztunnel.state.local import deltas, parse, static_config
 from ztunnel.state.local_reader import LocalConfigError
-from ztunnel.state.local_yaml import YamlError, read_yaml
 from ztunnel.state.store import MeshStore
 from ztunnel.tls.peer import MalformedCertificateError, parse_certificate
 from ztunnel.tls.revocation import InvalidRevocationListError
 from ztunnel.xds.delta import MalformedResponseError
+from ztunnel.xds.local_file import deltas, parse, static_config
+from ztunnel.xds.local_yaml import YamlError, read_yaml
 from ztunnel.xds.session import XdsSession
 
 _OUR_KEY = (Path(__file__).parent / "key.pem").read_bytes()

@@ -55,8 +55,8 @@ from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family
 from ztunnel.observe.process import process_samples
-from ztunnel.state.local import static_config
 from ztunnel.xds.client import XdsClient
+from ztunnel.xds.local_file import static_config
 
 log = get_logger("app")
 

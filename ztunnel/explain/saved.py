@@ -18,9 +18,8 @@ from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.service import Endpoint
-from ztunnel.state.convert import file_service, file_workload
+from ztunnel.state.convert import body_of, file_service, file_workload
 from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
-from ztunnel.state.local import policy_body, service_body, workload_body
 from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
 
@@ -62,9 +61,7 @@ class SavedMesh:
             for uid, endpoint in value.items() if isinstance(value, Mapping) else ():
                 own: Endpoint = ENDPOINT.parse(endpoint, f"stagedServices.{key}.{uid}")
                 ports.setdefault(uid, {})[key] = own.ports
-        resources = [
-            Resource(str(one.service.key), service_body(one._replace(endpoints={}))) for one in services
-        ]
+        resources = [Resource(str(one.service.key), body_of(one._replace(endpoints={}))) for one in services]
         for i, value in _items(dump, "workloads"):
             uid = file_workload(_workload(value, {}), f"workloads[{i}]").workload.uid
             # an endpoint that its service's health policy left out is in no list, but the workload names it
@@ -72,12 +69,12 @@ class SavedMesh:
                 uid, {}
             )
             resources.append(
-                Resource(uid, workload_body(file_workload(_workload(value, named), f"workloads[{i}]")))
+                Resource(uid, body_of(file_workload(_workload(value, named), f"workloads[{i}]")))
             )
         policies = [AUTHORIZATION.parse(value, f"policies[{i}]") for i, value in _items(dump, "policies")]
         for kind, parts in (
             (ResourceKind.ADDRESS, resources),
-            (ResourceKind.AUTHORIZATION, [Resource(one.key, policy_body(one)) for one in policies]),
+            (ResourceKind.AUTHORIZATION, [Resource(one.key, body_of(one)) for one in policies]),
         ):
             done = self.store.apply(MeshDelta(next(numbers), kind, tuple(parts), origin=Origin.LOCAL))
             for name, reason in done.rejected:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from ztunnel.model.address import NamespacedHostname
+from ztunnel.model.policy import Authorization
 from ztunnel.model.service import Endpoint, Service
 from ztunnel.model.workload import HealthStatus, Workload
 from ztunnel.state import wire
-from ztunnel.state.description import SERVICE, WORKLOAD
+from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.kinds import RejectedError
-from ztunnel.state.local_reader import LocalConfigError, Reader
+from ztunnel.state.local_reader import LocalConfigError, mapping
+from ztunnel.state.values import show_ports
 from ztunnel.state.varint import WireError
 
 _T = TypeVar("_T")
@@ -72,7 +74,7 @@ def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
 
 def _of_file(body: bytes) -> WorkloadParts | ServiceParts:
     def read(value: Any) -> WorkloadParts | ServiceParts:
-        members = Reader(value, "", ("workload", "service")).members
+        members = mapping(value, "", ("workload", "service"))
         if "service" in members:
             return file_service(members["service"])
         return file_workload(members.get("workload"))
@@ -90,6 +92,29 @@ def file_service(value: Any, place: str = "") -> ServiceParts:
     fields = SERVICE.parse_fields(value, place)
     endpoints = fields.pop("endpoints")
     return ServiceParts(SERVICE.model(**fields), endpoints)
+
+
+def shown(parts: WorkloadParts | ServiceParts | Authorization) -> dict[str, Any]:
+    """Returns an object as the local file has it: a dump of it that can be read again."""
+    match parts:
+        case WorkloadParts(workload, services):
+            ports = {str(key): show_ports(unpack_endpoint("", packed).ports) for key, packed in services}
+            return WORKLOAD.show(workload) | {"services": ports}
+        case ServiceParts(service, endpoints):
+            own = {uid: ENDPOINT.show(endpoint) for uid, endpoint in sorted(endpoints.items())}
+            return SERVICE.show(service) | {"endpoints": own}
+    return AUTHORIZATION.show(parts)
+
+
+def body_of(parts: WorkloadParts | ServiceParts | Authorization) -> bytes:
+    """Returns an object as a resource of a delta whose origin is the local file."""
+    value = shown(parts)
+    match parts:
+        case WorkloadParts():
+            value = {"workload": value}
+        case ServiceParts():
+            value = {"service": value}
+    return msgspec.json.encode(value)
 
 
 def _workload_parts(fields: dict[str, Any]) -> WorkloadParts:

@@ -31,7 +31,7 @@ from ztunnel.model.workload import (
     Workload,
 )
 from ztunnel.state import local_reader as file
-from ztunnel.state.kinds import TEXT, Field, Kind, Record, enumeration, many
+from ztunnel.state.kinds import TEXT, Field, Kind, Record, enumeration, many, needed
 from ztunnel.state.values import (
     CIDR_VIPS,
     GATEWAY,
@@ -46,56 +46,46 @@ from ztunnel.state.values import (
     VIPS,
     WRAPPED_NUMBER,
 )
-from ztunnel.state.wire import numbers
 
 DEFAULT_SERVICE_ACCOUNT = "default"
 
-_STATUS = enumeration(HealthStatus, numbers("istio.workload.WorkloadStatus", HealthStatus))
+_STATUS = enumeration(HealthStatus, "istio.workload.WorkloadStatus")
 _PROTOCOL = enumeration(
     Protocol,
-    numbers(
-        "istio.workload.TunnelProtocol",
-        Protocol,
-        NONE=Protocol.TCP,
-        LEGACY_ISTIO_MTLS="unknown enum: unsupported tunnel protocol: legacy istio mtls",
-    ),
+    "istio.workload.TunnelProtocol",
+    NONE=Protocol.TCP,
+    LEGACY_ISTIO_MTLS="unknown enum: unsupported tunnel protocol: legacy istio mtls",
 )
-_NETWORK_MODE = enumeration(NetworkMode, numbers("istio.workload.NetworkMode", NetworkMode))
-_TUNNEL_PROTOCOL = enumeration(
-    AppTunnelProtocol, numbers("istio.workload.ApplicationTunnel.Protocol", AppTunnelProtocol)
-)
+_NETWORK_MODE = enumeration(NetworkMode, "istio.workload.NetworkMode")
+_TUNNEL_PROTOCOL = enumeration(AppTunnelProtocol, "istio.workload.ApplicationTunnel.Protocol")
 _WORKLOAD_TYPES = {0: "deployment", 1: "cronjob", 2: "pod", 3: "job"}
-_WORKLOAD_TYPE = Kind(
+_WORKLOAD_TYPE = Kind(  # the file may have any
     file.text, read=lambda number: _WORKLOAD_TYPES.get(number, "deployment"), default=""
-)  # the file may have any
+)
+_OPTIONAL_PORT = Kind(
+    lambda value, place: file.port(value, place) or None, lambda number: (number & 0xFFFF) or None
+)
 
 # -- workloads ---------------------------------------------------------------------------------------------
 
 _APPLICATION_TUNNEL = Record(
     ApplicationTunnel,
-    Field("protocol", _TUNNEL_PROTOCOL, required=True, always=True),
-    Field(
-        "port",
-        Kind(lambda value, place: file.port(value, place) or None, lambda number: (number & 0xFFFF) or None),
-        nullable=True,
-        always=True,
-    ),
+    needed("protocol", _TUNNEL_PROTOCOL),
+    Field("port", _OPTIONAL_PORT, always=True),
     closed=False,
 )
-_LOCALITY = Record(
-    Locality, *(Field(name, TEXT, required=True, always=True) for name in Locality._fields), closed=False
-)
+_LOCALITY = Record(Locality, *(needed(name, TEXT) for name in Locality._fields), closed=False)
 
 WORKLOAD = Record(
     Workload,
-    Field("addresses", many(IP), json="workloadIps", required=True, always=True),
-    Field("waypoint", GATEWAY, nullable=True),
-    Field("network_gateway", GATEWAY, nullable=True),
+    needed("addresses", many(IP), json="workloadIps"),
+    Field("waypoint", GATEWAY),
+    Field("network_gateway", GATEWAY),
     Field("protocol", _PROTOCOL, wire="tunnel_protocol", always=True),
     Field("network_mode", _NETWORK_MODE, always=True),
     Field("uid", TEXT),
     Field("name", TEXT, always=True),
-    Field("namespace", TEXT, required=True, always=True),
+    needed("namespace", TEXT),
     Field("trust_domain", TEXT, xds_default="cluster.local"),
     Field("service_account", TEXT, xds_default=DEFAULT_SERVICE_ACCOUNT),
     Field("network", TEXT),
@@ -106,7 +96,7 @@ WORKLOAD = Record(
     Field("hostname", TEXT),
     Field("node", TEXT),
     Field("native_tunnel", TRUTH),
-    Field("application_tunnel", _APPLICATION_TUNNEL.kind(), nullable=True),
+    Field("application_tunnel", _APPLICATION_TUNNEL.kind()),
     Field("authorization_policies", many(TEXT)),
     Field("status", _STATUS, always=True),
     Field("cluster_id", TEXT, xds_default="Kubernetes", always=True),
@@ -119,64 +109,53 @@ WORKLOAD = Record(
 
 ENDPOINT = Record(
     Endpoint,
-    Field("workload_uid", TEXT, required=True, always=True),
-    Field("ports", PORTS, json="port", required=True, always=True),
-    Field("status", _STATUS, required=True, always=True),
+    needed("workload_uid", TEXT),
+    needed("ports", PORTS, json="port"),
+    needed("status", _STATUS),
 )
 _WEIGHTED_WAYPOINT = Record(
     WeightedWaypoint,
-    Field("destination", GATEWAY._replace(message=False), required=True, always=True),
-    Field("weight", NUMBER, required=True, always=True),
+    needed("destination", GATEWAY._replace(message=False)),
+    needed("weight", NUMBER),
     closed=False,
 )
-_SCOPES = numbers(
-    "istio.workload.LoadBalancing.Scope", LoadBalancerScope, UNSPECIFIED_SCOPE="unknown enum: invalid target"
+_SCOPES = enumeration(
+    LoadBalancerScope,
+    "istio.workload.LoadBalancing.Scope",
+    UNSPECIFIED_SCOPE="unknown enum: invalid target",
 )
-_MODES = numbers(
-    "istio.workload.LoadBalancing.Mode", LoadBalancerMode, UNSPECIFIED_MODE=LoadBalancerMode.STANDARD
+_MODE = enumeration(
+    LoadBalancerMode, "istio.workload.LoadBalancing.Mode", UNSPECIFIED_MODE=LoadBalancerMode.STANDARD
 )
-_HEALTH_POLICIES = numbers("istio.workload.LoadBalancing.HealthPolicy", HealthPolicy)
 _LOAD_BALANCER = Record(
     LoadBalancer,
-    Field(
-        "routing_preferences",
-        many(enumeration(LoadBalancerScope, _SCOPES)),
-        wire="routing_preference",
-        required=True,
-        always=True,
-    ),
-    Field("mode", enumeration(LoadBalancerMode, _MODES), required=True, always=True),
-    Field("health_policy", enumeration(HealthPolicy, _HEALTH_POLICIES), required=True, always=True),
+    needed("routing_preferences", many(_SCOPES), wire="routing_preference"),
+    needed("mode", _MODE),
+    needed("health_policy", enumeration(HealthPolicy, "istio.workload.LoadBalancing.HealthPolicy")),
 )
-_FAMILIES = numbers(
-    "istio.workload.IPFamilies",
+_FAMILIES = enumeration(
     IpFamilies,
+    "istio.workload.IPFamilies",
     AUTOMATIC=None,
     IPV4_ONLY=IpFamilies.IPV4,
     IPV6_ONLY=IpFamilies.IPV6,
 )
-_VISIBILITIES = numbers("istio.workload.Service.Visibility", Visibility)
-_VISIBILITY = Kind(  # one that is not known yet restricts nothing
-    file.variant(Visibility),
-    lambda number: _VISIBILITIES.get(number, Visibility.PUBLIC),
-    lambda visibility: visibility.value,
-    default=Visibility.PUBLIC,
-)
+_VISIBILITY = enumeration(Visibility, "istio.workload.Service.Visibility", unknown=Visibility.PUBLIC)
 
 SERVICE = Record(
     Service,
-    Field("name", TEXT, required=True, always=True),
-    Field("namespace", TEXT, required=True, always=True),
-    Field("hostname", TEXT, required=True, always=True),
+    needed("name", TEXT),
+    needed("namespace", TEXT),
+    needed("hostname", TEXT),
     # One list on the wire, addresses and ranges apart elsewhere.
-    Field("vips", VIPS, wire="addresses", required=True, always=True),
+    needed("vips", VIPS, wire="addresses"),
     Field("cidr_vips", CIDR_VIPS, wire="addresses"),
-    Field("ports", PORTS, required=True, always=True),
+    needed("ports", PORTS),
     Field("subject_alt_names", many(TEXT), always=True),
-    Field("waypoint", GATEWAY, nullable=True),
+    Field("waypoint", GATEWAY),
     Field("weighted_waypoints", many(_WEIGHTED_WAYPOINT.kind())),
-    Field("load_balancer", _LOAD_BALANCER.kind(), wire="load_balancing", nullable=True),
-    Field("ip_families", enumeration(IpFamilies, _FAMILIES), nullable=True),
+    Field("load_balancer", _LOAD_BALANCER.kind(), wire="load_balancing"),
+    Field("ip_families", _FAMILIES),
     Field("canonical", TRUTH, always=True),
     Field("visibility", _VISIBILITY, always=True),
     extra=(Field("endpoints", Kind(file.mapped(ENDPOINT.parse), default={})),),
@@ -186,8 +165,8 @@ SERVICE = Record(
 
 _SERVICE_ACCOUNT_MATCH = Record(
     ServiceAccountMatch,
-    Field("namespace", TEXT, required=True, always=True),
-    Field("service_account", TEXT, wire="serviceAccount", required=True, always=True),
+    needed("namespace", TEXT),
+    needed("service_account", TEXT, wire="serviceAccount"),
     closed=False,
 )
 MATCHES: tuple[tuple[str, Kind], ...] = (
@@ -205,8 +184,8 @@ MATCH = Record(
     *(Field(prefix + name, many(kind)) for name, kind in MATCHES for prefix in ("", "not_")),
     closed=False,
 )
-_SCOPE = enumeration(Scope, numbers("istio.security.Scope", Scope))
-_ACTION = enumeration(Action, numbers("istio.security.Action", Action))
+_SCOPE = enumeration(Scope, "istio.security.Scope")
+_ACTION = enumeration(Action, "istio.security.Action")
 
 
 # Rules are lists (rules) of lists (clauses) of lists (matches), of which the .proto makes messages. How a
@@ -216,10 +195,10 @@ _RULE = many(_CLAUSE)._replace(read=lambda rule: [clause.matches for clause in r
 
 AUTHORIZATION = Record(
     Authorization,
-    Field("name", TEXT, required=True, always=True),
-    Field("namespace", TEXT, required=True, always=True),
-    Field("scope", _SCOPE, required=True, always=True),
-    Field("action", _ACTION, required=True, always=True),
-    Field("rules", many(_RULE), required=True, always=True),
-    Field("dry_run", TRUTH, required=True, always=True),
+    needed("name", TEXT),
+    needed("namespace", TEXT),
+    needed("scope", _SCOPE),
+    needed("action", _ACTION),
+    needed("rules", many(_RULE)),
+    needed("dry_run", TRUTH),
 )

@@ -7,12 +7,13 @@ themselves are in `ztunnel.state.description`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from ztunnel.state.local_reader import Reader, listed, text, variant
+from ztunnel.state.local_reader import listed, mapping, problem, text, variant
+from ztunnel.state.wire import enumeration_numbers
 
 Json: TypeAlias = Any
 
@@ -69,27 +70,36 @@ def many(kind: Kind) -> Kind:
     )
 
 
-def enumeration(names: type[Enum], numbers: Mapping[int, Any]) -> Kind:
-    """An enumeration of the model, by the numbers that it has on the wire (`ztunnel.state.wire.numbers`).
+def enumeration(names: type[Enum], wire: str, *, unknown: Enum | None = None, **others: Any) -> Kind:
+    """Returns an enumeration of the model, by its name in the .proto.
 
-    A number that maps to None is that of an absent value. One that maps to a text is refused for that reason.
+    Names that are the same in both go together; ``others`` says what else a name of the .proto stands for:
+    None for an absent value, a text for the reason why it is refused. unknown: what a number stands for that
+    the .proto does not have, None if it is refused too.
     """
+    numbers = {
+        number: others[name] if name in others else names[name]
+        for name, number in enumeration_numbers(wire).items()
+        if name in others or name in names.__members__
+    }
     taken = {number: name for number, name in numbers.items() if not isinstance(name, str)}
 
     def read(number: int) -> Any:
         try:
             return taken[number]
         except KeyError:
+            if unknown is not None:
+                return unknown
             signed = number - (number >> 31 << 32)
-            unknown = f"decode error: unknown enumeration value {signed}"
-            raise RejectedError(numbers.get(number, unknown)) from None
+            reason = numbers.get(number, f"decode error: unknown enumeration value {signed}")
+            raise RejectedError(reason) from None
 
     return Kind(
         parse=variant(names),
         read=read,
         show=lambda value: value and value.value,
         default=taken.get(0),
-        numbers=frozenset(taken),
+        numbers=frozenset(taken) if unknown is None else None,
     )
 
 
@@ -100,11 +110,10 @@ class Field(NamedTuple):
     kind: what it holds.
     wire: its name in the .proto, if that is another.
     json: its name in the dump and the file, if that is not the camel case of the name.
-    default: for one that is absent, if it is not the kind's.
+    default: for one that is absent, if it is not the kind's. If that is None too, the file may say null.
     xds_default: for one that the control plane left empty, if that is yet another.
     always: it is in the dump also when it is empty.
     required: the file must have it.
-    nullable: the file may say null for its absence.
     """
 
     name: str
@@ -115,7 +124,6 @@ class Field(NamedTuple):
     xds_default: Any = None
     always: bool = False
     required: bool = False
-    nullable: bool = False
 
     @property
     def empty(self) -> Any:
@@ -156,6 +164,11 @@ class Field(NamedTuple):
         """The name in the dump and the file."""
         first, *rest = self.name.split("_")
         return self.json or first + "".join(word.capitalize() for word in rest)
+
+
+def needed(name: str, kind: Kind, *, wire: str = "", json: str = "") -> Field:
+    """Returns a field that the file must have, and the dump always has."""
+    return Field(name, kind, wire, json, always=True, required=True)
 
 
 class Record:
@@ -241,15 +254,18 @@ class Record:
 
     def parse_fields(self, value: Any, place: str) -> dict[str, Any]:
         """The fields of what the file says. Raises LocalConfigError."""
-        reader = Reader(value, place, self._allowed)
+        members = mapping(value, place, self._allowed)
         values: dict[str, Any] = {}
         for field in self._parsed:
-            if field.required:
-                values[field.name] = reader.required(field.shown, field.kind.parse)
-            elif field.nullable and reader.members.get(field.shown) is None:
+            name = field.shown
+            if name not in members:
+                if field.required:
+                    raise problem(place, f"missing field `{name}`")
                 values[field.name] = field.empty
+            elif members[name] is None and field.empty is None and not field.required:
+                values[field.name] = None
             else:
-                values[field.name] = reader.optional(field.shown, field.kind.parse, field.empty)
+                values[field.name] = field.kind.parse(members[name], f"{place}.{name}" if place else name)
         return values
 
 

@@ -6,10 +6,10 @@ variant, invalid type), after the place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import IPAddress
@@ -26,44 +26,21 @@ class LocalConfigError(ZtunnelError):
     code = "ZT-CFG-006"
 
 
-class Reader:
-    """A mapping of the file at ``place``, whose members are taken one by one.
+class Tagged(NamedTuple):
+    """A value with a local tag (``!Exact foo``), which is without its exclamation mark."""
 
-    known: all names that may occur, None where unknown ones are ignored.
-    """
+    tag: str
+    value: Any
 
-    def __init__(self, value: object, place: str, known: Iterable[str] | None) -> None:
-        if not isinstance(value, Mapping):
-            raise wrong_type(value, "a mapping", place)
-        self.members: Mapping[Any, Any] = value
-        self.place = place
-        if known is not None:
-            names = tuple(known)
-            for name in value:
-                if name not in names:
-                    raise problem(place, f"unknown field `{name}`, expected {_one_of(names)}")
 
-    def at(self, name: str) -> str:
-        """The place of a member."""
-        return f"{self.place}.{name}" if self.place else name
-
-    def required(self, name: str, read: Callable[[Any, str], _T]) -> _T:
-        """A member that must be there. Raises LocalConfigError."""
-        if name not in self.members:
-            raise problem(self.place, f"missing field `{name}`")
-        return read(self.members[name], self.at(name))
-
-    def optional(self, name: str, read: Callable[[Any, str], _T], default: _T) -> _T:
-        """A member that may be missing. Raises LocalConfigError."""
-        if name not in self.members:
-            return default
-        return read(self.members[name], self.at(name))
-
-    def nullable(self, name: str, read: Callable[[Any, str], _T]) -> _T | None:
-        """A member that may be missing or null. Raises LocalConfigError."""
-        if self.members.get(name) is None:
-            return None
-        return read(self.members[name], self.at(name))
+def mapping(value: object, place: str, known: Sequence[str] | None) -> Mapping[Any, Any]:
+    """Returns the value, a mapping. known: all names that may occur, None where unknown ones are ignored."""
+    if not isinstance(value, Mapping):
+        raise wrong_type(value, "a mapping", place)
+    for name in value if known is not None else ():
+        if name not in known:
+            raise problem(place, f"unknown field `{name}`, expected {_one_of(known)}")
+    return value
 
 
 def problem(place: str, text: str) -> LocalConfigError:

@@ -14,8 +14,7 @@ from ztunnel.model.address import GatewayAddress, IPAddress, IPNetwork, Namespac
 from ztunnel.model.policy import StringMatch, StringMatchKind
 from ztunnel.model.service import CidrVip
 from ztunnel.state import local_reader as file
-from ztunnel.state.kinds import TEXT, Field, Kind, Record, RejectedError, many
-from ztunnel.state.local_yaml import Tagged
+from ztunnel.state.kinds import TEXT, Kind, Record, RejectedError, many, needed
 
 _PORT = 0xFFFF
 
@@ -115,8 +114,8 @@ def _parse_destination(value: Any, place: str) -> NetworkAddress | NamespacedHos
 
 _GATEWAY_OF_FILE = Record(
     GatewayAddress,
-    Field("destination", Kind(_parse_destination, show=str), required=True, always=True),
-    Field("hbone_mtls_port", PORT, required=True, always=True),
+    needed("destination", Kind(_parse_destination, show=str)),
+    needed("hbone_mtls_port", PORT),
 )
 
 
@@ -209,8 +208,8 @@ def _read_ranges(messages: Iterable[Any]) -> tuple[CidrVip, ...]:
 
 _RANGE_OF_FILE = Record(
     CidrVip,
-    Field("network", TEXT, required=True, always=True),
-    Field("cidr", Kind(_parse_network, show=str), required=True, always=True),
+    needed("network", TEXT),
+    needed("cidr", Kind(_parse_network, show=str)),
     closed=False,
 )
 
@@ -249,7 +248,7 @@ def _parse_string(value: Any, place: str) -> StringMatch:
     """A tagged text, or the form of the dump: a mapping of one member."""
     if isinstance(value, Mapping) and len(value) == 1:
         ((tag, given),) = value.items()
-    elif isinstance(value, Tagged):
+    elif isinstance(value, file.Tagged):
         tag, given = value
     else:
         raise file.wrong_type(value, "a string match: !Exact, !Prefix, !Suffix or !Presence", place)

@@ -13,7 +13,6 @@ as an unsigned number; scripts/descriptors says why.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
@@ -65,13 +64,7 @@ def _checked(kind: Any, body: bytes) -> Any:
     return kind.FromString(body)
 
 
-def numbers(enumeration: str, names: type[Enum], **others: Any) -> Mapping[int, Any]:
-    """The values of an enumeration of the model by the numbers of the one in the .proto.
-
-    Names that are the same in both go together; ``others`` says what else a name of the .proto stands for.
-    """
-    values = _POOL.FindEnumTypeByName(enumeration).values_by_name
-    by_name = {name: names.__members__.get(name) for name in values} | others
-    return {
-        values[name].number: value for name, value in by_name.items() if name in others or value is not None
-    }
+def enumeration_numbers(name: str) -> Mapping[str, int]:
+    """Returns the numbers of an enumeration of the .proto by their names."""
+    values = _POOL.FindEnumTypeByName(name).values_by_name
+    return {name: value.number for name, value in values.items()}

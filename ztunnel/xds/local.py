@@ -6,7 +6,7 @@
 
 The existing implementation reads the file once. Here a change is put into force when it has been written, as
 the difference; a text that is broken, or a file that has gone, changes nothing, and a line says so. What the
-text means is `ztunnel.state.local`'s business. Source: docs/protocol/state-and-xds.md#local-file.
+text means is `ztunnel.xds.local_file`'s business. Source: docs/protocol/state-and-xds.md#local-file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import LocalFile, LocalXdsSource
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import get_logger
-from ztunnel.state.local import LocalConfig, deltas, parse
 from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.system.watch_directory import watch_directory
 from ztunnel.xds.client import Apply
+from ztunnel.xds.local_file import LocalConfig, deltas, parse
 
 QUIET = 0.2
 """Seconds without a further change before a file is read: not every editor writes in one go."""

@@ -17,9 +17,9 @@ from ztunnel.model.policy import Action, Match, Scope, ServiceAccountMatch, Stri
 from ztunnel.model.service import HealthPolicy, IpFamilies, LoadBalancerMode, Visibility
 from ztunnel.model.workload import AppTunnelProtocol, HealthStatus, Locality, NetworkMode, Protocol
 from ztunnel.pb.istio import workload as pb
-from ztunnel.state.local import LocalConfig, deltas, parse, static_config
 from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
+from ztunnel.xds.local_file import LocalConfig, deltas, parse, static_config
 
 EXAMPLE = """
 workloads:

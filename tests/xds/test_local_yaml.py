@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ztunnel.state.local_yaml import Tagged, YamlError, read_yaml
+from ztunnel.state.local_reader import Tagged
+from ztunnel.xds.local_yaml import YamlError, read_yaml
 
 
 @pytest.mark.parametrize(

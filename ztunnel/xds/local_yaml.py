@@ -12,9 +12,11 @@ counts what aliases multiply.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
+
+from ztunnel.state.local_reader import Tagged
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -30,13 +32,6 @@ _MAX_DIGITS = 40  # beyond this nothing is a number that anybody means, and int(
 
 class YamlError(ValueError):
     """The text is not YAML, or not of the kind that is understood. ``str()`` says what and where."""
-
-
-class Tagged(NamedTuple):
-    """A value with a local tag, which is without its exclamation mark."""
-
-    tag: str
-    value: Any
 
 
 class _Open:
