@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,12 +19,10 @@ from ztunnel.model.service import Endpoint, Service
 from ztunnel.model.workload import HealthStatus, Workload
 from ztunnel.state import wire
 from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
-from ztunnel.state.kinds import RejectedError
-from ztunnel.state.local_reader import LocalConfigError, mapping
+from ztunnel.state.kinds import Field, Kind, Record, RejectedError
+from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.values import show_ports
 from ztunnel.state.varint import WireError
-
-_T = TypeVar("_T")
 
 HEALTHY, UNHEALTHY = b"\0", b"\1"
 _PORT_PAIR = struct.Struct("<HH")
@@ -51,10 +50,10 @@ def decoded(kind: Any, body: bytes) -> Any:
         raise RejectedError(f"decode: {error}", undecodable=True) from None
 
 
-def from_file(body: bytes, read: Callable[[Any], _T]) -> _T:
-    """What ``read`` makes of the JSON of an object of the local file. Raises RejectedError."""
+def from_file(body: bytes, parse: Callable[[Any, str], Any]) -> Any:
+    """Returns what ``parse`` makes of the JSON of an object of the local file. Raises RejectedError."""
     try:
-        return read(msgspec.json.decode(body))
+        return parse(msgspec.json.decode(body), "")
     except (msgspec.DecodeError, UnicodeDecodeError, LocalConfigError) as error:
         raise RejectedError(f"decode: {error}", undecodable=True) from None
 
@@ -62,7 +61,8 @@ def from_file(body: bytes, read: Callable[[Any], _T]) -> _T:
 def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
     """What the bytes of an ``istio.workload.Address`` hold, or those of the file. Raises RejectedError."""
     if local:
-        return _of_file(body)
+        parts: WorkloadParts | ServiceParts = from_file(body, _FILE_OBJECT.parse)
+        return parts
     message = decoded(wire.ADDRESS, body)
     match message.WhichOneof("type"):
         case "workload":
@@ -70,16 +70,6 @@ def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
         case "service":
             return ServiceParts(SERVICE.read(message.service), {})
     raise RejectedError("unknown address type")
-
-
-def _of_file(body: bytes) -> WorkloadParts | ServiceParts:
-    def read(value: Any) -> WorkloadParts | ServiceParts:
-        members = mapping(value, "", ("workload", "service"))
-        if "service" in members:
-            return file_service(members["service"])
-        return file_workload(members.get("workload"))
-
-    return from_file(body, read)
 
 
 def file_workload(value: Any, place: str = "") -> WorkloadParts:
@@ -92,6 +82,13 @@ def file_service(value: Any, place: str = "") -> ServiceParts:
     fields = SERVICE.parse_fields(value, place)
     endpoints = fields.pop("endpoints")
     return ServiceParts(SERVICE.model(**fields), endpoints)
+
+
+_FILE_OBJECT = Record(
+    lambda workload, service: service or workload or file_workload(None),
+    Field("workload", Kind(file_workload)),
+    Field("service", Kind(file_service)),
+)
 
 
 def shown(parts: WorkloadParts | ServiceParts | Authorization) -> dict[str, Any]:
@@ -131,6 +128,11 @@ def pack_endpoint(ports: Mapping[int, int], status: HealthStatus) -> bytes:
 
 
 def unpack_endpoint(uid: str, packed: bytes) -> Endpoint:
-    """The endpoint that a workload is, from what `pack_endpoint` made."""
+    """Returns the endpoint that a workload is, from what `pack_endpoint` made."""
+    return Endpoint(uid, *_unpack(packed))
+
+
+@lru_cache(1024)
+def _unpack(packed: bytes) -> tuple[dict[int, int], HealthStatus]:
     status = HealthStatus.HEALTHY if packed[:1] == HEALTHY else HealthStatus.UNHEALTHY
-    return Endpoint(uid, dict(_PORT_PAIR.iter_unpack(packed[1:])), status)
+    return dict(_PORT_PAIR.iter_unpack(packed[1:])), status

@@ -10,7 +10,7 @@ implementation, and it never widens access.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from ztunnel.model.policy import Action, Authorization, Match
 from ztunnel.state import wire
@@ -27,7 +27,8 @@ def authorization(body: bytes, *, local: bool = False) -> Authorization:
     Raises RejectedError for bytes that are no such message and for an unknown scope or action.
     """
     if local:
-        return from_file(body, lambda value: cast("Authorization", AUTHORIZATION.parse(value, "")))
+        policy: Authorization = from_file(body, AUTHORIZATION.parse)
+        return policy
     fields = AUTHORIZATION.read_fields(decoded(wire.AUTHORIZATION, body))
     allows = fields["action"] is Action.ALLOW
     fields["rules"] = tuple(

@@ -77,7 +77,7 @@ def enumeration(names: type[Enum], wire: str, *, unknown: Enum | None = None, **
     None for an absent value, a text for the reason why it is refused. unknown: what a number stands for that
     the .proto does not have, None if it is refused too.
     """
-    numbers = {
+    numbers: dict[int, Any] = {
         number: others[name] if name in others else names[name]
         for name, number in enumeration_numbers(wire).items()
         if name in others or name in names.__members__

@@ -37,8 +37,8 @@ def mapping(value: object, place: str, known: Sequence[str] | None) -> Mapping[A
     """Returns the value, a mapping. known: all names that may occur, None where unknown ones are ignored."""
     if not isinstance(value, Mapping):
         raise wrong_type(value, "a mapping", place)
-    for name in value if known is not None else ():
-        if name not in known:
+    for name in value:
+        if known is not None and name not in known:
             raise problem(place, f"unknown field `{name}`, expected {_one_of(known)}")
     return value
 

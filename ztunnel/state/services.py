@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.service import Endpoint, HealthPolicy, Service
-from ztunnel.model.workload import HealthStatus
 from ztunnel.state import convert
 from ztunnel.state.cache import GenerationCache
 from ztunnel.state.convert import HEALTHY, ServiceParts, unpack_endpoint
@@ -24,7 +23,6 @@ from ztunnel.state.vips import Entry, VipIndex, namespace_of
 
 _DECODED = 4096
 _MATERIALIZED = 2048
-_KINDS = 1024
 
 _NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
@@ -40,7 +38,6 @@ class ServiceIndex:
         self._materialized: GenerationCache[NamespacedHostname, dict[str, Endpoint]] = GenerationCache(
             _MATERIALIZED
         )
-        self._kinds: GenerationCache[bytes, tuple[Mapping[int, int], HealthStatus]] = GenerationCache(_KINDS)
         self.vips = VipIndex()
 
     def __len__(self) -> int:
@@ -156,14 +153,7 @@ class ServiceIndex:
 
     def endpoint(self, uid: str, packed: bytes | Endpoint) -> Endpoint:
         """Returns the endpoint that a workload is."""
-        if isinstance(packed, Endpoint):
-            return packed
-        kind = self._kinds.get(packed)
-        if kind is None:
-            endpoint = unpack_endpoint(uid, packed)
-            self._kinds.put(packed, (endpoint.ports, endpoint.status))
-            return endpoint
-        return Endpoint(uid, *kind)
+        return packed if isinstance(packed, Endpoint) else unpack_endpoint(uid, packed)
 
 
 def _take_over(

@@ -43,7 +43,7 @@ def check(descriptor: Any, data: bytes, pos: int = 0, end: int = -1) -> None:
         key, pos = read_varint(data, pos, end)
         field = fields.get(key >> 3)
         if field is None:
-            pos = _skip(data, pos, end, key, 0)
+            pos = _skip_unknown(data, pos, end, key, 0)
             continue
         try:
             pos = _check_value(field, key & 7, data, pos, end)
@@ -56,12 +56,10 @@ def _check_value(field: _Field, wire_type: int, data: bytes, pos: int, end: int)
     """Check the value of a known field, and return where it ends."""
     if wire_type != field.wire_type and not (field.packable and wire_type == _DELIMITED):
         raise _wrong_type(wire_type, field.wire_type)
+    stop = _skip(data, pos, end, wire_type)
     if wire_type == _VARINT:
-        return read_varint(data, pos, end)[1]
-    size, pos = read_varint(data, pos, end)
-    stop = pos + size
-    if stop > end:
-        raise WireError("buffer underflow")
+        return stop
+    _, pos = read_varint(data, pos, end)
     if field.message is not None:
         check(field.message, data, pos, stop)
     elif field.text:
@@ -102,21 +100,32 @@ def _wrong_type(actual: int, expected: int) -> WireError:
     return WireError(f"invalid wire type: {_WIRE_TYPES[actual]} (expected {_WIRE_TYPES[expected]})")
 
 
-def _skip(data: bytes, pos: int, end: int, key: int, depth: int) -> int:
-    """Step over the value of an unknown field, whose key ended at ``pos``."""
+def _skip_unknown(data: bytes, pos: int, end: int, key: int, depth: int) -> int:
+    """Returns where the value of an unknown field ends, whose key ended at ``pos``."""
     if key > _MAX_KEY:
         raise WireError(f"invalid key value: {key}")
-    wire_type = key & 7
+    wire_type, number = key & 7, key >> 3
     if wire_type >= len(_WIRE_TYPES):
         raise WireError(f"invalid wire type value: {wire_type}")
-    if key >> 3 == 0:
+    if number == 0:
         raise WireError("invalid tag value: 0")
-    if wire_type == _VARINT:
-        return read_varint(data, pos, end)[1]
     if wire_type == _END_GROUP:
         raise WireError("unexpected end group tag")
-    if wire_type == _START_GROUP:
-        return _skip_group(data, pos, end, key >> 3, depth + 1)
+    if wire_type != _START_GROUP:
+        return _skip(data, pos, end, wire_type)
+    if depth >= _MAX_GROUP_DEPTH:
+        raise WireError("recursion limit reached")
+    while True:
+        key, pos = read_varint(data, pos, end)
+        if key == number << 3 | _END_GROUP:
+            return pos
+        pos = _skip_unknown(data, pos, end, key, depth + 1)
+
+
+def _skip(data: bytes, pos: int, end: int, wire_type: int) -> int:
+    """Returns where a value that is no group ends."""
+    if wire_type == _VARINT:
+        return read_varint(data, pos, end)[1]
     if wire_type == _DELIMITED:
         size, pos = read_varint(data, pos, end)
     else:
@@ -124,13 +133,3 @@ def _skip(data: bytes, pos: int, end: int, key: int, depth: int) -> int:
     if size > end - pos:
         raise WireError("buffer underflow")
     return pos + size
-
-
-def _skip_group(data: bytes, pos: int, end: int, number: int, depth: int) -> int:
-    if depth > _MAX_GROUP_DEPTH:
-        raise WireError("recursion limit reached")
-    while True:
-        key, pos = read_varint(data, pos, end)
-        if key == number << 3 | _END_GROUP:
-            return pos
-        pos = _skip(data, pos, end, key, depth)

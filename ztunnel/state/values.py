@@ -222,22 +222,13 @@ CIDR_VIPS = many(Kind(_RANGE_OF_FILE.parse, show=_RANGE_OF_FILE.show))._replace(
 UNREADABLE = None
 """What a value of a policy is that cannot be read."""
 
-_STRINGS = {
-    "exact": StringMatchKind.EXACT,
-    "prefix": StringMatchKind.PREFIX,
-    "suffix": StringMatchKind.SUFFIX,
-    "presence": StringMatchKind.PRESENCE,
-}
-
 
 def _read_string(message: Any) -> StringMatch | None:
     wire = message.WhichOneof("match_type")
     if wire is None:
         return UNREADABLE
-    kind = _STRINGS[wire]
-    return (
-        StringMatch(kind) if kind is StringMatchKind.PRESENCE else StringMatch(kind, getattr(message, wire))
-    )
+    kind = StringMatchKind[wire.upper()]
+    return StringMatch(kind, "" if kind is StringMatchKind.PRESENCE else getattr(message, wire))
 
 
 def _show_string(match: StringMatch) -> dict[str, Any]:
