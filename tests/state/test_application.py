@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.state.messages import address, delta, policy
 from tests.state.test_store import HOST, KEY, put, service, uids, workload
+from tests.support.mesh_messages import address, delta, policy
 from ztunnel.messages import Resource
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.identity import Identity

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.state import messages
+from tests.support import mesh_messages as messages
 from ztunnel.model.policy import (
     Action,
     Authorization,

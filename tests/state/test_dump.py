@@ -6,8 +6,8 @@ import json
 
 from hypothesis import given, settings
 
-from tests.state import messages
-from tests.state.messages import address, delta, policy
+from tests.support import mesh_messages as messages
+from tests.support.mesh_messages import address, delta, policy
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.state import messages
 from tests.support import big_meshes as meshes
+from tests.support import mesh_messages as messages
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
 from ztunnel.state.convert import ServiceParts, WorkloadParts

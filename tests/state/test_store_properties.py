@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.state.messages import address, delta
 from tests.state.naive_mesh import NaiveMesh
+from tests.support.mesh_messages import address, delta
 from ztunnel.messages import MeshDelta, Resource
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.pb.istio import workload as pb

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.state import messages
+from tests.support import mesh_messages as messages
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import wire

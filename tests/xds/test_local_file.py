@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.state.messages import address, delta
+from tests.support.mesh_messages import address, delta
 from ztunnel.messages import Origin, ResourceKind
 from ztunnel.model.address import GatewayAddress, NamespacedHostname, NetworkAddress
 from ztunnel.model.policy import Action, Match, Scope, ServiceAccountMatch, StringMatch, StringMatchKind
