@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.state.test_local import EXAMPLE, FULL
-
 from tests.hbone.test_fuzz import VALID
 from tests.state.test_dump import gateway
 from tests.support import big_meshes
+from tests.xds.test_local_file import EXAMPLE, FULL
 from ztunnel.dns.message import make_query
 from ztunnel.pb.envoy.service.discovery import v3
 from ztunnel.pb.google import protobuf
