@@ -167,6 +167,7 @@ def _write_configuration(node: Node, places: Places, home: Path) -> None:
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{node.cgroup}",
         "failCgroupV1": False,
+        "syncFrequency": "15s",  # a changed ConfigMap reaches its pods by then, not after a minute or two
         "failSwapOn": False,
         "oomScoreAdj": 0,  # a container's root has no CAP_SYS_RESOURCE
         "enforceNodeAllocatable": [],

@@ -27,6 +27,7 @@ from tests.cluster import nodes, programs
 from tests.cluster.look import NODE1, pods
 from tests.cluster.mesh import NAMESPACE, Tools
 from tests.cluster.places import CHECKOUT, places
+from tests.cluster.record_xds import conversations
 from tests.cluster.shell import run
 from ztunnel.certs.ca_client import METHOD as CA_METHOD
 from ztunnel.certs.istio_ca import encode_request
@@ -152,12 +153,15 @@ async def control_plane(tools: Tools) -> dict[str, Any]:
     )  # fmt: skip
     host = f"istiod.{NAMESPACE}.svc"
     with GrpcChannel(f"{istiod}:15012", roots=root.encode(), alternative_hostname=host) as channel:
-        answers = await _first_answers(channel, metadata, encode_node(config, []))
+        described = encode_node(config, [])
+        answers = await _first_answers(channel, metadata, described)
+        talks = await conversations(tools, channel, metadata, described)
         asked = make_signing_request(Identity("cluster.local", "demo", "sleep"))
         body = encode_request(asked.csr, 86_400, Identity("cluster.local", "demo", "sleep"))
         issued = await channel.unary(CA_METHOD, body, metadata=metadata, deadline_seconds=10)
     return {
         "xds": answers,
+        "conversations": talks,
         "ca": {"request": body.hex(), "answer": issued.hex()},
         "token": {
             "header": _shape(_unpadded(header)), "claims": _shape(claims),
@@ -197,7 +201,9 @@ def main() -> None:
     packets = json.loads(said)
     _write("zds.json", {"source": source, "packets": packets})
     _write("rules.json", {"source": source, **rules(tools)})
-    _write("control-plane.json", {"source": source, **trio.run(control_plane, tools)})
+    told = trio.run(control_plane, tools)
+    _write("xds.json", {"source": source, "conversations": told.pop("conversations")})
+    _write("control-plane.json", {"source": source, **told})
 
 
 def _write(name: str, content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,9 +46,13 @@ class Outcome:
 
 @contextmanager
 def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web", pod: str = "deploy/sleep",
-            namespace: str = "demo") -> Iterator[Outcome]:  # fmt: skip
-    """A client runs while the block does, and at most for that long; the outcome is whole after the block."""
+            namespace: str = "demo", until_done: bool = False) -> Iterator[Outcome]:  # fmt: skip
+    """A client runs for that long, whatever the block does; the outcome is whole after the block.
+
+    With ``until_done`` it ends with the block, and after that many seconds at the latest.
+    """
     outcome = Outcome()
+    stop = f"/tmp/stop-{time.monotonic_ns()}"
     command = [
         "kubectl",
         "-n",
@@ -62,6 +67,7 @@ def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web
         url,
         str(seconds),
         str(rate),
+        *([stop] if until_done else []),
     ]
     with (
         _CLIENT.open() as program,
@@ -71,6 +77,8 @@ def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web
     ):
         try:
             yield outcome
+            if until_done:
+                tools.kubectl("-n", namespace, "exec", pod, "--", "touch", stop)
             said, _ = process.communicate(timeout=seconds + 90)
         except BaseException:
             process.kill()

@@ -6,9 +6,12 @@
 
 It answers as istiod does (docs/protocol/state-and-xds.md#what-istiod-does): every first request gets an
 answer, if need be an empty one; what a client knows by version is not sent again, what it knows and is gone
-is listed as removed; on-demand keys are answered by the object's own name with the key among the aliases, and
-the workloads of the client's node come unasked. grpcio's threads serve it, so that it works beside any event
-loop; every method may be called from any thread, and none blocks for long.
+is listed as removed; on-demand keys are answered by the object's own name with the key among the aliases, a
+service together with its workloads, and the workloads of the client's node come unasked.
+tests/xds/test_recorded_istiod.py holds it to conversations with the real one.
+
+grpcio's threads serve it, so that it works beside any event loop; every method may be called from any
+thread, and none blocks for long.
 
 Misbehaviour is asked for by attributes, read at each call: see `Misbehaviour`. `kill` cuts everything,
 `start` serves again at the same port.
@@ -233,7 +236,7 @@ class FakeIstiod:
         """Push any response to every open stream, without storing anything. ``resources``: encoded fields."""
         with self._changed:
             for stream in self._open_streams():
-                stream.outgoing.put(resources + self._tail(stream, type_url, removed))
+                stream.outgoing.put(self._head() + resources + self._tail(stream, type_url, removed))
 
     def end_streams(self, code: grpc.StatusCode, message: str = "") -> None:
         """End the open streams with a status; OK is a clean end."""
@@ -352,10 +355,11 @@ class FakeIstiod:
                 asked |= own  # a node's own workloads come unasked
             holders = {key: [n for n, s in stored.items() if key == n or key in s.aliases] for key in asked}
             found = [name for holder in holders.values() for name in holder]
+            found += self._workloads_of(found)
             names = [n for n in dict.fromkeys(found) if known.get(n, "-") != stored[n].version]
             removed = [key for key, holder in holders.items() if not holder]
             subscribed.update(found)
-        stream.outgoing.put(self._resources(type_url, names) + self._tail(stream, type_url, removed))
+        stream.outgoing.put(self._response(stream, type_url, names, removed))
         if self.misbehaviour.end_streams is not None:
             stream.outgoing.put(_End(self.misbehaviour.end_streams, self.misbehaviour.end_message))
 
@@ -364,10 +368,25 @@ class FakeIstiod:
         if request.node is None or request.node.metadata is None or request.type_url != ADDRESS_TYPE:
             return set()
         node = request.node.metadata.fields["NODE_NAME"].string_value
-        parsed = {name: Address.parse(stored.body) for name, stored in self._stored[ADDRESS_TYPE].items()}
         return {
-            name for name, one in parsed.items() if one.workload is not None and one.workload.node == node
+            name for name, one in self._addresses() if one.workload is not None and one.workload.node == node
         }
+
+    def _workloads_of(self, names: Sequence[str]) -> list[str]:
+        """The workloads of the services among some objects: who asks for a service hears of them too."""
+        asked = [Address.parse(self._stored[ADDRESS_TYPE][name].body).service for name in names]
+        services = {f"{one.namespace}/{one.hostname}" for one in asked if one is not None}
+        if not services:
+            return []
+        return [
+            name
+            for name, one in self._addresses()
+            if one.workload is not None and services & one.workload.services.keys()
+        ]
+
+    def _addresses(self) -> Iterator[tuple[str, Address]]:
+        for name, stored in self._stored[ADDRESS_TYPE].items():
+            yield name, Address.parse(stored.body)
 
     def _push(self, type_url: str, names: Sequence[str], removed: Sequence[str]) -> None:
         if self.misbehaviour.hang:
@@ -381,15 +400,20 @@ class FakeIstiod:
                 gone = [name for name in removed if name in stream.subscribed[type_url]]
                 if not wanted and not gone:
                     continue
-            response = self._resources(type_url, wanted) + self._tail(stream, type_url, gone)
-            stream.outgoing.put(response)
+            stream.outgoing.put(self._response(stream, type_url, wanted, gone))
 
     def _open_streams(self) -> list[Stream]:
         return [stream for stream in self.streams if stream.is_open]
 
-    def _resources(self, type_url: str, names: Sequence[str]) -> bytes:
+    def _response(self, stream: Stream, type_url: str, names: Sequence[str], removed: Sequence[str]) -> bytes:
+        """Resources carry their aliases only where addresses are asked for one by one, as istiod's do."""
         stored = self._stored[type_url]
-        return b"".join(encode_resource(type_url, name, stored[name]) for name in names)
+        with_aliases = not stream.wildcard[type_url]
+        resources = [encode_resource(type_url, name, stored[name], with_aliases) for name in names]
+        return self._head() + b"".join(resources) + self._tail(stream, type_url, removed)
+
+    def _head(self) -> bytes:
+        return wire_field(0x0A, f"push-{self._nonce + 1}".encode())  # the version of the whole
 
     def _tail(self, stream: Stream, type_url: str, removed: Sequence[str]) -> bytes:
         self._nonce += 1
@@ -398,11 +422,12 @@ class FakeIstiod:
         return wire_field(0x22, type_url.encode()) + wire_field(0x2A, str(self._nonce).encode()) + gone
 
 
-def encode_resource(type_url: str, name: str, stored: _Stored) -> bytes:
+def encode_resource(type_url: str, name: str, stored: _Stored, with_aliases: bool) -> bytes:
     """One resource of a response, in istiod's order of fields."""
     payload = wire_field(0x0A, type_url.encode()) + wire_field(0x12, stored.body)
     version = wire_field(0x0A, stored.version.encode()) if stored.version else b""
-    aliases = b"".join(wire_field(0x22, alias.encode()) for alias in stored.aliases)
+    shown = stored.aliases if with_aliases else ()
+    aliases = b"".join(wire_field(0x22, alias.encode()) for alias in shown)
     return wire_field(0x12, version + wire_field(0x12, payload) + wire_field(0x1A, name.encode()) + aliases)
 
 

@@ -1,7 +1,8 @@
 """Traffic as users have it: new connections at a rate, one kept-alive connection, one stream.
 
-usage: client.py URL SECONDS RATE
+usage: client.py URL SECONDS RATE [FILE]
 
+It ends after SECONDS, or as soon as FILE is there.
 A line for each failure as it happens, with the time, and a summary in JSON as the last line. SECONDS is at
 most 900 and RATE 200, so that
 a forgotten client ends.
@@ -9,6 +10,7 @@ a forgotten client ends.
 
 import http.client
 import json
+import pathlib
 import sys
 import threading
 import time
@@ -17,11 +19,16 @@ import urllib.parse
 url = urllib.parse.urlsplit(sys.argv[1])
 seconds, rate = min(float(sys.argv[2]), 900.0), min(float(sys.argv[3]), 200.0)
 end = time.monotonic() + seconds
+stop = pathlib.Path(sys.argv[4]) if len(sys.argv) > 4 else None
 lock = threading.Lock()
 result: dict[str, dict[str, float]] = {
     kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")
 }
 errors: list[tuple[float, str]] = []
+
+
+def is_over():
+    return time.monotonic() >= end or (stop is not None and stop.exists())
 
 
 def connect():
@@ -65,7 +72,7 @@ def one():
 def new():
     threads: list[threading.Thread] = []
     due = time.monotonic()
-    while time.monotonic() < end:
+    while not is_over():
         thread = threading.Thread(target=one, daemon=True)
         thread.start()
         threads = [*(each for each in threads if each.is_alive()), thread]
@@ -77,7 +84,7 @@ def new():
 
 def kept():
     connection = None
-    while time.monotonic() < end:
+    while not is_over():
         started = time.monotonic()
         try:
             connection = connection or connect()
@@ -91,13 +98,13 @@ def kept():
 
 
 def stream():
-    while time.monotonic() < end:
+    while not is_over():
         started = time.monotonic()
         try:
             connection = connect()
             connection.request("GET", "/stream")
             answer = connection.getresponse()
-            while time.monotonic() < end:
+            while not is_over():
                 started = time.monotonic()
                 line = answer.readline()
                 account("stream", started, None if line else OSError("the stream ended"))
