@@ -60,9 +60,9 @@ class Client:
             f"{istiod.host}:{istiod.port}", grpc.ssl_channel_credentials(istiod.ca.root)
         )
         self.requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        call = self.channel.stream_stream(METHOD)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(METHOD)
         self.responses: Iterator[bytes] = call(
-            iter(self.requests.get, None), metadata=[("authorization", f"Bearer {TOKEN}")], timeout=SECONDS
+            iter(self.requests.get, None), metadata=(("authorization", f"Bearer {TOKEN}"),), timeout=SECONDS
         )
 
     def ask(self, request: DeltaDiscoveryRequest) -> None:
