@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ztunnel.admin.inspection import Inspection  # noqa: E402 - not before the path
-from ztunnel.admin.levels import LogLevels  # noqa: E402
+from ztunnel.admin.levels import LogLevelControl  # noqa: E402
 from ztunnel.admin.pages import Admin  # noqa: E402
 from ztunnel.cli import COMMANDS  # noqa: E402
 from ztunnel.config import load as loading  # noqa: E402
@@ -156,7 +156,7 @@ def admin() -> str:
         raise AssertionError
 
     pages = Inspection(nothing, nothing).pages()
-    server = Admin(nothing, levels=LogLevels(), shutdown=nothing, pages=pages)  # type: ignore[arg-type]
+    server = Admin(nothing, levels=LogLevelControl(), shutdown=nothing, pages=pages)  # type: ignore[arg-type]
     text = (
         "# Admin pages\n\nOn `127.0.0.1:15000` of ztunnel's own network namespace: `curl localhost:15000/PAGE`. `/` lists "
         "them.\n\n| page | what it does |\n|---|---|\n"

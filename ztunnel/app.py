@@ -20,10 +20,10 @@ from typing import Any
 
 import trio
 
-from ztunnel.admin.dump import AdminProviders
+from ztunnel.admin.config_dump import AdminProviders
 from ztunnel.admin.inspection import Inspection
-from ztunnel.admin.levels import LogLevels
-from ztunnel.admin.metrics import MetricsPage
+from ztunnel.admin.levels import LogLevelControl
+from ztunnel.admin.metrics_page import MetricsPage
 from ztunnel.admin.pages import Admin
 from ztunnel.admin.readiness import HOLD, Readiness
 from ztunnel.admin.servers import listener, serve
@@ -32,13 +32,13 @@ from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.certs.shared_root import load_root
+from ztunnel.config.config_view import config_view, config_yaml
 from ztunnel.config.model import Config, ProxyMode
-from ztunnel.config.view import config_view, config_yaml
 from ztunnel.control.control import DNS_PROXY, PROXY, STATE_MANAGER, Control, MakePlanes
 from ztunnel.control.link import DataPlaneLink
-from ztunnel.control.worker import Forks
+from ztunnel.control.worker_handle import Forks
 from ztunnel.control.workers import Workers
-from ztunnel.dataplane.plane import DataPlane
+from ztunnel.dataplane.data_plane import DataPlane
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.netns.privileges import verify_privileges
@@ -50,9 +50,9 @@ from ztunnel.observe.logging import (
     unknown_scopes,
     warn_regardless,
 )
-from ztunnel.observe.nurseries import TaskAges
+from ztunnel.observe.task_tree import TaskAges
 from ztunnel.proxy.waits import WORDS
-from ztunnel.sockets.descriptors import raise_descriptor_limit
+from ztunnel.sockets.descriptor_limit import raise_descriptor_limit
 from ztunnel.system.memory import spare_collector, use_one_arena
 from ztunnel.version import build_info
 
@@ -153,7 +153,7 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
         await server("readiness", listeners, control.ready, stop, name="readiness server")
         if plane is not None:
             nursery.start_soon(plane.run, plane_inbox, name="data plane")
-        levels = LogLevels(control.levels_changed)
+        levels = LogLevelControl(control.levels_changed)
         nursery.start_soon(levels.run, name="log levels")
         admin = Admin(
             _providers(config, control),

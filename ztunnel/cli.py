@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ztunnel.admin.servers import bind
 from ztunnel.config.config_errors import ConfigError
-from ztunnel.config.machine import load_from_machine
+from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.spelling import nearest
 from ztunnel.errors import ZtunnelError
 from ztunnel.observe.logging import setup_logging, shutdown_logging

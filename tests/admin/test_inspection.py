@@ -12,7 +12,7 @@ from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.inspection import Inspection
 from ztunnel.messages import Topic
-from ztunnel.observe.nurseries import TaskAges
+from ztunnel.observe.task_tree import TaskAges
 
 VIEW = {
     "id": "a-1",

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from ztunnel.admin.http import Request
-from ztunnel.admin.levels import USAGE, LogLevels
+from ztunnel.admin.levels import USAGE, LogLevelControl
 from ztunnel.observe.access_log import current_sampling
 from ztunnel.observe.filter import Level, parse_startup_filter
 from ztunnel.observe.logging import current_filter, set_filter
@@ -22,7 +22,7 @@ def _filter() -> Iterator[None]:
     set_filter(before)
 
 
-async def post(levels: LogLevels, method: str = "POST", **query: str) -> tuple[int, str]:
+async def post(levels: LogLevelControl, method: str = "POST", **query: str) -> tuple[int, str]:
     response = await levels.handle(Request(method, "/logging", query))
     assert isinstance(response.body, bytes)
     assert response.content_type == "text/plain"
@@ -30,12 +30,12 @@ async def post(levels: LogLevels, method: str = "POST", **query: str) -> tuple[i
 
 
 async def test_without_a_level_the_filter_is_shown():
-    assert await post(LogLevels()) == (200, f"current log level is {DEFAULT}\n")
-    assert await post(LogLevels(), level="") == (200, f"current log level is {DEFAULT}\n")
+    assert await post(LogLevelControl()) == (200, f"current log level is {DEFAULT}\n")
+    assert await post(LogLevelControl(), level="") == (200, f"current log level is {DEFAULT}\n")
 
 
 async def test_levels_are_added_to_the_current_filter():
-    levels = LogLevels()
+    levels = LogLevelControl()
     assert await post(levels, level="access=debug") == (
         200,
         "current log level is hickory_server::server=off,access=debug,info\n",
@@ -47,7 +47,7 @@ async def test_levels_are_added_to_the_current_filter():
 
 
 async def test_reset_goes_back_to_the_start_and_then_adds():
-    levels = LogLevels()
+    levels = LogLevelControl()
     await post(levels, level="access=debug")
     assert await post(levels, level="warn", reset="") == (
         200,
@@ -57,14 +57,14 @@ async def test_reset_goes_back_to_the_start_and_then_adds():
 
 
 async def test_a_bad_level_is_refused_with_the_usage():
-    status, text = await post(LogLevels(), level="verbose")
+    status, text = await post(LogLevelControl(), level="verbose")
     assert status == 400
     assert text == f"Invalid level provided: verbose\n{USAGE}"
     assert str(current_filter()) == DEFAULT
 
 
 async def test_other_methods_are_405_with_the_usage():
-    assert await post(LogLevels(), "GET") == (405, f"Invalid HTTP method\n {USAGE}")
+    assert await post(LogLevelControl(), "GET") == (405, f"Invalid HTTP method\n {USAGE}")
 
 
 def test_the_usage_is_the_reference_text():
@@ -80,7 +80,7 @@ def test_the_usage_is_the_reference_text():
 
 async def test_changes_are_passed_on_once():
     seen: list[str] = []
-    levels = LogLevels(lambda wanted: seen.append(str(wanted)))
+    levels = LogLevelControl(lambda wanted: seen.append(str(wanted)))
     await post(levels, level="debug")
     await post(levels, level="debug")
     await post(levels)
@@ -89,7 +89,7 @@ async def test_changes_are_passed_on_once():
 
 async def test_one_workload_gets_a_level_for_a_while(nursery, autojump_clock):
     seen: list[str] = []
-    levels = LogLevels(lambda wanted: seen.append(str(wanted)))
+    levels = LogLevelControl(lambda wanted: seen.append(str(wanted)))
     nursery.start_soon(levels.run)
     await post(levels, workload="ns/a", level="debug", ttl="10m")
     await post(levels, workload="ns/b", level="access:trace", ttl="1m")
@@ -105,7 +105,7 @@ async def test_one_workload_gets_a_level_for_a_while(nursery, autojump_clock):
 
 
 async def test_a_workloads_level_can_be_prolonged_and_taken_back(nursery, autojump_clock):
-    levels = LogLevels()
+    levels = LogLevelControl()
     nursery.start_soon(levels.run)
     await post(levels, workload="ns/a", level="debug", ttl="1m")
     await trio.sleep(50)
@@ -129,13 +129,13 @@ async def test_a_workloads_level_can_be_prolonged_and_taken_back(nursery, autoju
     ],
 )
 async def test_bad_workload_requests_change_nothing(query):
-    assert (await post(LogLevels(), **query))[0] == 400
+    assert (await post(LogLevelControl(), **query))[0] == 400
     assert str(current_filter()) == DEFAULT
 
 
 async def test_access_log_lines_are_sampled_and_others_told():
     told: list[object] = []
-    levels = LogLevels(told.append)
+    levels = LogLevelControl(told.append)
     try:
         status, text = await post(levels, access="0.1", outcome="success", direction="inbound")
         assert (status, text) == (200, "success:inbound:=0.1\n")

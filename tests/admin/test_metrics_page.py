@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 
 from tests.support.serving import serving
-from ztunnel.admin.metrics import MetricsPage
+from ztunnel.admin.metrics_page import MetricsPage
 from ztunnel.observe.exposition import OPENMETRICS_TYPE
 from ztunnel.observe.labels import TRAFFIC_LABELS
 

@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from ztunnel.admin.dump import AdminProviders, config_dump
+from ztunnel.admin.config_dump import AdminProviders, config_dump
 from ztunnel.admin.http import Request, Response
-from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.levels import LogLevelControl
 from ztunnel.admin.page import Page
 from ztunnel.admin.pages import Admin
+from ztunnel.config.config_view import config_view
 from ztunnel.config.model import Config
-from ztunnel.config.view import config_view
-from ztunnel.observe.nurseries import TaskAges
+from ztunnel.observe.task_tree import TaskAges
 from ztunnel.version import build_info
 
 WORKLOAD = {"uid": "u1", "name": "pod", "workloadIps": ["10.0.0.1"], "services": [], "capacity": 1}
@@ -35,7 +35,7 @@ async def dumped(wanted: AdminProviders) -> str:
 
 
 def admin(wanted: AdminProviders | None = None, **other: Any) -> Admin:
-    return Admin(wanted or providers(), levels=LogLevels(), shutdown=lambda: None, **other)
+    return Admin(wanted or providers(), levels=LogLevelControl(), shutdown=lambda: None, **other)
 
 
 async def ask(server: Admin, path: str, method: str = "GET", **query: str) -> tuple[Response, bytes]:
@@ -156,7 +156,7 @@ async def test_unknown_paths_are_404s_that_list_the_pages():
 
 async def test_quitquitquit_begins_the_drain():
     called: list[bool] = []
-    server = Admin(providers(), levels=LogLevels(), shutdown=lambda: called.append(True))
+    server = Admin(providers(), levels=LogLevelControl(), shutdown=lambda: called.append(True))
     response, body = await ask(server, "/quitquitquit")
     assert (response.status, body, called) == (405, b"", [])
     response, body = await ask(server, "/quitquitquit", "POST")
@@ -217,7 +217,7 @@ async def test_heap_profiling_has_to_be_switched_on():
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_text_within_a_value_keeps_its_line_breaks(depth):
-    from ztunnel.admin.dump import laid_out
+    from ztunnel.admin.config_dump import laid_out
 
     value = {"b": "line\nbreak", "a": [1, {"c": []}]}
     laid = laid_out(value, depth).decode()

@@ -37,7 +37,7 @@ from ztunnel.demo.machine import interruptible
 from ztunnel.demo.namespaces import may_make_namespaces
 from ztunnel.demo.processes import Process
 from ztunnel.pb.istio import workload as pb
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 SIZES = (1_000, 10_000, 100_000, 300_000)
 PORT = 8080

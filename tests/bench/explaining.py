@@ -12,7 +12,7 @@ from time import thread_time
 from tests.support import big_meshes
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
-from ztunnel.explain.way import Question, telling
+from ztunnel.explain.connection_path import Question, telling
 from ztunnel.messages import MeshDelta, ResourceKind
 from ztunnel.state.store import MeshStore
 

@@ -32,13 +32,13 @@ from tests.cluster.shell import run
 from ztunnel.certs.ca_client import METHOD as CA_METHOD
 from ztunnel.certs.istio_ca import encode_request
 from ztunnel.certs.request import make_signing_request
-from ztunnel.config.machine import load_from_machine
+from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.inpod.codec import LARGEST_PACKET, encode_ack, encode_hello
 from ztunnel.model.identity import Identity
 from ztunnel.xds.connect import METHOD as XDS_METHOD
 from ztunnel.xds.node import encode_node
-from ztunnel.xds.session import XdsSession
+from ztunnel.xds.xds_session import XdsSession
 
 TARGET = CHECKOUT / "tests" / "recorded"
 _SOCKET = "/run/ztunnel/ztunnel.sock"

@@ -23,7 +23,7 @@ from ztunnel import cli
 from ztunnel.config.model import Config, Localhost, ProxyMode, RootFile, RootStatic, TokenFile
 from ztunnel.tools import machine_checks as machine
 from ztunnel.tools import network_checks as network
-from ztunnel.tools.findings import Finding, State, exit_status, lines
+from ztunnel.tools.findings import Finding, Severity, exit_status, lines
 
 CONFIG = Config()
 DEDICATED = replace(CONFIG, proxy_mode=ProxyMode.DEDICATED)
@@ -99,12 +99,12 @@ def test_missing_capabilities_are_named(tmp_path):
     status = tmp_path / "status"
     status.write_text("Name:\tztunnel\nCapEff:\t0000000000001000\n")  # NET_ADMIN alone
     found = list(machine.capabilities(CONFIG, status))
-    assert [item.state for item in found] == [State.FAILURE, State.FAILURE]
+    assert [item.state for item in found] == [Severity.FAILURE, Severity.FAILURE]
     assert "CAP_NET_RAW is missing" in found[0].text
     assert "SYS_ADMIN" in found[1].advice
     status.write_text("CapEff:\t000001ffffffffff\n")
-    assert one(machine.capabilities(CONFIG, status)).state is State.OK
-    assert one(machine.capabilities(DEDICATED, status)).state is State.SKIPPED
+    assert one(machine.capabilities(CONFIG, status)).state is Severity.OK
+    assert one(machine.capabilities(DEDICATED, status)).state is Severity.SKIPPED
 
 
 def test_the_agents_socket(tmp_path):
@@ -118,8 +118,8 @@ def test_the_agents_socket(tmp_path):
         agent.bind(str(path))
         assert "does not answer" in one(machine.namespaces(config)).text
         agent.listen()
-        assert one(machine.namespaces(config)).state is State.OK
-    assert one(machine.namespaces(DEDICATED)).state is State.SKIPPED
+        assert one(machine.namespaces(config)).state is Severity.OK
+    assert one(machine.namespaces(DEDICATED)).state is Severity.SKIPPED
 
 
 def test_a_port_that_somebody_else_has():
@@ -131,18 +131,18 @@ def test_a_port_that_somebody_else_has():
             readiness_addr=Localhost(ipv6=False, port=0),
         )
         taken = one(machine.ports(config, running=False))
-        assert (taken.state, "(admin) are taken" in taken.text) == (State.FAILURE, True)
-        assert one(machine.ports(config, running=True)).state is State.OK
-    assert one(machine.ports(config, running=False)).state is State.OK
+        assert (taken.state, "(admin) are taken" in taken.text) == (Severity.FAILURE, True)
+        assert one(machine.ports(config, running=True)).state is Severity.OK
+    assert one(machine.ports(config, running=False)).state is Severity.OK
 
 
 def test_descriptors_and_tables(tmp_path):
-    assert one(machine.descriptors((1024, 1024))).state is State.WARNING
-    assert one(machine.descriptors((1024, resource.RLIM_INFINITY))).state is State.OK
-    assert one(machine.conntrack(tmp_path)).state is State.SKIPPED
+    assert one(machine.descriptors((1024, 1024))).state is Severity.WARNING
+    assert one(machine.descriptors((1024, resource.RLIM_INFINITY))).state is Severity.OK
+    assert one(machine.conntrack(tmp_path)).state is Severity.SKIPPED
     (tmp_path / "nf_conntrack_max").write_text("100\n")
     (tmp_path / "nf_conntrack_count").write_text("90\n")
-    assert one(machine.conntrack(tmp_path)).state is State.FAILURE
+    assert one(machine.conntrack(tmp_path)).state is Severity.FAILURE
     (tmp_path / "nf_conntrack_count").write_text("10\n")
     assert one(machine.conntrack(tmp_path)).text == "10 of 100 entries"
 
@@ -152,7 +152,7 @@ def test_a_small_mtu(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mtu").write_text(f"{size}\n")
     found = one(machine.mtu(tmp_path))
-    assert (found.state, found.text[:13]) == (State.WARNING, "tun0 has 1200")
+    assert (found.state, found.text[:13]) == (Severity.WARNING, "tun0 has 1200")
 
 
 # -- the network -----------------------------------------------------------------------------------------
@@ -169,15 +169,15 @@ def test_the_token(tmp_path):
     assert "expired" in one(network.token(config)).text
     path.write_text("e30.eyJleHAiOiA5OTk5OTk5OTk5OX0.sig")
     found = one(network.token(config))
-    assert (found.state, "sig" in found.text) == (State.OK, False)
+    assert (found.state, "sig" in found.text) == (Severity.OK, False)
     path.write_text("opaque")
-    assert one(network.token(config)).state is State.OK
-    assert one(network.token(replace(config, fake_ca=True))).state is State.SKIPPED
+    assert one(network.token(config)).state is Severity.OK
+    assert one(network.token(replace(config, fake_ca=True))).state is Severity.SKIPPED
 
 
 def test_roots(tmp_path):
     good = certificate(tmp_path)
-    assert one(network.root("CA", RootFile(str(good)))).state is State.OK
+    assert one(network.root("CA", RootFile(str(good)))).state is Severity.OK
     assert (
         "expired"
         in one(network.root("CA", RootFile(str(certificate(tmp_path, ends=timedelta(minutes=-1)))))).text
@@ -185,26 +185,26 @@ def test_roots(tmp_path):
     early = certificate(tmp_path, starts=timedelta(hours=1))
     assert "clock is behind" in one(network.root("CA", RootFile(str(early)))).text
     soon = certificate(tmp_path, ends=timedelta(hours=2))
-    assert one(network.root("CA", RootFile(str(soon)))).state is State.WARNING
+    assert one(network.root("CA", RootFile(str(soon)))).state is Severity.WARNING
     assert "cannot read" in one(network.root("CA", RootFile(str(tmp_path / "none")))).text
     assert "is no certificate" in one(network.root("CA", RootStatic("./no/such/file"))).text
-    assert one(network.root("CA", RootStatic(good.read_text()))).state is State.OK
+    assert one(network.root("CA", RootStatic(good.read_text()))).state is Severity.OK
 
 
 def test_a_server_that_is_trusted_or_not(tmp_path):
     pem = certificate(tmp_path)
     with tls_server(pem) as address:
         found = one(network.server("istiod", address, RootFile(str(pem)), None))
-        assert (found.state, "signed by the mesh's CA" in found.text) == (State.OK, True)
+        assert (found.state, "signed by the mesh's CA" in found.text) == (Severity.OK, True)
         other = certificate(tmp_path)
         found = one(network.server("istiod", address, RootFile(str(other)), None))
         assert (found.state, "signed by the mesh's CA, and is not trusted" in found.text) == (
-            State.FAILURE,
+            Severity.FAILURE,
             True,
         )
         found = one(network.server("istiod", address, RootFile(str(pem)), "istiod.elsewhere"))
         assert "is not trusted: Hostname mismatch" in found.text
-        assert one(network.server("istiod", address, RootStatic("none"), None)).state is State.FAILURE
+        assert one(network.server("istiod", address, RootStatic("none"), None)).state is Severity.FAILURE
 
 
 def refusing() -> int:
@@ -223,13 +223,13 @@ def test_a_server_that_does_not_answer():
 
     found = one(network.server("CA", "https://127.0.0.1:1", RootStatic(""), None, silent))
     assert "filtered" in found.text
-    assert one(network.server("CA", None, RootStatic(""), None)).state is State.SKIPPED
+    assert one(network.server("CA", None, RootStatic(""), None)).state is Severity.SKIPPED
 
 
 def test_a_peers_port(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = one(network.peer(f"127.0.0.1:{listener.getsockname()[1]}"))
-        assert (found.state, "path MTU" in found.text) == (State.OK, True)
+        assert (found.state, "path MTU" in found.text) == (Severity.OK, True)
     assert "no ztunnel serves that pod" in one(network.peer(f"127.0.0.1:{refusing()}")).text
     assert "is not an address" in one(network.peer("127.0.0.1:x")).text
 
@@ -249,8 +249,8 @@ def test_names():
         return ["10.0.0.1"]
 
     bad, good = network.names(["gone", "here", "here"], resolve)
-    assert (bad.state, "does not resolve" in bad.text) == (State.FAILURE, True)
-    assert (good.state, "here is 10.0.0.1" in good.text) == (State.OK, True)
+    assert (bad.state, "does not resolve" in bad.text) == (Severity.FAILURE, True)
+    assert (good.state, "here is 10.0.0.1" in good.text) == (Severity.OK, True)
 
 
 # -- the command -----------------------------------------------------------------------------------------
@@ -258,9 +258,9 @@ def test_names():
 
 def test_lines_and_status():
     findings = [
-        Finding("one", State.OK, "well"),
-        Finding("two", State.FAILURE, "broken", "mend it"),
-        Finding("three", State.WARNING, "soon", "look"),
+        Finding("one", Severity.OK, "well"),
+        Finding("two", Severity.FAILURE, "broken", "mend it"),
+        Finding("three", Severity.WARNING, "soon", "look"),
     ]
     assert list(lines(findings)) == [
         "ok    one           well",

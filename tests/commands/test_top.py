@@ -17,7 +17,7 @@ from textual.widgets import DataTable, Static, TabbedContent
 from tests.support.shown_node import CERTIFICATES, CONNECTION, FAILED, TUNNEL, Node
 from ztunnel import cli
 from ztunnel.tools import top
-from ztunnel.tools.top_app import Answer, Top, size, span
+from ztunnel.tools.top_app import ExplanationScreen, Top, size, span
 
 
 @pytest.fixture
@@ -105,11 +105,11 @@ def test_enter_explains_a_connection_and_escape_goes_back(admin):
     async def act(app: Top, pilot: Pilot[None]) -> None:
         app.query_one("#connections-table").focus()
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, Answer))
+        await until(pilot, lambda: isinstance(app.screen, ExplanationScreen))
         shown = str(app.screen.query_one(Static).render())
         assert "text of /explain?connection=a-1" in shown
         await pilot.press("escape")
-        await until(pilot, lambda: not isinstance(app.screen, Answer))
+        await until(pilot, lambda: not isinstance(app.screen, ExplanationScreen))
 
     drive(admin, act)
 

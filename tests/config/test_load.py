@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ztunnel.config.config_errors import ConfigError
+from ztunnel.config.config_view import config_view, config_yaml
 from ztunnel.config.load import load_config
-from ztunnel.config.machine import read_text_file
+from ztunnel.config.load_from_machine import read_text_file
 from ztunnel.config.model import (
     DEFAULT_MESH_CONFIG,
     DEFAULT_ROOT_CERT,
@@ -28,7 +29,6 @@ from ztunnel.config.model import (
     TokenStatic,
     WorkloadInfo,
 )
-from ztunnel.config.view import config_view, config_yaml
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 

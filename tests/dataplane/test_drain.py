@@ -10,7 +10,7 @@ import trio
 from tests.support.logs import capture_logs
 from ztunnel.dataplane.drain import drain_samples, progress, report_progress
 from ztunnel.messages import PodInfo
-from ztunnel.proxy.connections import ConnectionTable, InboundEntry, OutboundEntry
+from ztunnel.proxy.connection_table import ConnectionTable, InboundEntry, OutboundEntry
 
 
 class Pod:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import PolicyFacts
-from ztunnel.decide.view import MeshView
 from ztunnel.model.address import IPAddress, IPNetwork
 from ztunnel.model.policy import Action, Authorization, Match, StringMatch, StringMatchKind
 from ztunnel.model.workload import Workload

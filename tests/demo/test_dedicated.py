@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ztunnel.config.load import load_config
-from ztunnel.config.machine import read_text_file
+from ztunnel.config.load_from_machine import read_text_file
 from ztunnel.config.model import LocalFile, ProxyMode, WorkloadInfo
-from ztunnel.demo.dedicated import Sample, dedicated_environment, parse_metrics
+from ztunnel.demo.dedicated import MetricLine, dedicated_environment, parse_metrics
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -48,6 +48,6 @@ def test_samples_are_read_with_their_labels() -> None:
         "# EOF\n"
     )
     assert list(parse_metrics(text)) == [
-        Sample("a_total", {"x": "1", "y": 'with "quotes", comma and \\ and \n'}, 2.0),
-        Sample("plain_gauge", {}, 1500.0),
+        MetricLine("a_total", {"x": "1", "y": 'with "quotes", comma and \\ and \n'}, 2.0),
+        MetricLine("plain_gauge", {}, 1500.0),
     ]

@@ -18,7 +18,7 @@ from tests.support.namespaces import needs_namespaces
 from ztunnel.demo import machine as machine_module
 from ztunnel.demo.capture import Capture, Segment, parse_segment, reassemble, tls_records
 from ztunnel.demo.machine import InterruptedByError, Machine, interruptible, sweep
-from ztunnel.demo.namespaces import PUBLISHED, Namespace
+from ztunnel.demo.namespaces import PUBLISHED, OwnedNamespace
 from ztunnel.demo.network import BACKENDS, Network, Pod, netlink
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError, run
 from ztunnel.demo.redirection import PACKET_MARK, RedirectionOptions
@@ -261,7 +261,7 @@ def test_a_directory_that_is_no_machine_is_left_alone(
 
 @needs_namespaces
 def test_a_command_runs_inside_the_namespace() -> None:
-    namespace = Namespace.make("zt-test")
+    namespace = OwnedNamespace.make("zt-test")
     try:
         inside = run(["readlink", "/proc/self/ns/net"], namespace=namespace).stdout.strip()
         assert inside == f"net:[{namespace.inode}]"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.needs import needs_programs
 from tests.support.namespaces import needs_namespaces
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.nftables import NetlinkRefusedError, apply_rules, compile_rule
 from ztunnel.demo.redirection import RedirectionOptions, nftables_rules
 
@@ -19,7 +19,7 @@ OPTIONS = [
 ]
 
 
-def listed(namespace: Namespace) -> str:
+def listed(namespace: OwnedNamespace) -> str:
     with namespace.entered():
         return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
 
@@ -29,7 +29,7 @@ def listed(namespace: Namespace) -> str:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_kernel_holds_what_nft_makes_of_the_same_text(options: RedirectionOptions):
     text = nftables_rules(options)
-    ours, theirs = Namespace.make("ours"), Namespace.make("theirs")
+    ours, theirs = OwnedNamespace.make("ours"), OwnedNamespace.make("theirs")
     try:
         apply_rules(ours, text)
         with theirs.entered():
@@ -43,7 +43,7 @@ def test_the_kernel_holds_what_nft_makes_of_the_same_text(options: RedirectionOp
 
 @needs_namespaces
 def test_rules_that_the_kernel_refuses_leave_nothing_behind():
-    namespace = Namespace.make("refused")
+    namespace = OwnedNamespace.make("refused")
     # A redirection is possible in chains of the type nat alone.
     text = nftables_rules(RedirectionOptions()).replace("type nat hook output", "type filter hook output")
     try:

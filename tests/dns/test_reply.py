@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztunnel.decide.names import DnsAnswer, DnsAnswerKind
+from ztunnel.decide.dns_names import DnsAnswer, DnsAnswerKind
 from ztunnel.dns.message import Query, Rcode, parse_query
 from ztunnel.dns.reply import error_reply, own_reply, reply_limit
 

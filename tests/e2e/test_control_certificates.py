@@ -21,7 +21,7 @@ from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, Tl
 from tests.support.traffic import ended_by, read_exactly, refused_by, serve
 from ztunnel.pb.istio import workload as pb
 from ztunnel.tls import openssl as tls_openssl
-from ztunnel.xds.session import ADDRESS_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE
 
 LIFETIME = 6
 """Seconds; renewal is after three."""

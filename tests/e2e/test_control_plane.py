@@ -21,7 +21,7 @@ from tests.support.raw_tls import KeyPair, RawTls, TlsChoices
 from tests.support.traffic import ended_by, read_exactly, refused_by, serve
 from ztunnel.demo.dedicated import Ztunnel, dedicated_environment
 from ztunnel.pb.istio import workload as pb
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 CERTIFIED_NAME = "istiod.other-name"
 

@@ -23,7 +23,7 @@ from tests.support.census import take_census
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ztunnel_command
 from ztunnel.demo.machine import PREFIX
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.network import netlink
 
 LIMIT = 60
@@ -173,7 +173,7 @@ def test_in_an_unprivileged_user_namespace(temporary: Path, readable: dict[str, 
 @needs_programs("setpriv")
 def test_without_any_right_it_falls_back_to_loopback_and_says_so(temporary: Path) -> None:
     # A namespace of the test's own, so that the fixed ports are free whatever runs on this machine.
-    namespace = Namespace.make(f"{PREFIX}loopback-test")
+    namespace = OwnedNamespace.make(f"{PREFIX}loopback-test")
     try:
         with netlink(namespace) as routes:
             routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")

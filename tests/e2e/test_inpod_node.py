@@ -19,7 +19,7 @@ from tests.support.pod import MeshPod, eventually
 from tests.support.traffic import read_all, read_exactly, refused_by, serve
 from tests.support.two_nodes import TwoNodes, ended
 from ztunnel.demo.dedicated import Ztunnel
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.messages import PodInfo
 
 MARK = 1337
@@ -172,7 +172,7 @@ def namespace_inode(sock: socket.socket) -> int:
         os.close(descriptor)
 
 
-def sockets(ztunnel: Ztunnel, namespace: Namespace) -> list[Options]:
+def sockets(ztunnel: Ztunnel, namespace: OwnedNamespace) -> list[Options]:
     """The TCP sockets that a ztunnel has in a namespace."""
     with borrowed(ztunnel.process.pid) as found:
         return [Options(sock) for sock in found if namespace_inode(sock) == namespace.inode]
@@ -252,7 +252,7 @@ async def test_out_of_descriptors_it_sheds_connections_and_recovers_by_itself(no
         assert server.metric("process_max_fds") == DESCRIPTORS
         assert ztunnel.log_lines("connections refused: over 184 descriptors are open")
         # A new pod is served all the same.
-        fresh = Namespace.make("fresh")
+        fresh = OwnedNamespace.make("fresh")
         try:
             info = PodInfo("fresh", "default", "fresh")
             assert node.cni.add_pod("fresh", info, fresh.descriptor).error == ""

@@ -25,7 +25,7 @@ from tests.support.pod import eventually
 from tests.support.traffic import read_exactly, serve
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.dedicated import Ztunnel
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.network import netlink
 from ztunnel.messages import PodInfo
 
@@ -45,7 +45,7 @@ class BarePods:
 
     def __init__(self, count: int) -> None:
         self._stack = ExitStack()
-        self.namespaces: dict[str, Namespace] = {}
+        self.namespaces: dict[str, OwnedNamespace] = {}
         for number in range(count):
             self.namespaces[f"bare-{number}"] = self.make()
 
@@ -55,9 +55,9 @@ class BarePods:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def make(self) -> Namespace:
+    def make(self) -> OwnedNamespace:
         """One more namespace."""
-        namespace = Namespace.make("bare")
+        namespace = OwnedNamespace.make("bare")
         self._stack.callback(namespace.close)
         with netlink(namespace) as routes:
             routes.link("set", index=1, state="up")
@@ -68,11 +68,11 @@ def info(uid: str) -> PodInfo:
     return PodInfo(uid, "bare", "bare")
 
 
-def add(node: NodeZtunnel, uid: str, namespace: Namespace) -> Ack:
+def add(node: NodeZtunnel, uid: str, namespace: OwnedNamespace) -> Ack:
     return node.cni.add_pod(uid, info(uid), namespace.descriptor)
 
 
-def listening(namespace: Namespace) -> set[int]:
+def listening(namespace: OwnedNamespace) -> set[int]:
     """The ports of a namespace that TCP listens on, or UDP is bound to."""
     ports = set()
     with namespace.entered():
@@ -181,7 +181,7 @@ async def test_pods_come_and_go_under_traffic_and_disturb_nobody(nodes):
 
     acks: list[Ack] = []
 
-    async def come_and_go(uid: str, namespace: Namespace) -> None:
+    async def come_and_go(uid: str, namespace: OwnedNamespace) -> None:
         acks.append(await trio.to_thread.run_sync(add, node, uid, namespace))
         assert listening(namespace) >= PORTS
         await trio.sleep(0.5)

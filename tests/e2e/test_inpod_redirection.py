@@ -17,7 +17,7 @@ import trio
 from tests.support.pod import MeshPod
 from tests.support.traffic import Server, ended_by, read_exactly, serve
 from tests.support.two_nodes import TwoNodes
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.network import BACKENDS, netlink, set_kernel_setting
 from ztunnel.demo.redirection import RedirectionOptions
 
@@ -53,7 +53,7 @@ async def echoes(stream: trio.SocketStream) -> None:
 
 
 async def connect_from(
-    namespace: Namespace, address: str, port: int, source: str | None = None
+    namespace: OwnedNamespace, address: str, port: int, source: str | None = None
 ) -> trio.SocketStream:
     """A connection of a process in a namespace that is no pod's. The caller closes it."""
     with namespace.entered():

@@ -7,7 +7,7 @@ from random import Random
 
 from tests.support.fake_mesh import FakeMesh
 from tests.support.random_mesh import Builder
-from ztunnel.explain.saved import SavedMesh, read_dump
+from ztunnel.explain.saved_dump import SavedMesh, read_dump
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.policy import (
     Action,

@@ -17,7 +17,7 @@ from tests.support.fake_mesh import HBONE, FakeMesh
 from ztunnel import cli
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
-from ztunnel.explain.way import Question, explain
+from ztunnel.explain.connection_path import Question, explain
 from ztunnel.state.store import MeshStore
 
 POLICY = """

@@ -16,10 +16,10 @@ from tests.support.fake_mesh import HBONE, FakeMesh
 from ztunnel.decide import survey
 from ztunnel.decide.authorize import explain_policy
 from ztunnel.explain import arrival, catalogue, nearest
-from ztunnel.explain.answer import Outcome
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
-from ztunnel.explain.way import Question, Told, telling
+from ztunnel.explain.connection_path import Question, Told, telling
+from ztunnel.explain.explanation import Outcome
 from ztunnel.messages import MeshDelta, ResourceKind
 from ztunnel.model.policy import Action, Match
 from ztunnel.model.workload import HealthStatus

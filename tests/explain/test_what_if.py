@@ -10,7 +10,7 @@ from tests.support.fake_mesh import HBONE, FakeMesh
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.plans import PolicyFacts
 from ztunnel.explain.kubernetes import PolicyFileError, read_policies
-from ztunnel.explain.whatif import Change, Connection, PolicyChange
+from ztunnel.explain.policy_change import Change, DecidedConnection, PolicyChange
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import Action, Scope
@@ -43,16 +43,16 @@ def mesh() -> tuple[FakeMesh, Workload]:
 
 def connection(
     pod: Workload, account: str | None = "one", port: int = 8080, *, open_now: bool = True
-) -> Connection:
+) -> DecidedConnection:
     identity = None if account is None else Identity("cluster.local", "default", account)
     facts = PolicyFacts(
         SocketAddress(ip_address("10.0.0.1"), 5), SocketAddress(ip_address("10.0.0.2"), port), identity
     )
-    return Connection(f"{account}-{port}", pod, facts, open_now)
+    return DecidedConnection(f"{account}-{port}", pod, facts, open_now)
 
 
 def effects(
-    text: str, *connections: Connection, view: FakeMesh, without: tuple[str, ...] = ()
+    text: str, *connections: DecidedConnection, view: FakeMesh, without: tuple[str, ...] = ()
 ) -> list[Change]:
     change = PolicyChange(view, read_policies(text, "istio-system"), without, "istio-system")
     return list(change.effects(connections))

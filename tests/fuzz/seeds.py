@@ -16,7 +16,7 @@ from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
 from ztunnel.pb.istio.workload import zds
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 _DUMP = {
     "workloads": [{"workloadIps": ["10.0.0.1"], "namespace": "n", "uid": "u", "services": ["n/h"]}],

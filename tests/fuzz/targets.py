@@ -39,10 +39,10 @@ from ztunnel.decide.headers import (
 from ztunnel.dns.message import Query, Rcode, is_reply_to, parse_query, read_reply
 from ztunnel.dns.reply import error_reply
 from ztunnel.dns.resolv_conf import parse_resolv_conf
-from ztunnel.explain.saved import DumpError, read_dump
+from ztunnel.explain.saved_dump import DumpError, read_dump
 from ztunnel.inpod.codec import decode_request, encode_ack
-from ztunnel.inpod.session import Session
 from ztunnel.inpod.zds_errors import ZdsReadError
+from ztunnel.inpod.zds_session import ZdsSession
 from ztunnel.messages import MeshDelta, Resource, ResourceKind
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.socks import SocksError, SocksServer
@@ -54,7 +54,7 @@ from ztunnel.tls.revocation import InvalidRevocationListError
 from ztunnel.xds.delta import MalformedResponseError
 from ztunnel.xds.local_file import deltas, parse, static_config
 from ztunnel.xds.local_yaml import YamlError, read_yaml
-from ztunnel.xds.session import XdsSession
+from ztunnel.xds.xds_session import XdsSession
 
 _OUR_KEY = (Path(__file__).parent / "key.pem").read_bytes()
 """Made for tests/fuzz/corpus/ca-answer; nobody trusts it."""
@@ -189,7 +189,7 @@ def _shown(store: MeshStore) -> None:
 
 def zds(data: bytes) -> None:
     """A packet of the CNI agent, with and without a descriptor."""
-    session = Session()
+    session = ZdsSession()
     session.connected()
     for descriptors in (0, 1):
         try:

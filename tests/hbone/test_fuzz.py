@@ -29,7 +29,7 @@ from ztunnel.hbone import (
     StreamEnded,
     StreamReset,
 )
-from ztunnel.hbone.streams import REMEMBERED
+from ztunnel.hbone.stream_registry import REMEMBERED
 
 OPENING = PREFACE + settings()
 IDS = st.sampled_from([0, 1, 2, 3, 5, 7, 1 << 30, (1 << 31) - 1])

@@ -19,21 +19,26 @@ from ztunnel.hbone.stream_state import (
     RESET,
     RESET_BY_PEER,
     RESET_BY_PEER_ENDED,
-    TABLE,
+    STREAM_TABLE,
     Effect,
-    Input,
-    State,
+    StreamInput,
+    StreamState,
 )
 from ztunnel.hbone.tunnel_state import TUNNEL_TABLE, TunnelInput
 
-LIVE = [state for state in TABLE if not state.closed and state is not IDLE]
-SENT_BY_PEER = [Input.RECV_HEADERS, Input.RECV_INFORMATIONAL, Input.RECV_DATA, Input.RECV_RESET]
+LIVE = [state for state in STREAM_TABLE if not state.closed and state is not IDLE]
+SENT_BY_PEER = [
+    StreamInput.RECV_HEADERS,
+    StreamInput.RECV_INFORMATIONAL,
+    StreamInput.RECV_DATA,
+    StreamInput.RECV_RESET,
+]
 
 
-def reachable(start: State) -> set[State]:
+def reachable(start: StreamState) -> set[StreamState]:
     found, todo = {start}, deque([start])
     while todo:
-        for state, _ in TABLE.get(todo.popleft(), {}).values():
+        for state, _ in STREAM_TABLE.get(todo.popleft(), {}).values():
             if state not in found:
                 found.add(state)
                 todo.append(state)
@@ -44,38 +49,38 @@ def test_each_state_is_reached_from_the_two_beginnings():
     endings = {CLOSED, RESET, RESET_BY_PEER, RESET_BY_PEER_ENDED, LOST, LOST_ENDED}
     reached = reachable(REQUEST_SENT) | reachable(REQUEST_RECEIVED)
     assert reached == {*LIVE, *endings}
-    assert set(TABLE) == {*LIVE, *endings, IDLE, FORGOTTEN} - {LOST, LOST_ENDED}
+    assert set(STREAM_TABLE) == {*LIVE, *endings, IDLE, FORGOTTEN} - {LOST, LOST_ENDED}
 
 
-@pytest.mark.parametrize("state", [state for state in TABLE if state is not IDLE], ids=repr)
+@pytest.mark.parametrize("state", [state for state in STREAM_TABLE if state is not IDLE], ids=repr)
 def test_whatever_a_peer_sends_has_its_place(state):
-    missing = {input_ for input_ in SENT_BY_PEER if input_ not in TABLE[state]}
+    missing = {input_ for input_ in SENT_BY_PEER if input_ not in STREAM_TABLE[state]}
     # A server never takes a header block for an interim answer.
     servers = state in reachable(REQUEST_RECEIVED) - reachable(REQUEST_SENT)
-    assert missing <= ({Input.RECV_INFORMATIONAL} if servers else set())
+    assert missing <= ({StreamInput.RECV_INFORMATIONAL} if servers else set())
     if not state.closed:
-        assert {Input.SEND_RESET, Input.TUNNEL_LOST} <= TABLE[state].keys()
-        assert (Input.SEND_END in TABLE[state]) == state.sends
-        assert (Input.RECV_END in TABLE[state]) == state.receives
+        assert {StreamInput.SEND_RESET, StreamInput.TUNNEL_LOST} <= STREAM_TABLE[state].keys()
+        assert (StreamInput.SEND_END in STREAM_TABLE[state]) == state.sends
+        assert (StreamInput.RECV_END in STREAM_TABLE[state]) == state.receives
 
 
 @pytest.mark.parametrize("state", LIVE, ids=repr)
 def test_what_a_state_says_of_itself_follows_from_how_it_is_left(state):
-    row = TABLE[state]
-    assert (row[Input.RECV_DATA][1] is Effect.DELIVER) == state.receives
+    row = STREAM_TABLE[state]
+    assert (row[StreamInput.RECV_DATA][1] is Effect.DELIVER) == state.receives
     for input_, (after, effect) in row.items():
         assert after.answered >= state.answered
         assert after.dead or (after.end_sent >= state.end_sent and after.end_received >= state.end_received)
-        assert (input_ is Input.RECV_END) == (effect is Effect.END)
-        if effect in {Effect.SAY_CLOSED, Effect.SAY_WRONG}:
+        assert (input_ is StreamInput.RECV_END) == (effect is Effect.END)
+        if effect in {Effect.RESET_STREAM_CLOSED, Effect.RESET_PROTOCOL_ERROR}:
             assert after is RESET
-    assert row[Input.TUNNEL_LOST][0].end_received == state.end_received
-    assert row[Input.RECV_RESET][0].end_received == state.end_received
+    assert row[StreamInput.TUNNEL_LOST][0].end_received == state.end_received
+    assert row[StreamInput.RECV_RESET][0].end_received == state.end_received
 
 
-@pytest.mark.parametrize("state", [state for state in TABLE if state.closed], ids=repr)
+@pytest.mark.parametrize("state", [state for state in STREAM_TABLE if state.closed], ids=repr)
 def test_what_is_closed_stays_as_it_is(state):
-    assert {after for after, _ in TABLE[state].values()} == {state}
+    assert {after for after, _ in STREAM_TABLE[state].values()} == {state}
     assert not state.sends
     assert not state.receives
 

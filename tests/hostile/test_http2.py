@@ -22,7 +22,7 @@ from tests.support.hostile_peer import dial, receive, send_all
 from tests.support.neighbour import Neighbour
 from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
 from ztunnel.hbone import ErrorCode
-from ztunnel.tls.transports import SocketTls
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 
 GROWTH = 64 << 20
 """Bytes by which a process may grow under an attack: one tunnel's windows, what may be lent, and buffers."""

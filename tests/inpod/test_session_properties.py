@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.inpod.fake_namespace import FakeNamespace
 from ztunnel.inpod.codec import AddPod, DeletePod, KeepPod, SnapshotSent
-from ztunnel.inpod.session import (
+from ztunnel.inpod.zds_errors import PodStartError, ZdsReadError
+from ztunnel.inpod.zds_session import (
     Command,
     Commands,
     Fail,
@@ -16,11 +17,10 @@ from ztunnel.inpod.session import (
     Reconnect,
     Release,
     SendAck,
-    Session,
     StartPod,
     StopPod,
+    ZdsSession,
 )
-from ztunnel.inpod.zds_errors import PodStartError, ZdsReadError
 from ztunnel.messages import PodInfo
 
 UIDS = st.sampled_from("abcd")
@@ -30,7 +30,7 @@ NAMESPACES = st.integers(1, 3)
 class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.session = Session()
+        self.session = ZdsSession()
         self.open: set[FakeNamespace] = set()
         self.now = 0.0
         self.online = False

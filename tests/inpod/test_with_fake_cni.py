@@ -16,9 +16,9 @@ import trio
 from tests.support.fake_cni import FakeCni, NoZtunnelError
 from tests.support.namespaces import namespace_of, needs_namespaces, open_descriptors
 from ztunnel.demo.machine import Machine
-from ztunnel.inpod.client import ZdsClient
-from ztunnel.inpod.session import PodCounts
+from ztunnel.inpod.zds_client import ZdsClient
 from ztunnel.inpod.zds_errors import PodStartError
+from ztunnel.inpod.zds_session import PodCounts
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import Namespace

@@ -20,7 +20,7 @@ from tests.support.logs import capture_logs
 from tests.support.xds_conversation import hear, resource, response
 from ztunnel.config.model import Config, RootStatic
 from ztunnel.decide.authorize import authorize
-from ztunnel.decide.names import answer
+from ztunnel.decide.dns_names import answer
 from ztunnel.decide.plans import (
     OutboundPlan,
     OutboundProtocol,
@@ -34,12 +34,12 @@ from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Protocol, Workload
-from ztunnel.observe.logging import Record
+from ztunnel.observe.logging import LogRecord
 from ztunnel.state.store import MeshStore
-from ztunnel.xds.client import XdsClient
 from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, REQUEST_BUDGET, XdsSession
+from ztunnel.xds.xds_client import XdsClient
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, REQUEST_BUDGET, XdsSession
 
 LOCAL_NETWORK = "network-1"
 REMOTE_NETWORK = "network-2"
@@ -63,7 +63,7 @@ BASE = [
 class Ztunnel:
     """Our client and store at a running istiod, and the decisions that they lead to."""
 
-    def __init__(self, istiod: Istiod, session: XdsSession, records: list[Record]) -> None:
+    def __init__(self, istiod: Istiod, session: XdsSession, records: list[LogRecord]) -> None:
         self.istiod = istiod
         self.session = session
         self.records = records

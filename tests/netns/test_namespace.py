@@ -22,7 +22,7 @@ from tests.support.namespaces import (
     own_namespace,
 )
 from ztunnel.demo.machine import Machine
-from ztunnel.demo.namespaces import Namespace as MadeNamespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.network import Network, Pod, set_kernel_setting
 from ztunnel.netns import namespace_thread
 from ztunnel.netns.namespace import Namespace, ipv6_enabled_on_loopback
@@ -33,14 +33,14 @@ from ztunnel.netns.namespace_thread import (
     NamespaceThreadError,
     Visit,
 )
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 from ztunnel.sockets.factories import NamespaceSockets, SpareSockets
 
 pytestmark = needs_namespaces
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[list[MadeNamespace]]:
+def made() -> Iterator[list[OwnedNamespace]]:
     with Machine.open() as machine:
         yield [machine.namespace("one"), machine.namespace("two")]
 
@@ -271,7 +271,7 @@ def test_what_trio_no_longer_waits_for_is_closed(made):
 
 
 async def test_ipv6_is_judged_for_each_namespace(pod, made):
-    async def judged(one: MadeNamespace) -> bool:
+    async def judged(one: OwnedNamespace) -> bool:
         with Namespace.duplicate(one.descriptor) as namespace:
             return await ipv6_enabled_on_loopback(namespace)
 

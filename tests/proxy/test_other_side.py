@@ -33,7 +33,7 @@ from ztunnel.hbone import ErrorCode
 from ztunnel.proxy.relay import relay_plain, relay_stream
 from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.splice import PipePool
-from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 
 def ignore(count: int) -> None:

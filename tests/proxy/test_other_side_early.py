@@ -34,7 +34,7 @@ from tests.support.other_side import (
 from tests.support.played_gateway import ENDPOINT, PlayedGateway, played_gateway
 from tests.support.traffic import reset
 from ztunnel.bounds import DEFAULTS
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.nftables import apply_rules
 from ztunnel.dns.resolv_conf import read_resolv_conf
 from ztunnel.hbone import ErrorCode, HboneClient
@@ -209,7 +209,7 @@ REDIRECTION = f"""table ip istio-ambient {{
 
 def redirect() -> None:
     """From now on, in this network namespace, which ends with the module."""
-    here = Namespace("here", os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+    here = OwnedNamespace("here", os.open("/proc/thread-self/ns/net", os.O_RDONLY))
     try:
         apply_rules(here, REDIRECTION)
     finally:

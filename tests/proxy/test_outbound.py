@@ -502,7 +502,7 @@ async def test_the_addresses_of_a_name_are_tried_one_after_another(monkeypatch):
     async def resolve(self, hostname):
         return [ip_address("127.0.1.1"), ip_address("127.0.1.2")]
 
-    monkeypatch.setattr("ztunnel.dataplane.plane.OnDemandResolver.resolve", resolve)
+    monkeypatch.setattr("ztunnel.dataplane.data_plane.OnDemandResolver.resolve", resolve)
     async with running_plane(HERE) as control, play(control, 2) as good:
         await control.apply(service(), endpoint(1, addresses=[], hostname="web.example.com"))
         for _ in range(5):

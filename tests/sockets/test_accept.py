@@ -14,7 +14,7 @@ import trio
 from tests.support.logs import capture_logs
 from ztunnel.model.address import SocketAddress
 from ztunnel.sockets.accept import accept_forever, accept_waiting
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.listen import Listener, SocketOptions, listen
 

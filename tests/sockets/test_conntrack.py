@@ -17,12 +17,19 @@ from tests.support.namespaces import needs_namespaces
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod
 from ztunnel.demo.redirection import RedirectionOptions
-from ztunnel.sockets.conntrack import Conntrack, Endpoint, decode_reply, encode_add, encode_delete, encode_get
+from ztunnel.sockets.conntrack import (
+    Conntrack,
+    ConntrackEndpoint,
+    decode_reply,
+    encode_add,
+    encode_delete,
+    encode_get,
+)
 from ztunnel.sockets.factories import make_netlink_socket
 
-HIDDEN = Endpoint(bytes((127, 64, 0, 1)), 40000)
-TARGET = Endpoint(bytes((10, 0, 0, 2)), 8080)
-CLIENT = Endpoint(bytes((10, 0, 0, 1)), 5555)
+HIDDEN = ConntrackEndpoint(bytes((127, 64, 0, 1)), 40000)
+TARGET = ConntrackEndpoint(bytes((10, 0, 0, 2)), 8080)
+CLIENT = ConntrackEndpoint(bytes((10, 0, 0, 1)), 5555)
 
 
 def attributes(data: bytes) -> dict[int, object]:
@@ -51,7 +58,7 @@ def test_a_request_to_add_says_who_connects_and_what_is_shown():
 
 def test_ipv6_has_attributes_of_its_own():
     hidden, target, client = (
-        Endpoint(ip_address(text).packed, 1) for text in ("100::1", "fd00::2", "fd00::1")
+        ConntrackEndpoint(ip_address(text).packed, 1) for text in ("100::1", "fd00::2", "fd00::1")
     )
     message = encode_add(1, hidden, target, client)
     assert message[16] == socket.AF_INET6
@@ -95,7 +102,7 @@ def table(pod: Pod) -> Iterator[Conntrack]:
 
 @needs_namespaces
 def test_what_is_shown_can_be_shown_once(table: Conntrack):
-    first, second = (Endpoint(bytes((127, 64, 1, number)), 40000) for number in (1, 2))
+    first, second = (ConntrackEndpoint(bytes((127, 64, 1, number)), 40000) for number in (1, 2))
     assert table.add(first, TARGET, CLIENT)
     assert not table.add(second, TARGET, CLIENT)
     assert table.add(second, TARGET, CLIENT._replace(port=5556))
@@ -103,8 +110,8 @@ def test_what_is_shown_can_be_shown_once(table: Conntrack):
 
 @needs_namespaces
 def test_only_what_has_ended_is_forgotten(pod: Pod, table: Conntrack):
-    target = Endpoint(ip_address(pod.ipv4).packed, 7100)
-    shown = Endpoint(bytes((10, 9, 9, 9)), 7777)
+    target = ConntrackEndpoint(ip_address(pod.ipv4).packed, 7100)
+    shown = ConntrackEndpoint(bytes((10, 9, 9, 9)), 7777)
     assert not table.forget_ended(target, shown), "there is none"
     with pod.namespace.entered():
         server = socket.create_server((pod.ipv4, 7100))
@@ -112,7 +119,7 @@ def test_only_what_has_ended_is_forgotten(pod: Pod, table: Conntrack):
     with server, client:
         client.bind(("127.64.2.1", 40001))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1337)
-        assert table.add(Endpoint(bytes((127, 64, 2, 1)), 40001), target, shown)
+        assert table.add(ConntrackEndpoint(bytes((127, 64, 2, 1)), 40001), target, shown)
         client.settimeout(5)
         client.connect((pod.ipv4, 7100))
         accepted, peer = server.accept()
@@ -122,7 +129,7 @@ def test_only_what_has_ended_is_forgotten(pod: Pod, table: Conntrack):
         assert accepted.recv(1) == b""
         accepted.close()
         assert table.forget_ended(target, shown)
-        assert table.add(Endpoint(bytes((127, 64, 2, 2)), 40001), target, shown)
+        assert table.add(ConntrackEndpoint(bytes((127, 64, 2, 2)), 40001), target, shown)
 
 
 @needs_namespaces

@@ -16,7 +16,7 @@ from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.netns.namespace import own_ipv6_enabled_on_loopback
 from ztunnel.sockets.addresses import DestinationOrigin, from_sockaddr, local_address, original_destination
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.factories import HostSockets
 from ztunnel.sockets.keepalive import Keepalive

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.mesh_messages import address, delta, policy
-from ztunnel.decide.view import MeshView
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.service import Service
 from ztunnel.model.workload import HealthStatus

@@ -8,8 +8,8 @@ from hyperframe.frame import Frame, GoAwayFrame
 from tests.support.attacks import HELLO, Attack
 from tests.support.data_plane import Control
 from tests.support.hostile_peer import dial, receive, send_all
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import TlsError
-from ztunnel.tls.transports import SocketTls
 
 
 class Answer:

@@ -11,7 +11,7 @@ import trio
 
 from tests.support.cni_agent import Agent
 from tests.support.logs import capture_logs
-from ztunnel.inpod.client import ZdsClient
+from ztunnel.inpod.zds_client import ZdsClient
 from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import PodInfo
 

@@ -21,7 +21,7 @@ import trio
 from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.config.model import Config, ProxyMode
-from ztunnel.dataplane.plane import DataPlane
+from ztunnel.dataplane.data_plane import DataPlane
 from ztunnel.messages import (
     Asked,
     CertificateIssued,

@@ -15,11 +15,11 @@ import trio
 from tests.support.fake_mesh import FakeMesh
 from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.config.model import Config
-from ztunnel.decide.names import pod_search_domains
+from ztunnel.decide.dns_names import pod_search_domains
+from ztunnel.dns.dns_proxy import DnsProxy
 from ztunnel.dns.listeners import open_dns_sockets
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.resolver import Resolver
-from ztunnel.dns.server import DnsProxy
 from ztunnel.dns.upstream import Upstream
 from ztunnel.messages import Sample
 from ztunnel.model.address import SocketAddress

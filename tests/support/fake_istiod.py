@@ -40,7 +40,7 @@ from ztunnel.pb.istio.security import Authorization
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel.pb.istio.workload import Address
 from ztunnel.xds.delta import field as wire_field
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 TOKEN = "a-service-account-token"
 MAX_RECEIVED = 4 * 1024 * 1024

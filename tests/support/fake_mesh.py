@@ -4,7 +4,7 @@
     web = mesh.add_service("web", "10.96.0.1", ports={80: 8080})
     mesh.add_workload("web-1", "10.0.0.2", HBONE, behind=web)
 
-It implements `ztunnel.decide.view.MeshView` in the most obvious way: no index, only order.
+It implements `ztunnel.decide.mesh_view.MeshView` in the most obvious way: no index, only order.
 """
 
 from __future__ import annotations

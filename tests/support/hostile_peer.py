@@ -11,8 +11,8 @@ import trio
 from tests.support.data_plane import INFO, Control
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import TlsOptions, client_context
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import TlsError
-from ztunnel.tls.transports import SocketTls
 
 PEER = Identity("cluster.local", "default", "stranger")
 SERVER = Identity("cluster.local", INFO.namespace, INFO.service_account)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ztunnel.observe.logging import Record, _hub, set_filter
+from ztunnel.observe.logging import LogRecord, _hub, set_filter
 
 
 @contextmanager
-def capture_logs(wanted: str = "trace") -> Iterator[list[Record]]:
+def capture_logs(wanted: str = "trace") -> Iterator[list[LogRecord]]:
     """Collect the records of all loggers while the block runs, at every level by default."""
     before, earlier = _hub.filter, _hub.records
-    captured: list[Record] = []
+    captured: list[LogRecord] = []
     _hub.records = captured
     set_filter(wanted)
     try:

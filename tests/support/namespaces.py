@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.demo.namespaces import Namespace as MadeNamespace
-from ztunnel.demo.namespaces import may_make_namespaces
+from ztunnel.demo.namespaces import OwnedNamespace, may_make_namespaces
 
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or not may_make_namespaces(),
@@ -32,7 +31,7 @@ def own_namespace() -> int:
     return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
-def made_socket(namespace: MadeNamespace, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def made_socket(namespace: OwnedNamespace, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A blocking socket in a namespace, with a timeout."""
     with namespace.entered():
         sock = socket.socket(family, kind)

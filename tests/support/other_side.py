@@ -12,7 +12,7 @@ import trio
 from tests.support.data_plane import Control
 from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import Topic
-from ztunnel.observe.logging import Record
+from ztunnel.observe.logging import LogRecord
 
 SOON = 20  # seconds, on a busy machine; these waits used to last until their peer chose otherwise
 
@@ -24,7 +24,7 @@ async def until(condition: Callable[[], object]) -> None:
         await trio.sleep(0.02)
 
 
-def gave_up(records: Iterable[Record]) -> list[Record]:
+def gave_up(records: Iterable[LogRecord]) -> list[LogRecord]:
     """The access log lines that say so."""
     text = "client disconnected before the connection was established"
     return [record for record in records if record.fields.get("error") == text]

@@ -12,8 +12,8 @@ from tests.support.data_plane import Control
 from ztunnel.hbone import ConnectReceived, ErrorCode, HboneServer
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import TlsOptions, server_context
+from ztunnel.tls.socket_and_stream_tls import SocketTls, StreamTls
 from ztunnel.tls.tls_errors import TlsError
-from ztunnel.tls.transports import SocketTls, StreamTls
 from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 from ztunnel.tunnel.stream_transport import StreamTransport
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ztunnel.demo import processes
-from ztunnel.demo.dedicated import Sample, Ztunnel
+from ztunnel.demo.dedicated import MetricLine, Ztunnel
 from ztunnel.demo.network import Pod
 from ztunnel.demo.redirection import RedirectionOptions
 
@@ -149,7 +149,7 @@ class MeshPod:
             await trio.sleep(0.02)
         return found
 
-    def metrics(self, name: str, **labels: str) -> list[Sample]:
+    def metrics(self, name: str, **labels: str) -> list[MetricLine]:
         """The samples of a metric with these labels."""
         return [
             sample

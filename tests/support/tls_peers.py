@@ -13,8 +13,8 @@ from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import TlsContext, TlsOptions, client_context, server_context
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import TlsHandshakeError
-from ztunnel.tls.transports import SocketTls
 
 NOW = time.time()
 DEADLINE = 10.0

@@ -13,7 +13,7 @@ from ztunnel.certs.fake_ca import FakeCa
 from ztunnel.hbone import HboneClient, HboneServer, HboneSettings
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import TlsOptions, client_context, server_context
-from ztunnel.tls.transports import SocketTls
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
 from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from ztunnel.messages import MeshDelta, Rejected
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource
 from ztunnel.pb.google.protobuf import Any
-from ztunnel.xds.session import ADDRESS_TYPE, Outcome, XdsSession
+from ztunnel.xds.xds_session import ADDRESS_TYPE, XdsOutcome, XdsSession
 
 
 def resource(
@@ -36,7 +36,7 @@ def hear(
     message: bytes,
     refuse: Callable[[MeshDelta], list[Rejected]] = lambda _: [],
     slice_size: int = 1000,
-) -> tuple[Outcome, MeshDelta | None]:
+) -> tuple[XdsOutcome, MeshDelta | None]:
     """Take one response the whole way, with a store that refuses what ``refuse`` says."""
     reading = session.receive(message)
     while not reading.scan(slice_size):

@@ -28,8 +28,8 @@ from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 from ztunnel.tls import tls_errors as errors
 from ztunnel.tls.context import TlsContext, TlsOptions, client_context, server_context
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import TlsAlertError, TlsContextError
-from ztunnel.tls.transports import SocketTls
 
 OTHER_CA = IssuingCa(NOW, name="other")
 DEFAULT = TlsOptions()

@@ -13,7 +13,7 @@ from tests.support.logs import capture_logs
 from tests.support.tunnels import TunnelPair, outcome, plain_pair, tunnel_pair
 from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode
-from ztunnel.loop.readiness import Watch
+from ztunnel.loop.watch import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tls.scratch import CHUNK

@@ -10,8 +10,8 @@ from tests.support.injection import Turn, at_step
 from tests.support.xds_conversation import resource, response
 from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import MeshDelta, Rejected
-from ztunnel.xds.client import StatusError, XdsClient
-from ztunnel.xds.session import AUTHORIZATION_TYPE, XdsSession
+from ztunnel.xds.xds_client import StatusError, XdsClient
+from ztunnel.xds.xds_session import AUTHORIZATION_TYPE, XdsSession
 
 MOST = 100
 

@@ -16,13 +16,13 @@ from tests.support.fake_istiod import TOKEN, FakeIstiod, server_that_never_answe
 from tests.support.logs import capture_logs
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config, RootFile, RootStatic, TokenFile, TokenStatic
-from ztunnel.config.values import authority
+from ztunnel.config.parse_values import authority
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
-from ztunnel.observe.logging import Record
-from ztunnel.xds.client import XdsClient
+from ztunnel.observe.logging import LogRecord
 from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
+from ztunnel.xds.xds_client import XdsClient
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
 
 ISTIOD_NAME = "istiod.istio-system.svc"
 
@@ -76,13 +76,13 @@ class Counters:
 class Peer:
     """A running client with what it writes to."""
 
-    def __init__(self, client: XdsClient, mesh: Mesh, counters: Counters, records: list[Record]) -> None:
+    def __init__(self, client: XdsClient, mesh: Mesh, counters: Counters, records: list[LogRecord]) -> None:
         self.client = client
         self.mesh = mesh
         self.counters = counters
         self.records = records
 
-    def lines(self, text: str) -> list[Record]:
+    def lines(self, text: str) -> list[LogRecord]:
         return [record for record in self.records if text in record.message]
 
     async def until_ended(self, reason: str, times: int = 1) -> None:

@@ -19,7 +19,7 @@ from ztunnel.certs.request import make_signing_request
 from ztunnel.model.identity import Identity
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from ztunnel.pb.istio.v1.auth import IstioCertificateRequest
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
 
 RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "control-plane.json").read_text())
 REQUESTS = [bytes.fromhex(each) for each in RECORDED["xds"]["requests"]]

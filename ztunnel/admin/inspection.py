@@ -17,13 +17,13 @@ import trio
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.page import Page
 from ztunnel.errors import ZtunnelError
-from ztunnel.explain.answer import Explanation, Outcome
-from ztunnel.explain.connections import Selection, connection_lines, ordered
-from ztunnel.explain.moment import judge, merged_live
+from ztunnel.explain.connection_views import Selection, connection_lines, ordered
+from ztunnel.explain.explanation import Explanation, Outcome
+from ztunnel.explain.live_state import judge, merged_live
 from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
 from ztunnel.observe.logging import get_logger
-from ztunnel.observe.nurseries import TaskAges, TaskNode, Words, task_nodes
+from ztunnel.observe.task_tree import TaskAges, TaskNode, Words, task_nodes
 
 log = get_logger("admin")
 tasks_log = get_logger("debug::tasks")

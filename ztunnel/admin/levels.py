@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from ztunnel.admin.http import Request, Response
-from ztunnel.config.values import parse_duration
+from ztunnel.config.parse_values import parse_duration
 from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.filter import Filter, FilterError, parse_admin_levels
 from ztunnel.observe.logging import current_filter, set_filter, startup_filter
@@ -25,7 +25,7 @@ DEFAULT_TTL = 600.0
 _LONGEST_TTL = 86_400.0
 
 
-class LogLevels:
+class LogLevelControl:
     """Changes the filter of this process and tells others of it.
 
     changed: called with each new filter, so that data planes in other processes follow. `run` takes back the

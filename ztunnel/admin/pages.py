@@ -9,15 +9,15 @@ from itertools import islice
 
 import trio
 
-from ztunnel.admin.dump import AdminProviders, config_dump
+from ztunnel.admin.config_dump import AdminProviders, config_dump
 from ztunnel.admin.front_page import FrontPage
 from ztunnel.admin.http import Request, Response
-from ztunnel.admin.levels import LogLevels
+from ztunnel.admin.levels import LogLevelControl
 from ztunnel.admin.page import Page
 from ztunnel.admin.pprof import TRACED_FRAMES, CpuProfile, encode_cpu, encode_heap
 from ztunnel.config.spelling import nearest
 from ztunnel.observe.logging import get_logger
-from ztunnel.observe.nurseries import TaskAges, task_tree
+from ztunnel.observe.task_tree import TaskAges, task_tree
 
 _TEXT = "text/plain"
 _BINARY = "application/octet-stream"
@@ -39,7 +39,7 @@ class Admin:
         self,
         providers: AdminProviders,
         *,
-        levels: LogLevels,
+        levels: LogLevelControl,
         shutdown: Callable[[], None],
         ages: TaskAges | None = None,
         pages: Mapping[str, Page] | None = None,

@@ -25,7 +25,7 @@ from ztunnel.certs.chain import read_chain
 from ztunnel.certs.istio_ca import decode_response, encode_request
 from ztunnel.certs.request import make_signing_request
 from ztunnel.config.model import Config, ProxyMode
-from ztunnel.config.values import authority
+from ztunnel.config.parse_values import authority
 from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.grpc.credentials import RootsError, TokenError, authorization, read_roots
 from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ztunnel.config.config_errors import InvalidVariableError, UnreadableFileError
-from ztunnel.config.values import parse_bool, parse_duration, parse_integer
+from ztunnel.config.parse_values import parse_bool, parse_duration, parse_integer
 
 T = TypeVar("T")
 ReadFile = Callable[[str], str | None]

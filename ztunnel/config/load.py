@@ -42,8 +42,7 @@ from ztunnel.config.model import (
     TokenStatic,
     WorkloadInfo,
 )
-from ztunnel.config.spelling import switch_warning, variable_warnings, word_warning
-from ztunnel.config.values import (
+from ztunnel.config.parse_values import (
     parse_address,
     parse_bool,
     parse_cpu_quantity,
@@ -51,6 +50,7 @@ from ztunnel.config.values import (
     parse_integer,
     parse_worker_threads,
 )
+from ztunnel.config.spelling import switch_warning, variable_warnings, word_warning
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ztunnel.config.config_errors import MeshConfigError
-from ztunnel.config.values import parse_address
+from ztunnel.config.parse_values import parse_address
 
 _PREFIX = "ISTIO_META_"
 

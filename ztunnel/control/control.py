@@ -19,8 +19,8 @@ from ztunnel.admin.http import Request, Response
 from ztunnel.admin.readiness import Readiness
 from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.certs.authority import CertificateAuthority
+from ztunnel.certs.certificate_dump import certificate_states, dump_certificates
 from ztunnel.certs.crl import watch_crl
-from ztunnel.certs.dump import certificate_states, dump_certificates
 from ztunnel.certs.manager import Change, SecretManager
 from ztunnel.certs.rotation import Priority
 from ztunnel.config.model import Config, ProxyMode
@@ -29,10 +29,10 @@ from ztunnel.control.link import DataPlanes
 from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.overview import overview
-from ztunnel.control.pods import PodStarter
+from ztunnel.control.pod_starter import PodStarter
 from ztunnel.errors import ZtunnelError
-from ztunnel.inpod.client import ZdsClient
-from ztunnel.inpod.session import PodCounts
+from ztunnel.inpod.zds_client import ZdsClient
+from ztunnel.inpod.zds_session import PodCounts
 from ztunnel.messages import (
     CertificateUnneeded,
     CertificateWanted,
@@ -55,8 +55,8 @@ from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family
 from ztunnel.observe.process import process_samples
-from ztunnel.xds.client import XdsClient
 from ztunnel.xds.local_file import static_config
+from ztunnel.xds.xds_client import XdsClient
 
 log = get_logger("app")
 

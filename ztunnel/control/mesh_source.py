@@ -8,11 +8,11 @@ from ztunnel.bounds import ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics
-from ztunnel.xds.client import Apply, XdsClient
 from ztunnel.xds.connect import connector
-from ztunnel.xds.local import LocalXds
+from ztunnel.xds.local_source import LocalXds
 from ztunnel.xds.node import encode_node
-from ztunnel.xds.session import XdsSession
+from ztunnel.xds.xds_client import Apply, XdsClient
+from ztunnel.xds.xds_session import XdsSession
 
 log = get_logger("xds::client")
 

@@ -9,7 +9,7 @@ from ztunnel.certs.manager import Expiry
 from ztunnel.config.model import Config
 from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
-from ztunnel.inpod.session import PodView
+from ztunnel.inpod.zds_session import PodView
 from ztunnel.messages import PodConnections, Report, Sample
 from ztunnel.observe import families
 from ztunnel.version import build_info

@@ -28,7 +28,7 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.control.journal import PART, MeshJournal
 from ztunnel.control.link import DataPlaneGoneError, DataPlaneLink, QuestionFailedError
-from ztunnel.control.worker import Forks, SharedPod, Worker, kill
+from ztunnel.control.worker_handle import Forks, SharedPod, Worker, kill
 from ztunnel.errors import os_error_text
 from ztunnel.messages import (
     AtWork,

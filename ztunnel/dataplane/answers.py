@@ -3,7 +3,7 @@
 By topic, the parameters and the items of the answer:
 
 - EXPLAIN: ``from``, ``to``. One `Explanation`; where several data planes answer they agree but for ``live``.
-- CONNECTIONS: those of `ztunnel.explain.connections.Selection`. A `ConnectionView` each.
+- CONNECTIONS: those of `ztunnel.explain.connection_views.Selection`. A `ConnectionView` each.
 - TASKS: the pid of this process, then a `TaskNode` each; with ``pid`` given, nothing if it is ours.
 - SOCKETS, POOL: a mapping for each descriptor or tunnel.
 
@@ -21,15 +21,15 @@ from ztunnel.config.model import Config
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
-from ztunnel.explain.connections import ConnectionView, Selection
-from ztunnel.explain.way import Question, Told, telling
+from ztunnel.explain.connection_path import Question, Told, telling
+from ztunnel.explain.connection_views import ConnectionView, Selection
 from ztunnel.messages import Asked, Topic
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
-from ztunnel.observe.nurseries import task_nodes
-from ztunnel.proxy.descriptors import descriptors
-from ztunnel.proxy.flows import closed_view, open_connections, open_view, pool_tunnels, tunnels
+from ztunnel.observe.task_tree import task_nodes
+from ztunnel.proxy.open_descriptors import descriptors
 from ztunnel.proxy.pod import PodProxy
+from ztunnel.proxy.pod_views import closed_view, open_connections, open_view, pool_tunnels, tunnels
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.waits import WORDS
 from ztunnel.slices import Slices

@@ -21,9 +21,9 @@ from ztunnel.messages import (
 from ztunnel.netns.namespace import Namespace
 from ztunnel.observe import families
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.flows import stalled
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.pod_listeners import adopt
+from ztunnel.proxy.pod_views import stalled
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets, SocketFactory, SpareSockets

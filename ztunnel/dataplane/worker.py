@@ -16,12 +16,12 @@ from random import SystemRandom
 
 import trio
 
-from ztunnel.config.machine import load_from_machine
+from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.model import Config
-from ztunnel.dataplane.plane import DataPlane
+from ztunnel.dataplane.data_plane import DataPlane
 from ztunnel.messages import AtWork, FromDataPlane, ToDataPlane
 from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
-from ztunnel.sockets.descriptors import raise_descriptor_limit
+from ztunnel.sockets.descriptor_limit import raise_descriptor_limit
 from ztunnel.sockets.message_socket import MessageSocket, worker_end
 
 

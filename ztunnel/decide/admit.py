@@ -12,9 +12,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ztunnel.decide.balance import best_service, find_address
 from ztunnel.decide.headers import Authority, HostAuthority, parse_authority
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import LOOP_TEXT, ConnectFacts, InboundPlan, Refusal, RefusalKind
 from ztunnel.decide.proxy_protocol import proxy_header
-from ztunnel.decide.view import MeshView
 from ztunnel.decide.waypoint import find_gateway
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.service import Service

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ztunnel.decide.mesh_view import PolicyView
 from ztunnel.decide.networks import contains
 from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
-from ztunnel.decide.view import PolicyView
 from ztunnel.model.address import IPNetwork, canonical
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import (

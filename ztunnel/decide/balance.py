@@ -15,8 +15,8 @@ from itertools import accumulate
 from random import Random
 from typing import NamedTuple, TypeAlias
 
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import Resolve
-from ztunnel.decide.view import MeshView
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.model.service import (
     Endpoint,

@@ -32,6 +32,7 @@ from ztunnel.decide.balance import (
     select_endpoint,
     service_by_address,
 )
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import (
     LOOP_TEXT,
     OutboundPlan,
@@ -42,7 +43,6 @@ from ztunnel.decide.plans import (
     Resolve,
 )
 from ztunnel.decide.steps import Step
-from ztunnel.decide.view import MeshView
 from ztunnel.decide.waypoint import Hop, is_from_waypoint, resolve_gateway, waypoint_of
 from ztunnel.model.address import GatewayAddress, IPAddress, SocketAddress
 from ztunnel.model.service import Service

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ztunnel.decide.balance import Candidate, SelectionMode, can_be_reached, not_avoided, qualified
-from ztunnel.decide.view import MeshView
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.model.service import Endpoint, Service
 from ztunnel.model.workload import Workload
 from ztunnel.slices import Slices

@@ -19,8 +19,8 @@ from ztunnel.decide.balance import (
     select_endpoint,
     service_by_address,
 )
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import Refusal, RefusalKind, Resolve
-from ztunnel.decide.view import MeshView
 from ztunnel.model.address import GatewayAddress, IPAddress, NetworkAddress
 from ztunnel.model.identity import Identity, InvalidIdentityError
 from ztunnel.model.service import Service

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Self
 
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 
 _ETH_P_ALL = 0x0003
 _SO_RCVBUFFORCE = 33
@@ -64,7 +64,7 @@ class Capture:
     Raises OSError where packet sockets are not permitted.
     """
 
-    def __init__(self, namespace: Namespace, interface: str) -> None:
+    def __init__(self, namespace: OwnedNamespace, interface: str) -> None:
         with namespace.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         try:

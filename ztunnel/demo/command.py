@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
-from ztunnel.demo.doorway import Doorway
 from ztunnel.demo.loopback import tell_on_loopback
 from ztunnel.demo.machine import InterruptedByError, Machine, interruptible
 from ztunnel.demo.namespaces import (
@@ -14,9 +13,10 @@ from ztunnel.demo.namespaces import (
     become_root_of_own_namespace,
     may_make_namespaces,
 )
-from ztunnel.demo.page import Page
+from ztunnel.demo.port_forward import Doorway
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError
 from ztunnel.demo.story import DemoFailedError, Surroundings, tell
+from ztunnel.demo.terminal import Page
 from ztunnel.demo.tour import TourFailedError
 
 USAGE = """usage: ztunnel demo [--tour] [--keep]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
 from ztunnel.demo.machine import Machine
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.processes import Process
 from ztunnel.demo.redirection import PACKET_MARK
 
@@ -29,7 +29,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricLine:
     """One line of a metrics page."""
 
     name: str
@@ -80,13 +80,17 @@ def dedicated_environment(
 class Ztunnel:
     """A running ztunnel in a namespace (None: our own), with what can be asked of it."""
 
-    def __init__(self, process: Process, namespace: Namespace | None) -> None:
+    def __init__(self, process: Process, namespace: OwnedNamespace | None) -> None:
         self.process = process
         self.namespace = namespace
 
     @classmethod
     def start(
-        cls, machine: Machine, name: str, environment: Mapping[str, str], namespace: Namespace | None = None
+        cls,
+        machine: Machine,
+        name: str,
+        environment: Mapping[str, str],
+        namespace: OwnedNamespace | None = None,
     ) -> Ztunnel:
         """Start it; `wait_ready` waits until it serves."""
         command = ztunnel_command("proxy", "ztunnel")
@@ -114,7 +118,7 @@ class Ztunnel:
         finally:
             connection.close()
 
-    def metrics(self) -> list[Sample]:
+    def metrics(self) -> list[MetricLine]:
         """All samples of its metrics page."""
         return list(parse_metrics(self.http("GET", METRICS_PORT, "/metrics")[1]))
 
@@ -123,7 +127,9 @@ class Ztunnel:
         return [line for line in self.process.output().splitlines() if containing in line]
 
 
-def connect(address: str, port: int, *, namespace: Namespace | None, timeout: float = 5.0) -> socket.socket:
+def connect(
+    address: str, port: int, *, namespace: OwnedNamespace | None, timeout: float = 5.0
+) -> socket.socket:
     """A TCP connection made from inside a namespace. Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     if namespace is None:
@@ -140,7 +146,7 @@ def connect(address: str, port: int, *, namespace: Namespace | None, timeout: fl
     return connection
 
 
-def parse_metrics(text: str) -> Iterator[Sample]:
+def parse_metrics(text: str) -> Iterator[MetricLine]:
     """The samples of a page in Prometheus or OpenMetrics text; comments and exemplars are left out."""
     for line in text.splitlines():
         match = _SAMPLE.match(line)
@@ -150,4 +156,4 @@ def parse_metrics(text: str) -> Iterator[Sample]:
             key: re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], value)
             for key, value in _LABEL.findall(match["labels"] or "")
         }
-        yield Sample(match["name"], labels, float(match["value"]))
+        yield MetricLine(match["name"], labels, float(match["value"]))

@@ -18,7 +18,6 @@ from ztunnel.certs.shared_root import write_root
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ADMIN_PORT, METRICS_PORT, READINESS_PORT, Ztunnel, dedicated_environment
 from ztunnel.demo.machine import Machine
-from ztunnel.demo.page import Page, log_excerpt, sample_excerpt
 from ztunnel.demo.story import (
     GREETING,
     SHOWN_LABELS,
@@ -29,6 +28,7 @@ from ztunnel.demo.story import (
     load_vip,
     load_workloads,
 )
+from ztunnel.demo.terminal import Page, log_excerpt, sample_excerpt
 
 SERVER_PORT = 18080
 SHOWN_METRICS = {"istio_tcp_connections_opened_total", "istio_tcp_connections_failed_total"}

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from ztunnel.demo import processes
-from ztunnel.demo.namespaces import PUBLISHED, Namespace, unpublish
+from ztunnel.demo.namespaces import PUBLISHED, OwnedNamespace, unpublish
 from ztunnel.demo.processes import Process
 
 PREFIX = "zt-"
@@ -65,7 +65,7 @@ class Machine:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
         self.name = directory.name
-        self.namespaces: list[Namespace] = []
+        self.namespaces: list[OwnedNamespace] = []
         self.processes: list[Process] = []
         self._stack = stack
 
@@ -85,9 +85,9 @@ class Machine:
         """Call this when the machine closes, before its processes are stopped."""
         self._stack.callback(callback)
 
-    def namespace(self, name: str) -> Namespace:
+    def namespace(self, name: str) -> OwnedNamespace:
         """Make a network namespace ``<machine>-<name>``, published where that is allowed."""
-        namespace = Namespace.make(f"{self.name}-{name}")
+        namespace = OwnedNamespace.make(f"{self.name}-{name}")
         self.namespaces.append(namespace)
         namespace.publish()
         return namespace
@@ -97,7 +97,7 @@ class Machine:
         name: str,
         command: Sequence[str],
         *,
-        namespace: Namespace | None = None,
+        namespace: OwnedNamespace | None = None,
         env: Mapping[str, str] | None = None,
         directory: Path | None = None,
         descriptors: Sequence[int] = (),

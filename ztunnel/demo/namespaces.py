@@ -6,8 +6,8 @@ moves into a user namespace of its own (`become_root_of_own_namespace`), in whic
 namespaces; those vanish with the last process and descriptor.
 
 Entering a namespace changes the calling thread, and what that thread creates meanwhile (sockets, child
-processes) belongs to the namespace for good. So `Namespace.entered` is for a few synchronous calls, never
-around an await.
+processes) belongs to the namespace for good. So `OwnedNamespace.entered` is for a few synchronous calls and
+never surrounds an await.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def become_root_of_own_namespace() -> None:
         status = 1
         try:
             _enter_own_namespaces()
-            Namespace.make("probe").close()
+            OwnedNamespace.make("probe").close()
             status = 0
         finally:
             os._exit(status)
@@ -83,13 +83,13 @@ def _enter_own_namespaces() -> None:
 def may_make_namespaces() -> bool:
     """Whether this process can make network namespaces as it is. Leaves nothing behind."""
     try:
-        Namespace.make("probe").close()
+        OwnedNamespace.make("probe").close()
     except NamespaceUnavailableError:
         return False
     return True
 
 
-class Namespace:
+class OwnedNamespace:
     """One network namespace, held by a descriptor. Whoever made it closes it."""
 
     def __init__(self, name: str, descriptor: int) -> None:
@@ -98,7 +98,7 @@ class Namespace:
         self._published: Path | None = None
 
     @classmethod
-    def make(cls, name: str) -> Namespace:
+    def make(cls, name: str) -> OwnedNamespace:
         """Make an empty namespace (its loopback is down). Raises NamespaceUnavailableError."""
         home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -169,7 +169,7 @@ class Namespace:
 
 
 def unpublish(path: Path) -> None:
-    """Undo `Namespace.publish`, also for what another process published. Never raises OSError."""
+    """Undo `OwnedNamespace.publish`, also for what another process published. Never raises OSError."""
     _libc.umount2(bytes(path), MNT_DETACH)
     try:
         path.unlink(missing_ok=True)

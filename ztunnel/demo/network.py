@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 
 from ztunnel.demo import processes
 from ztunnel.demo.machine import Machine
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 from ztunnel.demo.nftables import apply_rules
 from ztunnel.demo.redirection import (
     MARK_MASK,
@@ -44,7 +44,7 @@ class RedirectionUnavailableError(RuntimeError):
 
 
 @contextmanager
-def netlink(namespace: Namespace) -> Iterator[IPRoute]:
+def netlink(namespace: OwnedNamespace) -> Iterator[IPRoute]:
     """A netlink socket into a namespace, closed at the end of the ``with``."""
     with namespace.entered():
         routes = IPRoute()
@@ -54,7 +54,7 @@ def netlink(namespace: Namespace) -> Iterator[IPRoute]:
         routes.close()
 
 
-def set_kernel_setting(namespace: Namespace, name: str, value: str) -> None:
+def set_kernel_setting(namespace: OwnedNamespace, name: str, value: str) -> None:
     """Set ``/proc/sys/<name>`` of a namespace. Raises OSError."""
     with namespace.entered():
         Path("/proc/sys", name).write_text(value)
@@ -63,7 +63,7 @@ def set_kernel_setting(namespace: Namespace, name: str, value: str) -> None:
 class Pod:
     """A namespace with one interface ``eth0`` to its node, and the addresses on it."""
 
-    def __init__(self, name: str, node: Node, namespace: Namespace, ipv4: str, ipv6: str | None) -> None:
+    def __init__(self, name: str, node: Node, namespace: OwnedNamespace, ipv4: str, ipv6: str | None) -> None:
         self.name = name
         self.node = node
         self.namespace = namespace
@@ -79,7 +79,7 @@ class Pod:
 class Node:
     """A namespace that routes between its pods and the wire."""
 
-    def __init__(self, name: str, index: int, network: Network, namespace: Namespace) -> None:
+    def __init__(self, name: str, index: int, network: Network, namespace: OwnedNamespace) -> None:
         self.name = name
         self.index = index
         self.network = network
@@ -149,7 +149,7 @@ class Network:
             wire.link("add", ifname="wire", kind="bridge", br_mcast_snooping=0)
             wire.link("set", index=_index(wire, "wire"), state="up")
 
-    def make_namespace(self, name: str) -> Namespace:
+    def make_namespace(self, name: str) -> OwnedNamespace:
         """Make a namespace whose IPv6 addresses, link-local ones too, are usable at once."""
         namespace = self.machine.namespace(name)
         if self.has_ipv6:

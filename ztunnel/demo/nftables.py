@@ -22,7 +22,7 @@ from pyroute2.netlink import nlmsg
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
 
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 
 _FAMILIES: Final = {"ip": socket.AF_INET, "ip6": socket.AF_INET6}
 _HOOKS: Final = {"prerouting": 0, "output": 3}
@@ -57,7 +57,7 @@ class NetlinkRefusedError(OSError):
     """The kernel does not take the rules."""
 
 
-def apply_rules(namespace: Namespace, text: str) -> None:
+def apply_rules(namespace: OwnedNamespace, text: str) -> None:
     """Put rules into force in a namespace. Raises OSError, and then none of them is."""
     messages = list(compile_rules(text))
     with namespace.entered():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ztunnel.demo.namespaces import Namespace
+from ztunnel.demo.namespaces import OwnedNamespace
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Process:
     """A running program. `stop` ends it; the machine that started it does so in the end."""
 
     def __init__(
-        self, name: str, popen: subprocess.Popen[bytes], log: Path, namespace: Namespace | None
+        self, name: str, popen: subprocess.Popen[bytes], log: Path, namespace: OwnedNamespace | None
     ) -> None:
         self.name = name
         self.log = log
@@ -123,7 +123,7 @@ def spawn(
     command: Sequence[str],
     *,
     log: Path,
-    namespace: Namespace | None = None,
+    namespace: OwnedNamespace | None = None,
     env: Mapping[str, str] | None = None,
     directory: Path | None = None,
     descriptors: Sequence[int] = (),
@@ -158,7 +158,7 @@ def spawn(
 def run(
     command: Sequence[str],
     *,
-    namespace: Namespace | None = None,
+    namespace: OwnedNamespace | None = None,
     text_input: str | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 30.0,

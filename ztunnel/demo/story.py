@@ -24,12 +24,12 @@ from ztunnel.certs.shared_root import write_root
 from ztunnel.demo import processes
 from ztunnel.demo.capture import Capture, reassemble, tls_records
 from ztunnel.demo.dedicated import ADMIN_PORT, Ztunnel, connect, dedicated_environment, ztunnel_command
-from ztunnel.demo.doorway import Doorway
 from ztunnel.demo.drawing import draw_mesh
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, RedirectionUnavailableError
-from ztunnel.demo.page import Page, log_excerpt, sample_excerpt
+from ztunnel.demo.port_forward import Doorway
 from ztunnel.demo.redirection import RedirectionOptions
+from ztunnel.demo.terminal import Page, log_excerpt, sample_excerpt
 from ztunnel.demo.tour import go_round
 
 APPLICATION_PORT = 8080

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ztunnel_command
-from ztunnel.demo.namespaces import Namespace
-from ztunnel.demo.page import Page
+from ztunnel.demo.namespaces import OwnedNamespace
+from ztunnel.demo.terminal import Page
 
 ALLOWED = "principals: [!Exact cluster.local/ns/default/sa/client]"
 MISTAKE = "principals: [!Exact cluster.local/ns/default/sa/clients]"
@@ -28,7 +28,7 @@ class TourFailedError(RuntimeError):
 def go_round(
     page: Page,
     file: Path,
-    client: Namespace,
+    client: OwnedNamespace,
     request: str,
     ask: Callable[[], subprocess.CompletedProcess[str]],
     vip: str,

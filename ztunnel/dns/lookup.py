@@ -8,7 +8,7 @@ import dns.exception
 import dns.rcode
 import dns.rdatatype
 
-from ztunnel.decide.names import TYPE_A, TYPE_AAAA
+from ztunnel.decide.dns_names import TYPE_A, TYPE_AAAA
 from ztunnel.dns.dns_errors import UpstreamUnreachable
 from ztunnel.dns.message import Query, make_query, read_reply
 from ztunnel.dns.upstream import Upstream

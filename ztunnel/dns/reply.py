@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from ztunnel.decide.names import TTL, TYPE_A, TYPE_AAAA, DnsAnswer
+from ztunnel.decide.dns_names import TTL, TYPE_A, TYPE_AAAA, DnsAnswer
 from ztunnel.dns.message import (
     CLASS_IN,
     HEADER_LENGTH,

@@ -9,8 +9,8 @@ from typing import Protocol
 import trio
 
 from ztunnel.config.model import Config
-from ztunnel.decide.names import TYPE_A, TYPE_AAAA, DnsAnswer, DnsAnswerKind, answer
-from ztunnel.decide.view import MeshView
+from ztunnel.decide.dns_names import TYPE_A, TYPE_AAAA, DnsAnswer, DnsAnswerKind, answer
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.dns.dns_errors import UpstreamError
 from ztunnel.dns.lookup import addresses_in
 from ztunnel.dns.message import Query, Rcode, Reply, make_query, read_reply

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ztunnel.decide.admit import admit_connect, admit_plaintext
 from ztunnel.decide.authorize import applicable_policies, authorize, explain_policy
 from ztunnel.decide.balance import HBONE_PORT
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.decide.plans import ConnectFacts, OutboundPlan, OutboundProtocol, PolicyFacts, Refusal
-from ztunnel.decide.view import MeshView
-from ztunnel.explain.answer import ArrivalView, PolicyView
+from ztunnel.explain.explanation import ArrivalView, PolicyDecisionView
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
@@ -148,7 +148,7 @@ def _judge(
             yield
         matches, clues = explain_policy(policy, facts)
         views.append(
-            PolicyView(
+            PolicyDecisionView(
                 policy.key,
                 policy.action.value,
                 policy.scope.value,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from ztunnel.decide.view import MeshView
+from ztunnel.decide.mesh_view import MeshView
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.workload import Workload
 from ztunnel.state.store import MeshStore

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ztunnel.explain.answer import ArrivalView, EndpointView, Explanation, Outcome, PlanView, PolicyView
+from ztunnel.explain.explanation import (
+    ArrivalView,
+    EndpointView,
+    Explanation,
+    Outcome,
+    PlanView,
+    PolicyDecisionView,
+)
 
 _SHOWN = 12
 
@@ -88,7 +95,7 @@ def _arrival(arrival: ArrivalView) -> Iterator[str]:
         yield from _policy(policy)
 
 
-def _policy(policy: PolicyView) -> Iterator[str]:
+def _policy(policy: PolicyDecisionView) -> Iterator[str]:
     mark = "decides" if policy.decides else "matches" if policy.matches else "does not match"
     dry = ", dry-run" if policy.dry_run else ""
     yield f"  policy    {policy.key} ({policy.action}, {policy.scope}{dry}): {mark}"

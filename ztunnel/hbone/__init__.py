@@ -1,7 +1,7 @@
 """HBONE: HTTP/2 CONNECT tunnels, sans-IO.
 
-Bytes from the transport go into ``HboneClient`` or ``HboneServer``, events and bytes to write come out. This
-package opens no socket, reads no clock and starts no task; who drives it is ``ztunnel.tunnel.tunnel``.
+Bytes from the transport go into ``HboneClient`` or ``HboneServer``; events and bytes to write come out. This
+package opens no socket, reads no clock and starts no task. ``ztunnel.tunnel.tunnel`` drives it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Window that peers get back although its bytes are still held: how much, over all tunnels of a process."""
+"""How many bytes of window all tunnels of a process may lend: give back to peers before they are consumed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ MIB = 1 << 20
 
 
 class WindowBudget:
-    """A number of bytes that tunnels may lend, shared by all that are given this object.
+    """The bytes that tunnels may lend together. All tunnels of a process share one object.
 
-    limit: bytes that may be lent at a time. lent: bytes that are.
+    limit: the most bytes that may be lent at a time. lent: bytes that are lent now.
     """
 
     __slots__ = ("lent", "limit")
@@ -18,11 +18,11 @@ class WindowBudget:
         self.lent = 0
 
     def take(self, count: int) -> int:
-        """Lend up to ``count`` bytes; returns how many there were."""
+        """Lend up to ``count`` bytes. Returns how many were left to lend."""
         granted = max(0, min(count, self.limit - self.lent))
         self.lent += granted
         return granted
 
     def give(self, count: int) -> None:
-        """They are not held any more."""
+        """Repay ``count`` bytes: they are no longer held."""
         self.lent -= count

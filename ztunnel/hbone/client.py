@@ -1,4 +1,4 @@
-"""The end of a tunnel that opens streams."""
+"""The client's end of a tunnel: it connected, and it opens the streams."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from ztunnel.hbone.hbone_errors import CannotOpenStreamError, ErrorCode, Violati
 from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
-from ztunnel.hbone.stream_state import REQUEST_SENT, State
-from ztunnel.hbone.tunnel_state import OPENING
+from ztunnel.hbone.stream_state import REQUEST_SENT, StreamState
+from ztunnel.hbone.tunnel_state import TUNNEL_OPENING
 
 
 class HboneClient(HboneConnection):
-    """The end that opens tunnels. Preface, SETTINGS and WINDOW_UPDATE are in the output from the start."""
+    """The client's end. Preface, SETTINGS and WINDOW_UPDATE are in the output from the start."""
 
     def __init__(self, settings: HboneSettings | None = None, budget: WindowBudget | None = None) -> None:
         super().__init__(settings or HboneSettings(), budget, client=True)
         self._next_stream_id = 1
-        # The peer refused a stream while so many were open, whatever its SETTINGS say.
+        # So many streams were open when the peer refused one, whatever its SETTINGS allow.
         self._refused_at = UNLIMITED
 
     @property
     def can_open(self) -> bool:
         """Whether ``connect`` would succeed now.
 
-        Not when the connection is closed, silent or draining, a GOAWAY came, the ids are used up, or as many
-        streams are open as the peer allows (its SETTINGS; no limit before they came).
+        False when the connection is closed, silent or draining, when a GOAWAY came, when the stream ids are
+        used up, and when as many streams are open as the peer's SETTINGS allow. Before the SETTINGS come
+        there is no limit.
         """
         return not self._obstacle()
 
     @property
     def room(self) -> int:
-        """How many streams may be opened now without acting on a limit that is not known.
+        """How many streams may be opened now and are likely to be accepted.
 
-        A connection's first stream may go at once. How many more the peer takes is in its SETTINGS, and until
-        they came there is no room. A stream that it refused all the same (REFUSED_STREAM) tells that it takes
-        no more than are open, until one of them ends or new SETTINGS come.
+        The first stream of a connection may be opened at once. The peer's SETTINGS say how many more it
+        takes; until they come the answer is 0. If the peer refuses a stream within its own limit
+        (REFUSED_STREAM), the number of streams that were open then is the limit until new SETTINGS come.
         """
         if self._obstacle():
             return 0
-        if self._state is OPENING:
+        if self._state is TUNNEL_OPENING:
             return 1 if self._next_stream_id == 1 else 0
         return max(0, min(self._engine.max_concurrent_streams, self._refused_at) - len(self._streams.open))
 
     @property
     def limit(self) -> int | None:
-        """How many streams the peer takes at a time: 2^32 when it names no limit, None until it is known."""
+        """How many streams the peer takes at a time: 2^32 if it names no limit, None before its SETTINGS."""
         return self._engine.max_concurrent_streams if self._engine.known else None
 
     def connect(self, authority: str, fields: Iterable[tuple[wire.Text, wire.Text]]) -> int:
@@ -84,7 +85,7 @@ class HboneClient(HboneConnection):
         return ""
 
     def _begin_drain(self) -> None:
-        # A client's GOAWAY names streams that the server opened, and there are none: nothing to wait for.
+        # A client's GOAWAY is about streams that the server opened. There are none, so one GOAWAY is enough.
         self._send_last_goaway()
 
     def settings_received(self) -> None:
@@ -115,7 +116,7 @@ class HboneClient(HboneConnection):
         if end_stream:
             self._streams.peer_ended(stream)
 
-    def reset_received(self, stream: Stream, state: State) -> None:
-        """See Role: a server may reset what it wants to."""
+    def reset_received(self, stream: Stream, state: StreamState) -> None:
+        """See Role."""
         if stream.reset_code == ErrorCode.REFUSED_STREAM and not state.answered:
             self._refused_at = len(self._streams.open)

@@ -1,10 +1,10 @@
-"""One HTTP/2 connection of CONNECT tunnels: what client and server offer to their driver.
+"""One HTTP/2 connection that carries CONNECT streams: what its client and server ends have in common.
 
-It is put together from parts, each with one concern:
+It is made of parts with one task each:
 
-    bytes in ─▶ FrameReader ─▶ Receiver ─▶ StreamBook (stream_state) ─▶ events out
-                                  └──────▶ WindowBook ─┐
-    calls of the driver ─▶ HboneConnection ────────────┴─▶ FrameWriter ─▶ bytes out
+    bytes in ─▶ FrameReader ─▶ Receiver ─▶ StreamRegistry (stream_state) ─▶ events out
+                                  └──────▶ ConnectionWindows ─┐
+    calls of the driver ─▶ HboneConnection ───────────────────┴─▶ FrameWriter ─▶ bytes out
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from ztunnel.hbone.reader import FrameReader
 from ztunnel.hbone.receiver import Receiver
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
-from ztunnel.hbone.stream_state import SEND_END, State
-from ztunnel.hbone.streams import StreamBook
+from ztunnel.hbone.stream_registry import StreamRegistry
+from ztunnel.hbone.stream_state import SEND_END, StreamState
 from ztunnel.hbone.tunnel_state import (
     DRAIN,
     END,
-    OPENING,
     SETTINGS,
     SILENCE,
+    TUNNEL_OPENING,
     TUNNEL_TABLE,
     TunnelInput,
     TunnelState,
 )
-from ztunnel.hbone.windows import WindowBook
+from ztunnel.hbone.windows import ConnectionWindows
 from ztunnel.hbone.writer import FrameWriter
 
 DRAIN_OPAQUE = bytes.fromhex("0b7ba2f08b9bfe54")
-"""The PING between the two GOAWAYs of a graceful end (the value that the existing implementation sends)."""
+"""The payload of the PING between the two GOAWAYs of a graceful shutdown (Rust ztunnel sends the same)."""
 
 
 class HboneConnection(ABC):
-    """One HTTP/2 connection that carries CONNECT tunnels, without I/O: bytes in, events and bytes out.
+    """One HTTP/2 connection that carries CONNECT streams, without I/O: bytes in, events and bytes out.
 
-    After any call, ``take_output`` may have something to write. No method but ``HboneClient.connect`` raises
-    for what a peer did or for a stream that is gone meanwhile: such calls do nothing.
+    After any call, ``take_output`` may have something to write. Calls for a stream that is already gone do
+    nothing. What a peer does raises no exception; only ``HboneClient.connect`` may raise.
 
-    A driver that cannot write goes on calling ``receive`` (two ends that each wait for the other to read
-    would wait forever) but leaves the output here: answers that wait are counted, and too many end the
+    A driver that cannot write must still call ``receive``: two ends that both stop reading would wait
+    forever. It leaves the output here meanwhile. Replies that wait here are counted, and too many end the
     connection.
     """
 
     def __init__(self, settings: HboneSettings, budget: WindowBudget | None, *, client: bool) -> None:
         self.settings = settings
-        self._state = OPENING
+        self._state = TUNNEL_OPENING
         self._events: list[Event] = []
         self._engine = Engine(settings, client=client)
         self._abuse = AbuseCounter(settings)
         self._writer = FrameWriter(settings)
-        self._windows = WindowBook(settings, self._writer, budget or WindowBudget())
-        self._streams = StreamBook(settings, self._writer, self._windows, self._abuse, self._events)
+        self._windows = ConnectionWindows(settings, self._writer, budget or WindowBudget())
+        self._streams = StreamRegistry(settings, self._writer, self._windows, self._abuse, self._events)
         self._receiver = Receiver(
             settings,
             self,
@@ -72,7 +72,7 @@ class HboneConnection(ABC):
             events=self._events,
         )
         self._reader = FrameReader(settings, self._receiver, self._events, client=client)
-        # How far the graceful end has come: asked for; the last GOAWAY is out; the peer's came.
+        # The steps of a graceful shutdown: it was asked for, our last GOAWAY is out, the peer's GOAWAY came.
         self._draining = False
         self._last_goaway_sent = False
         self._peer_is_draining = False
@@ -82,7 +82,10 @@ class HboneConnection(ABC):
     # -- bytes ------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
-        """Take bytes from the transport, in any pieces. DATA payload comes out as views into ``data``."""
+        """Process bytes from the transport, in pieces of any size. Returns what they mean, in wire order.
+
+        DATA payload in the events is a view into ``data``, not a copy.
+        """
         if self._state.closed:
             return []
         try:
@@ -91,13 +94,16 @@ class HboneConnection(ABC):
             self._writer.goaway(self._last_processed, violation.code)
             self._events.append(ConnectionFailed(int(violation.code), str(violation)))
             self._finish()
-        # A list of the caller's own, so that nothing here keeps the buffer alive.
+        # A copy for the caller, since the events hold views of its buffer: nothing here may keep that alive.
         events = self._events.copy()
         self._events.clear()
         return events
 
     def receive_eof(self) -> list[Event]:
-        """The transport ended. Returns ConnectionFailed unless the connection was closed already."""
+        """The transport has ended.
+
+        Returns ConnectionFailed, or nothing if the connection was closed before.
+        """
         if self._state.closed:
             return []
         inside = self._reader.inside_frame
@@ -106,14 +112,14 @@ class HboneConnection(ABC):
         return [ConnectionFailed(ErrorCode.NO_ERROR, reason)]
 
     def take_output(self) -> list[bytes | memoryview]:
-        """What to write next, in order. The list is the caller's; payload in it is not copied."""
+        """Returns what to write next, in order. The list belongs to the caller; its payload is not copied."""
         return self._writer.take()
 
     def take_work(self) -> int:
-        """What the peer has cost since the last call, payload aside. A unit is some two microseconds.
+        """Returns the CPU cost of the peer's frames since the last call, without payload.
 
-        A frame is one unit, and so are eight bytes of a large header block that hpack had to decode, and four
-        streams whose windows SETTINGS change. A request is `REQUEST_WORK`.
+        The unit is about two microseconds. One unit is: a frame; eight bytes of a large header block that
+        hpack decoded; four streams whose windows SETTINGS changed. A request counts as `REQUEST_WORK` units.
         """
         work = self._reader.work + self._receiver.work
         self._reader.work = self._receiver.work = 0
@@ -132,7 +138,10 @@ class HboneConnection(ABC):
         return list(self._streams.open)
 
     def stream(self, stream_id: int) -> Stream:
-        """The books of an open stream, to be read; they go on telling how it ended. Raises KeyError."""
+        """Returns an open stream, to be read only. It stays valid after the end and then says how it ended.
+
+        Raises KeyError for a stream that is not open.
+        """
         return self._streams.open[stream_id]
 
     def is_open(self, stream_id: int) -> bool:
@@ -150,16 +159,16 @@ class HboneConnection(ABC):
         return stream is not None and not stream.state.end_received
 
     def send_window(self, stream_id: int) -> int:
-        """Bytes that ``send_data`` would take now: the smaller window, 0 when the stream cannot send."""
+        """Returns how many bytes ``send_data`` would take now: the smaller of both windows, 0 if none."""
         stream = self._streams.open.get(stream_id)
         if stream is None or not stream.state.sends:
             return 0
         return max(0, min(self._windows.send_window, stream.send_window))
 
     def send_data(self, stream_id: int, data: bytes | bytearray | memoryview) -> int:
-        """Frame as much of ``data`` as the windows allow; returns how many bytes were taken.
+        """Frame as much of ``data`` as the windows allow. Returns how many bytes were taken.
 
-        The output holds views of ``data``: it must stay unchanged until the output is written.
+        The output holds views of ``data``, which must not change until the output is written.
         """
         size = min(len(data), self.send_window(stream_id))
         if not size:
@@ -181,13 +190,13 @@ class HboneConnection(ABC):
             self._streams.remove(stream)
 
     def reset(self, stream_id: int, code: int) -> None:
-        """Send RST_STREAM. What was received and not acknowledged is given back to the connection window."""
+        """Send RST_STREAM. Data that was not acknowledged yet is given back to the connection's window."""
         stream = self._streams.open.get(stream_id)
         if stream is not None:
             self._streams.reset(stream, code)
 
     def acknowledge(self, stream_id: int, count: int) -> None:
-        """The consumer took ``count`` payload bytes. Also due for data that outlived its stream."""
+        """The consumer took ``count`` payload bytes. Call it for data of a closed stream too."""
         stream = self._streams.open.get(stream_id)
         if stream is not None:
             self._windows.acknowledge(stream, count)
@@ -195,7 +204,7 @@ class HboneConnection(ABC):
             self._windows.acknowledge_closed(stream_id, count)
 
     def discard(self, stream_id: int) -> None:
-        """Acknowledge all that is outstanding: whoever held what came on the stream has dropped it."""
+        """Acknowledge everything that is outstanding, because the consumer has dropped the stream's data."""
         stream = self._streams.open.get(stream_id)
         if stream is not None:
             self._windows.acknowledge(stream, stream.unacknowledged)
@@ -206,29 +215,30 @@ class HboneConnection(ABC):
     def congested(self) -> bool:
         """Whether streams have used up most of the connection's window, in either direction.
 
-        A moment of that is normal at full speed. When it lasts, streams that do not move stop all others.
+        At full speed this is normal for a moment. If it lasts, stalled streams are blocking all others.
         """
         return self._windows.congested
 
     @property
     def held(self) -> int:
-        """Bytes that were received and neither acknowledged nor discarded."""
+        """Bytes that were received and not yet acknowledged or discarded."""
         return self._windows.held
 
     # -- connection -------------------------------------------------------------------------------------
 
     def ping(self, opaque: bytes) -> None:
-        """Send PING with eight bytes. Pong brings them back. Raises ValueError for another length."""
+        """Send PING with eight bytes; the event Pong returns them. Raises ValueError for another length."""
         if len(opaque) != 8:
             raise ValueError(f"a PING carries 8 bytes, not {len(opaque)}")
         if not self._state.closed:
             self._writer.ping(opaque)
 
     def start_drain(self) -> None:
-        """Begin a graceful end: GOAWAY(2^31-1) and a PING, on its answer GOAWAY(last processed id).
+        """Start a graceful shutdown (RFC 9113 section 6.8).
 
-        Streams that come after the second GOAWAY are refused without the caller; those between the two are
-        delivered, and the caller may ``accept`` them or call ``HboneServer.refuse_stream``.
+        Sends GOAWAY(2^31-1) and a PING; when the PING is answered, GOAWAY(last processed id). Streams that
+        arrive between the two GOAWAYs are delivered; the caller answers them with ``accept`` or
+        ``HboneServer.refuse_stream``. Later ones are refused here.
         """
         if not self._state.closed and not self._draining:
             self._draining = True
@@ -236,19 +246,25 @@ class HboneConnection(ABC):
             self._begin_drain()
 
     def silence(self) -> None:
-        """Nothing can be written any more. What the peer had sent before may still be received."""
+        """Stop writing: the transport takes nothing any more.
+
+        What the peer has sent can still be received.
+        """
         self._writer.mute()
         self._move(SILENCE)
 
     def close(self, code: int) -> None:
-        """Send GOAWAY with the last processed id and end the connection; only ``take_output`` is left."""
+        """Send GOAWAY(last processed id) and end the connection.
+
+        Afterwards only ``take_output`` is useful.
+        """
         if not self._state.closed:
             self._writer.goaway(self._last_processed, code)
             self._finish()
 
     @property
     def state(self) -> TunnelState:
-        """Where the tunnel is in its life."""
+        """The state of the tunnel."""
         return self._state
 
     @property
@@ -258,7 +274,7 @@ class HboneConnection(ABC):
 
     @property
     def drained(self) -> bool:
-        """Whether the drain is complete: the last GOAWAY is out, and no stream is open."""
+        """Whether the drain is complete: the last GOAWAY is in the output, and no stream is open."""
         return self._last_goaway_sent and not self._streams.open
 
     @property
@@ -271,7 +287,7 @@ class HboneConnection(ABC):
         """Whether the connection is over: ``close`` was called, or ConnectionFailed was given."""
         return self._state.closed
 
-    # -- the part of the Role that both ends play ---------------------------------------------------------
+    # -- what both ends do as the Receiver's Role ---------------------------------------------------------
 
     def settings_received(self) -> None:
         """See Role."""
@@ -299,12 +315,12 @@ class HboneConnection(ABC):
         """See Role."""
 
     @abstractmethod
-    def reset_received(self, stream: Stream, state: State) -> None:
+    def reset_received(self, stream: Stream, state: StreamState) -> None:
         """See Role."""
 
     @abstractmethod
     def _begin_drain(self) -> None:
-        """Send the first GOAWAY of a drain."""
+        """Send the first frames of a drain."""
 
     # -- inside -----------------------------------------------------------------------------------------
 

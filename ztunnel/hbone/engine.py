@@ -1,13 +1,17 @@
-"""The h2 connection underneath: the settings of both sides, and the state of header compression.
+"""The part of a tunnel that the h2 library does: both sides' settings, and the state of header compression.
 
-One `H2Connection` stands behind each tunnel and is fed what concerns the connection and not a stream. It
-checks and applies the peer's SETTINGS and acknowledges them, and its HPACK decoder holds the dynamic table.
-Our own settings count as in force from the start, so nothing waits for the peer to acknowledge them.
+Each tunnel has one `H2Connection`. It gets the frames that are about the connection as a whole: it checks,
+applies and acknowledges the peer's SETTINGS, and its HPACK decoder holds the dynamic table. Our own settings
+count as in force from the start, so nothing waits for the peer's acknowledgement.
 
-What h2 is not asked: DATA frames go past it (`reader`), because a whole frame would have to be here before
-h2 takes it; the states of a CONNECT stream are a table (`stream_state`); windows are lent (`windows`). GOAWAY
-never comes here either: h2 refuses everything afterwards, but streams up to its last id live on (RFC 9113
-section 6.8). docs/measurements/hbone.md says what each of these is worth.
+These parts are ours:
+
+- DATA frames (`reader`): h2 would need a whole frame before it hands out any of its payload.
+- The states of a CONNECT stream, which are a table (`stream_state`).
+- Flow control, which lends windows (`windows`).
+- GOAWAY: after it h2 refuses all frames, but streams up to its last id continue (RFC 9113 section 6.8).
+
+docs/measurements/hbone.md has the measurements behind this choice.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.settings import HboneSettings
 
 UNLIMITED: Final = 1 << 32
-"""As many streams as anybody may want: what a peer allows that names no number."""
+"""The number of streams that a peer allows if its SETTINGS name none."""
 
 _READ = frozenset(
     (
@@ -37,16 +41,19 @@ _READ = frozenset(
         wire.MAX_FRAME_SIZE,
     )
 )
-"""What a tunnel has a use for, or has to check. h2 would keep all that a peer names, known or not."""
+"""The settings that a tunnel uses or has to check.
+
+H2 would keep every one that a peer sends, known or not.
+"""
 
 
 class Engine:
-    """h2 for one tunnel, and the peer's values in force; those it does not name have the protocol's defaults.
+    """The h2 connection of one tunnel, and the peer's settings in force (the protocol's defaults at first).
 
-    decoder: HPACK of what the peer sends; it refuses lists of over ``header_flood_factor`` times our limit.
-    max_concurrent_streams: streams of ours that the peer takes at a time.
-    initial_window, max_frame_size, header_table_size: as RFC 9113 section 6.5.2 names them, in bytes.
-    known: SETTINGS came.
+    decoder: the HPACK decoder; it refuses header lists over ``header_flood_factor`` times our limit.
+    max_concurrent_streams: how many of our streams the peer takes at a time.
+    initial_window, max_frame_size, header_table_size: the settings of RFC 9113 section 6.5.2, in bytes.
+    known: whether the peer's SETTINGS came.
     """
 
     __slots__ = (
@@ -72,7 +79,7 @@ class Engine:
             },
         )
         h2.max_inbound_frame_size = settings.frame_size
-        # The preface was checked and taken off before anything comes here.
+        # `FrameReader` has checked and removed the preface before.
         h2.incoming_buffer = FrameBuffer(server=False)
         self.decoder: Decoder = h2.decoder
         self.decoder.max_header_list_size = limit * settings.header_flood_factor
@@ -81,9 +88,9 @@ class Engine:
         self._read()
 
     def receive_settings(self, body: bytes) -> bytes:
-        """Apply the peer's SETTINGS. Returns what acknowledges them.
+        """Apply the body of the peer's SETTINGS frame. Returns the frame that acknowledges it.
 
-        Raises Violation for a value that the protocol forbids, and a body that is not whole.
+        Raises Violation for a value that the protocol forbids, and for an incomplete body.
         """
         if len(body) % 6:
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with {len(body)} bytes came")

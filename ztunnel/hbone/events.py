@@ -1,4 +1,4 @@
-"""What can happen on a tunnel: the events that ``HboneConnection.receive`` returns, in wire order."""
+"""The events that ``HboneConnection.receive`` returns, in wire order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 class ConnectReceived:
     """A request came (server only). The caller answers with ``accept``, ``refuse`` or ``refuse_stream``.
 
-    ``method`` may be another than CONNECT; the caller answers that with 400. ``authority`` is the text of
-    ``:authority``, "" when there is none; its characters and brackets are sound, but it may lack a port or
-    have a bad one. ``headers`` are the ordinary fields in the order they came.
+    ``method`` may be other than CONNECT; the caller answers that with 400. ``authority`` is the text of
+    ``:authority``, "" if there is none. Its characters and brackets were checked; its port was not and may be
+    missing. ``headers`` are the fields that are not pseudo-header fields, in the order in which they came.
     """
 
     stream_id: int
@@ -25,7 +25,7 @@ class ConnectReceived:
 
 @dataclass(frozen=True, slots=True)
 class Responded:
-    """The final answer to a CONNECT came (client only). 1xx answers are passed over."""
+    """The final response to a CONNECT came (client only). 1xx responses give no event."""
 
     stream_id: int
     status: int
@@ -34,11 +34,10 @@ class Responded:
 
 @dataclass(frozen=True, slots=True)
 class DataReceived:
-    """Payload came; never empty, and possibly a part of a frame.
+    """Payload came: at least one byte, and perhaps only a part of a frame.
 
-    ``data`` is a view into the buffer that was given to ``receive``: whoever keeps it longer than that
-    buffer stays unchanged must copy it. ``len(data)`` is what to ``acknowledge`` once it is consumed;
-    padding is given back to the peer without the caller.
+    ``data`` is a view into the buffer that was given to ``receive``; copy it before that buffer changes. The
+    caller acknowledges ``len(data)`` bytes once they are consumed. Padding needs no acknowledgement.
     """
 
     stream_id: int
@@ -47,18 +46,18 @@ class DataReceived:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The peer sends nothing more on this stream (END_STREAM, on DATA, on the answer or on trailers)."""
+    """The peer sends nothing more on this stream: END_STREAM came, on DATA, the response or trailers."""
 
     stream_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class StreamReset:
-    """The stream is gone in both directions.
+    """The stream is closed in both directions.
 
-    ``remote`` is true when the peer reset it (RST_STREAM, or GOAWAY with a lower last stream id: then the
-    code is REFUSED_STREAM and a request may be tried elsewhere), false when the peer broke a rule on it
-    and this side has sent RST_STREAM.
+    ``remote`` is true when the peer ended it: by RST_STREAM, or by GOAWAY with a lower last stream id. In the
+    second case ``code`` is REFUSED_STREAM, and the request may be tried on another tunnel. ``remote`` is
+    false when the peer broke a rule on the stream and this side has sent RST_STREAM.
     """
 
     stream_id: int
@@ -68,16 +67,16 @@ class StreamReset:
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened:
-    """An exhausted window has room again: of one stream, or (``stream_id`` None) possibly of every stream."""
+    """A send window that was used up has room again: that of one stream, or of all (``stream_id`` None)."""
 
     stream_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettingsReceived:
-    """The server's SETTINGS came and are in force; what it allows may have changed (client only).
+    """The server's SETTINGS came and are in force (client only).
 
-    ``max_concurrent_streams`` is how many streams of ours it takes at a time; 2^32 when it names no limit.
+    ``max_concurrent_streams``: how many of our streams the server takes at a time; 2^32 if it names no limit.
     """
 
     max_concurrent_streams: int
@@ -85,14 +84,14 @@ class PeerSettingsReceived:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The peer answered a ``ping``. ``opaque`` is the eight bytes that were sent."""
+    """The peer answered a ``ping``. ``opaque``: the eight bytes that were sent."""
 
     opaque: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PeerDraining:
-    """GOAWAY came, perhaps not for the first time. Streams up to ``last_stream_id`` live on.
+    """GOAWAY came; there may be several of them. Streams up to ``last_stream_id`` continue.
 
     A StreamReset follows for each stream above it.
     """
@@ -104,10 +103,10 @@ class PeerDraining:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFailed:
-    """The connection is over, and every open stream with it; no event follows.
+    """The connection has ended, and all its streams. No event follows, and no StreamReset for single streams.
 
-    The peer broke the protocol (``code`` says how, and a GOAWAY with it is in the output), or the transport
-    ended (``code`` NO_ERROR). ``reason`` is for a log line. No StreamReset is given for single streams.
+    Either the peer broke the protocol: then ``code`` says how, and a GOAWAY with it is in the output. Or the
+    transport ended: then ``code`` is NO_ERROR. ``reason`` is for a log line.
     """
 
     code: int

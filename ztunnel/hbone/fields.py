@@ -1,6 +1,6 @@
-"""Reading header fields that a peer sent: what is malformed, and what a request or an answer says.
+"""Checks the header fields that a peer sent, and reads the request or response in them.
 
-A malformed request costs its stream, and no other on the connection (RFC 9113 section 8.1.1).
+A malformed message ends its stream; the other streams of the connection continue (RFC 9113 section 8.1.1).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
 
 # RFC 3986 section 3.2: optional userinfo, then a bracketed literal or a name, then optionally a port. The
-# port's digits are not looked at: a wrong port is answered (400), a wrong syntax is reset.
+# port may be anything here: a bad port is answered with 400 later, while a bad syntax resets the stream.
 _AUTHORITY = re.compile(
     rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=:%]*@)?"
     rb"(?:\[[A-Za-z0-9\-._~!$&'()*+,;=:%]*\]|[A-Za-z0-9\-._~!$&'()*+,;=]*)"
@@ -27,31 +27,34 @@ _AUTHORITY = re.compile(
 _CONNECTION_SPECIFIC = frozenset(
     (b"connection", b"transfer-encoding", b"upgrade", b"keep-alive", b"proxy-connection")
 )
-_USUAL = frozenset((b"baggage", b"forwarded", b"traceparent", b"x-forwarded-network", b"tracestate"))
+# Names that are known to be well-formed: their characters need no check.
+_USUAL_NAMES = frozenset((b"baggage", b"forwarded", b"traceparent", b"x-forwarded-network", b"tracestate"))
 
 
-class Request(NamedTuple):
-    """A sound request. ``authority`` is "" when there was none."""
+class RequestFields(NamedTuple):
+    """A well-formed request. ``authority`` is "" if there was none."""
 
     method: str
     authority: str
     headers: Headers
 
 
-class Response(NamedTuple):
-    """A sound answer."""
+class ResponseFields(NamedTuple):
+    """A well-formed response."""
 
     status: int
     headers: Headers
 
 
-def read_request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
-    """The request that the fields are, or None when they are malformed.
+def read_request(fields: Iterable[tuple[bytes, bytes]]) -> RequestFields | None:
+    """Returns the request, or None when it is malformed.
 
-    Malformed: no ``:method``; a CONNECT with ``:scheme``, ``:path`` or ``:protocol``; another method without
-    ``:scheme`` or ``:path`` or with ``:protocol``; an ``:authority`` that is empty or breaks the syntax of
-    RFC 3986; and everything that ``_split`` refuses. Not malformed, because the caller answers them with 400:
-    other methods, no ``:authority``, one without a port or with a bad port.
+    Malformed is: no ``:method``; a CONNECT with ``:scheme``, ``:path`` or ``:protocol``; another method
+    without ``:scheme`` or ``:path``, or with ``:protocol``; an ``:authority`` that is empty or breaks the
+    syntax of RFC 3986; and everything that ``_split`` refuses. The caller answers these with 400, so they are
+    not
+    malformed: another method than CONNECT, no ``:authority``, an ``:authority`` without port or with a bad
+    one.
     """
     parts = _split(fields)
     if parts is None:
@@ -69,11 +72,11 @@ def read_request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
         authority = b""
     elif not authority or authority.endswith(b"@") or not _AUTHORITY(authority):
         return None
-    return Request(method.decode("ascii"), authority.decode("ascii"), headers)
+    return RequestFields(method.decode("ascii"), authority.decode("ascii"), headers)
 
 
-def read_response(fields: Iterable[tuple[bytes, bytes]]) -> Response | None:
-    """The answer that the fields are, or None when they lack a sound ``:status`` of three digits."""
+def read_response(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields | None:
+    """Returns the response, or None when it is malformed or has no ``:status`` of three digits."""
     parts = _split(fields)
     if parts is None:
         return None
@@ -81,20 +84,20 @@ def read_response(fields: Iterable[tuple[bytes, bytes]]) -> Response | None:
     status = pseudo.pop(b":status", b"")
     if pseudo or not _STATUS(status):
         return None
-    return Response(int(status), headers)
+    return ResponseFields(int(status), headers)
 
 
 def sound_trailers(fields: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the fields may be trailers: no pseudo-header fields."""
+    """Whether the fields are well-formed trailers: these have no pseudo-header fields."""
     parts = _split(fields)
     return parts is not None and not parts[0]
 
 
 def _split(fields: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], Headers] | None:
-    """Part pseudo-header fields from ordinary ones; None when a rule of RFC 9113 sections 8.2, 8.3 is broken.
+    """Separate pseudo-header fields from the others. Returns None for what RFC 9113 sections 8.2, 8.3 forbid.
 
-    The rules: pseudo-header fields first and each once; names in lower case and of token characters; values
-    without control characters; nothing that belongs to an HTTP/1 connection.
+    The rules: pseudo-header fields come first, each once; names are in lower case and of token characters;
+    values have no control characters; fields of an HTTP/1 connection are not allowed.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: list[tuple[bytes, bytes]] = []
@@ -106,7 +109,7 @@ def _split(fields: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], H
                 return None
             pseudo[name] = value
             continue
-        if name not in _USUAL and (
+        if name not in _USUAL_NAMES and (
             not _NAME(name)
             or name in _CONNECTION_SPECIFIC
             or (name == b"te" and value.lower() != b"trailers")

@@ -1,10 +1,10 @@
-"""Frames and header blocks as bytes: the few that a tunnel sends.
+"""Encodes the frames and header blocks that a tunnel sends.
 
-Header blocks use HPACK's literals without indexing and without Huffman coding (RFC 7541 section 6.2.2), and
-the static table for what it has. Measured against hpack's encoder, which searches its tables and codes
-each character: 1.7 instead of 19 µs for a CONNECT, and the peer's hpack takes 11 instead of 16 µs to read it,
-for some 100 bytes more on a wire that carries them once a connection. Since nothing enters the dynamic
-table there is no state to keep in step, except that a peer that shrinks the table must be told so once.
+Header blocks use the static table and HPACK literals without indexing and without Huffman coding (RFC 7541
+section 6.2.2). Measured for a CONNECT: 1.7 µs, where hpack's encoder takes 19 µs to search its tables and
+code each character; the peer's hpack reads the result in 11 instead of 16 µs. The price is about 100 bytes
+more for each CONNECT. Nothing enters the dynamic table, so there is no encoder state. One duty remains: when
+a peer makes its table smaller, the next header block has to acknowledge that.
 """
 
 from __future__ import annotations
@@ -65,44 +65,50 @@ _CONNECT = b"\x02\x07CONNECT\x01"
 
 
 def data_header(stream_id: int, length: int, flags: int = 0) -> bytes:
-    """The nine bytes before a DATA frame's payload."""
+    """Returns the nine bytes before a DATA frame's payload."""
     return frame_header.pack(length >> 8, length & 0xFF, DATA, flags, stream_id)
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
-    """An RST_STREAM frame."""
+    """Returns an RST_STREAM frame."""
     return _frame_with_word.pack(0, 4, RST_STREAM, 0, stream_id, code)
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame; stream 0 is the connection."""
+    """Returns a WINDOW_UPDATE frame; stream 0 is the connection."""
     return _frame_with_word.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 def ping(opaque: bytes, flags: int = 0) -> bytes:
-    """A PING frame with eight bytes, or with the flag ACK its answer."""
+    """Returns a PING frame with eight bytes; with the flag ACK it is the answer to one."""
     return frame_header.pack(0, 8, PING, flags, 0) + opaque
 
 
 def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
-    """A GOAWAY frame."""
+    """Returns a GOAWAY frame."""
     length = 8 + len(debug)
     return _goaway.pack(length >> 8, length & 0xFF, GOAWAY, 0, 0, last_stream_id, code) + debug
 
 
 def settings(values: Iterable[tuple[int, int]]) -> bytes:
-    """A SETTINGS frame with these (identifier, value) pairs, in this order."""
+    """Returns a SETTINGS frame with these (identifier, value) pairs, in this order."""
     body = b"".join([_setting.pack(identifier, value) for identifier, value in values])
     return frame_header.pack(len(body) >> 8, len(body) & 0xFF, SETTINGS, 0, 0) + body
 
 
 def read_settings(body: bytes | memoryview) -> list[tuple[int, int]]:
-    """The (identifier, value) pairs of a SETTINGS frame's body, whose length is a multiple of six."""
+    """Returns the (identifier, value) pairs in the body of a SETTINGS frame.
+
+    Raises struct.error when its length is not a multiple of six.
+    """
     return list(_setting.iter_unpack(body))
 
 
 def header_frames(stream_id: int, block: bytes, max_frame_size: int, flags: int = 0) -> bytes:
-    """A HEADERS frame, and CONTINUATION frames if it has to be cut. ``flags``: END_STREAM or 0."""
+    """Returns a HEADERS frame, and CONTINUATION frames if the block is larger than one frame.
+
+    flags: END_STREAM or 0.
+    """
     size = len(block)
     if size <= max_frame_size:
         return frame_header.pack(size >> 8, size & 0xFF, HEADERS, flags | END_HEADERS, stream_id) + block
@@ -118,12 +124,12 @@ def header_frames(stream_id: int, block: bytes, max_frame_size: int, flags: int 
 
 
 def connect_block(authority: Text, fields: Iterable[tuple[Text, Text]]) -> bytes:
-    """The header block of a CONNECT: ``:method``, ``:authority``, then the fields in their order."""
+    """Returns the header block of a CONNECT: ``:method``, ``:authority``, then the fields in their order."""
     return _CONNECT + _string(authority) + _literals(fields)
 
 
 def response_block(status: int, fields: Iterable[tuple[Text, Text]] = ()) -> bytes:
-    """The header block of an answer: ``:status``, then the fields in their order."""
+    """Returns the header block of a response: ``:status``, then the fields in their order."""
     head = _STATUS_INDEX.get(status) or b"\x08" + _string(str(status))
     return head + _literals(fields)
 

@@ -1,4 +1,4 @@
-"""HTTP/2 error codes, their texts, and the errors of this package."""
+"""HTTP/2 error codes, their texts, and the exceptions of this package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ztunnel.errors import ZtunnelError
 
 
 class ErrorCode(IntEnum):
-    """The codes of RST_STREAM and GOAWAY (RFC 9113 section 7). Others that a peer sends stay plain ints."""
+    """The codes of RST_STREAM and GOAWAY (RFC 9113 section 7). Unknown codes of a peer stay plain ints."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -27,7 +27,7 @@ class ErrorCode(IntEnum):
     HTTP_1_1_REQUIRED = 13
 
 
-# Log consumers match on these, so they are word for word those of the existing implementation.
+# Log queries match on these texts, so they are the ones of the Rust ztunnel, word for word.
 _TEXTS: dict[int, str] = {
     ErrorCode.NO_ERROR: "not a result of an error",
     ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
@@ -49,7 +49,7 @@ _TEXTS: dict[int, str] = {
 
 
 def code_text(code: int) -> str:
-    """The text of an HTTP/2 error code, "unknown reason" for a code without one."""
+    """Returns the text of an HTTP/2 error code, "unknown reason" for an unknown one."""
     return _TEXTS.get(code, "unknown reason")
 
 
@@ -58,10 +58,11 @@ def error_text(
     origin: Literal["received", "detected", "sent by user"],
     code: int,
 ) -> str:
-    """What a log line says of an RST_STREAM (scope stream) or a GOAWAY (scope connection).
+    """Returns the log text for an RST_STREAM (scope stream) or a GOAWAY (scope connection).
 
-    ``received``: the peer sent it; ``detected``: sent because the peer broke a rule; ``sent by user``: sent
-    because the caller asked. Example: ``stream error received: stream no longer needed``.
+    origin: ``received`` if the peer sent the frame, ``detected`` if we sent it because the peer broke a rule,
+    ``sent by user`` if we sent it for our caller. Example: ``stream error received: stream no longer
+    needed``.
     """
     return f"{scope} error {origin}: {code_text(code)}"
 
@@ -77,7 +78,7 @@ class CannotOpenStreamError(ZtunnelError):
 
 
 class Violation(Exception):
-    """A peer broke a rule in a way that ends the connection. Never leaves ``HboneConnection.receive``."""
+    """A peer broke a rule, and this ends the connection. ``HboneConnection.receive`` catches it."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(reason)

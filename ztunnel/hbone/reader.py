@@ -1,10 +1,11 @@
-"""Cutting the byte stream into frames.
+"""Splits the byte stream into frames.
 
-How it works. Bytes come in pieces of any size, and nearly all of them are the payload of DATA frames. Those
-are never gathered: each piece of payload is handed on as a view into the buffer that it came in, so a frame
-of 1 MiB flows through as it arrives and is copied nowhere. Only headers (nine bytes) and the bodies of other
-frames are gathered, and only up to what such a frame can need: a body is refused by its announced length,
-before a byte of it is kept. Frames of unknown types and PRIORITY are skipped without being kept at all.
+How it works. Bytes come in pieces of any size, and nearly all of them are the payload of DATA frames. Payload
+is
+never collected: each piece is passed on as a view into the buffer in which it came. So a frame of 1 MiB
+passes through as it arrives and is never copied. Only frame headers (nine bytes) and the bodies of other
+frames are collected. A body that is longer than its frame type allows is refused by its length field, before
+a byte of it is kept. Frames of unknown types and PRIORITY are skipped and not kept.
 
 The reader is always in one phase:
 
@@ -12,8 +13,8 @@ The reader is always in one phase:
                      → others: BODY → HEADER
                      → ignored: SKIP → HEADER
 
-Here are the rules that can be told from frame headers alone (sizes, the order of HEADERS and CONTINUATION,
-SETTINGS first); what frames mean is for the `FrameHandler`.
+This module checks the rules that need only frame headers: sizes, the order of HEADERS and CONTINUATION,
+SETTINGS first. The `FrameHandler` decides what the frames mean.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ from ztunnel.hbone.frames import (
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.settings import HboneSettings
 
-# Beside a DATA frame's eight flags: it had no payload.
+# A flag of ours above a frame's eight: this DATA frame had no payload.
 _EMPTY = 0x100
 
-# The phases. Numbers of the module, since an enumeration's members cost a look-up each in the innermost loop.
+# The phases. Plain numbers, because the members of an enumeration cost an attribute look-up in the inner
+# loop.
 _PREFACE: Final = 0
 _HEADER: Final = 1
 _PAD_LENGTH: Final = 2
@@ -59,10 +61,10 @@ _FIXED_SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 
 _NEEDS_A_STREAM = frozenset((HEADERS, PRIORITY))
 
-# A sound SETTINGS has some 50 bytes, a sound GOAWAY a sentence of debug data.
-_LARGEST = {SETTINGS: 4_096, GOAWAY: 16_384}
+# A normal SETTINGS has about 50 bytes, a normal GOAWAY a sentence of debug data.
+_LARGEST_BODY = {SETTINGS: 4_096, GOAWAY: 16_384}
 
-# What may surround a header block in its frames: padding, its length, priority.
+# What a HEADERS frame may add to its header block: padding, the padding's length, priority.
 _HEADER_FRAME_OVERHEAD = 1 + 5 + 255
 
 
@@ -70,33 +72,33 @@ class FrameHandler(Protocol):
     """What frames mean. Its methods may raise Violation."""
 
     def data_began(self, stream_id: int, length: int, padded: int) -> bool:
-        """A DATA frame of ``length`` bytes, with padding, begins. Returns whether its payload is wanted.
+        """A DATA frame of ``length`` bytes begins. Returns whether its payload is wanted.
 
-        ``padded`` is not 0 when some of the bytes, perhaps all, are padding.
+        padded: not 0 when some of the bytes, perhaps all, are padding.
         """
 
     def payload_wanted(self, stream_id: int) -> bool:
         """Returns whether the payload of a DATA frame that began in an earlier call is still wanted."""
 
     def data_ended(self, stream_id: int, *, padding: int, empty: bool, end_stream: bool) -> None:
-        """A wanted DATA frame is complete; called when it has padding, no payload, or END_STREAM.
+        """A wanted DATA frame is complete. Called only if it has padding, no payload, or END_STREAM.
 
-        ``padding`` counts the byte that tells the padding's length too.
+        padding: bytes of padding, including the byte with the padding's length.
         """
 
     def block_received(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
-        """A whole header block came, in HEADERS and perhaps CONTINUATION; HPACK has yet to read it."""
+        """A whole header block came, in HEADERS and perhaps CONTINUATION. It is not decoded yet."""
 
     def frame_received(self, kind: int, flags: int, stream_id: int, body: bytes) -> None:
         """A whole frame of another type came."""
 
 
 class FrameReader:
-    """Cuts frames for one connection and hands them to ``handler``.
+    """Splits the bytes of one connection into frames and passes these to ``handler``.
 
-    Payload goes to ``events`` as it comes; the handler appends its own events to the same list.
+    Payload is appended to ``events`` as it comes; the handler appends its own events to the same list.
 
-    work: frames that were not plain DATA. Whoever reads it sets it back.
+    work: how many frames were not plain DATA. The caller reads it and sets it to 0.
     """
 
     __slots__ = (
@@ -129,7 +131,7 @@ class FrameReader:
         self._handler = handler
         self._events = events
         self._frame_size = settings.frame_size
-        # Coded fields take no more room than the decoded ones are counted as (32 bytes each on top).
+        # An encoded field is never larger than what it counts for when decoded, which includes 32 bytes each.
         self._block_limit = (
             settings.header_list_size(client=client) * settings.header_flood_factor + _HEADER_FRAME_OVERHEAD
         )
@@ -149,16 +151,19 @@ class FrameReader:
 
     @property
     def inside_frame(self) -> bool:
-        """Whether an end of the bytes now would cut something off."""
+        """Whether the bytes so far end inside a frame or header block."""
         return self._phase > _HEADER or bool(self._held) or bool(self._block_stream)
 
     @property
     def held(self) -> int:
-        """Bytes of an unfinished frame or header block that are kept."""
+        """How many bytes of an unfinished frame or header block are kept."""
         return len(self._held) + sum(map(len, self._block))
 
     def cut(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes, in any pieces, and tell the handler what they complete."""
+        """Process the next bytes, in pieces of any size, and call the handler for what they complete.
+
+        Raises Violation when the peer broke a rule; the reader must not be used afterwards.
+        """
         view = memoryview(data)
         end = len(view)
         at = 0
@@ -169,7 +174,8 @@ class FrameReader:
             self._delivering = False
         while at < end:
             if self._phase == _HEADER and not self._held and end - at >= FRAME_HEADER_SIZE:
-                # The common case, kept straight: a DATA frame without padding that is here as a whole.
+                # The fast path: a DATA frame without padding that is here as a whole. It skips all phases; of
+                # a busy tunnel's frames nearly every one comes this way.
                 high, low, kind, flags, stream_id = unpack_from(view, at)
                 if kind == DATA and not flags & PADDED and self._settings_seen and not self._block_stream:
                     length = high << 8 | low
@@ -191,7 +197,7 @@ class FrameReader:
             at = self._step(view, at, end)
 
     def _step(self, view: memoryview, at: int, end: int) -> int:
-        """Advance by one phase, or by all there is; returns the new position."""
+        """Do one phase, or as much of it as the bytes allow. Returns the new position."""
         phase = self._phase
         if phase == _PAYLOAD:
             stop = min(at + self._left, end)
@@ -213,7 +219,7 @@ class FrameReader:
         return self._gather(view, at, end)
 
     def _gather(self, view: memoryview, at: int, end: int) -> int:
-        """Collect a preface, a header or a body, which may come in pieces."""
+        """Collect the preface, a header or a body. They may come in pieces."""
         held = self._held
         stop = min(at + self._need - len(held), end)
         held += view[at:stop]
@@ -272,7 +278,7 @@ class FrameReader:
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes came")
         if not stream_id and kind in _NEEDS_A_STREAM:
             raise Violation(ErrorCode.PROTOCOL_ERROR, f"a frame of type {kind} came on stream 0")
-        if length > _LARGEST.get(kind, length):
+        if length > _LARGEST_BODY.get(kind, length):
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes came")
         if kind == PUSH_PROMISE:
             raise Violation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE came")
@@ -286,7 +292,7 @@ class FrameReader:
             self._count_header_block(kind, flags, stream_id, length)
 
     def _count_header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        """Bound what one header block may make us keep (the CONTINUATION flood)."""
+        """Limit the memory of one header block. Without a limit, endless CONTINUATION frames fill it."""
         if kind == HEADERS:
             self._block_left, self._block_frames = self._block_limit, self._max_block_frames
         self._block_left -= length
@@ -331,7 +337,7 @@ class FrameReader:
             self._skipped()
 
     def _skipped(self) -> None:
-        """A frame is complete that was not gathered."""
+        """A DATA frame or an ignored frame is complete."""
         self._phase = _HEADER
         if self._delivering:
             self._delivering = False
@@ -346,7 +352,7 @@ class FrameReader:
 
 
 def _fragment(flags: int, body: bytes) -> bytes:
-    """The part of a header block that is in the body of a HEADERS frame, without padding and priority."""
+    """Returns the part of a header block in the body of a HEADERS frame, without padding and priority."""
     start, stop = 0, len(body)
     if flags & PADDED:
         start = 1

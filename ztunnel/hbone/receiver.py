@@ -1,10 +1,10 @@
-"""What a peer sends, and what it does to the connection.
+"""Processes the frames that a peer sends.
 
-How it works. `FrameReader` cuts the stream of bytes into frames and calls the methods here. What each frame
-does to its stream is in the table of `stream_state`; this is where the table's effects are carried out. What
-only a client or only a server does is asked of the `Role`.
+How it works. `FrameReader` splits the bytes into frames and calls the methods here. The table in
+`stream_state` says what each frame does to its stream; the table's effects are carried out here. What differs
+between client and server is in the `Role`.
 
-What ends a connection is raised as Violation; ``HboneConnection.receive`` turns it into GOAWAY and
+An error that ends the connection is raised as Violation; ``HboneConnection.receive`` turns it into GOAWAY and
 ConnectionFailed.
 """
 
@@ -21,47 +21,47 @@ from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock, HeaderReader
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
+from ztunnel.hbone.stream_registry import StreamRegistry
 from ztunnel.hbone.stream_state import (
     IDLE,
     RECV_DATA,
     RECV_HEADERS,
     RECV_INFORMATIONAL,
     RECV_RESET,
-    TABLE,
+    STREAM_TABLE,
     Effect,
-    State,
+    StreamState,
 )
-from ztunnel.hbone.streams import StreamBook
-from ztunnel.hbone.windows import WindowBook
+from ztunnel.hbone.windows import ConnectionWindows
 from ztunnel.hbone.writer import FrameWriter
 
 _FOR_THE_CONNECTION = frozenset((wire.SETTINGS, wire.PING, wire.GOAWAY))
 
 
 class Role(Protocol):
-    """What a client and a server do differently with what comes."""
+    """What a client and a server do differently with the peer's frames. Methods may raise Violation."""
 
     def request_received(self, stream_id: int, block: HeaderBlock, *, end_stream: bool) -> None:
         """A header block opens a stream."""
 
     def answer_received(self, stream: Stream, block: HeaderBlock, *, end_stream: bool) -> None:
-        """The final answer to a CONNECT of ours came."""
+        """The final response to our CONNECT came."""
 
-    def reset_received(self, stream: Stream, state: State) -> None:
+    def reset_received(self, stream: Stream, state: StreamState) -> None:
         """The peer reset a stream that was in ``state``."""
 
     def settings_received(self) -> None:
-        """The peer's SETTINGS came, and are in force."""
+        """The peer's SETTINGS came and are in force."""
 
     def pong_received(self, opaque: bytes) -> None:
-        """The answer to a PING of ours came."""
+        """The answer to our PING came."""
 
     def goaway_received(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """GOAWAY came."""
 
 
 class Receiver:
-    """Takes the frames of one connection (a `FrameHandler`)."""
+    """The `FrameHandler` of one connection."""
 
     __slots__ = (
         "_abuse",
@@ -82,8 +82,8 @@ class Receiver:
         role: Role,
         *,
         client: bool,
-        streams: StreamBook,
-        windows: WindowBook,
+        streams: StreamRegistry,
+        windows: ConnectionWindows,
         writer: FrameWriter,
         abuse: AbuseCounter,
         engine: Engine,
@@ -98,7 +98,7 @@ class Receiver:
         self._abuse = abuse
         self._engine = engine
         self._events = events
-        # What large header blocks cost, until somebody sets it back.
+        # The cost of large header blocks and such; `HboneConnection.take_work` reads it and sets it to 0.
         self.work = 0
 
     # -- DATA -------------------------------------------------------------------------------------------
@@ -117,22 +117,22 @@ class Receiver:
                 ErrorCode.FLOW_CONTROL_ERROR, f"the peer overran the window of stream {stream_id}"
             )
         stream.unacknowledged += length
-        if self._abuse.dull and length and not padded:
+        if self._abuse.unproductive and length and not padded:
             self._abuse.useful()
         return True
 
     def _unwanted_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
-        """DATA that nobody waits for: give its window back, and say so if the peer should have known."""
+        """Give back the window of DATA that no stream wants; reset the stream if the peer could know that."""
         self.work += 1
         state = self._streams.closed_state(stream_id) if stream is None else stream.state
-        _, effect = TABLE[state][RECV_DATA]
-        if effect is Effect.FAIL_WRONG:
+        _, effect = STREAM_TABLE[state][RECV_DATA]
+        if effect is Effect.GOAWAY_PROTOCOL_ERROR:
             when = "which was never opened" if state is IDLE else "before its HEADERS"
             joint = ", " if state is IDLE else " "
             raise Violation(ErrorCode.PROTOCOL_ERROR, f"DATA came on stream {stream_id}{joint}{when}")
         self._windows.give_back(length)
-        if effect is Effect.SAY_CLOSED:
-            self._say(stream_id, stream, ErrorCode.STREAM_CLOSED)
+        if effect is Effect.RESET_STREAM_CLOSED:
+            self._answer_with_reset(stream_id, stream, ErrorCode.STREAM_CLOSED)
         else:
             self._abuse.late_frame()
 
@@ -163,26 +163,26 @@ class Receiver:
         input_ = RECV_INFORMATIONAL if informational else RECV_HEADERS
         stream = self._streams.open.get(stream_id)
         if stream is None:
-            _, effect = TABLE[self._streams.closed_state(stream_id)][input_]
+            _, effect = STREAM_TABLE[self._streams.closed_state(stream_id)][input_]
         else:
             effect = stream.step(input_)
         if effect is Effect.REQUEST and not self._client and stream_id & 1:
             self._role.request_received(stream_id, fields, end_stream=end_stream)
-        elif effect is Effect.REQUEST or effect is Effect.FAIL_WRONG:
+        elif effect is Effect.REQUEST or effect is Effect.GOAWAY_PROTOCOL_ERROR:
             raise Violation(
                 ErrorCode.PROTOCOL_ERROR, f"HEADERS came for stream {stream_id}, which cannot be opened"
             )
-        elif effect is Effect.FAIL_CLOSED:
+        elif effect is Effect.GOAWAY_STREAM_CLOSED:
             raise Violation(ErrorCode.STREAM_CLOSED, f"HEADERS came for stream {stream_id}, which has ended")
-        elif effect is Effect.SAY_CLOSED:
-            self._say(stream_id, stream, ErrorCode.STREAM_CLOSED)
-        elif effect is Effect.SAY_WRONG:
-            self._say(stream_id, stream, ErrorCode.PROTOCOL_ERROR)
+        elif effect is Effect.RESET_STREAM_CLOSED:
+            self._answer_with_reset(stream_id, stream, ErrorCode.STREAM_CLOSED)
+        elif effect is Effect.RESET_PROTOCOL_ERROR:
+            self._answer_with_reset(stream_id, stream, ErrorCode.PROTOCOL_ERROR)
         elif stream is not None:
             self._fields_on(stream, fields, effect, end_stream=end_stream)
 
     def _fields_on(self, stream: Stream, block: HeaderBlock, effect: Effect, *, end_stream: bool) -> None:
-        """A block that the stream's state allows; what is wrong with the block itself resets the stream."""
+        """Process a block that the stream's state allows. If the block itself is wrong, reset the stream."""
         if not block.fits:
             self._streams.reset_on_error(stream, ErrorCode.PROTOCOL_ERROR)
         elif effect is Effect.ANSWER:
@@ -197,8 +197,11 @@ class Receiver:
         else:
             self._abuse.empty_frame()
 
-    def _say(self, stream_id: int, stream: Stream | None, code: ErrorCode) -> None:
-        """Answer with RST_STREAM what a peer should not have sent; the caller hears of it if it was open."""
+    def _answer_with_reset(self, stream_id: int, stream: Stream | None, code: ErrorCode) -> None:
+        """Send RST_STREAM for a frame that the peer must not send.
+
+        An open stream gives a StreamReset event.
+        """
         if stream is not None:
             self._streams.reset_on_error(stream, code)
         else:
@@ -235,8 +238,8 @@ class Receiver:
             self._streams.reset_by_peer(stream, code)
             self._role.reset_received(stream, state)
             return
-        _, effect = TABLE[self._streams.closed_state(stream_id)][RECV_RESET]
-        if effect is Effect.FAIL_WRONG:
+        _, effect = STREAM_TABLE[self._streams.closed_state(stream_id)][RECV_RESET]
+        if effect is Effect.GOAWAY_PROTOCOL_ERROR:
             raise Violation(ErrorCode.PROTOCOL_ERROR, "RST_STREAM came for a stream that was never opened")
 
     def _window_update_received(self, stream_id: int, increment: int) -> None:
@@ -266,7 +269,7 @@ class Receiver:
 
     def _settings_received(self, flags: int, body: bytes) -> None:
         if flags & wire.ACK:
-            # Our settings count as in force from the start, so there is nothing to do but to check.
+            # Our settings count as in force from the start, so an acknowledgement changes nothing.
             if body:
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a body")
             return
@@ -282,7 +285,7 @@ class Receiver:
         self._role.settings_received()
 
     def _resize_windows(self, change: int) -> None:
-        """The peer changed the window of all streams, open ones too (RFC 9113 section 6.9.2)."""
+        """Apply a changed initial window to all open streams (RFC 9113 section 6.9.2)."""
         streams = self._streams.open
         self.work += len(streams) >> 2
         for stream in streams.values():

@@ -1,4 +1,4 @@
-"""The end of a tunnel that is connected to."""
+"""The server's end of a tunnel: a client connected to it and opens the streams."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
-from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, State
+from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, StreamState
 
 REQUEST_WORK = 50
-"""What a request counts as in `take_work`: a fraction of what it costs to carry it out."""
+"""What a request counts for in `take_work`: a part of what it costs to serve it."""
 
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""
 
 
 class HboneServer(HboneConnection):
-    """The end that is connected to. SETTINGS and WINDOW_UPDATE are in the output from the start.
+    """The server's end. SETTINGS and WINDOW_UPDATE are in the output from the start.
 
-    Two limits stand against a peer that opens streams only to reset them (CVE-2023-44487): how many it
-    may reset within the bytes of one ``receive``, before the caller could see them at all, and by how many
-    the requests that it reset unanswered may outnumber those that it let this side answer.
+    Two limits protect against a peer that opens streams only to reset them (CVE-2023-44487, rapid reset).
+    ``max_pending_resets`` limits the streams that are opened and reset within the bytes of one ``receive``.
+    ``max_unanswered_resets`` limits how far the requests that were reset before the answer may outnumber
+    those that were answered.
     """
 
     def __init__(self, settings: HboneSettings | None = None, budget: WindowBudget | None = None) -> None:
@@ -37,13 +38,13 @@ class HboneServer(HboneConnection):
         self._unanswered_resets = 0
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
-        """Take bytes from the transport, in any pieces. DATA payload comes out as views into ``data``."""
+        """See `HboneConnection.receive`."""
         self._unseen_above = self._last_processed
         self._unseen_resets = 0
         return super().receive(data)
 
     def accept(self, stream_id: int, fields: Iterable[tuple[wire.Text, wire.Text]] = ()) -> bool:
-        """Answer 200 with these fields. False when the stream is gone or was answered already."""
+        """Answer 200 with these fields. Returns False when the stream is gone or was answered before."""
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
@@ -52,7 +53,10 @@ class HboneServer(HboneConnection):
         return True
 
     def refuse(self, stream_id: int, status: int) -> bool:
-        """Answer with a status and END_STREAM, then RST_STREAM(NO_ERROR). False as for ``accept``."""
+        """Answer with a status and END_STREAM, then RST_STREAM(NO_ERROR).
+
+        Returns False as ``accept`` does.
+        """
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
@@ -60,7 +64,10 @@ class HboneServer(HboneConnection):
         return True
 
     def refuse_stream(self, stream_id: int) -> bool:
-        """RST_STREAM(REFUSED_STREAM): nothing was done for this request, it may be tried elsewhere."""
+        """Send RST_STREAM(REFUSED_STREAM): the request was not processed, the client may try it elsewhere.
+
+        Returns False as ``accept`` does.
+        """
         stream = self._to_be_answered(stream_id)
         if stream is None:
             return False
@@ -93,7 +100,7 @@ class HboneServer(HboneConnection):
         stream = self._streams.enter(stream_id, REQUEST_RECEIVED)
         self._abuse.useful()
         if self._last_goaway_sent:
-            # It was on its way when the last GOAWAY was; the client knows that it may try elsewhere.
+            # It crossed our last GOAWAY. REFUSED_STREAM tells the client that it may try another tunnel.
             self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
             return
         if len(self._streams.open) > self.settings.max_concurrent_streams:
@@ -119,9 +126,9 @@ class HboneServer(HboneConnection):
             self._streams.peer_ended(stream)
 
     def answer_received(self, stream: Stream, block: HeaderBlock, *, end_stream: bool) -> None:
-        """See Role: a server gets no answers."""
+        """See Role. A server gets no responses."""
 
-    def reset_received(self, stream: Stream, state: State) -> None:
+    def reset_received(self, stream: Stream, state: StreamState) -> None:
         """See Role."""
         if state.answered:
             return

@@ -1,4 +1,4 @@
-"""What one end of a tunnel announces and allows."""
+"""The settings that one end of a tunnel announces, and the limits that it sets for its peer."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ MIB = 1 << 20
 class HboneSettings:
     """HTTP/2 settings and abuse limits of one connection. The defaults are those of Istio's ambient mesh.
 
-    The same value serves both ends: a client does not announce ``max_concurrent_streams``, a server does
-    not announce ENABLE_PUSH, and each announces its own header list limit. Windows and sizes are in bytes.
+    Both ends use the same value. A client does not announce ``max_concurrent_streams``, a server does not
+    announce ENABLE_PUSH, and each announces its own header list limit. Windows and sizes are in bytes.
     Raises ValueError for values that HTTP/2 forbids (RFC 9113 section 6.5.2).
     """
 
     stream_window: int = 4 * MIB
     connection_window: int = 16 * MIB
-    # What the peer gets back of the connection's window although it is still held (`WindowBook`).
+    # Bytes of the connection's window that the peer may get back before they are consumed
+    # (`ConnectionWindows` explains lending).
     lent_window: int = 24 * MIB
     frame_size: int = 1 * MIB
     max_concurrent_streams: int = 200
     client_max_header_list_size: int = 16_384
     server_max_header_list_size: int = 65_536
 
-    # A peer may cancel this many requests inside one batch of bytes, before the caller could see them.
+    # Requests that a peer may open and reset within the bytes of one receive().
     max_pending_resets: int = 20
-    # A peer may have this many more requests cancelled unanswered than it let us answer.
+    # By how many the requests that a peer reset before the answer may outnumber the answered ones.
     max_unanswered_resets: int = 1024
-    # Streams that we had to reset because of what the peer did on them, in the life of the connection.
+    # Streams that we reset because of what the peer did on them, in the life of the connection.
     max_local_errors: int = 1024
-    # As how many of these a request counts whose header list is too large: it may take a tenth of a second to
-    # decode, where another malformed request takes microseconds.
+    # What a request with a too large header list counts for among these: to decode it may take a tenth of a
+    # second, where any other malformed request takes microseconds.
     large_request_weight: int = 32
-    # Frames in a row of DATA for streams that we have reset. A stream's window of small frames has far fewer.
+    # DATA frames in a row for streams that we have reset. A whole stream window of small frames has far
+    # fewer.
     max_late_frames: int = 10_000
-    # Frames in a row that carry nothing: empty DATA, 1xx answers.
+    # Frames in a row that carry nothing: empty DATA, 1xx responses.
     max_empty_frames: int = 100
     # Acknowledgements of PING and SETTINGS that wait in the output between two take_output().
     max_queued_replies: int = 1000
-    # HEADERS and CONTINUATION frames that one header block may be cut into.
+    # HEADERS and CONTINUATION frames of one header block.
     max_header_frames: int = 64
-    # Header blocks over the announced limit cost their stream; those of so many times the limit, coded or
-    # decoded, the connection.
+    # A header block over the announced limit ends its stream. A block over this many times the limit, encoded
+    # or decoded, ends the connection.
     header_flood_factor: int = 4
 
     def header_list_size(self, *, client: bool) -> int:
-        """The limit for a header list that this end announces (RFC 9113 section 6.5.2)."""
+        """Returns the limit of a header list in bytes that this end announces (RFC 9113 section 6.5.2)."""
         return self.client_max_header_list_size if client else self.server_max_header_list_size
 
     def __post_init__(self) -> None:

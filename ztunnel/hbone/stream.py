@@ -1,4 +1,4 @@
-"""What a connection keeps for each open stream."""
+"""What a connection knows about each open stream."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from ztunnel.hbone.stream_state import (
     LOST_ENDED,
     RESET_BY_PEER,
     RESET_BY_PEER_ENDED,
-    TABLE,
+    STREAM_TABLE,
     Effect,
-    Input,
-    State,
+    StreamInput,
+    StreamState,
 )
 from ztunnel.hbone.windows import ReceiveWindow
 
 
 class Stream:
-    """One stream: its state, its windows, and what it holds. For users of the package it is read-only.
+    """One stream: its state, its windows, and the bytes that it holds. Users of the package only read it.
 
-    It outlives its removal from the connection: ``state`` then says how it ended.
+    After its end the connection drops it, but the object stays valid: ``state`` says how it ended.
 
-    send_window: bytes that the peer takes on this stream; below zero after it has made its windows smaller.
-    unacknowledged: bytes taken from the receive windows (payload and padding) and not given back yet.
-    overdrawn: it is dead, and what was received on it may not be held any longer.
-    reset_code: the code of the RST_STREAM that ended it, whoever sent it; None when none did.
+    send_window: bytes that the peer takes on this stream; negative after the peer made its windows smaller.
+    unacknowledged: bytes (payload and padding) taken from the receive windows and not given back yet.
+    overdrawn: the stream is dead, and whoever holds its received bytes has to drop them now.
+    reset_code: the code of the RST_STREAM that ended it, whichever side sent it; None without one.
     """
 
     __slots__ = ("overdrawn", "reset_code", "send_window", "state", "stream_id", "unacknowledged", "window")
 
-    def __init__(self, stream_id: int, state: State, window: ReceiveWindow, send_window: int) -> None:
+    def __init__(self, stream_id: int, state: StreamState, window: ReceiveWindow, send_window: int) -> None:
         self.stream_id = stream_id
         self.state = state
         self.window = window
@@ -37,9 +37,9 @@ class Stream:
         self.overdrawn = False
         self.reset_code: int | None = None
 
-    def step(self, input_: Input) -> Effect:
-        """Something happened: move on, and return what has to be done about it."""
-        self.state, effect = TABLE[self.state][input_]
+    def step(self, input_: StreamInput) -> Effect:
+        """Move to the next state for this input. Returns what the receiver has to do."""
+        self.state, effect = STREAM_TABLE[self.state][input_]
         return effect
 
     @property
@@ -49,7 +49,7 @@ class Stream:
 
     @property
     def end_received(self) -> bool:
-        """Whether the peer ended its direction, and not by a reset."""
+        """Whether the peer ended its direction with END_STREAM."""
         return self.state.end_received
 
     @property

@@ -1,20 +1,21 @@
-"""The states of a CONNECT stream, and what each thing that happens does to it, as one table.
+"""The state machine of a CONNECT stream, as one table.
 
-How to read it. The states are those of RFC 9113 section 5.1, seen from this side, with one thing more:
-whether the CONNECT has been answered, since a server sends no byte before its answer and a client takes none.
+How to read it. The states are those of RFC 9113 section 5.1, seen from this side. In addition they say
+whether the CONNECT was answered, because before the answer a server sends no DATA and a client accepts none.
 A client's stream begins in REQUEST_SENT, a server's in REQUEST_RECEIVED:
 
     REQUEST_SENT ──── the answer comes ──▶ OPEN ──▶ HALF_CLOSED_LOCAL ──▶ CLOSED
     REQUEST_RECEIVED ── we answer ───────▶ OPEN ──▶ HALF_CLOSED_REMOTE ──▶ CLOSED
     any of them ── RST_STREAM ──▶ RESET (ours) or RESET_BY_PEER;  ── the tunnel is lost ──▶ LOST
 
-Each may be ended by the requester before the answer (REQUEST_SENT_ENDED, REQUEST_RECEIVED_ENDED). A row of
-`TABLE` is a state; in it stands for each `Input` the state that follows and the `Effect`: what the receiver
-has to do besides. Inputs that this side makes (SEND_...) have no effect but the state; they are only given in
-states that allow them, which ``State.sends`` and ``State.answered`` tell.
+The client may end its direction before the answer (REQUEST_SENT_ENDED, REQUEST_RECEIVED_ENDED).
 
-What others ask of a stream (may it send, has the peer ended, was it reset) is an attribute of the state, so
-there is nothing to be kept in step with it.
+`STREAM_TABLE` has one row for each state. A row maps each `StreamInput` to the next state and the `Effect`,
+which is what the receiver has to do in addition. Inputs of this side (SEND_...) only change the state. The
+caller gives them only in states that allow them (``StreamState.sends``, ``StreamState.answered``).
+
+Other questions about a stream (may it send, has the peer ended, was it reset) are answered by attributes of
+its state, so no second record has to agree with the state.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class State:
+class StreamState:
     """One state. Compared by identity.
 
-    sends: this side may send DATA. receives: DATA may come.
-    answered: the final answer to the CONNECT was sent (server) or came (client).
-    end_sent, end_received: the direction was ended with END_STREAM.
-    closed: nothing can happen any more in either direction.
-    dead: closed by a reset or with the tunnel, not by both ends.
+    sends: this side may send DATA. receives: the peer may send DATA.
+    answered: the final response to the CONNECT was sent (server) or came (client).
+    end_sent, end_received: END_STREAM was sent, or came.
+    closed: both directions are closed.
+    dead: closed by a reset or by the loss of the tunnel, not by END_STREAM of both ends.
     """
 
     name: str
@@ -48,18 +49,18 @@ class State:
         return self.name
 
 
-class Input(IntEnum):
+class StreamInput(IntEnum):
     """What can happen to a stream."""
 
     SEND_ANSWER = 0
     SEND_END = 1
     SEND_RESET = 2
     RECV_HEADERS = 3
-    """A header block that is not a 1xx answer: the answer, or trailers."""
+    """A header block that is not a 1xx response: a request, the final response, or trailers."""
     RECV_INFORMATIONAL = 4
     RECV_DATA = 5
     RECV_END = 6
-    """END_STREAM, after what the frame that carries it has done."""
+    """END_STREAM. The frame that carries it was processed before."""
     RECV_RESET = 7
     TUNNEL_LOST = 8
 
@@ -73,63 +74,63 @@ class Effect(Enum):
     TRAILERS = "read the fields as trailers; END_STREAM has to come with them"
     DELIVER = "give the payload to the caller"
     END = "tell the caller that the peer has ended its direction"
-    GONE = "tell the caller that the peer has reset the stream"
-    SAY_CLOSED = "answer with RST_STREAM(STREAM_CLOSED)"
-    SAY_WRONG = "answer with RST_STREAM(PROTOCOL_ERROR)"
-    FAIL_CLOSED = "end the connection with STREAM_CLOSED"
-    FAIL_WRONG = "end the connection with PROTOCOL_ERROR"
+    PEER_RESET = "tell the caller that the peer has reset the stream"
+    RESET_STREAM_CLOSED = "answer with RST_STREAM(STREAM_CLOSED)"
+    RESET_PROTOCOL_ERROR = "answer with RST_STREAM(PROTOCOL_ERROR)"
+    GOAWAY_STREAM_CLOSED = "end the connection with STREAM_CLOSED"
+    GOAWAY_PROTOCOL_ERROR = "end the connection with PROTOCOL_ERROR"
 
 
-REQUEST_SENT: Final = State("REQUEST_SENT", sends=True)
-REQUEST_SENT_ENDED: Final = State("REQUEST_SENT_ENDED", end_sent=True)
-REQUEST_RECEIVED: Final = State("REQUEST_RECEIVED", receives=True)
-REQUEST_RECEIVED_ENDED: Final = State("REQUEST_RECEIVED_ENDED", end_received=True)
-OPEN: Final = State("OPEN", sends=True, receives=True, answered=True)
-HALF_CLOSED_LOCAL: Final = State("HALF_CLOSED_LOCAL", receives=True, answered=True, end_sent=True)
-HALF_CLOSED_REMOTE: Final = State("HALF_CLOSED_REMOTE", sends=True, answered=True, end_received=True)
-CLOSED: Final = State("CLOSED", answered=True, end_sent=True, end_received=True, closed=True)
-RESET: Final = State("RESET", answered=True, closed=True, dead=True)
-RESET_BY_PEER: Final = State("RESET_BY_PEER", answered=True, closed=True, dead=True)
-LOST: Final = State("LOST", answered=True, closed=True, dead=True)
+REQUEST_SENT: Final = StreamState("REQUEST_SENT", sends=True)
+REQUEST_SENT_ENDED: Final = StreamState("REQUEST_SENT_ENDED", end_sent=True)
+REQUEST_RECEIVED: Final = StreamState("REQUEST_RECEIVED", receives=True)
+REQUEST_RECEIVED_ENDED: Final = StreamState("REQUEST_RECEIVED_ENDED", end_received=True)
+OPEN: Final = StreamState("OPEN", sends=True, receives=True, answered=True)
+HALF_CLOSED_LOCAL: Final = StreamState("HALF_CLOSED_LOCAL", receives=True, answered=True, end_sent=True)
+HALF_CLOSED_REMOTE: Final = StreamState("HALF_CLOSED_REMOTE", sends=True, answered=True, end_received=True)
+CLOSED: Final = StreamState("CLOSED", answered=True, end_sent=True, end_received=True, closed=True)
+RESET: Final = StreamState("RESET", answered=True, closed=True, dead=True)
+RESET_BY_PEER: Final = StreamState("RESET_BY_PEER", answered=True, closed=True, dead=True)
+LOST: Final = StreamState("LOST", answered=True, closed=True, dead=True)
 
-# The peer's direction had come to its own end before: a reader sees that end, and no reset.
-RESET_BY_PEER_ENDED: Final = State(
+# The peer had sent END_STREAM before: its reader sees that end and not the reset.
+RESET_BY_PEER_ENDED: Final = StreamState(
     "RESET_BY_PEER_ENDED", answered=True, end_received=True, closed=True, dead=True
 )
-LOST_ENDED: Final = State("LOST_ENDED", answered=True, end_received=True, closed=True, dead=True)
+LOST_ENDED: Final = StreamState("LOST_ENDED", answered=True, end_received=True, closed=True, dead=True)
 
-# Of streams that nothing is kept for: never opened, and closed so long ago that nobody knows how.
-IDLE: Final = State("IDLE")
-FORGOTTEN: Final = State("FORGOTTEN", answered=True, closed=True)
+# Streams that nothing is stored for: never opened, or closed so long ago that it is not known how.
+IDLE: Final = StreamState("IDLE")
+FORGOTTEN: Final = StreamState("FORGOTTEN", answered=True, closed=True)
 
-SEND_ANSWER: Final = Input.SEND_ANSWER
-SEND_END: Final = Input.SEND_END
-SEND_RESET: Final = Input.SEND_RESET
-RECV_HEADERS: Final = Input.RECV_HEADERS
-RECV_INFORMATIONAL: Final = Input.RECV_INFORMATIONAL
-RECV_DATA: Final = Input.RECV_DATA
-RECV_END: Final = Input.RECV_END
-RECV_RESET: Final = Input.RECV_RESET
-TUNNEL_LOST: Final = Input.TUNNEL_LOST
+SEND_ANSWER: Final = StreamInput.SEND_ANSWER
+SEND_END: Final = StreamInput.SEND_END
+SEND_RESET: Final = StreamInput.SEND_RESET
+RECV_HEADERS: Final = StreamInput.RECV_HEADERS
+RECV_INFORMATIONAL: Final = StreamInput.RECV_INFORMATIONAL
+RECV_DATA: Final = StreamInput.RECV_DATA
+RECV_END: Final = StreamInput.RECV_END
+RECV_RESET: Final = StreamInput.RECV_RESET
+TUNNEL_LOST: Final = StreamInput.TUNNEL_LOST
 
 _E = Effect
 
-TABLE: Final[dict[State, dict[Input, tuple[State, Effect]]]] = {
+STREAM_TABLE: Final[dict[StreamState, dict[StreamInput, tuple[StreamState, Effect]]]] = {
     REQUEST_SENT: {
         SEND_END: (REQUEST_SENT_ENDED, _E.NOTHING),
         SEND_RESET: (RESET, _E.NOTHING),
         RECV_HEADERS: (OPEN, _E.ANSWER),
         RECV_INFORMATIONAL: (REQUEST_SENT, _E.NOTHING),
-        RECV_DATA: (REQUEST_SENT, _E.FAIL_WRONG),
-        RECV_RESET: (RESET_BY_PEER, _E.GONE),
+        RECV_DATA: (REQUEST_SENT, _E.GOAWAY_PROTOCOL_ERROR),
+        RECV_RESET: (RESET_BY_PEER, _E.PEER_RESET),
         TUNNEL_LOST: (LOST, _E.NOTHING),
     },
     REQUEST_SENT_ENDED: {
         SEND_RESET: (RESET, _E.NOTHING),
         RECV_HEADERS: (HALF_CLOSED_LOCAL, _E.ANSWER),
         RECV_INFORMATIONAL: (REQUEST_SENT_ENDED, _E.NOTHING),
-        RECV_DATA: (REQUEST_SENT_ENDED, _E.FAIL_WRONG),
-        RECV_RESET: (RESET_BY_PEER, _E.GONE),
+        RECV_DATA: (REQUEST_SENT_ENDED, _E.GOAWAY_PROTOCOL_ERROR),
+        RECV_RESET: (RESET_BY_PEER, _E.PEER_RESET),
         TUNNEL_LOST: (LOST, _E.NOTHING),
     },
     REQUEST_RECEIVED: {
@@ -138,51 +139,51 @@ TABLE: Final[dict[State, dict[Input, tuple[State, Effect]]]] = {
         RECV_HEADERS: (REQUEST_RECEIVED, _E.TRAILERS),
         RECV_DATA: (REQUEST_RECEIVED, _E.DELIVER),
         RECV_END: (REQUEST_RECEIVED_ENDED, _E.END),
-        RECV_RESET: (RESET_BY_PEER, _E.GONE),
+        RECV_RESET: (RESET_BY_PEER, _E.PEER_RESET),
         TUNNEL_LOST: (LOST, _E.NOTHING),
     },
     REQUEST_RECEIVED_ENDED: {
         SEND_ANSWER: (HALF_CLOSED_REMOTE, _E.NOTHING),
         SEND_RESET: (RESET, _E.NOTHING),
-        RECV_HEADERS: (RESET, _E.SAY_CLOSED),
-        RECV_DATA: (RESET, _E.SAY_CLOSED),
-        RECV_RESET: (RESET_BY_PEER_ENDED, _E.GONE),
+        RECV_HEADERS: (RESET, _E.RESET_STREAM_CLOSED),
+        RECV_DATA: (RESET, _E.RESET_STREAM_CLOSED),
+        RECV_RESET: (RESET_BY_PEER_ENDED, _E.PEER_RESET),
         TUNNEL_LOST: (LOST_ENDED, _E.NOTHING),
     },
     OPEN: {
         SEND_END: (HALF_CLOSED_LOCAL, _E.NOTHING),
         SEND_RESET: (RESET, _E.NOTHING),
         RECV_HEADERS: (OPEN, _E.TRAILERS),
-        RECV_INFORMATIONAL: (RESET, _E.SAY_WRONG),
+        RECV_INFORMATIONAL: (RESET, _E.RESET_PROTOCOL_ERROR),
         RECV_DATA: (OPEN, _E.DELIVER),
         RECV_END: (HALF_CLOSED_REMOTE, _E.END),
-        RECV_RESET: (RESET_BY_PEER, _E.GONE),
+        RECV_RESET: (RESET_BY_PEER, _E.PEER_RESET),
         TUNNEL_LOST: (LOST, _E.NOTHING),
     },
     HALF_CLOSED_LOCAL: {
         SEND_RESET: (RESET, _E.NOTHING),
         RECV_HEADERS: (HALF_CLOSED_LOCAL, _E.TRAILERS),
-        RECV_INFORMATIONAL: (RESET, _E.SAY_WRONG),
+        RECV_INFORMATIONAL: (RESET, _E.RESET_PROTOCOL_ERROR),
         RECV_DATA: (HALF_CLOSED_LOCAL, _E.DELIVER),
         RECV_END: (CLOSED, _E.END),
-        RECV_RESET: (RESET_BY_PEER, _E.GONE),
+        RECV_RESET: (RESET_BY_PEER, _E.PEER_RESET),
         TUNNEL_LOST: (LOST, _E.NOTHING),
     },
     HALF_CLOSED_REMOTE: {
         SEND_END: (CLOSED, _E.NOTHING),
         SEND_RESET: (RESET, _E.NOTHING),
-        RECV_HEADERS: (RESET, _E.SAY_CLOSED),
-        RECV_INFORMATIONAL: (RESET, _E.SAY_CLOSED),
-        RECV_DATA: (RESET, _E.SAY_CLOSED),
-        RECV_RESET: (RESET_BY_PEER_ENDED, _E.GONE),
+        RECV_HEADERS: (RESET, _E.RESET_STREAM_CLOSED),
+        RECV_INFORMATIONAL: (RESET, _E.RESET_STREAM_CLOSED),
+        RECV_DATA: (RESET, _E.RESET_STREAM_CLOSED),
+        RECV_RESET: (RESET_BY_PEER_ENDED, _E.PEER_RESET),
         TUNNEL_LOST: (LOST_ENDED, _E.NOTHING),
     },
-    # From here on nothing is kept but the state itself (`StreamBook.closed_state`). What crossed a reset of
-    # ours is nobody's mistake; what comes after the peer's own end or reset is one.
+    # Closed streams: only their state is kept (`StreamRegistry.closed_state`). A frame that crossed our own
+    # reset is no error of the peer; a frame after the peer's own end or reset is one.
     CLOSED: {
-        RECV_HEADERS: (CLOSED, _E.FAIL_CLOSED),
-        RECV_INFORMATIONAL: (CLOSED, _E.FAIL_CLOSED),
-        RECV_DATA: (CLOSED, _E.SAY_CLOSED),
+        RECV_HEADERS: (CLOSED, _E.GOAWAY_STREAM_CLOSED),
+        RECV_INFORMATIONAL: (CLOSED, _E.GOAWAY_STREAM_CLOSED),
+        RECV_DATA: (CLOSED, _E.RESET_STREAM_CLOSED),
         RECV_RESET: (CLOSED, _E.NOTHING),
     },
     RESET: {
@@ -192,28 +193,28 @@ TABLE: Final[dict[State, dict[Input, tuple[State, Effect]]]] = {
         RECV_RESET: (RESET, _E.NOTHING),
     },
     RESET_BY_PEER: {
-        RECV_HEADERS: (RESET_BY_PEER, _E.SAY_CLOSED),
-        RECV_INFORMATIONAL: (RESET_BY_PEER, _E.SAY_CLOSED),
-        RECV_DATA: (RESET_BY_PEER, _E.SAY_CLOSED),
+        RECV_HEADERS: (RESET_BY_PEER, _E.RESET_STREAM_CLOSED),
+        RECV_INFORMATIONAL: (RESET_BY_PEER, _E.RESET_STREAM_CLOSED),
+        RECV_DATA: (RESET_BY_PEER, _E.RESET_STREAM_CLOSED),
         RECV_RESET: (RESET_BY_PEER, _E.NOTHING),
     },
     RESET_BY_PEER_ENDED: {
-        RECV_HEADERS: (RESET_BY_PEER_ENDED, _E.SAY_CLOSED),
-        RECV_INFORMATIONAL: (RESET_BY_PEER_ENDED, _E.SAY_CLOSED),
-        RECV_DATA: (RESET_BY_PEER_ENDED, _E.SAY_CLOSED),
+        RECV_HEADERS: (RESET_BY_PEER_ENDED, _E.RESET_STREAM_CLOSED),
+        RECV_INFORMATIONAL: (RESET_BY_PEER_ENDED, _E.RESET_STREAM_CLOSED),
+        RECV_DATA: (RESET_BY_PEER_ENDED, _E.RESET_STREAM_CLOSED),
         RECV_RESET: (RESET_BY_PEER_ENDED, _E.NOTHING),
     },
     FORGOTTEN: {
-        RECV_HEADERS: (FORGOTTEN, _E.FAIL_CLOSED),
-        RECV_INFORMATIONAL: (FORGOTTEN, _E.FAIL_CLOSED),
+        RECV_HEADERS: (FORGOTTEN, _E.GOAWAY_STREAM_CLOSED),
+        RECV_INFORMATIONAL: (FORGOTTEN, _E.GOAWAY_STREAM_CLOSED),
         RECV_DATA: (FORGOTTEN, _E.NOTHING),
         RECV_RESET: (FORGOTTEN, _E.NOTHING),
     },
-    # A client's IDLE has no request to wait for: only clients open streams (`Receiver.block_received`).
+    # Only clients open streams: for a client `Receiver.block_received` makes a request here an error.
     IDLE: {
         RECV_HEADERS: (REQUEST_RECEIVED, _E.REQUEST),
-        RECV_INFORMATIONAL: (IDLE, _E.FAIL_WRONG),
-        RECV_DATA: (IDLE, _E.FAIL_WRONG),
-        RECV_RESET: (IDLE, _E.FAIL_WRONG),
+        RECV_INFORMATIONAL: (IDLE, _E.GOAWAY_PROTOCOL_ERROR),
+        RECV_DATA: (IDLE, _E.GOAWAY_PROTOCOL_ERROR),
+        RECV_RESET: (IDLE, _E.GOAWAY_PROTOCOL_ERROR),
     },
 }

@@ -1,11 +1,15 @@
-"""The states of a tunnel, and what moves it from one to the next, as one table.
+"""The state machine of a tunnel, as one table.
 
-    OPENING ──the peer's SETTINGS──▶ OPEN ──GOAWAY, either side's──▶ DRAINING ──▶ SILENT ──▶ CLOSED
+    OPENING ──the peer's SETTINGS──▶ OPEN ──GOAWAY, of either side──▶ DRAINING ──▶ SILENT ──▶ CLOSED
 
-OPENING lasts until the peer's limits are known; streams may be opened all the same, but how many are welcome
-is not known. DRAINING: the streams that exist go on, new ones are not opened. SILENT: nothing is written any
-more, because the wire takes nothing or because our end of it has been said (close_notify); what the peer had
-sent is still read. CLOSED is the end. Any state may be skipped.
+- OPENING: the peer's SETTINGS have not come. Streams may be opened, but it is not known how many the peer
+  takes.
+- DRAINING: existing streams continue, new ones are not opened.
+- SILENT: nothing is written any more, because the transport is broken or we have sent close_notify. What the
+  peer has sent is still read.
+- CLOSED: the end.
+
+States may be skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Final
 class TunnelState:
     """One state. Compared by identity.
 
-    opens: new streams may be opened. writes: frames still go out. closed: the end.
+    opens: new streams may be opened. writes: frames are still sent. closed: the tunnel has ended.
     """
 
     name: str
@@ -40,11 +44,11 @@ class TunnelInput(IntEnum):
     END = 3
 
 
-OPENING: Final = TunnelState("OPENING", opens=True)
-OPEN: Final = TunnelState("OPEN", opens=True)
-DRAINING: Final = TunnelState("DRAINING")
-SILENT: Final = TunnelState("SILENT", writes=False)
-CLOSED: Final = TunnelState("CLOSED", closed=True)
+TUNNEL_OPENING: Final = TunnelState("OPENING", opens=True)
+TUNNEL_OPEN: Final = TunnelState("OPEN", opens=True)
+TUNNEL_DRAINING: Final = TunnelState("DRAINING")
+TUNNEL_SILENT: Final = TunnelState("SILENT", writes=False)
+TUNNEL_CLOSED: Final = TunnelState("CLOSED", closed=True)
 
 SETTINGS: Final = TunnelInput.SETTINGS
 DRAIN: Final = TunnelInput.DRAIN
@@ -52,9 +56,29 @@ SILENCE: Final = TunnelInput.SILENCE
 END: Final = TunnelInput.END
 
 TUNNEL_TABLE: Final[dict[TunnelState, dict[TunnelInput, TunnelState]]] = {
-    OPENING: {SETTINGS: OPEN, DRAIN: DRAINING, SILENCE: SILENT, END: CLOSED},
-    OPEN: {SETTINGS: OPEN, DRAIN: DRAINING, SILENCE: SILENT, END: CLOSED},
-    DRAINING: {SETTINGS: DRAINING, DRAIN: DRAINING, SILENCE: SILENT, END: CLOSED},
-    SILENT: {SETTINGS: SILENT, DRAIN: SILENT, SILENCE: SILENT, END: CLOSED},
-    CLOSED: {SETTINGS: CLOSED, DRAIN: CLOSED, SILENCE: CLOSED, END: CLOSED},
+    TUNNEL_OPENING: {
+        SETTINGS: TUNNEL_OPEN,
+        DRAIN: TUNNEL_DRAINING,
+        SILENCE: TUNNEL_SILENT,
+        END: TUNNEL_CLOSED,
+    },
+    TUNNEL_OPEN: {SETTINGS: TUNNEL_OPEN, DRAIN: TUNNEL_DRAINING, SILENCE: TUNNEL_SILENT, END: TUNNEL_CLOSED},
+    TUNNEL_DRAINING: {
+        SETTINGS: TUNNEL_DRAINING,
+        DRAIN: TUNNEL_DRAINING,
+        SILENCE: TUNNEL_SILENT,
+        END: TUNNEL_CLOSED,
+    },
+    TUNNEL_SILENT: {
+        SETTINGS: TUNNEL_SILENT,
+        DRAIN: TUNNEL_SILENT,
+        SILENCE: TUNNEL_SILENT,
+        END: TUNNEL_CLOSED,
+    },
+    TUNNEL_CLOSED: {
+        SETTINGS: TUNNEL_CLOSED,
+        DRAIN: TUNNEL_CLOSED,
+        SILENCE: TUNNEL_CLOSED,
+        END: TUNNEL_CLOSED,
+    },
 }

@@ -1,16 +1,17 @@
-"""The flow-control windows of one connection (RFC 9113 section 5.2): what the peer may send us, and we it.
+"""The flow-control windows of one connection (RFC 9113 section 5.2): how much each side may send.
 
-A DATA frame is taken from the receive windows when its header is read. Payload is given back when the caller
-acknowledges it; padding, and data for streams that are closed, at once. ``Stream.unacknowledged`` counts what
-a stream has taken; when it closes with something left, the count moves to ``outstanding`` until the caller
-has consumed or dropped the rest.
+A DATA frame reduces the receive windows when its header is read. Padding and data for closed streams are
+given back at once, payload when the caller acknowledges it. ``Stream.unacknowledged`` counts what a stream
+has taken and not given back. When a stream closes, the rest of its count moves to ``outstanding``, until the
+caller has consumed or dropped those bytes.
 
-Lending. A few streams whose consumers take nothing would use up the connection's window, and stop all others.
-So when it is low, the connection gets back what is held as well: the peer may go on, the stream that holds
-the bytes may not, since its own window is not touched. What is lent is bounded, for the connection by
-``HboneSettings.lent_window`` and for the process by a `WindowBudget`; it is repaid as bytes are consumed. A
-stream that a reset or the end of the tunnel has closed holds no window at all: everything is lent for it at
-once, and if the budget has not enough, whoever holds its bytes is told to drop them (``Stream.overdrawn``).
+Lending. A few streams with slow consumers could use up the connection's window and block all other streams.
+So when that window is low, bytes that are still held are given back to the peer too: they are lent. Other
+streams can continue; the slow stream cannot, because its own window stays as it is. Lending has two limits:
+``HboneSettings.lent_window`` for the connection, and a `WindowBudget` for the process. As bytes are consumed,
+the loan is repaid first. A stream that was closed by a reset or by the loss of its tunnel must hold no
+window: all its bytes are lent at once. If the budget is too small for that, ``Stream.overdrawn`` tells the
+holder of the bytes to drop them.
 
     held = size - current - consumed + lent        (bytes that wait for a consumer)
 """
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class ReceiveWindow:
-    """What a peer may still send, and what was consumed without having been given back to it.
+    """The receive window of a stream or of the connection.
 
-    current: bytes that may come. size: the largest that ``current`` becomes. consumed: bytes that wait to be
-    given back in one WINDOW_UPDATE.
+    current: bytes that the peer may send now. size: the largest value of ``current``. consumed: bytes that
+    are consumed but not given back yet, so that one WINDOW_UPDATE gives back many.
     """
 
     __slots__ = ("consumed", "current", "size")
@@ -45,9 +46,9 @@ class ReceiveWindow:
         self.consumed = 0
 
     def give_back(self, count: int) -> int:
-        """``count`` bytes were consumed. Returns the increment for a WINDOW_UPDATE that is due now, or 0.
+        """Note ``count`` consumed bytes. Returns the increment of a WINDOW_UPDATE to send now, or 0 for none.
 
-        It is due when half of the window waits, and earlier when the peer has nothing left to send with.
+        A WINDOW_UPDATE is due when half of the window was consumed, or earlier if the peer's window is 0.
         """
         consumed = self.consumed = self.consumed + count
         if consumed < self.size // 2 and (self.current or consumed <= min(1024, self.size // 4)):
@@ -58,8 +59,12 @@ class ReceiveWindow:
         return increment
 
 
-class WindowBook:
-    """The windows of the connection, and those of its streams as far as the two have to move together."""
+class ConnectionWindows:
+    """The two windows of the connection, and the changes that concern stream windows at the same time.
+
+    connection: the receive window. send_window: bytes that the peer takes on the connection now.
+    lent: bytes lent now. outstanding: unconsumed bytes of closed streams, by stream id.
+    """
 
     __slots__ = (
         "_budget",
@@ -86,7 +91,10 @@ class WindowBook:
         self.outstanding: dict[int, int] = {}
 
     def take(self, count: int) -> None:
-        """The header of a DATA frame came. Raises Violation when it overruns the connection's window."""
+        """Reduce the window by a DATA frame of ``count`` bytes.
+
+        Raises Violation when the window is too small.
+        """
         window = self.connection
         window.current -= count
         if window.current < 0:
@@ -103,7 +111,7 @@ class WindowBook:
         return window.size - window.current - window.consumed + self.lent
 
     def _lend(self) -> None:
-        """The window is low: give back what was consumed, and as much of what is held as may be lent."""
+        """The window is low: give back what was consumed, and lend as much of what is held as allowed."""
         window = self.connection
         wanted = min(self.held, self._lendable) - self.lent
         if window.consumed + wanted < window.size // 16:
@@ -117,10 +125,11 @@ class WindowBook:
             self._writer.window_update(0, increment)
 
     def give_back(self, count: int) -> None:
-        """``count`` bytes are not held any more: repay what was lent, or give room back to the peer."""
+        """``count`` bytes are no longer held: repay what was lent, give the rest back to the peer."""
         if self.lent:
             low = self.connection.current < self._low
-            # A window that is low gets them first; but no more may be lent than is held.
+            # If the window is low, the peer needs these bytes more than the loan does. But the loan may never
+            # be larger than what is held.
             count -= self._repay(self.lent - (self.held - count) if low and not self._over else count)
         self._open(count)
 
@@ -131,13 +140,16 @@ class WindowBook:
         return repaid
 
     def _open(self, count: int) -> None:
-        """Give room back to the peer, when it is worth a WINDOW_UPDATE."""
+        """Give bytes back to the peer; a WINDOW_UPDATE is sent when enough have come together."""
         increment = self.connection.give_back(count)
         if increment:
             self._writer.window_update(0, increment)
 
     def acknowledge(self, stream: Stream, count: int) -> None:
-        """Give back to both windows what was taken from them, and no more than that."""
+        """The consumer took ``count`` bytes of an open stream: give them back to both windows.
+
+        Never gives back more than the stream has taken.
+        """
         count = min(count, stream.unacknowledged)
         if count > 0:
             stream.unacknowledged -= count
@@ -147,13 +159,13 @@ class WindowBook:
                 self._writer.window_update(stream.stream_id, increment)
 
     def drop(self, stream: Stream) -> None:
-        """What a stream of ours held is not wanted any more: it holds no window either."""
+        """Give back all that a stream holds, because nobody wants its data any more."""
         if stream.unacknowledged:
             self.give_back(stream.unacknowledged)
             stream.unacknowledged = 0
 
     def stream_closed(self, stream: Stream) -> None:
-        """A stream is closed, and its data perhaps not consumed yet."""
+        """A stream has closed. Its data may not be consumed yet."""
         held = stream.unacknowledged
         if not held:
             return
@@ -162,7 +174,7 @@ class WindowBook:
             self._lend_to_dead(stream, held)
 
     def _lend_to_dead(self, stream: Stream, held: int) -> None:
-        # Some of it may have been lent before.
+        # A part of these bytes may have been lent before.
         missing = min(held, self.held - self.lent)
         if self.lent + missing > self._lendable or self._budget.limit - self._budget.lent < missing:
             stream.overdrawn = True
@@ -173,7 +185,10 @@ class WindowBook:
         self._open(missing)
 
     def tunnel_lost(self, streams: Iterable[Stream]) -> None:
-        """No window matters any more, but what is held is still memory: it counts for the process."""
+        """The tunnel has ended. Windows do not matter any more, but held bytes still use memory.
+
+        So all that is held is lent from the process's budget. If it is too small, all streams are overdrawn.
+        """
         held = self.held
         missing = held - self.lent
         granted = self._budget.take(missing)
@@ -191,7 +206,7 @@ class WindowBook:
             stream.overdrawn = True
 
     def acknowledge_closed(self, stream_id: int, count: int) -> None:
-        """As ``acknowledge``, for data that outlived its stream."""
+        """As ``acknowledge``, for data of a stream that has closed."""
         outstanding = self.outstanding.get(stream_id, 0)
         count = min(count, outstanding)
         if count > 0:
@@ -202,9 +217,9 @@ class WindowBook:
             self.give_back(count)
 
     def peer_opens(self, increment: int) -> bool:
-        """The peer takes more on the connection. Returns whether it took nothing before.
+        """Increase the connection's send window. Returns whether it was 0 before.
 
-        Raises Violation when the window becomes larger than HTTP/2 allows.
+        Raises Violation when it becomes larger than HTTP/2 allows.
         """
         before = self.send_window
         if before + increment > wire.LARGEST_WINDOW:

@@ -1,4 +1,4 @@
-"""The frames that go out, in order, until the driver takes them."""
+"""Collects the frames to be sent, in order, until the driver takes them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ztunnel.hbone.settings import HboneSettings
 
 
 class FrameWriter:
-    """Collects what has to be written. Payload is not copied.
+    """The output of one connection. Payload is not copied.
 
-    frame_size: the largest frame that the peer takes, and no more than our own size for frames of DATA.
+    frame_size: the largest DATA frame that is sent, in bytes: the smaller of the peer's limit and ours.
     """
 
     __slots__ = (
@@ -34,34 +34,34 @@ class FrameWriter:
         self._muted = False
 
     def take(self) -> list[bytes | memoryview]:
-        """What to write next; the list is the caller's."""
+        """Returns what to write next. The list belongs to the caller."""
         output, self._output = self._output, []
         self._replies = 0
         return [] if self._muted else output
 
     def mute(self) -> None:
-        """Nothing is to be written any more."""
+        """Drop the output, now and from now on."""
         self._muted = True
         self._output.clear()
 
     # -- what the peer allows ---------------------------------------------------------------------------
 
     def peer_frame_size(self, size: int) -> None:
-        """The peer takes frames of this size."""
+        """The peer takes frames of up to ``size`` bytes."""
         self._peer_frame_size = size
         self.frame_size = min(size, self._own_frame_size)
 
     def table_was_shrunk(self) -> None:
-        """The peer keeps a smaller header table; the next header block has to say that it knows.
+        """The peer made its header table smaller; the next header block has to acknowledge it (RFC 7541 4.2).
 
-        Our header blocks need no table. Saying 0 once is below whatever the peer may choose.
+        Our header blocks need no table, so they announce a table of 0 bytes, which every limit allows.
         """
         self._table_update = wire.TABLE_SIZE_ZERO
 
     # -- frames -----------------------------------------------------------------------------------------
 
     def opening(self, settings: HboneSettings, *, client: bool) -> None:
-        """Preface (clients), SETTINGS, and the WINDOW_UPDATE for the connection."""
+        """The first frames: the preface (clients), SETTINGS, and WINDOW_UPDATE for the connection."""
         first = (
             (wire.ENABLE_PUSH, 0)
             if client
@@ -84,14 +84,14 @@ class FrameWriter:
         self._output.append(b"".join(opening))
 
     def headers(self, stream_id: int, block: bytes, flags: int = 0) -> None:
-        """HEADERS, and CONTINUATION if the peer's frame size asks for it."""
+        """HEADERS, and CONTINUATION if the block is larger than the peer's frame size."""
         if self._table_update:
             block = self._table_update + block
             self._table_update = b""
         self._output.append(wire.header_frames(stream_id, block, self._peer_frame_size, flags))
 
     def data(self, stream_id: int, view: memoryview) -> None:
-        """DATA, as many frames as it takes. The windows are the caller's concern."""
+        """DATA, in as many frames as needed. The caller has checked the windows."""
         output = self._output
         size, largest = len(view), self.frame_size
         if size <= largest:

@@ -57,7 +57,7 @@ class _Origin(NamedTuple):
     spans: tuple[Span, ...]
 
 
-class Record(NamedTuple):
+class LogRecord(NamedTuple):
     """One line before it became text, as `capture_logs` gives it."""
 
     level: Level
@@ -179,7 +179,7 @@ class _Hub:
         self.clock_ns: Callable[[], int] = time.time_ns
         self.startup_filter = self.filter = parse_startup_filter(None)
         self.sink: Sink | None = None
-        self.records: list[Record] | None = None
+        self.records: list[LogRecord] | None = None
         self._clock = Clock()
         self._line = plain_line
         self._thresholds: weakref.WeakValueDictionary[tuple[str, str], _Threshold] = (
@@ -214,7 +214,7 @@ class _Hub:
                 event["backtrace"] = "".join(traceback.format_exception(error))
         level = _LEVELS[method]
         if self.records is not None:
-            self.records.append(Record(level, threshold.path, message, event, spans))
+            self.records.append(LogRecord(level, threshold.path, message, event, spans))
         return self._line(self._clock.text(self.clock_ns()), level, threshold.path, spans, (message, event))
 
 

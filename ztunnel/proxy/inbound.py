@@ -21,16 +21,16 @@ from ztunnel.model.workload import Workload
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.connections import InboundEntry
+from ztunnel.proxy.connection_table import InboundEntry
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.policy import check_policy
+from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import HandshakeEofError, RevokedCertificateError, TlsError
-from ztunnel.tls.transports import SocketTls
 from ztunnel.tunnel.failures import (
     ApplicationDialError,
     ClientGoneError,

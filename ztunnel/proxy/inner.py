@@ -19,16 +19,16 @@ import trio
 from ztunnel.bounds import Bounds
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.hbone import HboneClient
-from ztunnel.proxy.connections import OutboundEntry
+from ztunnel.proxy.connection_table import OutboundEntry
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.relay import RelayEnd, relay_stream
 from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.hangup import Hangup
-from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.socket_and_stream_tls import StreamTls
+from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
-from ztunnel.tls.transports import StreamTls
-from ztunnel.tunnel.answer import accepted
 from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
+from ztunnel.tunnel.connect_answer import accepted
 from ztunnel.tunnel.failures import ConnectionFailure, DialError
 from ztunnel.tunnel.stream_transport import StreamTransport
 

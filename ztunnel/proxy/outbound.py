@@ -24,7 +24,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.attempts import Attempts, OutlierEjection, Progress
-from ztunnel.proxy.connections import OutboundEntry
+from ztunnel.proxy.connection_table import OutboundEntry
 from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
@@ -32,10 +32,10 @@ from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
 from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.hangup import Hangup
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tls.tls_errors import RevokedCertificateError, TlsError
-from ztunnel.tls.transports import SocketTls
-from ztunnel.tunnel.answer import accepted
 from ztunnel.tunnel.client_tunnel import ClientStream, ClientTunnel
+from ztunnel.tunnel.connect_answer import accepted
 from ztunnel.tunnel.failures import (
     ClientGoneError,
     ConnectionFailure,

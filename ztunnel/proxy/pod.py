@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import trio
 
-from ztunnel.dns.server import DnsProxy
+from ztunnel.dns.dns_proxy import DnsProxy
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.inbound import InboundProxy

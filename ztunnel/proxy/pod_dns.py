@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ztunnel.config.model import ProxyMode
-from ztunnel.decide.names import pod_search_domains
+from ztunnel.decide.dns_names import pod_search_domains
+from ztunnel.dns.dns_proxy import DnsProxy
 from ztunnel.dns.listeners import DnsSockets
 from ztunnel.dns.resolv_conf import ResolvConf, read_resolv_conf
 from ztunnel.dns.resolver import Resolver
-from ztunnel.dns.server import DnsProxy
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger

@@ -19,11 +19,11 @@ from ztunnel.observe.access_log import AccessLog
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
-from ztunnel.proxy.connections import ConnectionTable
+from ztunnel.proxy.connection_table import ConnectionTable
 from ztunnel.proxy.demands import Demands
 from ztunnel.proxy.history import History
 from ztunnel.proxy.pod_listeners import configured_keepalive
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.keepalive import Keepalive

@@ -21,7 +21,7 @@ from ztunnel.model.workload import Workload
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.policy import is_foreign
+from ztunnel.proxy.policy_check import is_foreign
 from ztunnel.tls.revocation import Revocations
 from ztunnel.tunnel.client_tunnel import ClientTunnel
 from ztunnel.tunnel.failures import PolicyChangedError, RevokedError

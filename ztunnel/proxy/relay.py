@@ -17,11 +17,11 @@ import trio
 
 from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import ErrorCode, error_text
-from ztunnel.loop.readiness import Watch
+from ztunnel.loop.watch import Watch
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
-from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
 
 FIRST_READ = 16 * 1024
 LARGEST_READ = 256 * 1024

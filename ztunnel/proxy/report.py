@@ -30,11 +30,11 @@ from ztunnel.observe.labels import (
 )
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
-from ztunnel.proxy.connections import ConnectionEntry
+from ztunnel.proxy.connection_table import ConnectionEntry
+from ztunnel.proxy.failure_advice import FailureAdvice, code_of, failure_advice
 from ztunnel.proxy.history import Remembered, short
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.proxy.why import Explanation, code_of, explain
 from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
@@ -299,7 +299,7 @@ class ConnectionReport:
         """What comes after the access log line, whose fields are fixed: why, and the memory of it."""
         explained = None
         if failure is not None:
-            explained = explain(failure, self._plan or self._inbound_plan, self._verdict)
+            explained = failure_advice(failure, self._plan or self._inbound_plan, self._verdict)
             self._pod.shared.traffic.connection_failed(self.direction.value, code_of(failure))
         if explained is not None:
             fields = {
@@ -316,7 +316,7 @@ class ConnectionReport:
             self._remember(failure, explained, count)
 
     def _remember(
-        self, failure: ConnectionFailure | None, explained: Explanation | None, count: tuple[int, int]
+        self, failure: ConnectionFailure | None, explained: FailureAdvice | None, count: tuple[int, int]
     ) -> None:
         shared = self._pod.shared
         history = shared.history

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ztunnel.observe.nurseries import Words
+from ztunnel.observe.task_tree import Words
 
 
 def _connection(variables: Mapping[str, Any]) -> str | None:

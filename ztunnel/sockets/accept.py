@@ -20,7 +20,7 @@ from ztunnel.errors import os_error_text
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.sockets.addresses import from_sockaddr
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 from ztunnel.sockets.listen import Listener
 from ztunnel.sockets.reset import close_with_reset
 

@@ -33,7 +33,7 @@ _UNUSED_SECONDS = 30
 """How long an entry lives whose first packet does not come."""
 
 
-class Endpoint(NamedTuple):
+class ConntrackEndpoint(NamedTuple):
     """An address as the network's bytes (4 or 16), and a port."""
 
     ip: bytes
@@ -60,7 +60,9 @@ class _Family(NamedTuple):
 _FAMILIES = {4: _Family(socket.AF_INET, 1, 2, 1, 2), 16: _Family(socket.AF_INET6, 3, 4, 4, 5)}
 
 
-def encode_add(sequence: int, source: Endpoint, destination: Endpoint, shown: Endpoint) -> bytes:
+def encode_add(
+    sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint, shown: ConntrackEndpoint
+) -> bytes:
     """A request to add a TCP connection from ``source`` that ``destination`` sees come from ``shown``."""
     family = _FAMILIES[len(source.ip)]
     nat = (
@@ -77,12 +79,12 @@ def encode_add(sequence: int, source: Endpoint, destination: Endpoint, shown: En
     return _message(_NEW, _ACK | _CREATE | _EXCL, sequence, family, body)
 
 
-def encode_get(sequence: int, source: Endpoint, destination: Endpoint) -> bytes:
+def encode_get(sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint) -> bytes:
     """A request for the entry whose replies go from ``source`` to ``destination``."""
     return _message(_GET, 0, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination))
 
 
-def encode_delete(sequence: int, source: Endpoint, destination: Endpoint) -> bytes:
+def encode_delete(sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint) -> bytes:
     """A request to remove the entry whose replies go from ``source`` to ``destination``."""
     return _message(
         _DELETE, _ACK, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination)
@@ -95,7 +97,7 @@ def _message(kind: int, flags: int, sequence: int, family: _Family, body: bytes)
     return header + _GENERIC.pack(family.number, 0, 0) + body
 
 
-def _tuple(kind: int, source: Endpoint, destination: Endpoint) -> bytes:
+def _tuple(kind: int, source: ConntrackEndpoint, destination: ConntrackEndpoint) -> bytes:
     family = _FAMILIES[len(source.ip)]
     addresses = _attribute(family.source, source.ip) + _attribute(family.destination, destination.ip)
     ports = _TCP + _port(2, source.port) + _port(3, destination.port)
@@ -114,7 +116,7 @@ def _port(kind: int, port: int) -> bytes:
 _TCP = _ATTRIBUTE.pack(5, 1) + bytes((socket.IPPROTO_TCP, 0, 0, 0))
 
 
-class Reply(NamedTuple):
+class ConntrackReply(NamedTuple):
     """What came back: for which request, the errno (0: done), and the state of a connection asked for."""
 
     sequence: int
@@ -122,19 +124,19 @@ class Reply(NamedTuple):
     state: int | None
 
 
-def decode_reply(message: bytes) -> Reply:
+def decode_reply(message: bytes) -> ConntrackReply:
     """Read one message of the kernel. Raises ValueError for what is none."""
     if len(message) < _HEADER.size + 4:
         raise ValueError("a netlink message is cut short")
     _, kind, _, sequence, _ = _HEADER.unpack_from(message)
     if kind == _NLMSG_ERROR:
-        return Reply(sequence, -_ERRNO.unpack_from(message, _HEADER.size)[0], None)
+        return ConntrackReply(sequence, -_ERRNO.unpack_from(message, _HEADER.size)[0], None)
     state = None
     for kind, data in _attributes(message[_HEADER.size + _GENERIC.size :]):
         if kind == _PROTOINFO:
             for _, tcp in _attributes(data):
                 state = next((value[0] for number, value in _attributes(tcp) if number == 1), None)
-    return Reply(sequence, 0, state)
+    return ConntrackReply(sequence, 0, state)
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -161,7 +163,9 @@ class Conntrack:
         """Close the socket. Entries stay until their connections have ended, and a while longer."""
         self._sock.close()
 
-    def add(self, source: Endpoint, destination: Endpoint, shown: Endpoint) -> bool:
+    def add(
+        self, source: ConntrackEndpoint, destination: ConntrackEndpoint, shown: ConntrackEndpoint
+    ) -> bool:
         """Have a connection that is about to be made translated. False when ``shown`` is taken there."""
         self._sequence += 1
         error = self._ask(encode_add(self._sequence, source, destination, shown)).error
@@ -171,7 +175,7 @@ class Conntrack:
             raise OSError(error, os.strerror(error))
         return True
 
-    def forget_ended(self, destination: Endpoint, shown: Endpoint) -> bool:
+    def forget_ended(self, destination: ConntrackEndpoint, shown: ConntrackEndpoint) -> bool:
         """Remove the entry that keeps `add` from succeeding, if its connection has ended."""
         self._sequence += 1
         found = self._ask(encode_get(self._sequence, destination, shown))
@@ -180,7 +184,7 @@ class Conntrack:
         self._sequence += 1
         return not self._ask(encode_delete(self._sequence, destination, shown)).error
 
-    def _ask(self, request: bytes) -> Reply:
+    def _ask(self, request: bytes) -> ConntrackReply:
         self._sock.send(request)
         while True:
             reply = decode_reply(self._sock.recv(8192))

@@ -22,7 +22,7 @@ import outcome
 from ztunnel.netns.namespace import Namespace, close_sockets, make_sockets, own_ipv6_enabled_on_loopback
 from ztunnel.netns.namespace import ipv6_enabled_on_loopback as namespace_ipv6_enabled_on_loopback
 from ztunnel.sockets.conntrack import NETLINK_NETFILTER
-from ztunnel.sockets.descriptors import DescriptorBudget
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
 
 _BATCH = 8
 

@@ -32,7 +32,7 @@ from ztunnel.bounds import DEFAULTS, ConnectionBounds
 from ztunnel.errors import ZtunnelError, os_error_text
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.observe.logging import get_logger
-from ztunnel.sockets.conntrack import Conntrack, Endpoint
+from ztunnel.sockets.conntrack import Conntrack, ConntrackEndpoint
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IPV6_TRANSPARENT
 
@@ -113,7 +113,7 @@ class ClientSources:
         """Bind to nobody's address, which the application sees as the client's. Raises _UntrackedError."""
         if self._table is None:
             raise _UntrackedError("the pod is being closed")
-        target = Endpoint(destination.ip.packed, destination.port)
+        target = ConntrackEndpoint(destination.ip.packed, destination.port)
         try:
             if destination.ip.version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
@@ -128,12 +128,12 @@ class ClientSources:
             raise _UntrackedError(os_error_text(error)) from error
         raise _UntrackedError("no address is free")
 
-    def _add(self, hidden: Endpoint, target: Endpoint, client: bytes) -> None:
+    def _add(self, hidden: ConntrackEndpoint, target: ConntrackEndpoint, client: bytes) -> None:
         """Find a port of the client's for which the table takes an entry. Raises OSError."""
         assert self._table is not None
         for _ in range(_TRIES):
             self._next_port = (self._next_port + 1) % _PORTS
-            shown = Endpoint(client, _FIRST_PORT + self._next_port)
+            shown = ConntrackEndpoint(client, _FIRST_PORT + self._next_port)
             if self._table.add(hidden, target, shown):
                 return
             # The ring has come round; what stood here has ended long since, or is skipped.
@@ -141,7 +141,7 @@ class ClientSources:
                 return
         raise OSError(errno.EADDRNOTAVAIL, "no port of the client's address is free")
 
-    def _hidden(self, version: int) -> Endpoint:
+    def _hidden(self, version: int) -> ConntrackEndpoint:
         """The next address and port to bind to; they come round after a hundred billion connections."""
         self._next_hidden += 1
         host, port = divmod(self._next_hidden, len(_HIDDEN_PORTS))
@@ -149,7 +149,7 @@ class ClientSources:
             address = (0x7F400000 | host % (1 << 22)).to_bytes(4, "big")
         else:
             address = ((0x0100 << 112) | host % (1 << 64)).to_bytes(16, "big")
-        return Endpoint(address, _HIDDEN_PORTS[port])
+        return ConntrackEndpoint(address, _HIDDEN_PORTS[port])
 
     # -- the trial -----------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class ClientSources:
         log.warn(str(error), code=error.code, family=f"IPv{version}")
 
 
-def _bound(sock: socket.socket, endpoint: Endpoint) -> bool:
+def _bound(sock: socket.socket, endpoint: ConntrackEndpoint) -> bool:
     address = IPv4Address(endpoint.ip) if len(endpoint.ip) == 4 else IPv6Address(endpoint.ip)
     try:
         sock.bind((str(address), endpoint.port))
@@ -225,7 +225,7 @@ def _bind_plain(sock: socket.socket, client: IPAddress, random: Random) -> None:
         return
     try:
         for _ in range(8):
-            if _bound(sock, Endpoint(client.packed, random.choice(_PLAIN_PORTS))):
+            if _bound(sock, ConntrackEndpoint(client.packed, random.choice(_PLAIN_PORTS))):
                 return
         sock.bind((str(client), 0))
     except OSError as error:

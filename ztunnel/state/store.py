@@ -1,7 +1,7 @@
 """The mesh as one process knows it: all workloads, services and policies, found by what connections ask for.
 
-`MeshStore` is the `ztunnel.decide.view.MeshView` of a running ztunnel. It is changed only by deltas, and has
-no locks: whoever reads or changes it does so without an await in between.
+`MeshStore` is the `ztunnel.decide.mesh_view.MeshView` of a running ztunnel. Only deltas change it. It has no
+locks: callers read or change it without an await in between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two buffers through which all TLS connections of a thread read; `ztunnel.tls.connection` says how."""
+"""The two buffers that all TLS connections of a thread read through (see `ztunnel.tls.tls_connection`)."""
 
 from __future__ import annotations
 

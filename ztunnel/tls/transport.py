@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 
-class Transport(ABC):
-    """The transport's part of a TLS connection; `ztunnel.tls.transports` has both of them."""
+class TlsTransport(ABC):
+    """The transport's part of a TLS connection; `ztunnel.tls.socket_and_stream_tls` has both of them."""
 
     @property
     def unacknowledged(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from ztunnel.config.config_errors import ConfigError
-from ztunnel.config.machine import load_from_machine
+from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.model import Config
 from ztunnel.tools.ask import ADMIN, AskError, get
 from ztunnel.tools.findings import Finding, exit_status, failure, lines, ok, skipped, warning

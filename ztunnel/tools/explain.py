@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import msgspec
 
 from ztunnel.errors import ZtunnelError
-from ztunnel.explain.answer import Explanation, Outcome
-from ztunnel.explain.connections import connection_lines
-from ztunnel.explain.saved import read_dump
+from ztunnel.explain.connection_path import Question, explain
+from ztunnel.explain.connection_views import connection_lines
+from ztunnel.explain.explanation import Explanation, Outcome
+from ztunnel.explain.saved_dump import read_dump
 from ztunnel.explain.text import lines
-from ztunnel.explain.way import Question, explain
 from ztunnel.tools.ask import ADMIN, REFUSED, UNCLEAR, AskError, fail, get, read_file
 
 _EPILOG = """\

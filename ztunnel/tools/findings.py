@@ -8,7 +8,7 @@ from enum import Enum
 import msgspec
 
 
-class State(Enum):
+class Severity(Enum):
     """How grave a finding is."""
 
     OK = "ok"
@@ -24,37 +24,37 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line. ``advice`` says what to do, "" when there is nothing to be done."""
 
     check: str
-    state: State
+    state: Severity
     text: str
     advice: str = ""
 
 
-_MARKS = {State.OK: "ok", State.WARNING: "WARN", State.FAILURE: "FAIL", State.SKIPPED: "-"}
+_MARKS = {Severity.OK: "ok", Severity.WARNING: "WARN", Severity.FAILURE: "FAIL", Severity.SKIPPED: "-"}
 
 
 def ok(check: str, text: str) -> Finding:
     """All is well."""
-    return Finding(check, State.OK, text)
+    return Finding(check, Severity.OK, text)
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
     """It works for now."""
-    return Finding(check, State.WARNING, text, advice)
+    return Finding(check, Severity.WARNING, text, advice)
 
 
 def failure(check: str, text: str, advice: str) -> Finding:
     """It does not work."""
-    return Finding(check, State.FAILURE, text, advice)
+    return Finding(check, Severity.FAILURE, text, advice)
 
 
 def skipped(check: str, text: str) -> Finding:
     """It does not apply."""
-    return Finding(check, State.SKIPPED, text)
+    return Finding(check, Severity.SKIPPED, text)
 
 
 def lines(findings: Iterable[Finding]) -> Iterator[str]:
     """The findings for a terminal: one line each, what to do below it, and the sum at the end."""
-    count = dict.fromkeys(State, 0)
+    count = dict.fromkeys(Severity, 0)
     for one in findings:
         count[one.state] += 1
         yield f"{_MARKS[one.state]:<4}  {one.check:<13} {one.text}"
@@ -62,11 +62,11 @@ def lines(findings: Iterable[Finding]) -> Iterator[str]:
             yield f"{'':<20}→ {one.advice}"
     yield ""
     yield (
-        f"=> {count[State.FAILURE]} failures, {count[State.WARNING]} warnings, {count[State.OK]} are well, "
-        f"{count[State.SKIPPED]} do not apply here."
+        f"=> {count[Severity.FAILURE]} failures, {count[Severity.WARNING]} warnings, "
+        f"{count[Severity.OK]} are well, {count[Severity.SKIPPED]} do not apply here."
     )
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
     """0 unless something fails."""
-    return int(any(one.state is State.FAILURE for one in findings))
+    return int(any(one.state is Severity.FAILURE for one in findings))

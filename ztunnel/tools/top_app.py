@@ -133,12 +133,13 @@ PARTS: Mapping[str, Sequence[Column]] = {
 }
 
 
-class Answer(ModalScreen[None]):
+class ExplanationScreen(ModalScreen[None]):
     """An explanation over the tables; any of these keys closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "app.pop_screen", "Close")]
     DEFAULT_CSS = (
-        "Answer { align: center middle; } Answer VerticalScroll { width: 90%; height: 80%; border: solid; }"
+        "ExplanationScreen { align: center middle; } "
+        "ExplanationScreen VerticalScroll { width: 90%; height: 80%; border: solid; }"
     )
 
     def __init__(self, text: str) -> None:
@@ -270,7 +271,7 @@ class Top(App[None]):
             text = await fetch(self._admin, "/explain", {"connection": str(event.row_key.value)})
         except NodeSilentError as error:
             text = str(error)
-        await self.push_screen(Answer(text))
+        await self.push_screen(ExplanationScreen(text))
 
     async def action_part(self, name: str) -> None:
         """Show a part, and ask for it at once."""

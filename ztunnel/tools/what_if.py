@@ -14,9 +14,9 @@ import msgspec
 from ztunnel.decide.plans import PolicyFacts
 from ztunnel.errors import ZtunnelError
 from ztunnel.explain.kubernetes import Converted, read_policies
-from ztunnel.explain.names import UnclearError, find_source
-from ztunnel.explain.saved import SavedMesh, read_dump
-from ztunnel.explain.whatif import Change, Connection, PolicyChange
+from ztunnel.explain.name_lookup import UnclearError, find_source
+from ztunnel.explain.policy_change import Change, DecidedConnection, PolicyChange
+from ztunnel.explain.saved_dump import SavedMesh, read_dump
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity, InvalidIdentityError
 from ztunnel.model.workload import Workload
@@ -126,7 +126,7 @@ def _lines(changes: list[Change], notes: Mapping[str, None], looked_at: Mapping[
 # -- where connections come from -------------------------------------------------------------------------
 
 
-def _live(admin: str) -> tuple[SavedMesh, list[Connection]]:
+def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection]]:
     """The mesh of a running node, and its incoming connections, open and remembered."""
     dump = get(admin, "/config_dump", {})
     found = get(admin, "/connections", {"limit": "20000"})
@@ -138,7 +138,7 @@ def _live(admin: str) -> tuple[SavedMesh, list[Connection]]:
     return mesh, [one for view in views if (one := _from_view(mesh, view)) is not None]
 
 
-def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> Connection | None:
+def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> DecidedConnection | None:
     pod = _pod(mesh, view["pod"])
     if pod is None or (view.get("error") and view.get("code") not in ("ZT-POL-001", "ZT-POL-002")):
         return None
@@ -146,10 +146,10 @@ def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> Connection | None:
     facts = PolicyFacts(
         SocketAddress.parse(view["client"]), SocketAddress.parse(view["destination"]), identity
     )
-    return Connection(view["id"], pod, facts, view["state"] == "open", view["ageSeconds"])
+    return DecidedConnection(view["id"], pod, facts, view["state"] == "open", view["ageSeconds"])
 
 
-def _dumped(path: str) -> tuple[SavedMesh, list[Connection]]:
+def _dumped(path: str) -> tuple[SavedMesh, list[DecidedConnection]]:
     """The mesh of a dump, and the connections that it shows as open."""
     data = read_file(path)
     mesh = read_dump(data)
@@ -163,7 +163,7 @@ def _dumped(path: str) -> tuple[SavedMesh, list[Connection]]:
                 source = SocketAddress.parse(inbound["src"])
                 identity = _identity_at(mesh, source) if inbound["protocol"] == "HBONE" else None
                 facts = PolicyFacts(source, SocketAddress.parse(inbound["actualDst"]), identity)
-                connections.append(Connection(f"{uid[:8]}-{number}", pod, facts, open=True))
+                connections.append(DecidedConnection(f"{uid[:8]}-{number}", pod, facts, open=True))
     return mesh, connections
 
 

@@ -8,11 +8,11 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import Event, HboneClient, PeerSettingsReceived, Responded
-from ztunnel.hbone.tunnel_state import OPENING
+from ztunnel.hbone.tunnel_state import TUNNEL_OPENING
 from ztunnel.observe.logging import get_logger
-from ztunnel.tls.connection import TlsConnection
-from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 log = get_logger("proxy::h2::client")
 
@@ -87,7 +87,7 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
     @property
     def opening(self) -> bool:
         """Whether the peer's limits are still to come."""
-        return self.hbone.state is OPENING
+        return self.hbone.state is TUNNEL_OPENING
 
     @property
     def congested(self) -> bool:

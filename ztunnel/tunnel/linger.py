@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import trio
 
-from ztunnel.tls.connection import TlsConnection
+from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 
 _GLANCE = 0.02

@@ -9,9 +9,9 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import ConnectReceived, Event, HboneServer
-from ztunnel.tls.connection import TlsConnection
-from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tunnel.tunnel import Tunnel
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 
 class ServerStream(TunnelStream):

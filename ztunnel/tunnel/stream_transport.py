@@ -7,7 +7,7 @@ from operator import index
 import trio
 
 from ztunnel.hbone import ErrorCode, code_text
-from ztunnel.tunnel.stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
 
 _CHUNK = 64 * 1024
 

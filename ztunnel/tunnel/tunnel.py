@@ -44,12 +44,12 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
-from ztunnel.tls.connection import TlsConnection
 from ztunnel.tls.scratch import CHUNK
+from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
-from ztunnel.tunnel.stream import TunnelStream
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
 """Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""

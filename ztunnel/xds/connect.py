@@ -9,11 +9,11 @@ import trio
 
 from ztunnel.bounds import DEFAULTS
 from ztunnel.config.model import Config
-from ztunnel.config.values import authority
+from ztunnel.config.parse_values import authority
 from ztunnel.grpc.bridge import GrpcChannel, GrpcStream
 from ztunnel.grpc.credentials import TokenError, authorization, read_roots
 from ztunnel.grpc.status import GrpcStatusError
-from ztunnel.xds.client import Connect, StatusError, Stream
+from ztunnel.xds.xds_client import Connect, StatusError, XdsStream
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
@@ -31,7 +31,7 @@ def connector(config: Config, *, connect_seconds: float = DEFAULTS.control.xds_c
     address = authority(config.xds_address)
 
     @asynccontextmanager
-    async def connect() -> AsyncIterator[Stream]:
+    async def connect() -> AsyncIterator[XdsStream]:
         roots = read_roots(config.xds_root_cert)
         try:
             metadata = [*authorization(config.auth, config.cluster_id), *config.xds_headers]

@@ -2,7 +2,7 @@
 
 `parse` reads the YAML text, `deltas` says what is to be put into force: all of it at first, and after a
 change of the file only the difference, removals included. The file takes back only what is still its own,
-not what xDS has replaced meanwhile. Whoever watches the file (`ztunnel.xds.local`) keeps the last good
+not what xDS has replaced meanwhile. Whoever watches the file (`ztunnel.xds.local_source`) keeps the last good
 `LocalConfig` when a new text is broken.
 """
 

@@ -1,0 +1,277 @@
+"""Takes the control side's messages, and keeps the mesh, the certificates and the pods accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+import trio
+
+from ztunnel.bounds import DEFAULTS, Bounds
+from ztunnel.config.model import Config
+from ztunnel.dataplane.answers import Surroundings, answer
+from ztunnel.dataplane.dump_stream import Dumps
+from ztunnel.dataplane.pods import Pods
+from ztunnel.dns.on_demand import OnDemandResolver
+from ztunnel.messages import (
+    Asked,
+    CertificateFailed,
+    CertificateForgotten,
+    CertificateIssued,
+    CertificateUnneeded,
+    CertificateWanted,
+    DeltaApplied,
+    DemandAnswered,
+    Drain,
+    Drained,
+    DumpChunk,
+    DumpTaken,
+    DumpWanted,
+    FromDataPlane,
+    LogLevels,
+    MeshDelta,
+    PodAdded,
+    PodRemoved,
+    Rejected,
+    Report,
+    ReportWanted,
+    ResourceKind,
+    RevocationsChanged,
+    Sample,
+    ToDataPlane,
+)
+from ztunnel.observe import families
+from ztunnel.observe.access_log import current_sampling, set_sampling
+from ztunnel.observe.logging import get_logger, set_filter
+from ztunnel.observe.process import process_samples
+from ztunnel.observe.sampling import Sampling
+from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.proxy.certificates import CertificateStore
+from ztunnel.proxy.demands import Demands
+from ztunnel.proxy.history import History
+from ztunnel.proxy.podcontext import Shared
+from ztunnel.sockets.descriptor_limit import DescriptorBudget
+from ztunnel.sockets.hangup import Hangups
+from ztunnel.sockets.splice import PipePool
+from ztunnel.state.application import Application
+from ztunnel.state.store import MeshStore
+from ztunnel.tls.context import TlsOptions
+from ztunnel.tls.revocation import Revocations
+
+log = get_logger("state")
+
+SLICE = 32
+"""Resources applied between two checkpoints: half a millisecond, which each step of a connection may wait."""
+
+LOOP_WATCH = 0.5
+"""Seconds between two looks at the loop's lag."""
+
+DUMP_SLICE = 64
+"""Objects of the admin dump made between two checkpoints."""
+
+
+class DataPlane:
+    """One data plane. `run` is its whole life.
+
+    send: gives a message to the control side; must not block.
+    bounds: timeouts and limits of everything in it.
+    random, wall_clock: where randomness and the time of day come from.
+    own_process: it is alone in its process, whose descriptors and tasks are then part of the report.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        send: Callable[[FromDataPlane], None],
+        *,
+        random: Random,
+        wall_clock: Callable[[], float],
+        bounds: Bounds = DEFAULTS,
+        own_process: bool = False,
+    ) -> None:
+        self._send = send
+        self._own_process = own_process
+        self._config = config
+        self.store = MeshStore(config.local_node)
+        self._dumps = Dumps(self.store, send, bounds)
+        self._shared = Shared(
+            config=config,
+            store=self.store,
+            certificates=CertificateStore(
+                send, TlsOptions(tls12=config.tls12_enabled, post_quantum_only=config.pqc), wall_clock
+            ),
+            traffic=TrafficMetrics(
+                max_series=config.metrics_max_series,
+                drop_labels=config.metrics_drop_labels,
+                now=trio.current_time,
+            ),
+            resolver=OnDemandResolver(ipv6=config.ipv6_enabled, random=random, bounds=bounds.dns),
+            random=random,
+            wall_clock=wall_clock,
+            budget=DescriptorBudget.current(),
+            hangups=Hangups(),
+            pipes=PipePool(),
+            history=History(config.connection_history, random),
+            demands=Demands(self.store, send, bounds.connection.demand_timeout)
+            if config.xds_on_demand
+            else None,
+            bounds=bounds,
+        )
+
+    async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:
+        """Take messages until the channel closes or a drain is over.
+
+        Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither
+        traffic nor a certificate. During a drain everything goes on but that no pod is started. At the end
+        every pod has stopped.
+        """
+        ending = trio.Event()
+        with self._shared.pipes, self._shared.hangups as hangups:
+            async with trio.open_nursery() as nursery:
+                pods = Pods(self._shared, self._send, nursery)
+                nursery.start_soon(pods.recheck_policies, name="policy re-check")
+                nursery.start_soon(self._watch_loop, name="loop watch")
+                nursery.start_soon(hangups.run, name="hang-ups")
+                nursery.start_soon(self._take, inbox, pods, nursery, ending, name="messages")
+                await ending.wait()
+                await pods.wait_empty()
+                self._send(Drained())
+                nursery.cancel_scope.cancel()
+
+    async def _watch_loop(self) -> None:
+        """Until cancelled: record how late this task is woken, that is for how long others kept the loop."""
+        while True:
+            due = trio.current_time() + LOOP_WATCH
+            await trio.sleep_until(due)
+            self._shared.traffic.duration(families.LOOP_LAG, trio.current_time() - due)
+
+    async def _take(
+        self,
+        inbox: trio.abc.ReceiveChannel[ToDataPlane],
+        pods: Pods,
+        nursery: trio.Nursery,
+        ending: trio.Event,
+    ) -> None:
+        """Take messages until the channel closes; ``ending`` is set then, or when a drain begins."""
+        deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
+        nursery.start_soon(self._apply_deltas, delta_inbox, pods, name="mesh deltas")
+        async with inbox, deltas:
+            async for message in inbox:
+                if isinstance(message, MeshDelta):
+                    await deltas.send(message)
+                else:
+                    self._handle(message, pods, nursery)
+                    if isinstance(message, Drain):
+                        ending.set()
+                del message  # the whole mesh, perhaps, and the next may be long in coming
+        # The control side is gone, and with it everything that could let pods go on for long.
+        pods.stop()
+        ending.set()
+
+    def _handle(self, message: ToDataPlane, pods: Pods, nursery: trio.Nursery) -> None:
+        certificates = self._shared.certificates
+        match message:
+            case CertificateIssued():
+                certificates.issued(message.certificate)
+            case CertificateFailed():
+                certificates.failed(message.identity, message.error)
+            case CertificateForgotten():
+                certificates.forgotten(message.identity)
+            case RevocationsChanged():
+                revocations = Revocations.parse(message.crls)
+                certificates.revocations(revocations)
+                pods.revocations_changed(revocations)
+            case PodAdded():
+                pods.add(message)
+            case PodRemoved():
+                pods.remove(message.uid)
+            case Drain():
+                pods.drain(message.deadline)
+            case DemandAnswered():
+                if self._shared.demands is not None:
+                    self._shared.demands.answered(message.key)
+            case LogLevels():
+                set_filter(message.filter)
+                if message.sampling != str(current_sampling()):
+                    set_sampling(Sampling.parse(message.sampling))
+            case ReportWanted():
+                nursery.start_soon(self._report, message.number, pods, name="report")
+            case Asked():
+                nursery.start_soon(self._answer, message, pods, name=f"answer to {message.topic.value}")
+            case DumpWanted() | DumpTaken():
+                self._dumps.handle(message, nursery)
+
+    # -- the mesh ----------------------------------------------------------------------------------------
+
+    async def _apply_deltas(self, inbox: trio.abc.ReceiveChannel[MeshDelta], pods: Pods) -> None:
+        async with inbox:
+            try:
+                while True:
+                    # Nothing of a delta, which may be the whole mesh, is held while the next is waited for.
+                    self._send(await self._apply(await inbox.receive(), pods))
+            except trio.EndOfChannel:
+                return
+
+    async def _apply(self, delta: MeshDelta, pods: Pods) -> DeltaApplied:
+        """Put a delta into force. Returns what to answer."""
+        application = self.store.begin(delta)
+        while not application.step(SLICE):
+            # Twice, since a connection takes some thirty steps to be set up, each of which waits its turn.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        for warning in application.warnings:
+            log.warning(warning)
+        self._changed(application, pods)
+        rejected = tuple(Rejected(name, reason) for name, reason in application.rejected)
+        return DeltaApplied(delta.number, rejected)
+
+    def _changed(self, application: Application, pods: Pods) -> None:
+        """Wake who waits for the mesh, close what would be refused by now, and look after certificates."""
+        self._shared.changed.unpark_all()
+        for identity in application.wanted:
+            self._send(CertificateWanted(identity, warmup=True))
+        for removed in application.removed_workloads:
+            if removed.forget:
+                self._send(CertificateUnneeded(removed.identity))
+        if application.delta.kind is ResourceKind.AUTHORIZATION:
+            if application.policies_changed:
+                pods.policy_changed()
+        else:
+            gone = {removed.uid for removed in application.removed_workloads}
+            changed = application.changed_workloads
+            pods.workloads_changed(changed | gone if gone else changed)
+
+    async def _report(self, number: int, pods: Pods) -> None:
+        """Collect the counters in pieces, so that a scrape of many series holds up no connection."""
+        traffic = self._shared.traffic
+        traffic.expire(self._config.metrics_series_ttl)
+        samples: list[Sample] = []
+        for part in traffic.sample_slices():
+            samples += part
+            await trio.lowlevel.checkpoint()
+        samples += pods.drain_samples()
+        samples += pods.stall_samples()
+        samples.append(Sample(families.LENT_WINDOW.name, (), self._shared.window_budget.lent))
+        if self._own_process:
+            samples += process_samples()
+        self._send(Report(number, tuple(samples), pods.connections()))
+
+    async def _answer(self, asked: Asked, pods: Pods) -> None:
+        """Send the items of an answer a few at a time, so that nobody is held up by a long one."""
+        encode = msgspec.json.encode
+        items: list[bytes] = []
+        error = ""
+        try:
+            for item in answer(asked, Surroundings(self._config, self._shared, pods.all())):
+                if item is not None:
+                    items.append(encode(item))
+                if item is None or len(items) == DUMP_SLICE:
+                    self._send(DumpChunk(asked.number, tuple(items), last=False))
+                    items = []
+                    await trio.lowlevel.checkpoint()
+        except Exception as failure:
+            # Whoever asks must not harm those who do not.
+            log.error("a question could not be answered", topic=asked.topic.value, exc_info=failure)
+            error = str(failure) or type(failure).__name__
+        self._send(DumpChunk(asked.number, tuple(items), last=True, error=error))

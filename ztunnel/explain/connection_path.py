@@ -1,0 +1,388 @@
+"""The whole way of one connection, told: from a pod to a destination, through the decisions themselves.
+
+`telling` runs `route` for the client's side, and for the other end, where it is known here, the decisions of
+`ztunnel.explain.arrival`. What it adds is the reading: which endpoints there were and why not
+the others, which policies apply and which clause decides, and one sentence at the end.
+
+Randomness: where the real decision draws one of several endpoints, so does this one, from a generator made
+of the question; so the same question about the same mesh has the same answer.
+
+Pauses: a mesh may have 100,000 workloads, and who is asked carries traffic meanwhile. The decision itself is
+made in one go, as for a connection; names, endpoints and policies are gone through in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from heapq import nsmallest
+from random import Random
+
+from ztunnel.decide.balance import SelectionMode, service_by_address
+from ztunnel.decide.plans import (
+    OutboundPlan,
+    OutboundProtocol,
+    OutboundRequest,
+    Refusal,
+)
+from ztunnel.decide.route import route
+from ztunnel.decide.survey import SLICE, Surveyed, survey_endpoints
+from ztunnel.explain.arrival import Setting, arrive, arrive_plain, client_address, named
+from ztunnel.explain.catalogue import Catalogue
+from ztunnel.explain.explanation import (
+    ArrivalView,
+    EndpointView,
+    Explanation,
+    Outcome,
+    PlanView,
+    StepTaken,
+    WorkloadView,
+)
+from ztunnel.explain.name_lookup import Destination, UnclearError, find_destination, find_source
+from ztunnel.model.address import SocketAddress
+from ztunnel.model.service import Service
+from ztunnel.model.workload import HealthStatus, Protocol, Workload
+from ztunnel.slices import Slices, at_once
+
+POLICY_CODE = "ZT-POL-001"
+_ENDPOINTS = 200
+"""Endpoints that an answer lists; the chosen one is always among them."""
+
+_STATES = ("chosen", "possible", "left out")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """From whom to whom. ``avoid``: who failed a moment ago, as in `route`."""
+
+    source: str
+    destination: str
+    avoid: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An explanation, and for what only a running data plane can add to it, what it was made from.
+
+    source, destination, plan: None when the question is unclear; plan also for a client outside the mesh.
+    """
+
+    explanation: Explanation
+    source: Workload | None = None
+    destination: SocketAddress | None = None
+    plan: OutboundPlan | Refusal | None = None
+
+
+def _nobody(_source: Workload) -> Collection[str]:
+    return ()
+
+
+def telling(
+    catalogue: Catalogue,
+    question: Question,
+    setting: Setting,
+    avoided_by: Callable[[Workload], Collection[str]] = _nobody,
+) -> Slices[Told]:
+    """Tell the way of a connection. Never raises for a name that is none: the outcome then is UNKNOWN.
+
+    avoided_by: whom a client avoids beside those of the question, asked once it is known who the client is.
+    """
+    try:
+        source = yield from find_source(catalogue, question.source, setting.network)
+        destination = yield from find_destination(
+            catalogue, question.destination, source, setting.network, setting.cluster_domain
+        )
+    except UnclearError as unclear:
+        return Told(
+            Explanation(
+                question.source,
+                question.destination,
+                Outcome.UNKNOWN,
+                str(unclear),
+                code=unclear.code,
+                nearest=unclear.nearest,
+            )
+        )
+    avoid = frozenset((*question.avoid, *avoided_by(source)))
+    question = Question(question.source, question.destination, avoid)
+    plan = _route(catalogue, question, setting, source, destination)
+    explanation = yield from _Telling(catalogue, question, setting, source, destination).tell(plan)
+    return Told(explanation, source, destination.address, plan)
+
+
+def explain(catalogue: Catalogue, question: Question, setting: Setting) -> Explanation:
+    """The explanation, without pauses: where nobody is held up."""
+    return at_once(telling(catalogue, question, setting)).explanation
+
+
+def _route(
+    catalogue: Catalogue, question: Question, setting: Setting, source: Workload, destination: Destination
+) -> OutboundPlan | Refusal | None:
+    if source.protocol is not Protocol.HBONE:
+        return None
+    request = OutboundRequest(source, client_address(source), destination.address, setting.network)
+    random = Random(f"{question.source} {question.destination}")  # noqa: S311 - one of several equal endpoints
+    return route(catalogue.view, request, random, illegal_ports=setting.illegal_ports, avoid=question.avoid)
+
+
+class _Telling:
+    """One explanation under way."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        question: Question,
+        setting: Setting,
+        source: Workload,
+        destination: Destination,
+    ) -> None:
+        self.catalogue = catalogue
+        self.view = catalogue.view
+        self.question = question
+        self.setting = setting
+        self.source = source
+        self.destination = destination
+        self.notes: list[str] = []
+
+    def tell(self, plan: OutboundPlan | Refusal | None) -> Slices[Explanation]:
+        if not self.source.addresses:
+            self.notes.append(f"Workload {self.source.uid} has no address, so its connections are unknown.")
+        if plan is None:
+            return (yield from self._from_outside())
+        if isinstance(plan, Refusal):
+            return (
+                yield from self._answer(
+                    Outcome.REFUSED,
+                    f"{named(self.source)} cannot reach {self._goal()}: {plan.text} ({plan.kind.value}). "
+                    f"{plan.why[-1] if plan.why else ''}".rstrip(),
+                    plan,
+                    code=plan.kind.value,
+                )
+            )
+        arrival = yield from arrive(self.view, self.source, plan, self.setting, self.notes)
+        outcome, code, summary = self._end(plan, arrival)
+        return (yield from self._answer(outcome, summary, plan, arrival, code))
+
+    # -- the client's side -------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        outcome: Outcome,
+        summary: str,
+        plan: OutboundPlan | Refusal,
+        arrival: ArrivalView | None = None,
+        code: str = "",
+    ) -> Slices[Explanation]:
+        endpoints = yield from self._endpoints(plan)
+        how = (self.destination.how,) if self.destination.how else ()
+        return Explanation(
+            self.question.source,
+            self.question.destination,
+            outcome,
+            summary,
+            code=code,
+            source=_workload_view(self.source),
+            destination=str(self.destination.address),
+            steps=tuple(StepTaken(step.name, step.value) for step in plan.steps),
+            why=(*how, *plan.why),
+            endpoints=endpoints,
+            plan=self._plan(plan) if isinstance(plan, OutboundPlan) else None,
+            arrival=arrival,
+            notes=tuple(self.notes),
+        )
+
+    def _plan(self, plan: OutboundPlan) -> PlanView:
+        mesh = plan.protocol is not OutboundProtocol.TCP
+        through = ""
+        if plan.waypoint:
+            through = "waypoint"
+        if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
+            through = "network gateway, then waypoint" if plan.waypoint else "network gateway"
+        return PlanView(
+            protocol=plan.protocol.value,
+            next_hop=_next_hop(plan),
+            authority=plan.authority or "",
+            presents=str(self.source.identity) if mesh else "",
+            expects=plan.expected,
+            inner_expects=plan.inner_expected,
+            resolves="" if plan.resolve is None else plan.resolve.hostname,
+            service="" if plan.destination_service is None else str(plan.destination_service.key),
+            workload="" if plan.destination_workload is None else plan.destination_workload.uid,
+            through=through,
+        )
+
+    def _endpoints(self, plan: OutboundPlan | Refusal) -> Slices[tuple[EndpointView, ...]]:
+        """The endpoints of the service that was addressed; those of a waypoint or gateway are its own."""
+        service = self.destination.service
+        if service is None:
+            service = service_by_address(
+                self.view, self.setting.network, self.destination.address.ip, self.source.namespace
+            )
+        if service is None:
+            return ()
+        port = self.destination.address.port
+        found = yield from survey_endpoints(
+            self.view, service, port, self.source, SelectionMode.STANDARD, self.question.avoid
+        )
+        chosen = ""
+        if isinstance(plan, OutboundPlan) and plan.destination_workload is not None:
+            chosen = plan.endpoint_uid or plan.destination_workload.uid
+        unhealthy = yield from self._unhealthy(service, found)
+        total = len(found) + len(unhealthy)
+        if total > _ENDPOINTS:
+            self.notes.append(f"Of {total} endpoints {_ENDPOINTS} are listed.")
+        ranked = ((_state(one, chosen), one.uid) for one in (*found.values(), *unhealthy.values()))
+        return tuple(
+            _endpoint_view(found.get(uid) or unhealthy[uid], _STATES[state])
+            for state, uid in nsmallest(_ENDPOINTS, ranked)
+        )
+
+    def _unhealthy(self, service: Service, known: Collection[str]) -> Slices[dict[str, Surveyed]]:
+        """Workloads that belong to the service and are no endpoints, since they are not healthy."""
+        key = str(service.key)
+        left_out: dict[str, Surveyed] = {}
+        for uids in self.catalogue.uids():
+            mentioning = [uid for uid in uids if uid not in known and self.catalogue.mentions(uid, key)]
+            yield
+            for number, uid in enumerate(mentioning, 1):
+                workload = self.catalogue.read(uid)
+                if workload is not None and service.key in workload.services:
+                    healthy = workload.status is HealthStatus.HEALTHY
+                    why = "it is no endpoint" if healthy else "it is not healthy (not ready)"
+                    left_out[uid] = Surveyed(uid, workload, 0, why)
+                if number % SLICE == 0:
+                    yield
+        return left_out
+
+    # -- a client outside the mesh -----------------------------------------------------------------------
+
+    def _from_outside(self) -> Slices[Explanation]:
+        """Nothing captures the client's traffic: it arrives as plain TCP, and policies see no identity."""
+        self.notes.append(
+            f"{named(self.source)} is not in the mesh (it does not speak HBONE), so no ztunnel takes "
+            "its connections. Is its namespace or pod labelled istio.io/dataplane-mode=ambient, and is "
+            "istio-cni up on its node?"
+        )
+        address = self.destination.address
+        service = self.destination.service or service_by_address(
+            self.view, self.setting.network, address.ip, self.source.namespace
+        )
+        workload = self.view.workload_by_address(self.setting.network, address.ip)
+        port = address.port
+        endpoints: tuple[EndpointView, ...] = ()
+        if service is not None and (workload is None or service is self.destination.service):
+            found = yield from survey_endpoints(self.view, service, port, self.source, SelectionMode.STANDARD)
+            possible = next((one for one in found.values() if one.possible), None)
+            workload = None if possible is None else possible.workload
+            port = port if possible is None else possible.port
+            ranked = nsmallest(_ENDPOINTS, ((_state(one, ""), uid) for uid, one in found.items()))
+            endpoints = tuple(_endpoint_view(found[uid], _STATES[state]) for state, uid in ranked)
+        arrival = None
+        if workload is not None and workload.protocol is Protocol.HBONE and workload.addresses:
+            arrival = yield from arrive_plain(
+                self.view, self.source, workload, SocketAddress(workload.addresses[0], port), self.setting
+            )
+        name = named(self.source)
+        if arrival is not None and not arrival.allowed:
+            outcome, code = Outcome.REFUSED, POLICY_CODE
+            summary = f"{name} is outside the mesh, and {arrival.workload} refuses it: {_reason(arrival)}"
+        else:
+            outcome, code = Outcome.PLAIN, ""
+            summary = (
+                f"{name} is outside the mesh: its connections are plain TCP, and no ztunnel carries them."
+            )
+        return Explanation(
+            self.question.source,
+            self.question.destination,
+            outcome,
+            summary,
+            code=code,
+            source=_workload_view(self.source),
+            destination=str(address),
+            why=(self.destination.how,) if self.destination.how else (),
+            endpoints=endpoints,
+            arrival=arrival,
+            notes=tuple(self.notes),
+        )
+
+    # -- the sentence at the end -------------------------------------------------------------------------
+
+    def _end(self, plan: OutboundPlan, arrival: ArrivalView | None) -> tuple[Outcome, str, str]:
+        name, goal = named(self.source), self._goal()
+        if plan.protocol is OutboundProtocol.TCP:
+            whom = (
+                "nobody of the mesh" if plan.destination_workload is None else "a workload outside the mesh"
+            )
+            return Outcome.PLAIN, "", f"{name} reaches {goal} as plain TCP at {plan.next_hop}: it is {whom}."
+        way = f"through its {plan_way(plan)} " if plan.waypoint or plan.inner_expected else ""
+        if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
+            way = f"through the {plan_way(plan)} "
+            if not plan.inner_expected:
+                summary = (
+                    f"{name} cannot reach {goal}: it goes {way}, and the service names no identities, so no "
+                    "peer is accepted inside the tunnel."
+                )
+                return Outcome.REFUSED, "ZT-NET-010", summary
+        hop = plan.destination_workload
+        whom = "" if hop is None else named(hop)
+        where = f"{way}by HBONE to {whom} at {plan.next_hop}"
+        if arrival is None:
+            return Outcome.ALLOWED, "", f"{name} reaches {goal} {where}; what is beyond decides by itself."
+        if not arrival.allowed:
+            code = POLICY_CODE if arrival.policies else _code_in(arrival.reason)
+            return Outcome.REFUSED, code, f"{name} reaches {whom} and is refused there: {_reason(arrival)}"
+        deciding = [policy.key for policy in arrival.policies if policy.decides]
+        by = f"policy {deciding[0]} allows it" if deciding else "no policy forbids it"
+        return Outcome.ALLOWED, "", f"{name} reaches {goal} {where}, and {by}."
+
+    def _goal(self) -> str:
+        service = self.destination.service
+        address = self.destination.address
+        return str(address) if service is None else f"service {service.key} ({address})"
+
+
+def plan_way(plan: OutboundPlan) -> str:
+    """What a connection goes through before its destination."""
+    if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
+        return "network gateway"
+    return "waypoint" if plan.waypoint else ""
+
+
+def _state(one: Surveyed, chosen: str) -> int:
+    """The place of its state in `_STATES`: in this order endpoints are listed."""
+    return 0 if one.uid == chosen else 1 if one.possible else 2
+
+
+def _endpoint_view(one: Surveyed, state: str) -> EndpointView:
+    workload = one.workload
+    name = "" if workload is None else workload.name
+    address = str(workload.addresses[0]) if workload is not None and workload.addresses else ""
+    return EndpointView(one.uid, state, one.why, name, address, one.port)
+
+
+def _next_hop(plan: OutboundPlan) -> str:
+    if plan.resolve is None:
+        return str(plan.next_hop)
+    return f"{plan.resolve.hostname}:{plan.next_hop.port}"
+
+
+def _reason(arrival: ArrivalView) -> str:
+    clues = [clue for policy in arrival.policies if policy.decides for clue in policy.clues[:1]]
+    return f"{arrival.reason}. {' '.join(clues[:3])}".rstrip()
+
+
+def _code_in(reason: str) -> str:
+    return reason.rpartition("(")[2].rstrip(")")
+
+
+def _workload_view(workload: Workload) -> WorkloadView:
+    return WorkloadView(
+        workload.uid,
+        workload.name,
+        workload.namespace,
+        str(workload.identity),
+        workload.protocol.value,
+        tuple(map(str, workload.addresses)),
+        workload.node,
+        workload.network,
+    )

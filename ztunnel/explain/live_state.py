@@ -1,0 +1,73 @@
+"""What is true at this moment may be worse than what the mesh says: the last word on an explanation. Pure.
+
+``live`` comes from one data plane or from several, as JSON values; it is put together and judged here, for
+only all of them together know which connection was the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ztunnel.explain.explanation import Explanation, Outcome
+
+_LATEST = 5
+_DRAINED = "ZT-DRN-001"
+_NO_CERTIFICATE = "ZT-CA-010"
+
+
+def merged_live(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The live parts of the answers of several data planes as one."""
+    live: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, list):
+                known = live.setdefault(name, [])
+                known += [item for item in value if item not in known]
+            else:
+                live.setdefault(name, value)
+    if live.get("connections"):
+        live["connections"] = sorted(live["connections"], key=lambda one: one["ageSeconds"])[:_LATEST]
+    if live.get("tunnels"):
+        live.pop("noTunnel", None)
+    return live
+
+
+def judge(explanation: Explanation) -> None:
+    """Change outcome, code and summary where what is live says otherwise than the mesh."""
+    if explanation.outcome not in (Outcome.ALLOWED, Outcome.PLAIN):
+        return
+    live = explanation.live
+    connections = live.get("connections", ())
+    latest = min(connections, key=lambda one: one["ageSeconds"], default=None)
+    trouble = live.get("certificateTrouble")
+    if trouble:
+        explanation.summary += f" But {trouble}"
+        explanation.code = _NO_CERTIFICATE
+    elif latest is not None and latest.get("error") and latest.get("code") != _DRAINED:
+        explanation.summary += (
+            f" But the last one, {latest['ageSeconds']:.0f} s ago, failed: {latest['error']}."
+        )
+        if latest.get("why"):
+            explanation.summary += f" {latest['why']}"
+        explanation.code = latest.get("code", "")
+    else:
+        explanation.summary += _waits(connections)
+        return
+    explanation.outcome = Outcome.FAILING
+
+
+def _waits(connections: Sequence[Mapping[str, Any]]) -> str:
+    """An open connection that does not move is no failure, and mostly what is asked about."""
+    for one in connections:
+        waits_for = one.get("waitsFor", "")
+        if one["state"] == "open" and waits_for not in ("", "nobody"):
+            idle = one.get("idleSeconds")
+            since = one["ageSeconds"] if idle is None else idle
+            text = (
+                f" But connection {one['id']} does not move: for {since:.0f} s it has waited for {waits_for}."
+            )
+            if waits_for == "peer's window":
+                text += " The application at the other end does not read what it was sent."
+            return text
+    return ""

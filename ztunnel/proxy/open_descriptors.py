@@ -1,0 +1,105 @@
+"""Every descriptor of this process, with what it is for: `/debug/sockets`.
+
+The kernel says which there are and in which state; the pods say whose they are.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+
+from ztunnel.proxy.pod import PodProxy
+from ztunnel.sockets.tcp_info import tcp_info
+from ztunnel.tls.socket_and_stream_tls import SocketTls
+
+
+class _Use(NamedTuple):
+    pod: str
+    role: str
+    since: float | None = None
+    connection: str = ""
+
+
+def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any]]:
+    """One mapping a descriptor, in the order of their numbers. One that closes meanwhile is left out."""
+    uses: dict[int, _Use] = {}
+    for pod in pods:
+        uses.update(_uses(pod))
+    now = trio.current_time()
+    for number in sorted(int(path.name) for path in Path("/proc/self/fd").iterdir()):
+        shown = _descriptor(number, uses.get(number), now)
+        if shown is not None:
+            yield shown
+
+
+def _uses(pod: PodProxy) -> Iterator[tuple[int, _Use]]:
+    name = pod.context.name
+    for component, listener in pod.listeners:
+        yield listener.fileno(), _Use(name, f"{component} listener")
+    table = pod.context.connections
+    for entry in (*table.outbound, *table.inbound):
+        if entry.sock is not None and entry.report is not None:
+            yield entry.sock.fileno(), _Use(name, "application", entry.opened, entry.report.id)
+    if pod.outbound is not None:
+        for key, tunnel in pod.outbound.pool.tunnels():
+            if isinstance(tunnel.tls, SocketTls):
+                yield tunnel.tls.socket.fileno(), _Use(name, f"tunnel to {key.next_hop}", tunnel.opened)
+    if pod.inbound is not None:
+        for served in list(pod.inbound.tunnels):
+            if isinstance(served.tls, SocketTls):
+                yield served.tls.socket.fileno(), _Use(name, "tunnel of a peer", served.opened)
+
+
+def _descriptor(number: int, use: _Use | None, now: float) -> dict[str, Any] | None:
+    try:
+        mode = os.fstat(number).st_mode
+        target = str(Path(f"/proc/self/fd/{number}").readlink())
+    except OSError:
+        return None
+    shown: dict[str, Any] = {"fd": number, "pod": use.pod if use else "", "role": use.role if use else ""}
+    if use is not None and use.since is not None:
+        shown["ageSeconds"] = round(now - use.since, 3)
+    if use is not None and use.connection:
+        shown["connection"] = use.connection
+    if stat.S_ISSOCK(mode):
+        shown.update(_socket(number))
+    else:
+        shown["kind"] = target.partition(":")[0] if not target.startswith("/") else target
+    return shown
+
+
+def _socket(number: int) -> dict[str, Any]:
+    try:
+        sock = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return {"kind": "socket"}
+    with sock:
+        kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}.get(sock.type, "other")
+        family = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}.get(
+            sock.family, "other"
+        )
+        shown: dict[str, Any] = {"kind": f"{family} {kind}"}
+        if family.startswith("inet"):
+            shown["local"] = address_of(sock, peer=False)
+            shown["peer"] = address_of(sock, peer=True)
+            info = tcp_info(sock)
+            if info is not None:
+                shown |= {"state": info.state, "sendQueue": info.unsent, "receiveQueue": info.unread}
+                shown["idleSeconds"] = info.idle
+        return shown
+
+
+def address_of(sock: socket.socket, *, peer: bool) -> str:
+    """A socket's own or its peer's address as text, "" for none."""
+    try:
+        name = sock.getpeername() if peer else sock.getsockname()
+    except OSError:
+        return ""
+    host = str(name[0]).removeprefix("::ffff:")
+    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"

@@ -1,0 +1,197 @@
+"""The two transports of TLS connections: a socket, and any stream."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import sys
+import termios
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from ztunnel.loop.watch import Watch
+from ztunnel.tls.context import TlsContext
+from ztunnel.tls.openssl import ffi, lib
+from ztunnel.tls.scratch import CHUNK, scratch
+from ztunnel.tls.tls_connection import TlsConnection
+
+
+class SocketTls(TlsConnection):
+    """TLS over a connected, non-blocking socket, which it owns from now on."""
+
+    def __init__(
+        self, context: TlsContext, sock: socket.socket, expected_identities: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(context, expected_identities)
+        self._socket = sock
+        self._watch = Watch(sock)
+        self._drained = False
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for its addresses and options; its bytes belong to the connection."""
+        return self._socket
+
+    @property
+    def unacknowledged(self) -> int:
+        """What of it the peer's kernel has not acknowledged."""
+        if self._closed:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
+
+    def _transport_receive(self, limit: int) -> int | None:
+        # A read that brought less than it could have emptied the socket: the next one would most likely only
+        # learn EAGAIN, and the wait that follows returns at once if it is not so.
+        if self._drained:
+            self._drained = False
+            return None
+        try:
+            size = self._socket.recv_into(scratch.cipher_view, limit)
+        except (BlockingIOError, InterruptedError):
+            self._watch.emptied()
+            return None
+        if 0 < size < limit:
+            self._drained = True
+            self._watch.emptied()
+        return size
+
+    def _transport_send(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    def cut_off(self) -> None:
+        """Half-close the socket; see `TlsConnection.cut_off`."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # the peer knows already
+
+    def _close_transport(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._watch.close()
+            self._socket.close()
+
+    async def wait_receivable(self) -> None:
+        """Wait until the socket is readable; at once if plaintext is already here."""
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        if not self._ahead:
+            self._slim()
+            await self._watch.readable()
+        self._drained = False
+
+    async def wait_sendable(self) -> None:
+        """Wait until the socket is writable."""
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        await self._watch.writable()
+
+
+class ByteStream(Protocol):
+    """What `StreamTls` needs of a stream, for instance a stream inside an HBONE tunnel."""
+
+    async def send_all(self, data: bytes) -> None:
+        """Send all of it."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Wait for some bytes; empty at the end."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class StreamTls(TlsConnection):
+    """TLS over any stream. `close` leaves the stream alone: who made it closes it.
+
+    A stream has no ``try_`` calls, so the waits do the work: `wait_receivable` reads from it, `wait_sendable`
+    writes to it. A write that is cancelled half way leaves the stream without a record boundary; after that
+    sending raises OSError.
+    """
+
+    def __init__(
+        self, context: TlsContext, transport: ByteStream, expected_identities: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(context, expected_identities)
+        self._transport = transport
+        self._arrived: bytes | bytearray | None = None
+        self._broken: OSError | None = None
+        self._sending = False
+
+    @property
+    def transport(self) -> ByteStream:
+        """The stream below."""
+        return self._transport
+
+    def _transport_receive(self, limit: int) -> int | None:
+        arrived = self._arrived
+        if arrived is None:
+            if self._broken is not None:
+                raise self._broken
+            return None
+        if not arrived:
+            return 0
+        taken = min(limit, len(arrived))
+        scratch.cipher_view[:taken] = arrived[:taken]
+        self._arrived = arrived[taken:] if taken < len(arrived) else None
+        return taken
+
+    def _transport_send(self, data: memoryview) -> int:  # only wait_sendable sends
+        if self._broken is not None:
+            raise self._broken
+        return 0
+
+    def cut_off(self) -> None:
+        """Nothing: the stream below tells its own peer."""
+
+    def _close_transport(self) -> None:
+        self._arrived = None
+
+    async def wait_receivable(self) -> None:
+        """Read from the stream once; at once if something is already here."""
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        if self._ahead or self._arrived is not None or self._broken is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._slim()
+        try:
+            self._arrived = await self._transport.receive_some(CHUNK)
+        except trio.BrokenResourceError as error:
+            self._broken = ConnectionResetError(errno.ECONNRESET, "the stream below TLS broke")
+            self._broken.__cause__ = error
+
+    async def wait_sendable(self) -> None:
+        """Write all records to the stream."""
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this TLS connection")
+        if self._broken is not None:
+            raise self._broken
+        size = lib.BIO_get_mem_data(self._outgoing, scratch.pending)
+        self._largest = max(self._largest, size)
+        if not size:
+            await trio.lowlevel.checkpoint()
+            return
+        data = bytes(ffi.buffer(scratch.pending[0], size))
+        self._sending = True
+        done = False
+        try:
+            await self._transport.send_all(data)
+            done = True
+        except trio.BrokenResourceError as error:
+            raise BrokenPipeError(errno.EPIPE, "the stream below TLS broke") from error
+        finally:
+            self._sending = False
+            if done:
+                self._discard(size)
+            else:
+                self._broken = BrokenPipeError(errno.EPIPE, "a TLS record was cut off on its way out")

@@ -1,0 +1,391 @@
+"""TLS connections for the tunnel driver: a narrow, non-blocking face over OpenSSL.
+
+How it works. OpenSSL never sees a socket. Records that arrived lie in a scratch buffer that all connections
+of a thread share; it is wrapped as a read-only BIO, OpenSSL decrypts all of it into a second scratch buffer,
+and one `bytes` of just the right size is cut from that. Records to send are written into the connection's own
+memory BIO, and the socket is given that memory directly. So there are one `recv` and one `send` for up to
+`CHUNK` bytes, where OpenSSL on a socket makes three system calls a record; nothing is allocated but what
+arrived; and an idle connection holds no buffer at all.
+
+Two facts follow that a reader of the code needs:
+
+- No ciphertext is ever left in the scratch buffer when a method returns, since the next connection will use
+  it. OpenSSL itself keeps a partial record; and if decrypting gave more than was asked for, the rest waits in
+  ``_ahead`` (at most `CHUNK` bytes).
+- A record once made has to go out, in order. If the socket does not take all of it, `try_send` has nothing
+  that it could take back. It says "would block", notes how much plaintext the records stand for, and counts
+  that as sent when the caller, as callers do, comes back with the same bytes. Nothing is hidden from the
+  caller: what it was told is sent, is in the kernel.
+
+All methods of one connection belong to one thread. Reading and writing may be done by two tasks.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+from OpenSSL import SSL
+
+from ztunnel.model.identity import Identity
+from ztunnel.tls.context import PROTOCOL, TlsContext, Verification
+from ztunnel.tls.openssl import (
+    ALERT_REASONS,
+    WANT_READ,
+    ZERO_RETURN,
+    Pointer,
+    address_of,
+    ffi,
+    lib,
+    outgoing_bio_of,
+    ssl_of,
+    take_errors,
+)
+from ztunnel.tls.peer import PeerCertificate, check_expected_identity
+from ztunnel.tls.reasons import explain_failure
+from ztunnel.tls.scratch import CHUNK, PLAIN_SIZE, RECORD, scratch
+from ztunnel.tls.tls_errors import (
+    HandshakeEofError,
+    HandshakeTimeoutError,
+    NoApplicationProtocolError,
+    NoCertificateError,
+    Side,
+    TlsAlertError,
+    TlsError,
+    TlsProtocolError,
+    TlsTruncatedError,
+)
+from ztunnel.tls.transport import TlsTransport
+
+# The memory of an outgoing BIO never shrinks. One that has held more than this is replaced once it is idle.
+_KEPT_OUTGOING: Final = 2 * RECORD
+_ALERT_SECONDS: Final = 1.0
+
+
+class TlsConnection(TlsTransport):
+    """One TLS connection over some transport.
+
+    Call `handshake` first. After it, ``try_*`` never block and ``wait_*`` wait until it is worth trying
+    again. `close` frees everything and closes the transport if the connection owns it.
+    """
+
+    def __init__(self, context: TlsContext, expected_identities: Sequence[str] | None) -> None:
+        is_client = context.side is Side.CLIENT
+        if is_client != (expected_identities is not None):
+            raise ValueError("a client says which identities it expects, a server does not")
+        self._context = context
+        self._connection = SSL.Connection(context.ssl_context, None)
+        if is_client:
+            self._connection.set_connect_state()
+        else:
+            self._connection.set_accept_state()
+        self._ssl: Pointer = ssl_of(self._connection)
+        self._outgoing: Pointer = outgoing_bio_of(self._connection)
+        self._incoming: Pointer | None = None
+        self._largest = 0
+        self._verification = Verification(context.side, expected_identities or ())
+        self._ahead = b""
+        self._owed = 0
+        self._ended = False
+        self._failure: TlsError | None = None
+        self._notified = False
+        self._closed = False
+
+    # What is known after the handshake.
+
+    @property
+    def side(self) -> Side:
+        """Which side we are."""
+        return self._context.side
+
+    @property
+    def peer(self) -> PeerCertificate:
+        """The peer's verified certificate. Raises RuntimeError before the handshake is done."""
+        peer = self._verification.peer
+        if peer is None:
+            raise RuntimeError("the TLS handshake has not finished")
+        return peer
+
+    @property
+    def peer_identities(self) -> tuple[Identity, ...]:
+        """The peer's SPIFFE identities, in the certificate's order."""
+        return self.peer.identities
+
+    @property
+    def peer_identity(self) -> Identity:
+        """Who the peer is: for a server the client's first identity, for a client the first expected one."""
+        if self._context.side is Side.CLIENT:
+            return check_expected_identity(self.peer, self._verification.expected)
+        return self.peer.identities[0]
+
+    @property
+    def alpn(self) -> str | None:
+        """The negotiated application protocol: ``h2``, or None if the peer does not do ALPN."""
+        return self._connection.get_alpn_proto_negotiated().decode("ascii", "replace") or None
+
+    @property
+    def version(self) -> str:
+        """The protocol version, for instance ``TLSv1.3``."""
+        return self._connection.get_protocol_version_name()
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher suite's name."""
+        return self._connection.get_cipher_name()
+
+    @property
+    def group(self) -> str | None:
+        """The key exchange group's name."""
+        return self._connection.get_group_name()
+
+    # The handshake.
+
+    async def handshake(self, deadline_seconds: float) -> None:
+        """Agree on keys and check the peer, all of it, within ``deadline_seconds``.
+
+        Raises a TlsHandshakeError; the peer was told why as far as it can be reached. The connection is then
+        of no use but to be closed by the caller, as after a cancellation.
+        """
+        address = address_of(self._ssl)
+        self._context.begin(address, self._verification)
+        try:
+            with trio.move_on_after(deadline_seconds) as scope:
+                await self._agree()
+            if scope.cancelled_caught:
+                raise HandshakeTimeoutError(self.side)
+        finally:
+            self._context.end(address)
+
+    async def _agree(self) -> None:
+        heard = False
+        try:
+            while not self._advance():
+                await self._flushed()
+                while (size := self._transport_receive(CHUNK)) is None:
+                    await self.wait_receivable()
+                if size == 0:
+                    raise HandshakeEofError(self.side, silent=not heard)
+                heard = True
+                self._feed(size)
+            # A client's requests may have come with the last flight, a server's tickets too.
+            self._ahead = self._decrypt()
+            self._check_outcome()
+            # All that a TLS 1.3 server still has to send is tickets, which nobody needs: they go with the
+            # data.
+            if not self._flush() and not (self.side is Side.SERVER and self.version == "TLSv1.3"):
+                await self._flushed()
+        except (OSError, trio.BrokenResourceError) as error:
+            raise HandshakeEofError(self.side, silent=not heard) from error
+        except TlsError:
+            await self._send_alert()
+            raise
+
+    def _advance(self) -> bool:
+        """Let OpenSSL do what it can with what came. True when the handshake is done."""
+        lib.ERR_clear_error()
+        result = lib.SSL_do_handshake(self._ssl)
+        if result == 1:
+            return True
+        if lib.SSL_get_error(self._ssl, result) == WANT_READ:
+            return False
+        refusal = self._verification.refusal
+        errors = take_errors()
+        raise refusal or explain_failure(self.side, errors)
+
+    def _check_outcome(self) -> None:
+        """What must be so after a handshake that OpenSSL is content with."""
+        if self._verification.peer is None:
+            raise NoCertificateError(self.side)
+        if self._connection.get_alpn_proto_negotiated() not in {PROTOCOL, b""}:
+            raise NoApplicationProtocolError(self.side)
+
+    async def _send_alert(self) -> None:
+        """Tell the peer why, if it takes that soon."""
+        with trio.move_on_after(_ALERT_SECONDS):
+            try:
+                await self._flushed()
+            except (OSError, trio.BrokenResourceError):
+                return
+
+    async def _flushed(self) -> None:
+        while not self._flush():
+            await self.wait_sendable()
+
+    # Data.
+
+    def try_receive(self, max_bytes: int = CHUNK) -> bytes | None:
+        """Up to ``max_bytes`` (at least 1) of what the peer sent.
+
+        None: nothing now, `wait_receivable`. Empty: the peer said that it sends no more. Raises
+        TlsTruncatedError if its bytes ended without that, TlsAlertError if it gave an alert,
+        TlsProtocolError for bytes that are no valid record, OSError if the transport broke,
+        trio.ClosedResourceError after `close`. What came before an end or an error is delivered first.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        data = self._ahead
+        while not data:
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                return b""
+            size = self._transport_receive(max(RECORD, min(max_bytes, CHUNK)))
+            if size is None:
+                return None
+            if size == 0:
+                self._failure = TlsTruncatedError()
+                raise self._failure
+            self._feed(size)
+            data = self._decrypt()
+        if len(data) > max_bytes:
+            self._ahead = data[max_bytes:]
+            return data[:max_bytes]
+        self._ahead = b""
+        return data
+
+    def try_send(self, data: bytes | bytearray | memoryview) -> int:
+        """Encrypt and send from the beginning of ``data``; how many bytes were sent.
+
+        0: not now, `wait_sendable`. After fewer than all, the next call has to begin with the very bytes that
+        were not taken (wherever they lie in memory), and may bring more behind them. Raises OSError if the
+        transport broke, TlsError if the peer ended the connection with an alert, trio.ClosedResourceError
+        after `close`.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS connection was closed")
+        if not self._flush():
+            return 0
+        sent = self._owed
+        if sent:
+            self._owed = 0
+            if len(data) < sent:
+                raise ValueError(f"{len(data)} bytes were given where at least {sent} have to be given again")
+        if len(data) == sent:
+            return sent
+        if sent or len(data) > CHUNK:
+            data = memoryview(data)[sent : sent + CHUNK]
+        lib.ERR_clear_error()
+        with ffi.from_buffer(data) as pointer:
+            result = lib.SSL_write(self._ssl, pointer, len(data))
+        if result <= 0:
+            raise self._send_failure()
+        if self._flush():
+            return int(sent + result)
+        self._owed = result
+        return sent
+
+    def _send_failure(self) -> Exception:
+        errors = take_errors()
+        if self._failure is not None:
+            return self._failure
+        if self._notified:
+            return BrokenPipeError(errno.EPIPE, "this side has already ended its half of the TLS connection")
+        return TlsProtocolError(errors[0][1] if errors else "the connection cannot send any more")
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of records were made but not yet taken by the transport."""
+        return 0 if self._closed else int(lib.BIO_get_mem_data(self._outgoing, scratch.pending))
+
+    def close_notify(self) -> bool:
+        """End our half: the peer reads an orderly end; what it sends can still be read.
+
+        True if the transport took it, or is broken: nothing more can be done. If False, `wait_sendable` and
+        call again, or let it go.
+        """
+        if self._closed:
+            return True
+        if not self._notified:
+            self._notified = True
+            lib.ERR_clear_error()
+            lib.SSL_shutdown(self._ssl)
+            lib.ERR_clear_error()
+        try:
+            return self._flush()
+        except OSError:
+            self._discard(self.unsent)
+            return True
+
+    def close(self) -> None:
+        """Close the transport, if it is ours. Whoever waits gets trio.ClosedResourceError.
+
+        Sends nothing: call `close_notify` before for an orderly end. Calling it twice is fine.
+        """
+        if not self._closed:
+            self._closed = True
+            self._ahead = b""
+            self._close_transport()
+
+    # Between OpenSSL and the transport.
+
+    def _feed(self, size: int) -> None:
+        """Let OpenSSL read the first ``size`` bytes of the ciphertext buffer."""
+        bio = lib.BIO_new_mem_buf(scratch.cipher_pointer, size)
+        if bio == ffi.NULL:
+            raise MemoryError("OpenSSL has no memory for a buffer")
+        lib.BIO_set_mem_eof_return(bio, -1)
+        self._incoming = bio
+        lib.SSL_set_bio(self._ssl, bio, self._outgoing)
+
+    def _decrypt(self) -> bytes:
+        """All plaintext of what was fed. Notes an end or a failure for the next call."""
+        total = 0
+        ssl = self._ssl
+        plain = scratch.plain
+        read = lib.SSL_read
+        lib.ERR_clear_error()
+        while (size := read(ssl, plain + total, PLAIN_SIZE - total)) > 0:
+            total += size
+        error = lib.SSL_get_error(ssl, size)
+        # Copied before anything else uses the buffer.
+        data = ffi.buffer(plain, total)[:] if total else b""
+        if error != WANT_READ:
+            self._note_end(error)
+        return data
+
+    def _note_end(self, error: int) -> None:
+        errors = take_errors()
+        if error == ZERO_RETURN:
+            self._ended = True
+            return
+        number, reason = errors[0] if errors else (0, "the connection broke off")
+        if ALERT_REASONS < number < ALERT_REASONS + 256:
+            self._failure = TlsAlertError(number - ALERT_REASONS)
+        else:
+            self._failure = TlsProtocolError(reason)
+            # OpenSSL has an alert ready for the peer.
+            try:
+                self._flush()
+            except OSError:
+                return
+
+    def _flush(self) -> bool:
+        """Give the transport the records that are made. True when none are left. Raises OSError."""
+        outgoing = self._outgoing
+        pending = scratch.pending
+        while size := lib.BIO_get_mem_data(outgoing, pending):
+            self._largest = max(self._largest, size)
+            taken = self._transport_send(ffi.buffer(pending[0], size))
+            if taken == 0:
+                return False
+            self._discard(taken)
+        return True
+
+    def _discard(self, size: int) -> None:
+        """Drop what the transport took from the front of the outgoing BIO."""
+        while size > 0:
+            dropped = lib.BIO_read(self._outgoing, scratch.plain, min(size, PLAIN_SIZE))
+            if dropped <= 0:
+                return
+            size -= dropped
+
+    def _slim(self) -> None:
+        """Before a wait: give back the memory of an outgoing BIO that was large and is empty."""
+        if self._largest > _KEPT_OUTGOING and self._incoming is not None and not self.unsent:
+            self._largest = 0
+            bio = lib.BIO_new(lib.BIO_s_mem())
+            if bio != ffi.NULL:
+                lib.SSL_set_bio(self._ssl, self._incoming, bio)
+                self._outgoing = bio

@@ -1,0 +1,372 @@
+"""One delta xDS conversation with the control plane, as a state machine without any I/O.
+
+How it works. The client owns one `XdsSession` for the life of the process and opens stream after stream
+with it. What must outlive a stream lives here: the name and version of every resource the mesh was given,
+the keys somebody waits for, and whether the first sync has happened.
+
+    requests = session.open()                     a stream opens: these bytes go out at once, in order
+    reading = session.receive(message)            one message came in
+    while not reading.scan(): ...                 read it, a slice at a time; the caller yields in between
+    delta = reading.delta()                       what changes; the store puts it into force
+    while not reading.record(rejected): ...       note names and versions, a slice at a time
+    outcome = session.complete(reading, rejected) the ACK or NACK to send, and what became true by it
+    session.close()                               the stream is gone
+
+Both subscriptions are requested at once, before anything is heard: servers send their response headers
+with their first message, so waiting for either would deadlock.
+
+What a response may change is decided here only as far as names and versions go: a rejected update keeps the
+version of what is in force, so that a reconnect makes the server send the new one again; a removed name is
+forgotten. The payloads go to the store unread.
+
+**Reconnect.** The first request of a type carries every known name with its version, so the server sends
+only the difference and lists what has gone. istiod refuses a message over 4 MiB though, which is some 45,000
+names: the existing implementation would then fail at every attempt, for good. So beyond `REQUEST_BUDGET` the
+names stay home and the answer is the whole mesh; what is unchanged by version is not applied again, and what
+is known and not in that answer is removed. istiod sends the whole of a type as one response, which this
+relies upon. In on-demand mode names are subscriptions and cannot be left out: they go in several requests.
+
+**On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many wait
+for it. istiod answers an address with the object's own name and the address among its aliases, so aliases
+count as answers. It does not answer a key that is subscribed already, nor does it tell of an object that
+comes to hold an address later; a request that changes the subscriptions is answered though. So a key that was
+asked for before goes together with ``*``, subscribed and unsubscribed in one: a change that changes nothing.
+To unsubscribe the key first would be wrong: istiod answers a request that only unsubscribes by declaring all
+that is subscribed removed.
+
+Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go;
+docs/protocol/state-and-xds.md#requests-and-answers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from ztunnel.bounds import DEFAULTS, ControlBounds
+from ztunnel.messages import MeshDelta, Rejected, ResourceKind
+from ztunnel.xds.delta import ResponseScanner, encode_request, encode_version
+
+ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
+AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
+
+KINDS = {ADDRESS_TYPE: ResourceKind.ADDRESS, AUTHORIZATION_TYPE: ResourceKind.AUTHORIZATION}
+"""The types we ask for, in the order we ask for them."""
+
+REQUEST_BUDGET = 4_000_000
+"""How large a request may get, in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
+
+SLICE = 250
+"""How many resources are read without a pause: half a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class XdsOutcome:
+    """What a response led to.
+
+    ``request`` is the ACK or NACK to send. ``nack`` is the NACK's text, None for an ACK. ``answered`` are the
+    demanded keys that need not wait any longer. ``became_ready`` is true once in a process's life: every
+    expected type has been ACKed now. ``known_type`` is false for a type that we never asked for.
+    """
+
+    type_url: str
+    nonce: str
+    request: bytes
+    nack: str | None
+    answered: frozenset[str]
+    became_ready: bool
+    known_type: bool
+
+
+class Reading:
+    """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
+
+    __slots__ = ("_reconciling", "_recording", "_scanner", "_session")
+
+    def __init__(self, session: XdsSession, message: bytes) -> None:
+        self._session = session
+        self._scanner = ResponseScanner(message)
+        self._reconciling: Iterator[None] | None = None
+        self._recording: Iterator[None] | None = None
+
+    @property
+    def type_url(self) -> str:
+        """The response's type; complete after `scan`."""
+        return self._scanner.type_url
+
+    @property
+    def value_bytes(self) -> int:
+        """The sum of the sizes of the payloads; complete after `scan`."""
+        return self._scanner.value_bytes
+
+    @property
+    def envelope(self) -> ResponseScanner:
+        """The scanned envelope, for the session's books."""
+        return self._scanner
+
+    def scan(self, slice_size: int = SLICE) -> bool:
+        """Read the next slice; True when all is read.
+
+        Raises `MalformedResponseError`; then the stream is to be ended, and nothing has changed.
+        """
+        scanner = self._scanner
+        if self._reconciling is None:
+            if not scanner.scan(slice_size):
+                return False
+            self._reconciling = self._session.reconcile(scanner)
+        for _ in self._reconciling:
+            return False
+        scanner.resources.known = self._session.known(scanner.type_url)
+        return True
+
+    def delta(self) -> MeshDelta | None:
+        """What to apply; None for a type that we never asked for.
+
+        It is the whole response, empty or not, since the store gives it a meaning as a whole (a service finds
+        all its endpoints, an ALLOW comes with the DENY beside it). Applying it in slices is the store's part.
+        """
+        scanner = self._scanner
+        kind = KINDS.get(scanner.type_url)
+        if kind is None:
+            return None
+        return MeshDelta(self._session.next_number(), kind, scanner.resources, tuple(scanner.removed))
+
+    def record(self, rejected: Sequence[Rejected] = ()) -> bool:
+        """All of it is applied, or ``rejected``: note the next slice of names and versions; True when done.
+
+        `XdsSession.complete` does what is left of this.
+        """
+        if self._recording is None:
+            self._recording = self._session.recording(self._scanner, rejected)
+        for _ in self._recording:
+            return False
+        return True
+
+
+class XdsSession:
+    """What the client knows of the conversation, over all its streams.
+
+    ``node`` is the encoded Node message of the first requests. ``on_demand``: ask for addresses by key.
+    ``numbers`` gives each delta its number.
+    """
+
+    def __init__(
+        self,
+        node: bytes,
+        *,
+        on_demand: bool = False,
+        numbers: Iterator[int] | None = None,
+        request_budget: int = REQUEST_BUDGET,
+        bounds: ControlBounds = DEFAULTS.control,
+    ) -> None:
+        self._bounds = bounds
+        self._node = node
+        self._numbers = count(1) if numbers is None else numbers
+        self._on_demand = on_demand
+        self._budget = request_budget
+        self._versions: dict[str, dict[str, str]] = {type_url: {} for type_url in KINDS}
+        self._awaited = {AUTHORIZATION_TYPE} if on_demand else set(KINDS)
+        self._is_open = False
+        self._resync: set[str] = set()
+        self._pending: set[str] = set()
+        self._subscribed: set[str] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a response of each expected type has been ACKed, once, ever."""
+        return not self._awaited
+
+    @property
+    def awaiting(self) -> tuple[str, ...]:
+        """The types of which no response has been ACKed yet, sorted."""
+        return tuple(sorted(self._awaited))
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether addresses are asked for by key."""
+        return self._on_demand
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """The keys asked for and not answered yet."""
+        return frozenset(self._pending)
+
+    def versions(self, type_url: str) -> dict[str, str]:
+        """The known names of a type with their versions: a copy, for the dump and for tests."""
+        return dict(self._versions[type_url])
+
+    @property
+    def size(self) -> int:
+        """How many names are known."""
+        return sum(map(len, self._versions.values()))
+
+    def known(self, type_url: str) -> Container[str]:
+        """The known names of a type."""
+        return self._versions.get(type_url, ())
+
+    def open(self) -> list[bytes]:
+        """A stream opens: the first requests, to be sent in this order without waiting for anything."""
+        self._is_open = True
+        self._resync.clear()
+        self._subscribed = set(self._pending)
+        requests: list[bytes] = []
+        for type_url in KINDS:
+            if self._on_demand and type_url == ADDRESS_TYPE:
+                requests.extend(self._open_on_demand(type_url))
+            else:
+                requests.append(self._open_wildcard(type_url))
+        return requests
+
+    def close(self) -> None:
+        """The stream is gone. What is known stays; keys still waited for are in the next `open`."""
+        self._is_open = False
+        self._resync.clear()
+        self._subscribed.clear()
+
+    def next_number(self) -> int:
+        """The number of the next delta."""
+        return next(self._numbers)
+
+    def receive(self, message: bytes) -> Reading:
+        """Begin to read a response. One at a time: complete it before the next."""
+        return Reading(self, message)
+
+    def reconcile(self, response: ResponseScanner) -> Iterator[None]:
+        """Where the names stayed home (see above): turn the whole mesh that came into the difference.
+
+        Changes what is chosen of the response, and its removals; does nothing to any other response. Called
+        by `Reading.scan`, which goes on a slice at a time.
+        """
+        if response.type_url not in self._resync:
+            return
+        self._resync.discard(response.type_url)
+        known = self._versions[response.type_url]
+        kept = set(response.removed)
+        resources = response.resources
+        resources.chosen = chosen = array("I")
+        for start in range(0, resources.total, SLICE):
+            for number in range(start, min(start + SLICE, resources.total)):
+                name, version = resources.name(number), resources.version(number)
+                kept.add(name)
+                if not version or known.get(name) != version:
+                    chosen.append(number)
+            yield
+        names = iter(known)
+        while part := list(islice(names, SLICE)):
+            response.removed.extend([name for name in part if name not in kept])
+            yield
+
+    def recording(self, response: ResponseScanner, rejected: Sequence[Rejected]) -> Iterator[None]:
+        """Note what is known after a response, a slice at a time. Called by `Reading.record`."""
+        if response.type_url not in KINDS:
+            return
+        known = self._versions[response.type_url]
+        refused = {bad.name for bad in rejected}
+        for start in range(0, len(response.removed), SLICE):
+            for name in response.removed[start : start + SLICE]:
+                known.pop(name, None)
+            yield
+        resources = response.resources
+        for start in range(0, resources.total, SLICE):
+            for number in range(start, min(start + SLICE, resources.total)):
+                name, version = resources.name(number), resources.version(number)
+                # A text that is there already is kept: it need not be stored anew.
+                if known.get(name) != version and name not in refused:
+                    known[name] = version
+            yield
+
+    def complete(self, reading: Reading, rejected: Sequence[Rejected] = ()) -> XdsOutcome:
+        """All of a response is applied, or rejected in this order: do the books, and say what to send."""
+        scanner = reading.envelope
+        type_url = scanner.type_url
+        known_type = type_url in KINDS
+        became_ready = False
+        answered: frozenset[str] = frozenset()
+        nack = "; ".join(f"{bad.name}: {bad.reason}" for bad in rejected) or None
+        while not reading.record(rejected):
+            pass
+        if known_type:
+            if type_url == ADDRESS_TYPE and self._pending:
+                answered = self._answer(scanner)
+            if nack is None and type_url in self._awaited:
+                self._awaited.discard(type_url)
+                became_ready = not self._awaited
+        scanner.release()
+        request = encode_request(type_url, nonce=scanner.nonce, error=nack)
+        return XdsOutcome(type_url, scanner.nonce, request, nack, answered, became_ready, known_type)
+
+    def demand(self, key: str) -> bytes | None:
+        """Somebody waits for a key: the request to send now.
+
+        Empty if it is asked for already, or if no stream is open (the next one will ask). None if too many
+        keys are waited for: a miss.
+        """
+        if key in self._pending:
+            return b""
+        if len(self._pending) >= self._bounds.demands_waiting:
+            return None
+        self._pending.add(key)
+        if not self._is_open:
+            return b""
+        if key in self._subscribed or len(self._subscribed) >= self._bounds.demands_remembered:
+            return encode_request(ADDRESS_TYPE, subscribe=(key, "*"), unsubscribe=("*",))
+        self._subscribed.add(key)
+        return encode_request(ADDRESS_TYPE, subscribe=(key,))
+
+    def abandon(self, key: str) -> None:
+        """Nobody waits for a key any more."""
+        self._pending.discard(key)
+
+    def _open_wildcard(self, type_url: str) -> bytes:
+        known = self._versions[type_url]
+        entries: list[bytes] = []
+        size = 0
+        # At least so many bytes; known without encoding tens of thousands of entries in vain.
+        if self._exceeds_budget(known):
+            self._resync.add(type_url)
+            return encode_request(type_url, node=self._node)
+        for name, version in known.items():
+            entry = encode_version(name, version)
+            size += len(entry)
+            if size > self._budget:
+                self._resync.add(type_url)
+                return encode_request(type_url, node=self._node)
+            entries.append(entry)
+        return encode_request(type_url, node=self._node) + b"".join(entries)
+
+    def _exceeds_budget(self, known: Mapping[str, str]) -> bool:
+        left = self._budget
+        names, versions = iter(known), iter(known.values())
+        while left >= 0:
+            part = sum(map(len, islice(names, SLICE))) + sum(map(len, islice(versions, SLICE)))
+            if part == 0:
+                return False
+            left -= part
+        return True
+
+    def _open_on_demand(self, type_url: str) -> Iterator[bytes]:
+        # Subscribing to "*" and unsubscribing from it is how istiod is told "nothing yet".
+        request = encode_request(type_url, node=self._node, subscribe=("*",), unsubscribe=("*",))
+        entries: list[bytes] = []
+        size = 0
+        known = self._versions[type_url]
+        waited_for = ((key, "") for key in sorted(self._pending) if key not in known)
+        for name, version in (*known.items(), *waited_for):
+            entry = encode_version(name, version)
+            if size + len(entry) > self._budget and entries:
+                yield request + b"".join(entries)
+                request = encode_request(type_url)
+                entries, size = [], 0
+            entries.append(entry)
+            size += len(entry)
+        yield request + b"".join(entries)
+
+    def _answer(self, response: ResponseScanner) -> frozenset[str]:
+        pending = self._pending
+        answered = pending.intersection(response.resources.names())
+        answered |= pending.intersection(response.aliases)
+        answered |= pending.intersection(response.removed)
+        pending -= answered
+        return frozenset(answered)
