@@ -20,7 +20,7 @@ from ztunnel.grpc.bridge import GrpcChannel, GrpcStream
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 from ztunnel.xds.connect import METHOD
 from ztunnel.xds.delta import encode_request
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 QUIET_SECONDS = 2.5
 """When nothing more comes for that long, istiod has said what it had to say; it gathers changes for 0.1 s."""

@@ -15,7 +15,7 @@ from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import TOKEN, FakeIstiod
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from ztunnel.xds.connect import METHOD
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "xds.json").read_text())["conversations"]
 SECONDS = 60.0
