@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from random import Random
 
+import dns.exception
+import dns.message
 import pytest
 import trio
 import trio.testing
 
-from tests.chaos.__main__ import again, plan, random_of
+from tests.chaos.__main__ import again, plan, random_of, tracebacks
 from tests.chaos.catalogue import CATALOGUE
+from tests.chaos.scene import Names, address_of
 from tests.support.conversations import Applications, EarlyEnd, exchange
 from tests.support.traffic import pattern
 
@@ -99,3 +102,27 @@ async def test_what_may_never_happen_is_seen(pair: Sockets, data: bytes, error: 
     await say(pair.near, data)
     with pytest.raises(error):
         await exchange(pair.far, answering=True)
+
+
+def test_a_traceback_is_a_bug_but_for_lack_of_memory_that_was_caused():
+    bug = 'x\nTraceback (most recent call last):\n  File "a"\nKeyError: 1\n'
+    lack = 'x\nTraceback (most recent call last):\n  File "a"\nMemoryError\n'
+    assert tracebacks("x\n") == []
+    assert len(tracebacks(bug + lack + bug)) == 2
+    assert tracebacks(lack) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_lying_resolver_tells_nothing_that_is_to_be_believed(seed: int):
+    """Each of its answers is for another question or id, cannot be read, or is the right one."""
+    names = Names(None)  # type: ignore[arg-type]  # no pod is asked for anything
+    behave = names.lying(Random(seed))
+    for _ in range(20):
+        query = dns.message.make_query("n7.elsewhere.example.", "A")
+        for reply in behave(query.to_wire(), False):
+            try:
+                told = dns.message.from_wire(reply)
+            except dns.exception.DNSException:
+                continue
+            if told.id == query.id and told.question == query.question and told.answer:
+                assert [str(item) for item in told.answer[0]] == [address_of(7)]

@@ -20,7 +20,15 @@ import pytest
 import trio
 
 from tests.support.census import take_census
-from tests.support.fake_resolver import Behaviour, FakeResolver, answer_with, fake_resolver, reply_to, silent
+from tests.support.fake_resolver import (
+    Behaviour,
+    FakeResolver,
+    answer_with,
+    fake_resolver,
+    reply_to,
+    silent,
+    with_resolv_conf,
+)
 from tests.support.mesh import DedicatedDeployment, Mesh
 from tests.support.node_deployment import NodeDeployment
 from tests.support.pod import MeshPod, eventually
@@ -39,12 +47,6 @@ ENVIRONMENT = {
     "LOG_FORMAT": "json",
     "RUST_LOG": "info,access=debug,ztunnel::dns=debug",
 }
-
-
-def with_resolv_conf(path: Path) -> list[str]:
-    """What a command is to follow so that it sees this file as /etc/resolv.conf."""
-    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", script, str(path)]
 
 
 class DnsDeployment(DedicatedDeployment):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -211,3 +212,76 @@ async def test_a_socket_is_never_blocked_on(nursery):
         lines = await read_lines(theirs.fileno(), 5000)
         assert [int(line) for line in lines] == list(range(5000))
         nursery.cancel_scope.cancel()
+
+
+class SmallDisk:
+    """A file whose disk has room for so many more bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fd: int) -> None:
+        self.room = 1 << 20
+        self.number = errno.ENOSPC
+        real = os.write
+
+        def write(to: int, data: bytes) -> int:
+            if to != fd:
+                return real(to, data)
+            if not self.room:
+                raise OSError(self.number, os.strerror(self.number))
+            written = real(to, data[: self.room])
+            self.room -= written
+            return written
+
+        monkeypatch.setattr(os, "write", write)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3])
+def test_a_full_disk_costs_what_is_written_meanwhile(tmp_path, monkeypatch, room: int):
+    """Lines are lost and counted; when there is room again, the next one stands on a line of its own."""
+    file = tmp_path / "log"
+    with file.open("wb", buffering=0) as stream:
+        disk = SmallDisk(monkeypatch, stream.fileno())
+        sink = Sink(stream.fileno())
+        sink.write("a\n")
+        disk.room = room
+        for line in ("bb\n", "cc\n", "dd\n"):
+            sink.write(line)
+        assert sink.lost == (2 if room == 3 else 3)
+        assert sink.queued == 0
+        disk.room = 1 << 20
+        for line in ("ee\n", "ff\n"):
+            sink.write(line)
+        sink.close()
+    begun = b"bb\n"[:room]
+    assert file.read_bytes() == b"a\n" + begun + (b"" if room in (0, 3) else b"\n") + b"ee\nff\n"
+
+
+async def test_nobody_waits_for_a_full_disk(tmp_path, monkeypatch):
+    """With a task that writes as well: what comes while the disk is full is lost, not kept."""
+    with (tmp_path / "log").open("wb", buffering=0) as stream:
+        disk = SmallDisk(monkeypatch, stream.fileno())
+        sink = Sink(stream.fileno(), lines=10)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sink.run)
+            disk.room = 0
+            for number in range(100):
+                sink.write(f"{number}\n")
+            await trio.testing.wait_all_tasks_blocked()
+            assert (sink.queued, sink.lost) == (0, 100)
+            disk.room = 1 << 20
+            sink.write("again\n")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        sink.close()
+    assert (tmp_path / "log").read_bytes() == b"again\n"
+
+
+def test_a_descriptor_that_nobody_reads_is_given_up(tmp_path, monkeypatch):
+    with (tmp_path / "log").open("wb", buffering=0) as stream:
+        disk = SmallDisk(monkeypatch, stream.fileno())
+        disk.room, disk.number = 0, errno.EPIPE
+        sink = Sink(stream.fileno())
+        sink.write("a\n")
+        disk.room = 1 << 20
+        sink.write("b\n")
+        sink.close()
+    assert (tmp_path / "log").read_bytes() == b""

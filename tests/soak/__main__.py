@@ -1,7 +1,8 @@
 """Traffic of all kinds for a long time, with what the ztunnels hold: ``python -m tests.soak --minutes 10``.
 
-Bulk, short connections, idle ones, resets, pods that come and go, policies that change, all at once on two
-nodes. Every few seconds memory and descriptors of both ztunnels are looked at. In the end all traffic stops,
+Bulk, short connections, idle ones, resets, pods that come and go with identities of their own, policies that
+change, certificates that are renewed all the time, all at once on two nodes with two workers each. Every few
+seconds memory and descriptors of both ztunnels are looked at, workers included. In the end all traffic stops,
 and as many sockets must be open as after a first such while. Exit status 0: so it is, memory was flat, and no
 byte was wrong.
 """
@@ -20,16 +21,23 @@ import trio
 
 from tests.soak.chart import chart
 from tests.support.census import open_descriptors
+from tests.support.control_plane import deny
 from tests.support.conversations import (
     DENIED_PORT,
     OPEN_PORT,
     Applications,
-    let_only_the_client_in,
     nonblocking,
+    only_the_client,
 )
+from tests.support.processes import families
+from tests.support.processes import memory as memory_of
 from tests.support.traffic import reset, serve
-from tests.support.two_nodes import TwoNodes
+from tests.support.whole_mesh import WholeMesh
 from ztunnel.messages import PodInfo
+from ztunnel.xds.session import AUTHORIZATION_TYPE
+
+LIFETIME = 20.0
+"""Seconds that a certificate is valid."""
 
 SAMPLE_SECONDS = 5.0
 SHORT_PORT = 7070
@@ -49,7 +57,7 @@ TOLERATED_GROWTH = 0.05
 class Soak:
     """The traffic, and what was sampled meanwhile."""
 
-    def __init__(self, mesh: TwoNodes, applications: Applications) -> None:
+    def __init__(self, mesh: WholeMesh, applications: Applications) -> None:
         self.mesh = mesh
         self.applications = applications
         self.nodes = {"client's node": mesh.node(mesh.client), "server's node": mesh.node(mesh.server)}
@@ -72,15 +80,17 @@ class Soak:
 
     def sockets(self, name: str) -> int:
         """How many sockets a node's ztunnel has open. Not pipes: a few are kept in stock."""
-        return sum(
-            text.startswith("socket:") for text in open_descriptors(self.nodes[name].current.process.pid)
-        )
+        return sum(text.startswith("socket:") for text in self.descriptors_of(name))
+
+    def descriptors_of(self, name: str) -> list[str]:
+        """What a node's ztunnel has open, in all its processes."""
+        pids = families([self.nodes[name].current.process.pid])
+        return [text for pid in pids for text in open_descriptors(pid)]
 
     def held(self, name: str) -> tuple[float, int]:
-        """Resident memory in MB, and descriptors, of a node's ztunnel."""
-        pid = self.nodes[name].current.process.pid
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * 4096 / 1e6, len(open_descriptors(pid))
+        """Memory in MB, shared pages counted once, and descriptors, of a node's ztunnel."""
+        pss = memory_of([self.nodes[name].current.process.pid]).pss
+        return pss * 1024 / 1e6, len(self.descriptors_of(name))
 
     async def sample(self) -> None:
         """Look at both, every few seconds."""
@@ -145,16 +155,16 @@ class Soak:
             uid = f"churn-{round_}"
             info = PodInfo(pod.name, "default", f"churn-{round_ % 7}")
             await trio.to_thread.run_sync(node.cni.add_pod, uid, info, pod.namespace.descriptor)
-            self.mesh.mesh.policies[1:] = []
+            policy = deny(f"churn-{round_}", port=1, selector=True)
             if round_ % 2:
-                rules = [[[{"destinationPorts": [1]}]]]
-                self.mesh.mesh.policy(
-                    f"churn-{round_}", action="Deny", rules=rules, workloads=[self.mesh.server]
-                )
-            self.mesh.mesh.write_file()
+                self.mesh.put_policy(policy)
+                self.mesh.put_server("default/only-the-client", f"default/{policy.name}")
             with trio.CancelScope(shield=True):
                 await trio.sleep(0.5)
                 await trio.to_thread.run_sync(node.cni.delete_pod, uid)
+            if round_ % 2:
+                self.mesh.put_server("default/only-the-client")
+                self.mesh.istiod.remove(f"default/{policy.name}", type_url=AUTHORIZATION_TYPE)
             round_ += 1
 
 
@@ -166,9 +176,10 @@ async def take_anything(stream: trio.SocketStream) -> None:
 
 async def run(minutes: float, directory: Path | None) -> int:
     """Returns the exit status."""
-    with TwoNodes.open() as mesh:
-        let_only_the_client_in(mesh)
-        await mesh.mesh.update()
+    with WholeMesh.open(lifetime=LIFETIME) as mesh:
+        mesh.put_policy(only_the_client(mesh.client))
+        mesh.put_server("default/only-the-client")
+        await trio.to_thread.run_sync(mesh.istiod.wait_settled, AUTHORIZATION_TYPE)
         applications = Applications(mesh.server, mesh.neighbour)
         soak = Soak(mesh, applications)
         left: dict[str, int] = {}
@@ -217,11 +228,14 @@ def report(soak: Soak, minutes: float, problems: list[str], directory: Path | No
             f"{name}: memory {memory[0]:.1f} MB first, {memory[-1]:.1f} last, {max(memory):.1f} most; "
             f"descriptors {descriptors[0]:.0f}, {descriptors[-1]:.0f}, {max(descriptors):.0f}"
         )
-    print(f"{minutes:g} minutes, {soak.connections} connections", "no problem" if not problems else "")
+    issued = len(soak.mesh.authority.issued)
+    print(f"{minutes:g} minutes, {soak.connections} connections, {issued} certificates")
+    if not problems:
+        print("no problem")
     for problem in problems:
         print(f"PROBLEM: {problem}")
     if directory is not None:
-        panels = {"resident memory, MB": soak.memory, "open descriptors": soak.descriptors}
+        panels = {"memory (PSS), MB": soak.memory, "open descriptors": soak.descriptors}
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "soak.svg").write_text(chart(soak.seconds, panels))
         samples = {"seconds": soak.seconds, "memory": soak.memory, "descriptors": soak.descriptors}

@@ -16,21 +16,26 @@ from random import Random
 
 import trio
 
-from tests.support.local_file import Exact
 from tests.support.pod import MeshPod
 from tests.support.traffic import receive_pattern, reset, send_pattern
-from tests.support.two_nodes import TwoNodes
+from ztunnel.pb.istio.security import Action, Authorization, Clause, Match, Rule, Scope, StringMatch
 
 OPEN_PORT = 8080
 DENIED_PORT = 9090
 LARGEST = 3_000_000
 
 
-def let_only_the_client_in(mesh: TwoNodes) -> None:
-    """The policy of these tests: at DENIED_PORT nobody but the client is let in."""
-    others = [{"notPrincipals": [Exact(mesh.client.principal)]}]
-    rules = [[[{"destinationPorts": [DENIED_PORT]}], others]]
-    mesh.mesh.policy("only-the-client", action="Deny", rules=rules, workloads=[mesh.server])
+def only_the_client(client: MeshPod) -> Authorization:
+    """The policy of these tests, for who refers to it: at DENIED_PORT nobody but the client is let in."""
+    port = Clause(matches=[Match(destination_ports=[DENIED_PORT])])
+    others = Clause(matches=[Match(not_principals=[StringMatch(exact=client.principal)])])
+    return Authorization(
+        name="only-the-client",
+        namespace="default",
+        scope=Scope.WORKLOAD_SELECTOR,
+        action=Action.DENY,
+        rules=[Rule(clauses=[port, others])],
+    )
 
 
 class Violation(AssertionError):

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _ACCEPTED = dt.timedelta(hours=1)
 """How far back validity reaches, for clocks that differ."""
+_NEW = dt.timedelta(0)
 
 
 def pem(certificate: x509.Certificate) -> bytes:
@@ -62,12 +63,21 @@ class FakeCertificateAuthority:
         )
         return encoded, pem(certificate)
 
-    def sign(self, csr: x509.CertificateSigningRequest, identity: str, lifetime: dt.timedelta) -> bytes:
-        """A workload certificate, as PEM: the key of the CSR, the identity that the caller found right."""
+    def sign(
+        self,
+        csr: x509.CertificateSigningRequest,
+        identity: str,
+        lifetime: dt.timedelta,
+        age: dt.timedelta = _NEW,
+    ) -> bytes:
+        """A workload certificate, as PEM: the key of the CSR, the identity that the caller found right.
+
+        age: how long ago its lifetime began.
+        """
         key = csr.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TypeError("the key of the CSR is not on an elliptic curve")
-        return pem(self._sign(key, [x509.UniformResourceIdentifier(identity)], lifetime))
+        return pem(self._sign(key, [x509.UniformResourceIdentifier(identity)], lifetime, age))
 
     def revocations(self, *certificates: bytes) -> bytes:
         """A revocation list of this CA, as PEM, with these certificates (PEM, the first of each)."""
@@ -85,9 +95,13 @@ class FakeCertificateAuthority:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _sign(
-        self, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName], lifetime: dt.timedelta
+        self,
+        key: ec.EllipticCurvePublicKey,
+        names: Sequence[x509.GeneralName],
+        lifetime: dt.timedelta,
+        age: dt.timedelta = _NEW,
     ) -> x509.Certificate:
-        now = dt.datetime.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC) - age
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))

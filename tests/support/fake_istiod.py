@@ -25,14 +25,18 @@ import hashlib
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.fake_ca import FakeCertificateAuthority
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest
@@ -45,6 +49,18 @@ from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 TOKEN = "a-service-account-token"
 MAX_RECEIVED = 4 * 1024 * 1024
 """istiod's default limit for a message of a client."""
+
+
+class CertificateLie(Enum):
+    """What is wrong with a certificate that is issued nevertheless."""
+
+    IDENTITY = auto()
+    """It is another workload's."""
+    EXPIRED = auto()
+    KEY = auto()
+    """It is for another key than the one of the request."""
+    AUTHORITY = auto()
+    """Somebody else has signed it, and the root that comes with it is not that one's."""
 
 
 @dataclass
@@ -62,6 +78,10 @@ class Misbehaviour:
     end_message: str = ""
     refuse_certificates: str = ""
     """Refuse CreateCertificate with this message."""
+    delay: float = 0.0
+    """Seconds that each certificate and each answer on a stream takes longer."""
+    certificate: CertificateLie | None = None
+    """Issue certificates that are wrong in this way."""
 
 
 @dataclass
@@ -320,11 +340,27 @@ class FakeIstiod:
         if self.identities is not None and identity not in self.identities:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure")
         lifetime = self.lifetime or dt.timedelta(seconds=request.validity_duration or 86_400)
-        chain = [self.ca.sign(csr, identity, lifetime), self.root_bundle or self.ca.root]
+        time.sleep(self.misbehaviour.delay)
+        chain = [self._sign(csr, identity, lifetime), self.root_bundle or self.ca.root]
         with self._changed:
             self.issued.append(Issued(identity, metadata, request.validity_duration, chain[0], bool(asked)))
             self._changed.notify_all()
         return bytes(IstioCertificateResponse(cert_chain=[part.decode() for part in chain]))
+
+    def _sign(self, csr: x509.CertificateSigningRequest, identity: str, lifetime: dt.timedelta) -> bytes:
+        """A certificate; what is wrong with it, if anything, is the misbehaviour's."""
+        match self.misbehaviour.certificate:
+            case CertificateLie.IDENTITY:
+                return self.ca.sign(csr, identity + "-of-somebody-else", lifetime)
+            case CertificateLie.EXPIRED:
+                return self.ca.sign(csr, identity, lifetime, age=lifetime + dt.timedelta(seconds=1))
+            case CertificateLie.KEY:
+                builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+                other = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+                return self.ca.sign(other, identity, lifetime)
+            case CertificateLie.AUTHORITY:
+                return FakeCertificateAuthority().sign(csr, identity, lifetime)
+        return self.ca.sign(csr, identity, lifetime)
 
     def _answer(self, stream: Stream, request: DeltaDiscoveryRequest) -> None:
         type_url = request.type_url
@@ -476,6 +512,7 @@ class _Handlers(grpc.GenericRpcHandler):
                     if message.code is not grpc.StatusCode.OK:
                         context.abort(message.code, message.message)
                     return
+                time.sleep(istiod.misbehaviour.delay)
                 yield message
         finally:
             istiod.closed(stream)

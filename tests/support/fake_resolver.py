@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -46,6 +47,12 @@ def reply_to(
     return message.to_wire(max_size=65535)
 
 
+def with_resolv_conf(path: Path) -> list[str]:
+    """What a command is to follow so that it sees this file as /etc/resolv.conf."""
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(path)]
+
+
 def silent(query: bytes, tcp: bool) -> list[bytes]:
     """Never answers."""
     return []
@@ -53,13 +60,17 @@ def silent(query: bytes, tcp: bool) -> list[bytes]:
 
 @dataclass
 class FakeResolver:
-    """``asked``: each query as it came, and whether over TCP. ``ports``, ``clients``: whence those of UDP."""
+    """``asked``: each query as it came, and whether over TCP. ``ports``, ``clients``: whence those of UDP.
+
+    ``delay``: seconds that each answer takes.
+    """
 
     port: int
     behave: Behaviour
     asked: list[tuple[bytes, bool]] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
     clients: set[str] = field(default_factory=set)
+    delay: float = 0.0
 
     def asked_for(self, name: str) -> int:
         """How often a name was asked for."""
@@ -67,14 +78,22 @@ class FakeResolver:
 
 
 async def _serve_udp(resolver: FakeResolver, sock: trio.socket.SocketType) -> None:
-    while True:
-        query, peer = await sock.recvfrom(65535)
-        resolver.asked.append((query, False))
-        resolver.ports.append(peer[1])
-        resolver.clients.add(peer[0])
+    async def answer(query: bytes, peer: tuple[object, ...]) -> None:
+        await trio.sleep(resolver.delay)
         for reply in resolver.behave(query, False):
             with contextlib.suppress(OSError):
                 await sock.sendto(reply, peer)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            query, peer = await sock.recvfrom(65535)
+            resolver.asked.append((query, False))
+            resolver.ports.append(peer[1])
+            resolver.clients.add(peer[0])
+            if resolver.delay:
+                nursery.start_soon(answer, query, peer)
+            else:
+                await answer(query, peer)
 
 
 async def _serve_tcp(resolver: FakeResolver, stream: trio.SocketStream) -> None:
@@ -87,6 +106,7 @@ async def _serve_tcp(resolver: FakeResolver, stream: trio.SocketStream) -> None:
                     end = 2 + int.from_bytes(received[:2], "big")
                     query, received = received[2:end], received[end:]
                     resolver.asked.append((query, True))
+                    await trio.sleep(resolver.delay)
                     for reply in resolver.behave(query, True):
                         await stream.send_all(len(reply).to_bytes(2, "big") + reply)
 

@@ -125,8 +125,12 @@ class NodeDeployment:
         commands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._environments = environments or {}
-        self._commands = commands or {}
+        self._commands = dict(commands or {})
         self.nodes: dict[str, NodeZtunnel] = {}
+
+    def set_command(self, node: str, command: Sequence[str]) -> None:
+        """How the ztunnels of a node are started. Before the first of them is."""
+        self._commands[node] = command
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
         """Start the ztunnels of nodes that have none yet, and hand the pods over."""

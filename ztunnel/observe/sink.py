@@ -12,12 +12,16 @@ open file with us, the shell that started us among them, so the file behind it i
 descriptor is written only while poll says that it takes at least PIPE_BUF bytes, and not more than that at
 a time. A regular file is never reopened, since its position would be lost, and never has to be waited for.
 
+A full disk (or quota) takes no line, and may do so again a moment later: what cannot be written then is lost
+and counted, and nobody waits for it. A descriptor that nobody reads any more is given up for good.
+
 To pipes not more than PIPE_BUF bytes are written at a time, cut at ends of lines: such writes are not torn
 apart, so processes that share a pipe do not mix their lines.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -33,6 +37,8 @@ from ztunnel.bounds import DEFAULTS
 LINES_A_WRITE = 64
 _PIPE_BYTES = 4096  # PIPE_BUF on Linux
 _ANY_BYTES = 256 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM)
+"""What a file says that takes nothing now and may take more later."""
 
 
 class Sink:
@@ -52,6 +58,8 @@ class Sink:
         self._now = now
         self._queue: deque[str] = deque()
         self._rest = b""  # a batch of which a part is written
+        self._open_line = False  # what was written last has no line break
+        self._lost = 0
         self._dead = False
         self._patience: float | None = None  # how long a line may wait when no task writes
         self._lock = threading.RLock()  # gRPC's threads log too
@@ -80,6 +88,11 @@ class Sink:
     def queued(self) -> int:
         """Lines that wait to be written."""
         return len(self._queue)
+
+    @property
+    def lost(self) -> int:
+        """Lines that a full disk did not take."""
+        return self._lost
 
     def write(self, line: str) -> None:
         """Take one line, with its line break. Waits only when the queue is full or no task writes."""
@@ -175,17 +188,21 @@ class Sink:
             except InterruptedError:
                 self._rest = batch
                 return True
-            except OSError:
-                # nobody reads any more; there is no other place to say so
-                self._dead = True
+            except OSError as error:
+                # There is no other place to say so.
+                if error.errno in _FULL:
+                    self._lost += batch.count(b"\n") - (self._open_line and not self._rest)
+                else:
+                    self._dead = True
                 self._rest = b""
                 return True
             self._rest = batch[written:]
+            self._open_line = not batch.startswith(b"\n", written - 1)
             return True
 
     def _next_batch(self) -> bytes:
         queue = self._queue
-        lines: list[bytes] = []
+        lines: list[bytes] = [b"\n"] if self._open_line else []
         size = 0
         while queue and len(lines) < LINES_A_WRITE:
             line = queue[0].encode("utf-8", "backslashreplace")
