@@ -18,6 +18,7 @@ from random import Random
 from statistics import median
 
 import trio
+from ztunnel.xds.session import AUTHORIZATION_TYPE
 
 from tests.soak.chart import chart
 from tests.support.census import open_descriptors
@@ -34,7 +35,6 @@ from tests.support.processes import memory as memory_of
 from tests.support.traffic import reset, serve
 from tests.support.whole_mesh import WholeMesh
 from ztunnel.messages import PodInfo
-from ztunnel.xds.session import AUTHORIZATION_TYPE
 
 LIFETIME = 20.0
 """Seconds that a certificate is valid."""
