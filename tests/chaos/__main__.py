@@ -18,13 +18,13 @@ from itertools import combinations
 from random import Random
 
 import trio
-from ztunnel.xds.session import AUTHORIZATION_TYPE
 
 from tests.chaos.catalogue import ABSENT, CATALOGUE, mesh_ready
 from tests.chaos.scene import Names, Scene
 from tests.support.conversations import DENIED_PORT, OPEN_PORT, Applications
 from tests.support.pod import MeshPod
 from tests.support.whole_mesh import WholeMesh
+from ztunnel.xds.xds_session import AUTHORIZATION_TYPE
 
 RECOVERY = 60.0
 """Seconds after the end of a fault in which everything has to work again."""

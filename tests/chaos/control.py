@@ -9,13 +9,13 @@ from random import Random
 
 import grpc
 import trio
-from ztunnel.xds.session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 from tests.chaos.scene import Fault, Scene
 from tests.support.control_plane import deny, workload
 from tests.support.fake_istiod import CertificateLie
 from tests.support.fake_resolver import silent
 from ztunnel.pb.istio import workload as pb
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 ONLY_THE_CLIENT = "default/only-the-client"
 _numbers = count()

@@ -18,7 +18,6 @@ from random import Random
 from statistics import median
 
 import trio
-from ztunnel.xds.session import AUTHORIZATION_TYPE
 
 from tests.soak.chart import chart
 from tests.support.census import open_descriptors
@@ -35,6 +34,7 @@ from tests.support.processes import memory as memory_of
 from tests.support.traffic import reset, serve
 from tests.support.whole_mesh import WholeMesh
 from ztunnel.messages import PodInfo
+from ztunnel.xds.xds_session import AUTHORIZATION_TYPE
 
 LIFETIME = 20.0
 """Seconds that a certificate is valid."""
