@@ -57,9 +57,10 @@ TOLERATED_GROWTH = 0.05
 class Soak:
     """The traffic, and what was sampled meanwhile."""
 
-    def __init__(self, mesh: WholeMesh, applications: Applications) -> None:
+    def __init__(self, mesh: WholeMesh, applications: Applications, pause: float) -> None:
         self.mesh = mesh
         self.applications = applications
+        self.pause = pause
         self.nodes = {"client's node": mesh.node(mesh.client), "server's node": mesh.node(mesh.server)}
         self.seconds: list[float] = []
         self.memory: dict[str, list[float]] = {name: [] for name in self.nodes}
@@ -113,6 +114,7 @@ class Soak:
             )
             await self.applications.converse(pod, mesh.server.ipv4, port, random)
             self.connections += 1
+            await trio.sleep(self.pause)
 
     async def short(self, number: int) -> None:
         """Connections that end in one of many ways: at once, with a reset, half-closed, in mid-sentence."""
@@ -134,7 +136,7 @@ class Soak:
                 pass
             await trio.aclose_forcefully(stream)
             self.connections += 1
-            await trio.sleep(0.002)
+            await trio.sleep(0.002 + self.pause)
 
     async def idle(self) -> None:
         """Connections that stay open until cancelled."""
@@ -174,14 +176,14 @@ async def take_anything(stream: trio.SocketStream) -> None:
         pass
 
 
-async def run(minutes: float, directory: Path | None) -> int:
+async def run(minutes: float, pause: float, directory: Path | None) -> int:
     """Returns the exit status."""
     with WholeMesh.open(lifetime=LIFETIME) as mesh:
         mesh.put_policy(only_the_client(mesh.client))
         mesh.put_server("default/only-the-client")
         await trio.to_thread.run_sync(mesh.istiod.wait_settled, AUTHORIZATION_TYPE)
         applications = Applications(mesh.server, mesh.neighbour)
-        soak = Soak(mesh, applications)
+        soak = Soak(mesh, applications, pause)
         left: dict[str, int] = {}
         async with serve(mesh.server, SHORT_PORT, take_anything), trio.open_nursery() as nursery:
             nursery.start_soon(applications.run)
@@ -246,9 +248,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds between two connections of a client"
+    )
     parser.add_argument("--write", type=Path, help="a directory for the chart and the samples")
     arguments = parser.parse_args()
-    status: int = trio.run(run, arguments.minutes, arguments.write)
+    status: int = trio.run(run, arguments.minutes, arguments.pause, arguments.write)
     return status
 
 
