@@ -100,7 +100,7 @@ class Names:
             self._up = True
 
     async def ask(self, pod: MeshPod, random: Random, timeout: float = 6.0) -> str:
-        """One question of a pod. Returns how it ended: answered, failed or silent."""
+        """One question of a pod. Returns how it ended: answered, failed, truncated or silent."""
         number = random.randrange(NAMES)
         name, right = f"n{number}.elsewhere.example.", address_of(number)
         if random.random() < 0.3:
@@ -121,6 +121,8 @@ class Names:
                 return "violation"
         if reply.rcode() == dns.rcode.SERVFAIL:
             return "failed"
+        if reply.flags & dns.flags.TC and not reply.answer:
+            return "truncated"  # whoever wants an answer asks again over TCP
         told = [str(item) for rrset in reply.answer for item in rrset]
         if reply.id != query.id or reply.rcode() != dns.rcode.NOERROR or told != [right]:
             self.violations.append(f"{pod.name} was told {reply.rcode().name} {told} of {name}, not {right}")
