@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+PATCHED = re.compile(r'(?:setattr\(|patch\(|patch\.object\()\s*(?:[^,"]+,\s*)?"(?:\w+\.)*_?[A-Z][A-Z0-9_]+"')
 RUNNERS = {"fuzz"}
 """Suites that run the properties of others, for longer."""
 
@@ -51,9 +52,15 @@ def test_a_loan_is_seen(tmp_path):
 
 def test_nobody_patches_a_constant():
     """A test that wants another bound hands it in: `ztunnel.bounds`."""
-    patch = re.compile(r'setattr\([^,]+,\s*"_?[A-Z][A-Z0-9_]+"')
-    found = [str(file) for file in TESTS.rglob("*.py") if patch.search(file.read_text(encoding="utf-8"))]
+    found = [str(file) for file in TESTS.rglob("*.py") if PATCHED.search(file.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_a_patched_constant_is_seen():
+    patch = "monkeypatch.set" + "attr({}, 8)"
+    assert PATCHED.search(patch.format('"ztunnel.sockets.source._PORTS"'))
+    assert PATCHED.search(patch.format('source, "PORTS"'))
+    assert not PATCHED.search(patch.format('source, "Watch"'))
 
 
 def unused_fixtures(text: str) -> list[str]:

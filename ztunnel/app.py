@@ -25,7 +25,7 @@ from ztunnel.admin.inspection import Inspection
 from ztunnel.admin.levels import LogLevelControl
 from ztunnel.admin.metrics_page import MetricsPage
 from ztunnel.admin.pages import Admin
-from ztunnel.admin.readiness import HOLD, Readiness
+from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.servers import listener, serve
 from ztunnel.bounds import Bounds, ControlBounds
 from ztunnel.certs.authority import CertificateAuthority
@@ -113,14 +113,14 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
     if config.proxy_mode is ProxyMode.SHARED:
         await verify_privileges(config.packet_mark)
     stop = trio.Event()
-    readiness = Readiness(hold=HOLD)
+    bounds = Bounds()
+    readiness = Readiness(hold=bounds.admin.probe_hold, start=bounds.admin.probe_start)
     readiness.register(STATE_MANAGER)
     if config.proxy:
         readiness.register(PROXY)
     if config.dns_proxy:
         readiness.register(DNS_PROXY)
     random = SystemRandom()
-    bounds = Bounds()
     plane: DataPlane | None = None
     to_plane, plane_inbox = trio.open_memory_channel[ToDataPlane](64)
     if forks is None:
@@ -153,7 +153,7 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
         await server("readiness", listeners, control.ready, stop, name="readiness server")
         if plane is not None:
             nursery.start_soon(plane.run, plane_inbox, name="data plane")
-        levels = LogLevelControl(control.levels_changed)
+        levels = LogLevelControl(control.levels_changed, bounds.admin)
         nursery.start_soon(levels.run, name="log levels")
         admin = Admin(
             _providers(config, control),

@@ -40,6 +40,7 @@ class TunnelBounds:
     ping_interval: float = seconds(10, "from an answered PING to the next")
     ping_timeout: float = seconds(20, "for the answer to a PING; then the tunnel is dead")
     linger: float = seconds(5, "the end of a tunnel that we choose: for its last bytes to arrive")
+    linger_interval: float = seconds(0.02, "between two looks at whether they have")
     linger_closed: float = seconds(0.25, "of these, for a peer that has got everything to close its end")
     stalled_application: float = seconds(60, "an application that takes nothing, after its stream is dead")
     answer_timeout: float = seconds(20, "for the answer to CONNECT; the peer may itself wait 10 s")
@@ -54,6 +55,7 @@ class TunnelBounds:
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
     settings_wait: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
     congestion_grace: float = seconds(0.05, "a tunnel without window has to move, then another is dialled")
+    congestion_interval: float = seconds(0.02, "between two looks at whether it has")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,12 @@ class ConnectionBounds:
     ejection_time: float = seconds(5, "outlier ejection: an endpoint that failed is avoided")
     tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until that is a failure")
     refused_wait: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
+    alert_timeout: float = seconds(1, "for a peer to take the alert that says why its handshake failed")
+    hangup_interval: float = seconds(1, "between two looks for connections that were reset unseen")
     inner_linger: float = seconds(30, "the last bytes of an inner tunnel (double HBONE)")
+    settled: float = seconds(0.2, "a socket does not move, until who is waited for is told to people")
+    source_ports: int = count(64_512, "ports that a translated client is shown with, from 1024 on")
+    source_entry: float = seconds(30, "a translation lives whose first packet does not come")
     source_trial: float = seconds(2, "to try, within a pod, whether clients' addresses can be translated")
     source_retrial: float = seconds(60, "after such a trial failed, until the next")
 
@@ -88,6 +95,8 @@ class DnsBounds:
     avoid: float = seconds(30, "a nameserver that did not answer is asked last")
     read_pause: float = seconds(0.1, "after an error of a socket for queries, until it is read again")
     lookup_timeout: float = seconds(15, "to resolve the hostname of a workload or network gateway")
+    wrong_replies: int = count(64, "datagrams that are no reply to a query, until it is given up")
+    longest_ttl: float = seconds(86_400, "such a hostname is remembered at most")
     cached_names: int = count(4096, "such hostnames that are remembered, for as long as their TTL says")
 
 
@@ -101,13 +110,21 @@ class AdminBounds:
     head_timeout: float = seconds(2, "for the head of a request, and for its body")
     idle_timeout: float = seconds(60, "between two requests")
     write_timeout: float = seconds(10, "for a client to take a piece of an answer")
+    accept_pause: float = seconds(0.1, "until the next accept, after none was possible")
+    refusal_linger: float = seconds(1, "for a client whose request was refused to stop sending it")
+    probe_start: float = seconds(2, "of a start, in which a readiness probe waits for its outcome")
+    probe_hold: float = seconds(0.8, "for which it waits: a kubelet's `timeoutSeconds` is 1 by default")
+    level_ttl: float = seconds(600, "a workload's own log level, if the request does not say how long")
+    level_longest_ttl: float = seconds(86_400, "a workload's own log level at most")
+    shown_connections: int = count(500, "connections in an answer, if the request does not say how many")
+    shown_connections_most: int = count(20_000, "connections in an answer at most")
 
 
 @dataclass(frozen=True, slots=True)
 class ControlBounds:
     """Of the conversations with the control plane, the CA, the CNI agent and the data plane."""
 
-    xds_connect: float = seconds(5, "to connect to the control plane, with TLS")
+    xds_connect: float = seconds(5, "to connect to the control plane or the CA, with TLS")
     xds_silence_warning: float = seconds(15, "without a first response on an xDS stream, until a warning")
     xds_silence_limit: float = seconds(120, "without one, until the stream is given up")
     xds_demand: float = seconds(5, "on-demand xDS: for the answer of the control plane")
@@ -130,20 +147,32 @@ class ControlBounds:
     cni_jitter: float = fraction(0.2, "that pause is made longer or shorter by up to this part of it")
     cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
+    workers_end: float = seconds(5, "for worker processes to end with the control side; then they are killed")
     journal_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")
     worker_first_pause: float = seconds(0.1, "until one that ended sooner is replaced; doubled each time")
     worker_longest_pause: float = seconds(30, "until a worker process is replaced at most")
     dump_reader: float = seconds(60, "for whoever reads a config dump to take the next piece of it")
+    grpc_message: int = size(200 * MIB, "a message from the control plane or the CA")
+    grpc_requests: int = count(16, "messages of one gRPC stream that wait to be sent")
+    grpc_ping_interval: float = seconds(30, "from one keepalive of a gRPC connection to the next")
+    grpc_ping_timeout: float = seconds(10, "for its answer; then the connection is dead")
+    pod_removal: float = seconds(1, "to tell the data plane that a pod which did not start is to be removed")
+    crl_file: int = size(256 * MIB, "the file of revocation lists")
+    crl_quiet: float = seconds(2, "without a change of its directory, until it is read")
+    local_file_quiet: float = seconds(0.2, "without a change of the local file's directory, until it is read")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
     watch_retry: float = seconds(10, "until a directory that cannot be watched is looked at again")
 
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """Of the log."""
+    """Of the log, and of what we measure of ourselves."""
 
+    drain_interval: float = seconds(1, "between two looks at what a drain has left; a line if that changed")
+    drain_unchanged: int = count(5, "such looks without a change, until there is a line all the same")
+    loop_watch: float = seconds(0.5, "between two measurements of how late the event loop is")
     queued_lines: int = count(10_000, "lines that wait for stdout; then whoever logs waits, a second at most")
 
 

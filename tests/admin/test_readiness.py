@@ -5,7 +5,10 @@ import trio
 
 from tests.support.logs import capture_logs
 from ztunnel.admin.http import Request
-from ztunnel.admin.readiness import HOLD, START, Readiness
+from ztunnel.admin.readiness import Readiness
+from ztunnel.bounds import DEFAULTS
+
+START, HOLD = DEFAULTS.admin.probe_start, DEFAULTS.admin.probe_hold
 
 
 class Clock:

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.support.tls_peers import CA, SERVER, certificate
+from ztunnel.bounds import ControlBounds
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError
@@ -212,7 +213,7 @@ async def test_leaving_the_block_ends_the_call_also_by_cancellation(channel, ser
 
 
 async def test_a_server_that_is_away_is_a_status_and_no_headers(service):
-    with GrpcChannel("localhost:1", roots=CA.pem, connect_seconds=1) as channel:
+    with GrpcChannel("localhost:1", roots=CA.pem, bounds=ControlBounds(xds_connect=1)) as channel:
         with pytest.raises(GrpcStatusError) as caught:
             await channel.unary(UNARY, b"", deadline_seconds=10)
         assert caught.value.status == "UNAVAILABLE"
@@ -228,7 +229,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_after_the_conn
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with GrpcChannel(f"127.0.0.1:{port}", roots=CA.pem, connect_seconds=0.5) as channel:
+        with GrpcChannel(f"127.0.0.1:{port}", roots=CA.pem, bounds=ControlBounds(xds_connect=0.5)) as channel:
             begin = time.monotonic()
             with pytest.raises(GrpcStatusError) as caught:
                 await channel.unary(UNARY, b"", deadline_seconds=20)

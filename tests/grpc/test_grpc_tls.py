@@ -17,13 +17,15 @@ from tests.support.fake_ca import FakeCertificateAuthority
 CLIENT = """
 import sys, trio
 from pathlib import Path
+from ztunnel.bounds import ControlBounds
 from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.grpc.status import GrpcStatusError
 
 async def main():
     roots = Path(sys.argv[2]).read_bytes()
     tls12 = sys.argv[3] == "1"
-    with GrpcChannel(f"localhost:{sys.argv[1]}", roots=roots, tls12=tls12, connect_seconds=1) as channel:
+    bounds = ControlBounds(xds_connect=1)
+    with GrpcChannel(f"localhost:{sys.argv[1]}", roots=roots, tls12=tls12, bounds=bounds) as channel:
         try:
             await channel.unary("/a/b", b"", deadline_seconds=2)
         except GrpcStatusError:

@@ -16,6 +16,7 @@ import trio
 
 from tests.support.logs import capture_logs
 from tests.support.namespaces import made_socket, needs_namespaces, open_descriptors
+from ztunnel.bounds import DEFAULTS, ConnectionBounds
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod
 from ztunnel.demo.redirection import RedirectionOptions
@@ -57,7 +58,15 @@ async def sockets_of(pod: Pod) -> AsyncIterator[NamespaceSockets]:
 class Application:
     """A server in a pod, and connections to it that show a client's address."""
 
-    def __init__(self, pod: Pod, factory: NamespaceSockets, version: int, *, random: int = 1) -> None:
+    def __init__(
+        self,
+        pod: Pod,
+        factory: NamespaceSockets,
+        version: int,
+        *,
+        random: int = 1,
+        bounds: ConnectionBounds = DEFAULTS.connection,
+    ) -> None:
         self.version = version
         self.server = made_socket(pod.namespace, socket.AF_INET6 if version == 6 else socket.AF_INET)
         self.server.bind((pod.addresses[version == 6], 0))
@@ -65,7 +74,7 @@ class Application:
         self.address = SocketAddress(ip_address(pod.addresses[version == 6]), self.server.getsockname()[1])
         self.client = ip_address({4: "192.0.2.7", 6: "2001:db8::7"}[version])
         self.factory = factory
-        self.sources = ClientSources(factory, Random(random))
+        self.sources = ClientSources(factory, Random(random), bounds)
 
     def __enter__(self) -> Self:
         return self
@@ -138,11 +147,11 @@ def redirected(pod: Pod, family: int) -> socket.socket:
     return listener
 
 
-async def test_the_ring_of_ports_goes_on_where_connections_have_ended(pods: Pods, monkeypatch):
+async def test_the_ring_of_ports_goes_on_where_connections_have_ended(pods: Pods):
     """Ports in use are passed over, and entries of ended connections are no obstacle."""
-    monkeypatch.setattr("ztunnel.sockets.source._PORTS", 8)
+    bounds = ConnectionBounds(source_ports=8)
     async with sockets_of(pods.iptables) as factory:
-        with Application(pods.iptables, factory, 4) as application:
+        with Application(pods.iptables, factory, 4, bounds=bounds) as application:
             kept = [await application.dial() for _ in range(3)]
             in_use = {from_sockaddr(far.getpeername()).port for _, far in kept}
             others = []
@@ -160,10 +169,10 @@ async def test_the_ring_of_ports_goes_on_where_connections_have_ended(pods: Pods
                 far.close()
 
 
-async def test_without_a_free_port_the_plain_way_is_taken_and_it_is_said(pods: Pods, monkeypatch):
-    monkeypatch.setattr("ztunnel.sockets.source._PORTS", 4)
+async def test_without_a_free_port_the_plain_way_is_taken_and_it_is_said(pods: Pods):
+    bounds = ConnectionBounds(source_ports=4)
     async with sockets_of(pods.iptables) as factory:
-        with Application(pods.iptables, factory, 4) as application, capture_logs() as records:
+        with Application(pods.iptables, factory, 4, bounds=bounds) as application, capture_logs() as records:
             made = [await application.dial() for _ in range(5)]
             assert {str(from_sockaddr(far.getpeername()).ip) for _, far in made} == {"192.0.2.7"}
             assert codes(records) == ["ZT-NET-015"]

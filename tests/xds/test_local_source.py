@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -58,7 +59,8 @@ async def watching(
     path: Path, bounds: ControlBounds = DEFAULTS.control
 ) -> AsyncIterator[tuple[Mesh, LocalXds, list[LogRecord]]]:
     mesh = Mesh()
-    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02, bounds=bounds)
+    bounds = dataclasses.replace(bounds, local_file_quiet=0.02)
+    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), bounds=bounds)
     with capture_logs() as records, trio.fail_after(20):
         await local.load()
         async with trio.open_nursery() as nursery:
@@ -216,7 +218,7 @@ async def test_a_change_between_loading_and_watching_is_not_missed(tmp_path):
     path = tmp_path / "mesh.yaml"
     path.write_text(workloads("a"))
     mesh = Mesh()
-    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), quiet=0.02)
+    local = LocalXds(LocalFile(str(path)), mesh.apply, count(1), bounds=ControlBounds(local_file_quiet=0.02))
     await local.load()
     replace(path, workloads("b"))
     with trio.fail_after(20):

@@ -114,15 +114,13 @@ def config_for(istiod: FakeIstiod, **changes: object) -> Config:
 
 
 @asynccontextmanager
-async def running(
-    config: Config, connect_seconds: float = 5.0, bounds: ControlBounds = DEFAULTS.control
-) -> AsyncIterator[Peer]:
+async def running(config: Config, bounds: ControlBounds = DEFAULTS.control) -> AsyncIterator[Peer]:
     mesh, counters = Mesh(), Counters()
     session = XdsSession(encode_node(config, []), on_demand=config.xds_on_demand)
     assert config.xds_address is not None
     client = XdsClient(
         session,
-        connector(config, connect_seconds=connect_seconds),
+        connector(config, bounds),
         mesh.apply,
         address=config.xds_address,
         metrics=counters,
@@ -300,7 +298,7 @@ async def test_a_hung_istiod_is_told_of_and_given_up_and_heals(istiod):
 async def test_a_port_that_is_no_istiod_is_a_connection_error(istiod, speech):
     with server_that_never_answers(speech) as port:
         config = config_for(istiod, xds_address=f"https://127.0.0.1:{port}")
-        async with running(config, connect_seconds=0.3) as peer:
+        async with running(config, ControlBounds(xds_connect=0.3)) as peer:
             await peer.until_ended("ConnectionError")
 
 

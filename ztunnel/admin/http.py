@@ -114,7 +114,7 @@ class HttpServer:
                 except OSError as error:
                     log.warning("accept failed", server=self._name, error=str(error))
                     # out of descriptors: trying again at once would only burn the processor
-                    await trio.sleep(0.1)
+                    await trio.sleep(self.bounds.accept_pause)
                     continue
                 self._open += 1
                 connection = _Connection(self, stream)
@@ -277,7 +277,7 @@ class _Connection:
         await self._send(self._h11.send(_head(status, headers)) or b"")
         await self._send(self._h11.send(h11.EndOfMessage()) or b"")
         # closing with unread input would reset the connection before the client saw the answer
-        with trio.move_on_after(1):
+        with trio.move_on_after(self.server.bounds.refusal_linger):
             await self.stream.send_eof()
             while await self.stream.receive_some(_READ):
                 pass

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from ztunnel.admin.http import Request, Response
+from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.config.parse_values import parse_duration
 from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.filter import Filter, FilterError, parse_admin_levels
@@ -21,8 +22,6 @@ USAGE = (
     "\nhint: loglevel:\terror|warn|info|debug|trace|off\n"
     "hint: mod_name:\tthe module name, i.e. ztunnel::proxy\n"
 )
-DEFAULT_TTL = 600.0
-_LONGEST_TTL = 86_400.0
 
 
 class LogLevelControl:
@@ -32,7 +31,12 @@ class LogLevelControl:
     levels of single workloads when their time is over.
     """
 
-    def __init__(self, changed: Callable[[Filter], None] = lambda _filter: None) -> None:
+    def __init__(
+        self,
+        changed: Callable[[Filter], None] = lambda _filter: None,
+        bounds: AdminBounds = DEFAULTS.admin,
+    ) -> None:
+        self._bounds = bounds
         self._changed = changed
         self._expiries: dict[str, float] = {}
         self._wake = trio.Event()
@@ -99,10 +103,12 @@ class LogLevelControl:
             except FilterError:
                 return _invalid(f"Invalid level provided: {level}")
             try:
-                ttl = parse_duration(request.query["ttl"]) if "ttl" in request.query else DEFAULT_TTL
+                ttl = (
+                    parse_duration(request.query["ttl"]) if "ttl" in request.query else self._bounds.level_ttl
+                )
             except ValueError as error:
                 return _invalid(f"Invalid ttl provided: {request.query['ttl']}; {error}")
-            if not 0 < ttl <= _LONGEST_TTL:
+            if not 0 < ttl <= self._bounds.level_longest_ttl:
                 return _invalid(f"Invalid ttl provided: {request.query['ttl']}; expected up to 1d")
             base = base.extended(levels.for_workload(workload))
             self._expiries[workload] = trio.current_time() + ttl

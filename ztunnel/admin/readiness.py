@@ -14,16 +14,11 @@ from dataclasses import dataclass
 import trio
 
 from ztunnel.admin.http import Request, Response
+from ztunnel.bounds import DEFAULTS
 from ztunnel.observe.durations import duration_text
 from ztunnel.observe.logging import get_logger
 
 log = get_logger("readiness")
-
-START = 2.0
-"""Seconds after which a start is no normal one, and probes are answered at once."""
-
-HOLD = 0.8
-"""Seconds for which a probe's answer may wait: a kubelet's ``timeoutSeconds`` is 1 unless told otherwise."""
 
 
 @dataclass(slots=True)
@@ -36,10 +31,17 @@ class Readiness:
     """Tasks by name. Ready means that none is pending; a task may become pending again.
 
     ``now`` is a monotonic clock in seconds. ``hold``: seconds that an answer waits during the start, 0 for
-    none.
+    none. ``start``: seconds after which a start is no normal one, and probes are answered at once.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic, *, hold: float = 0.0) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        hold: float = 0.0,
+        start: float = DEFAULTS.admin.probe_start,
+    ) -> None:
+        self._start = start
         self._now = now
         self._hold = hold
         self._begun = trio.Event()
@@ -121,7 +123,7 @@ class Readiness:
         return Response(500, text.encode(), "text/plain")
 
     async def _wait_during_start(self) -> None:
-        left = self._started + START - self._now()
+        left = self._started + self._start - self._now()
         if self.ready or left <= 0 or self._hold <= 0:
             return
         with trio.move_on_after(min(left, self._hold)):

@@ -76,6 +76,7 @@ class CaClient:
                 roots=roots,
                 alternative_hostname=config.alt_ca_hostname,
                 tls12=config.tls12_enabled,
+                bounds=bounds,
             )
         )
         self._connection: _Connection | None = None

@@ -25,6 +25,7 @@ from typing import Final, Never
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import RevocationsChanged
 from ztunnel.observe.logging import get_logger
 from ztunnel.system.watch_directory import watch_directory
@@ -32,7 +33,6 @@ from ztunnel.tls.revocation import InvalidRevocationListError, RevocationList
 
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 # A list with a million entries has some 40 MB.
-LARGEST_FILE: Final = 256 * 1024 * 1024
 
 log = get_logger("tls::crl")
 
@@ -109,18 +109,19 @@ class CrlFile:
 async def watch_crl(
     path: Path,
     publish: Callable[[RevocationsChanged], None],
+    bounds: ControlBounds = DEFAULTS.control,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> Never:
     """Keep the lists in force those of the file at ``path``, until cancelled.
 
-    The file is read once before ``started``, and whenever its directory has changed and been quiet for two
-    seconds.
+    The file is read once before ``started``, and whenever its directory has changed and been quiet for
+    `ControlBounds.crl_quiet`.
     """
     file = CrlFile(str(path))
 
     async def look() -> None:
-        reading = file.read(await _content(path))
+        reading = file.read(await _content(path, bounds.crl_file))
         if reading.problem is not None:
             log.warn(reading.problem)
         if reading.changed is not None:
@@ -129,15 +130,15 @@ async def watch_crl(
 
     await look()
     task_status.started()
-    await watch_directory(path.parent, look)
+    await watch_directory(path.parent, look, quiet_seconds=bounds.crl_quiet, retry_seconds=bounds.watch_retry)
 
 
-async def _content(path: Path) -> bytes | OSError:
+async def _content(path: Path, largest: int) -> bytes | OSError:
     try:
         async with await trio.open_file(path, "rb") as stream:
-            content = await stream.read(LARGEST_FILE + 1)
+            content = await stream.read(largest + 1)
     except OSError as error:
         return error
-    if len(content) > LARGEST_FILE:
-        return OSError(27, f"it is larger than {LARGEST_FILE} bytes")
+    if len(content) > largest:
+        return OSError(27, f"it is larger than {largest} bytes")
     return content

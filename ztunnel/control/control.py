@@ -98,13 +98,14 @@ class Control:
         bounds: Bounds = DEFAULTS,
     ) -> None:
         self._config = config
+        self._bounds = bounds
         self._readiness = readiness
         self._wall_clock = wall_clock
         self._demanded, self._demands = trio.open_memory_channel[str](float("inf"))
         self._outgoing, self._to_send = trio.open_memory_channel[ToDataPlane](float("inf"))
         self._reported = ReportedMetrics()
         self.link = planes(self._on_message, self._reported.restarted)
-        self.pods = PodStarter(self.link, self._pod_ended)
+        self.pods = PodStarter(self.link, self._pod_ended, bounds.control)
         self.certificates = SecretManager(
             authority, clock=wall_clock, random=random.random, publish=self._publish, bounds=bounds.control
         )
@@ -136,7 +137,9 @@ class Control:
             await nursery.start(self.certificates.run, name="certificates")
             if self._config.crl_path is not None:
                 path = Path(self._config.crl_path)
-                await nursery.start(watch_crl, path, self._publish, name="revocation lists")
+                await nursery.start(
+                    watch_crl, path, self._publish, self._bounds.control, name="revocation lists"
+                )
             mesh = self.mesh
             if mesh.local is not None:
                 await mesh.local.load()

@@ -33,7 +33,7 @@ class MeshSource:
                 log.error(problem)
             self.xds = XdsClient(
                 XdsSession(node, on_demand=config.xds_on_demand, numbers=numbers, bounds=bounds),
-                connector(config, connect_seconds=bounds.xds_connect),
+                connector(config, bounds),
                 apply,
                 address=config.xds_address,
                 metrics=_Counted(metrics),

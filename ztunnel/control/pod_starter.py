@@ -8,6 +8,7 @@ from itertools import count
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.control.link import DataPlanes
 from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import (
@@ -30,7 +31,13 @@ class PodStarter:
     on_ended: called with the uid of a pod that ran and has ended without having been stopped.
     """
 
-    def __init__(self, link: DataPlanes, on_ended: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        link: DataPlanes,
+        on_ended: Callable[[str], None] = lambda _: None,
+        bounds: ControlBounds = DEFAULTS.control,
+    ) -> None:
+        self._bounds = bounds
         self._link = link
         self._on_ended = on_ended
         self._attempts = count(1)
@@ -62,7 +69,7 @@ class PodStarter:
             del self._waiting[attempt]
             if not started:
                 self._running.pop(uid, None)
-                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                with trio.CancelScope(shield=True), trio.move_on_after(self._bounds.pod_removal):
                     await self._link.send(PodRemoved(uid))
 
     async def stop(self, uid: str) -> None:

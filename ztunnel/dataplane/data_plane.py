@@ -64,9 +64,6 @@ log = get_logger("state")
 SLICE = 32
 """Resources applied between two checkpoints: half a millisecond, which each step of a connection may wait."""
 
-LOOP_WATCH = 0.5
-"""Seconds between two looks at the loop's lag."""
-
 DUMP_SLICE = 64
 """Objects of the admin dump made between two checkpoints."""
 
@@ -94,6 +91,7 @@ class DataPlane:
         self._own_process = own_process
         self._config = config
         self.store = MeshStore(config.local_node)
+        self._bounds = bounds
         self._dumps = Dumps(self.store, send, bounds)
         self._shared = Shared(
             config=config,
@@ -110,7 +108,7 @@ class DataPlane:
             random=random,
             wall_clock=wall_clock,
             budget=DescriptorBudget.current(),
-            hangups=Hangups(),
+            hangups=Hangups(bounds.connection.hangup_interval),
             pipes=PipePool(),
             history=History(config.connection_history, random),
             demands=Demands(self.store, send, bounds.connection.demand_timeout)
@@ -142,7 +140,7 @@ class DataPlane:
     async def _watch_loop(self) -> None:
         """Until cancelled: record how late this task is woken, that is for how long others kept the loop."""
         while True:
-            due = trio.current_time() + LOOP_WATCH
+            due = trio.current_time() + self._bounds.log.loop_watch
             await trio.sleep_until(due)
             self._shared.traffic.duration(families.LOOP_LAG, trio.current_time() - due)
 

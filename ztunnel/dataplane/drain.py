@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, LogBounds
 from ztunnel.messages import Sample
 from ztunnel.observe import families
 from ztunnel.observe.logging import get_logger
@@ -19,10 +20,6 @@ from ztunnel.proxy.pod import PodProxy
 
 log = get_logger("drain")
 
-INTERVAL = 1.0
-"""Seconds between two looks at what is left."""
-
-_UNCHANGED_INTERVALS = 5
 _PODS_SHOWN = 8
 
 
@@ -72,7 +69,9 @@ def drain_samples(pods: Iterable[PodProxy], deadline: float) -> list[Sample]:
     return samples
 
 
-async def report_progress(pods: Callable[[], Iterable[PodProxy]], deadline: float) -> None:
+async def report_progress(
+    pods: Callable[[], Iterable[PodProxy]], deadline: float, bounds: LogBounds = DEFAULTS.log
+) -> None:
     """Log what is left, until cancelled; nothing as long as nothing is."""
     said: list[tuple[tuple[str, str], int, int]] = []
     unchanged = 0
@@ -80,10 +79,10 @@ async def report_progress(pods: Callable[[], Iterable[PodProxy]], deadline: floa
         left = progress(pods())
         now = [(one.pod, one.connections, one.sockets) for one in left]
         unchanged = unchanged + 1 if now == said else 0
-        if left and unchanged % _UNCHANGED_INTERVALS == 0:
+        if left and unchanged % bounds.drain_unchanged == 0:
             _say(left, deadline - trio.current_time())
         said = now
-        await trio.sleep(INTERVAL)
+        await trio.sleep(bounds.drain_interval)
 
 
 def _say(left: list[PodProgress], remaining: float) -> None:

@@ -29,12 +29,12 @@ from typing import Self
 
 import msgspec
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.dataplane.worker import run as run_worker
 from ztunnel.system.memory import spare_collector
 
 _LARGEST = 4096
-_PATIENCE = 5.0
 _ENDED = msgspec.msgpack.Decoder(tuple[int, int])
 
 
@@ -51,7 +51,7 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         self.sock.close()
-        os.waitpid(self._pid, 0)  # it waits no longer than `_PATIENCE`
+        os.waitpid(self._pid, 0)  # it waits no longer than `ControlBounds.workers_end`
 
     def order(self, worker: socket.socket) -> None:
         """Ask for a worker that talks over this socket, which stays the caller's. Does not wait.
@@ -86,7 +86,9 @@ class ForkServer:
             found.append(_ENDED.decode(data))
 
 
-def start_fork_server(config: Config, private: Sequence[socket.socket] = ()) -> ForkServer:
+def start_fork_server(
+    config: Config, private: Sequence[socket.socket] = (), bounds: ControlBounds = DEFAULTS.control
+) -> ForkServer:
     """Fork it off. To be called before there is a thread, and before grpcio is imported.
 
     private: sockets that stay with this process alone.
@@ -99,7 +101,7 @@ def start_fork_server(config: Config, private: Sequence[socket.socket] = ()) -> 
     if pid == 0:
         for sock in (ours, *private):
             sock.close()
-        _ends_the_process(partial(_serve, config, theirs))
+        _ends_the_process(partial(_serve, config, theirs, bounds.workers_end))
     theirs.close()
     return ForkServer(ours, pid)
 
@@ -119,7 +121,7 @@ def _ends_the_process(work: Callable[[], None]) -> None:
         os._exit(status)
 
 
-def _serve(config: Config, control: socket.socket) -> None:
+def _serve(config: Config, control: socket.socket, patience: float) -> None:
     """Fork a worker for each order, and tell of each that has ended, until the control side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -138,7 +140,7 @@ def _serve(config: Config, control: socket.socket) -> None:
             if control.fileno() in ready:
                 descriptor = _order(control)
                 if descriptor is None:
-                    _end(workers, reader)
+                    _end(workers, reader, patience)
                     return
                 pid = os.fork()
                 if pid == 0:
@@ -184,12 +186,12 @@ def _tell_of_ended(control: socket.socket, workers: set[int]) -> None:
             return
 
 
-def _end(workers: set[int], children: int) -> None:
+def _end(workers: set[int], children: int, patience: float) -> None:
     """The control side is gone, which workers see for themselves; those that do not are killed.
 
-    children: readable when one has ended.
+    children: readable when one has ended. patience: seconds until then.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         for _ in _ended(workers):
             pass

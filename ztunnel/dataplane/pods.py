@@ -114,7 +114,10 @@ class Pods:
         self._deadline = trio.current_time() + deadline
         for pod in self._pods.values():
             pod.drain(deadline)
-        self._nursery.start_soon(report_progress, lambda: self._alive, self._deadline, name="drain progress")
+        bounds = self._shared.bounds.log
+        self._nursery.start_soon(
+            report_progress, lambda: self._alive, self._deadline, bounds, name="drain progress"
+        )
 
     def drain_samples(self) -> list[Sample]:
         """Metrics of a drain under way; none otherwise."""

@@ -14,8 +14,6 @@ from ztunnel.dns.message import Query, make_query, read_reply
 from ztunnel.dns.upstream import Upstream
 from ztunnel.model.address import IPAddress, parse_ip
 
-_LONGEST_TTL = 86_400
-
 
 class Found(NamedTuple):
     """What a name has: addresses, perhaps none, and the seconds for which that may be remembered."""
@@ -44,7 +42,7 @@ def addresses_in(reply: bytes) -> Found:
         chain = message.resolve_chaining()
     except dns.exception.DNSException:
         return _NOTHING
-    ttl = min(chain.minimum_ttl, _LONGEST_TTL)
+    ttl = chain.minimum_ttl
     if chain.answer is None:
         # Only an SOA record says how long nothing stays nothing (RFC 2308, section 5).
         soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)

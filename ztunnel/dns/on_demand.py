@@ -107,7 +107,7 @@ class OnDemandResolver:
             del self._cache[key]
         found = await look_up(self._ready_upstream(), name, version)
         if found.ttl > 0:
-            self._cache[key] = trio.current_time() + found.ttl, found
+            self._cache[key] = trio.current_time() + min(found.ttl, self._bounds.longest_ttl), found
             if len(self._cache) > self._bounds.cached_names:
                 self._cache.popitem(last=False)
         return found.addresses

@@ -49,7 +49,6 @@ from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import SocketFactory
 
 PORT = 53
-_MOST_WRONG = 64
 """Datagrams that are no answer, after which a socket is given up."""
 _TRY_ELSEWHERE = {Rcode.SERVFAIL, Rcode.REFUSED}
 
@@ -199,7 +198,9 @@ class Upstream:
             if self._mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             sock.connect((str(server), self._port))
-            conversation = _Datagrams(server, query, self._random.getrandbits(16), sock)
+            conversation = _Datagrams(
+                server, query, self._random.getrandbits(16), sock, self._bounds.wrong_replies
+            )
         except BaseException:
             sock.close()
             raise
@@ -312,18 +313,20 @@ class Upstream:
 
 
 class _Datagrams:
-    """A query and one server: a port, an id, and as many tries as are wanted."""
+    """A query and one server: a port, an id, and as many tries as are wanted, until too much else came."""
 
-    __slots__ = ("_message", "_number", "_query", "_sock", "_wrong", "local", "server")
+    __slots__ = ("_message", "_number", "_query", "_sock", "_wrong_left", "local", "server")
 
-    def __init__(self, server: IPAddress, query: Query, number: int, sock: socket.socket) -> None:
+    def __init__(
+        self, server: IPAddress, query: Query, number: int, sock: socket.socket, wrong_replies: int
+    ) -> None:
         self.server = server
         self.local = local_address(sock)
         self._query = query
         self._number = number
         self._message = query.with_id(number)
         self._sock = sock
-        self._wrong = 0
+        self._wrong_left = wrong_replies
 
     def close(self) -> None:
         self._sock.close()
@@ -348,8 +351,8 @@ class _Datagrams:
                     continue
                 if is_reply_to(self._query, self._number, reply):
                     return reply
-                self._wrong += 1
-                if self._wrong >= _MOST_WRONG:
+                self._wrong_left -= 1
+                if self._wrong_left <= 0:
                     raise _NoAnswerError
         return None
 

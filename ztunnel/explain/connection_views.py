@@ -7,12 +7,8 @@ from typing import Any
 
 import msgspec
 
+from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.errors import ZtunnelError
-
-LIMIT = 500
-"""Connections of one answer, if nobody asks for another number."""
-
-MOST = 20_000
 
 
 class ConnectionView(msgspec.Struct, omit_defaults=True, rename="camel"):
@@ -78,10 +74,10 @@ class Selection(msgspec.Struct, frozen=True):
     code: str = ""
     id: str = ""
     sort: str = "recent"
-    limit: int = LIMIT
+    limit: int = DEFAULTS.admin.shown_connections
 
     @classmethod
-    def parse(cls, parameters: Mapping[str, str]) -> Selection:
+    def parse(cls, parameters: Mapping[str, str], bounds: AdminBounds = DEFAULTS.admin) -> Selection:
         """Read the parameters of a request. Raises SelectionError."""
         for name in parameters:
             if name not in PARAMETERS:
@@ -91,9 +87,9 @@ class Selection(msgspec.Struct, frozen=True):
             raise SelectionError(f"state={state[:40]} is neither open nor closed.")
         if sort not in _ORDERS:
             raise SelectionError(f"sort={sort[:40]} is none of {', '.join(_ORDERS)}.")
-        limit = parameters.get("limit", str(LIMIT))
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 7 and 0 < int(limit) <= MOST):
-            raise SelectionError(f"limit={limit[:40]} is no number from 1 to {MOST}.")
+        limit, most = parameters.get("limit", str(bounds.shown_connections)), bounds.shown_connections_most
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 7 and 0 < int(limit) <= most):
+            raise SelectionError(f"limit={limit[:40]} is no number from 1 to {most}.")
         return cls(
             state,
             parameters.get("pod", ""),

@@ -36,14 +36,8 @@ from typing import Any, Final, Self
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata, check_metadata
-
-_LARGEST_MESSAGE: Final = 200 * 1024 * 1024
-_CONNECT_SECONDS: Final = 5.0
-_PING_SECONDS: Final = 30
-_PING_ANSWER_SECONDS: Final = 10
-# What may be waiting for grpcio to write it. xDS sends small requests, one for each response.
-_QUEUED_REQUESTS: Final = 16
 
 # grpcio has no setting for the lowest version of TLS, but one for the suites up to TLS 1.2; those of 1.3
 # are always there. A suite of pre-shared keys, of which we have none, is never offered: TLS 1.3 is left.
@@ -81,14 +75,14 @@ class GrpcChannel:
         *,
         roots: bytes | None,
         alternative_hostname: str | None = None,
-        connect_seconds: float = _CONNECT_SECONDS,
         tls12: bool = False,
+        bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
         if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
             raise GrpcChannelError(f"there is no root certificate to verify {target} with")
         self.target = target
         self._roots = roots
-        self._connect_seconds = connect_seconds
+        self._bounds = bounds
         self._suites = _SUITES_WITH_TLS12 if tls12 else _SUITES_OF_TLS13_ONLY
         # The names still to try, the one in use first.
         self._names: list[str | None] = [None]
@@ -101,14 +95,15 @@ class GrpcChannel:
     def _make(self, verified_name: str | None) -> Any:
         os.environ["GRPC_SSL_CIPHER_SUITES"] = self._suites
         grpc = _grpc()
+        bounds = self._bounds
         options: list[tuple[str, str | int]] = [
-            ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
-            ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-            ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
-            ("grpc.keepalive_timeout_ms", _PING_ANSWER_SECONDS * 1000),
+            ("grpc.max_receive_message_length", bounds.grpc_message),
+            ("grpc.max_send_message_length", bounds.grpc_message),
+            ("grpc.keepalive_time_ms", int(bounds.grpc_ping_interval * 1000)),
+            ("grpc.keepalive_timeout_ms", int(bounds.grpc_ping_timeout * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
             # The least time for an attempt to connect, before it counts as failed.
-            ("grpc.min_reconnect_backoff_ms", int(self._connect_seconds * 1000)),
+            ("grpc.min_reconnect_backoff_ms", int(bounds.xds_connect * 1000)),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
             # A new channel is a new connection, and has no memory of another's failures.
@@ -158,7 +153,7 @@ class GrpcChannel:
         """
         check_metadata(metadata)
         await self._settle_name()
-        requests = _Requests(trio.lowlevel.current_trio_token())
+        requests = _Requests(trio.lowlevel.current_trio_token(), self._bounds.grpc_requests)
         call = self._channel.stream_stream(method)(requests, metadata=tuple(metadata))
         stream = GrpcStream(call, requests)
         failure: Exception | None = None
@@ -223,7 +218,7 @@ class GrpcChannel:
 
         channel.subscribe(changed, try_to_connect=True)
         try:
-            with trio.move_on_after(self._connect_seconds + 1):
+            with trio.move_on_after(self._bounds.xds_connect + 1):
                 await settled.wait()
         finally:
             channel.unsubscribe(changed)
@@ -319,9 +314,9 @@ class GrpcStream:
 class _Requests(Iterator[bytes]):
     """What grpcio's writing thread takes messages from: it blocks in ``next`` until there is one."""
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, token: trio.lowlevel.TrioToken, most: int) -> None:
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._free = trio.Semaphore(_QUEUED_REQUESTS)
+        self._free = trio.Semaphore(most)
         self._token = token
         self._over = False
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.explain.connection_views import ConnectionView
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
@@ -25,7 +26,6 @@ from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.tunnel import Tunnel
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
-_SETTLED = 0.2
 """Seconds after which bytes in a queue wait, and are not just under way (a delayed ACK takes 40 ms)."""
 
 
@@ -97,7 +97,7 @@ def _waits_for(entry: InboundEntry | OutboundEntry, *, outbound: bool) -> str:
         if not stream.end_sent and not stream.send_window:
             return "peer's window"
     info = tcp_info(sock) if sock is not None else None
-    if info is not None and info.idle > _SETTLED:
+    if info is not None and info.idle > DEFAULTS.connection.settled:
         if info.unsent:
             return application
         if info.unread:

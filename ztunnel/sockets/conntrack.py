@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
+from ztunnel.bounds import DEFAULTS
+
 NETLINK_NETFILTER = 12
 
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
@@ -28,9 +30,6 @@ _GENERIC = struct.Struct("!BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _PORT_ATTRIBUTE = struct.Struct("=HH2sH")
 _ERRNO = struct.Struct("=i")
-
-_UNUSED_SECONDS = 30
-"""How long an entry lives whose first packet does not come."""
 
 
 class ConntrackEndpoint(NamedTuple):
@@ -61,9 +60,16 @@ _FAMILIES = {4: _Family(socket.AF_INET, 1, 2, 1, 2), 16: _Family(socket.AF_INET6
 
 
 def encode_add(
-    sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint, shown: ConntrackEndpoint
+    sequence: int,
+    source: ConntrackEndpoint,
+    destination: ConntrackEndpoint,
+    shown: ConntrackEndpoint,
+    unused_seconds: float = DEFAULTS.connection.source_entry,
 ) -> bytes:
-    """A request to add a TCP connection from ``source`` that ``destination`` sees come from ``shown``."""
+    """A request to add a TCP connection from ``source`` that ``destination`` sees come from ``shown``.
+
+    unused_seconds: how long it lives if its first packet does not come.
+    """
     family = _FAMILIES[len(source.ip)]
     nat = (
         _attribute(family.least, shown.ip)
@@ -74,7 +80,7 @@ def encode_add(
         _tuple(_TUPLE_ORIG, source, destination)
         + _tuple(_TUPLE_REPLY, destination, source)
         + _attribute(_NAT_SRC | _NESTED, nat)
-        + _attribute(_TIMEOUT, _UNUSED_SECONDS.to_bytes(4, "big"))
+        + _attribute(_TIMEOUT, int(unused_seconds).to_bytes(4, "big"))
     )
     return _message(_NEW, _ACK | _CREATE | _EXCL, sequence, family, body)
 

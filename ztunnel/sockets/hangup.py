@@ -20,6 +20,8 @@ from typing import Self
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
+
 _EVENTS = 256
 
 
@@ -59,7 +61,7 @@ class Hangups:
     interval: seconds between two looks.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: float = DEFAULTS.connection.hangup_interval) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Hangup] = {}
         self._interval = interval

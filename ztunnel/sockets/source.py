@@ -39,7 +39,6 @@ from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IP
 log = get_logger("socket")
 
 _FIRST_PORT = 1024
-_PORTS = 65536 - _FIRST_PORT
 _HIDDEN_PORTS = range(32768, 60999)  # no application listens there
 _PLAIN_PORTS = range(16384, 32768)  # below the range that Linux gives to clients
 _TRIES = 64
@@ -75,7 +74,7 @@ class ClientSources:
         self._try_again: dict[int, float] = {}
         self._trial = trio.Lock()
         self._closed = False
-        self._next_port = random.randrange(_PORTS)
+        self._next_port = random.randrange(bounds.source_ports)
         self._next_hidden = random.randrange(1 << 40)
 
     def close(self) -> None:
@@ -132,7 +131,7 @@ class ClientSources:
         """Find a port of the client's for which the table takes an entry. Raises OSError."""
         assert self._table is not None
         for _ in range(_TRIES):
-            self._next_port = (self._next_port + 1) % _PORTS
+            self._next_port = (self._next_port + 1) % self._bounds.source_ports
             shown = ConntrackEndpoint(client, _FIRST_PORT + self._next_port)
             if self._table.add(hidden, target, shown):
                 return

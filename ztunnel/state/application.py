@@ -179,16 +179,16 @@ class AddressApplication(Application):
         self._turned_away: dict[NamespacedHostname, dict[str, bytes]] = {}
 
     def _apply_all(self) -> Iterator[int]:
-        services: list[tuple[int, Resource]] = []
+        services: list[int] = []
         for index, resource in enumerate(self.delta.resources):
             if resource.body.startswith(_SERVICE):
-                services.append((index, resource))
+                services.append(index)
                 yield _POSTPONED
             else:
                 self._take(index, resource)
                 yield _ITEM
-        for index, resource in services:
-            self._take(index, resource)
+        for index in services:
+            self._take(index, self.delta.resources[index])
             yield _ITEM
         for name in self.delta.removed:
             self._remove(name)

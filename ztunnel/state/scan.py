@@ -28,7 +28,7 @@ from ztunnel.state.varint import WireError
 Membership: TypeAlias = tuple[NamespacedHostname, bytes]
 """A service that a workload belongs to, and what it is there (`convert.pack_endpoint`)."""
 
-_MEMORY = 4096
+_MEMORY = 2048
 """Distinct inner messages to remember, up to twice as many."""
 
 _WORKLOAD = b"\x0a"

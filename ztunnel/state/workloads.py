@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
+from operator import attrgetter
 
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Protocol, Workload
@@ -22,6 +23,7 @@ _DECODED = 8192
 """Workloads to keep decoded: each takes about 1 KB, and a big service is gone through for each connection."""
 
 _SHELVES = 16
+_indexed = attrgetter("network", "addresses", "hostname", "account")
 _HALF = {4: 16, 6: 64}
 
 
@@ -122,15 +124,16 @@ class WorkloadIndex:
         """
         bodies = self._shelf(uid)
         before = bodies.get(uid)
-        if before == body and from_file == (uid in self._from_file):
-            for version, number in keys.addresses:
-                self._by_address.renew(*_place(keys.network, version, number), uid)
-            return None
-        previous = None if before is None else self.remove(uid, scanner)
+        previous, stays = None, before is not None
+        if before is not None and (before != body or from_file != (uid in self._from_file)):
+            previous = self.keys(uid, before, scanner)
+            stays = _indexed(previous) == _indexed(keys)
+            if not stays:
+                self._relink(uid, previous, Holders.discard)
+            self._decoded.drop(uid)
+        self._relink(uid, keys, Holders.renew if stays else Holders.add)
         bodies[uid] = body
-        if from_file:
-            self._from_file.add(uid)
-        self._relink(uid, keys, Holders.add)
+        (self._from_file.add if from_file else self._from_file.discard)(uid)
         return previous
 
     def remove(self, uid: str, scanner: Scanner) -> WorkloadKeys | None:
@@ -153,7 +156,7 @@ class WorkloadIndex:
         return keys
 
     def _relink(self, uid: str, keys: WorkloadKeys, change: Callable[..., None]) -> None:
-        """Adds a workload to the indexes, or discards it: what ``change`` does."""
+        """Does ``change``, a method of `Holders`, in all indexes of a workload."""
         for version, number in keys.addresses:
             change(self._by_address, *_place(keys.network, version, number), uid)
         if keys.hostname is not None:

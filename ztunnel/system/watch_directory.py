@@ -39,9 +39,6 @@ _GONE: Final = 0x8000 | 0x800  # IN_IGNORED, IN_MOVE_SELF
 _EVENT: Final = struct.Struct("iIII")
 _READ_SIZE: Final = 64 * 1024
 
-QUIET_SECONDS: Final = 2.0
-"""How long to wait after a change before looking: several files are often written together."""
-
 log = get_logger("watch")
 
 
@@ -49,7 +46,7 @@ async def watch_directory(
     path: Path,
     look: Callable[[], Awaitable[None]],
     *,
-    quiet_seconds: float = QUIET_SECONDS,
+    quiet_seconds: float = DEFAULTS.control.crl_quiet,
     retry_seconds: float = DEFAULTS.control.watch_retry,
 ) -> Never:
     """Call ``look`` when the watch begins, and after each group of changes in a directory (not below it).

@@ -29,6 +29,7 @@ from typing import Final
 import trio
 from OpenSSL import SSL
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.model.identity import Identity
 from ztunnel.tls.context import PROTOCOL, TlsContext, Verification
 from ztunnel.tls.openssl import (
@@ -61,7 +62,6 @@ from ztunnel.tls.transport import TlsTransport
 
 # The memory of an outgoing BIO never shrinks. One that has held more than this is replaced once it is idle.
 _KEPT_OUTGOING: Final = 2 * RECORD
-_ALERT_SECONDS: Final = 1.0
 
 
 class TlsConnection(TlsTransport):
@@ -142,7 +142,9 @@ class TlsConnection(TlsTransport):
 
     # The handshake.
 
-    async def handshake(self, deadline_seconds: float) -> None:
+    async def handshake(
+        self, deadline_seconds: float, *, alert_seconds: float = DEFAULTS.connection.alert_timeout
+    ) -> None:
         """Agree on keys and check the peer, all of it, within ``deadline_seconds``.
 
         Raises a TlsHandshakeError; the peer was told why as far as it can be reached. The connection is then
@@ -152,13 +154,13 @@ class TlsConnection(TlsTransport):
         self._context.begin(address, self._verification)
         try:
             with trio.move_on_after(deadline_seconds) as scope:
-                await self._agree()
+                await self._agree(alert_seconds)
             if scope.cancelled_caught:
                 raise HandshakeTimeoutError(self.side)
         finally:
             self._context.end(address)
 
-    async def _agree(self) -> None:
+    async def _agree(self, alert_seconds: float) -> None:
         heard = False
         try:
             while not self._advance():
@@ -179,7 +181,7 @@ class TlsConnection(TlsTransport):
         except (OSError, trio.BrokenResourceError) as error:
             raise HandshakeEofError(self.side, silent=not heard) from error
         except TlsError:
-            await self._send_alert()
+            await self._send_alert(alert_seconds)
             raise
 
     def _advance(self) -> bool:
@@ -201,9 +203,9 @@ class TlsConnection(TlsTransport):
         if self._connection.get_alpn_proto_negotiated() not in {PROTOCOL, b""}:
             raise NoApplicationProtocolError(self.side)
 
-    async def _send_alert(self) -> None:
+    async def _send_alert(self, within_seconds: float) -> None:
         """Tell the peer why, if it takes that soon."""
-        with trio.move_on_after(_ALERT_SECONDS):
+        with trio.move_on_after(within_seconds):
             try:
                 await self._flushed()
             except (OSError, trio.BrokenResourceError):

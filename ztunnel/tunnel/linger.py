@@ -13,21 +13,19 @@ import trio
 from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 
-_GLANCE = 0.02
-"""Seconds between two looks at how much has not arrived yet."""
 
-
-async def wait_received(tls: TlsConnection, closing: float) -> None:
+async def wait_received(tls: TlsConnection, closing: float, interval: float) -> None:
     """After close_notify: wait until the peer has everything. What it sends is dropped.
 
-    closing: seconds for a peer that has everything to close its end. The caller bounds the whole wait, and
+    closing: seconds for a peer that has everything to close its end. interval: seconds between
+    two looks at how much has not arrived yet. The caller bounds the whole wait, and
     closes.
     """
     left = closing
     while left > 0:
         if not tls.unacknowledged:
-            left -= _GLANCE
-        with trio.move_on_after(_GLANCE):
+            left -= interval
+        with trio.move_on_after(interval):
             await _read_away(tls)
             return
 

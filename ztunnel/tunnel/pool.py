@@ -36,9 +36,6 @@ from ztunnel.tunnel.failures import TunnelLostError
 
 log = get_logger("proxy::pool")
 
-_GLANCE = 0.02
-"""Seconds between two looks at a congested tunnel."""
-
 
 class PoolKey(NamedTuple):
     """What two connections must have in common to share a tunnel. ``expected`` keeps its order."""
@@ -154,7 +151,10 @@ class Pool:
                 or trio.current_time() >= congested_since + self._bounds.congestion_grace
             ):
                 self._start_dials(key, entry)
-            with trio.move_on_after(self._bounds.settings_wait if congested_since is None else _GLANCE):
+            bounds = self._bounds
+            with trio.move_on_after(
+                bounds.settings_wait if congested_since is None else bounds.congestion_interval
+            ):
                 await entry.change.wait()
         finally:
             entry.waiting -= 1

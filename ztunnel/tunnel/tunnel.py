@@ -176,7 +176,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     self._lose_streams()
                     with trio.move_on_after(self.bounds.linger):
                         if not self._end_received and await self.finish():
-                            await wait_received(self.tls, self.bounds.linger_closed)
+                            await wait_received(
+                                self.tls, self.bounds.linger_closed, self.bounds.linger_interval
+                            )
                     self._tasks = None
                     nursery.cancel_scope.cancel()
         finally:

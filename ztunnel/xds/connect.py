@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ztunnel.bounds import DEFAULTS
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.config.parse_values import authority
 from ztunnel.grpc.bridge import GrpcChannel, GrpcStream
@@ -18,10 +18,8 @@ from ztunnel.xds.xds_client import Connect, StatusError, XdsStream
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 
-def connector(config: Config, *, connect_seconds: float = DEFAULTS.control.xds_connect) -> Connect:
+def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Connect:
     """What opens a stream to ``config.xds_address``, which must be set.
-
-    ``connect_seconds`` bounds each attempt to connect, TLS included.
 
     The stream's context manager owns its connection and closes it. Entering raises `ZtunnelError` when the
     roots cannot be read or the metadata cannot be sent, and `StatusError` when the token cannot be read.
@@ -41,8 +39,8 @@ def connector(config: Config, *, connect_seconds: float = DEFAULTS.control.xds_c
             address,
             roots=roots,
             alternative_hostname=config.alt_xds_hostname,
-            connect_seconds=connect_seconds,
             tls12=config.tls12_enabled,
+            bounds=bounds,
         ) as channel:
             async with channel.open_stream(METHOD, metadata) as stream:
                 yield _BridgedStream(stream)

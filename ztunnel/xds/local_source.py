@@ -24,9 +24,6 @@ from ztunnel.system.watch_directory import watch_directory
 from ztunnel.xds.local_file import LocalConfig, deltas, parse
 from ztunnel.xds.xds_client import Apply
 
-QUIET = 0.2
-"""Seconds without a further change before a file is read: not every editor writes in one go."""
-
 log = get_logger("state")
 
 
@@ -65,15 +62,12 @@ class LocalXds:
         source: LocalXdsSource,
         apply: Apply,
         numbers: Iterator[int],
-        *,
-        quiet: float = QUIET,
         bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
         self._bounds = bounds
         self._source = source
         self._apply = apply
         self._numbers = numbers
-        self._quiet = quiet
         # Of before the content in use was read, so that no change in between is missed.
         self._seen: _FileStatus | None = None
         self._text: str | None = None
@@ -102,7 +96,8 @@ class LocalXds:
             await watch_directory(
                 Path(self._source.path).parent,
                 self._look,
-                quiet_seconds=self._quiet,
+                # Not every editor writes in one go.
+                quiet_seconds=self._bounds.local_file_quiet,
                 retry_seconds=self._bounds.watch_retry,
             )
 
