@@ -7,7 +7,7 @@ What a slice looks at may have changed when the next one begins.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -23,3 +23,9 @@ def at_once(slices: Slices[T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items, at most ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

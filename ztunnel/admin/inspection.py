@@ -7,7 +7,7 @@ answer is put together here. Nothing shows keys, tokens or payload.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.task_tree import TaskAges, TaskNode, Words, task_nodes
+from ztunnel.slices import Slices, T
 
 log = get_logger("admin")
 tasks_log = get_logger("debug::tasks")
@@ -107,10 +108,12 @@ class Inspection:
             selection = Selection.parse(parameters)
         except ZtunnelError as error:
             return Response(400, f"{error} ({error.code})\n".encode(), _TEXT)
-        shown = ordered(await self._ask(Topic.CONNECTIONS, parameters), selection)
+        shown = await _with_checkpoints(ordered(await self._ask(Topic.CONNECTIONS, parameters), selection))
         if "text" in request.query:
-            return Response(200, _text(line for one in shown for line in (*connection_lines(one), "")), _TEXT)
-        return _json(shown)
+            return Response(
+                200, _in_slices(line for one in shown for line in (*connection_lines(one), "")), _TEXT
+            )
+        return _json_items(shown)
 
     async def tasks(self, request: Request) -> Response:
         """The tree of this process, and those of the processes that carry traffic."""
@@ -147,15 +150,26 @@ class Inspection:
 
     async def sockets(self, _request: Request) -> Response:
         """Every descriptor of the processes that carry traffic."""
-        return _json(await self._ask(Topic.SOCKETS, {}))
+        return _json_items(await self._ask(Topic.SOCKETS, {}))
 
     async def pool(self, _request: Request) -> Response:
         """Every tunnel."""
-        return _json(await self._ask(Topic.POOL, {}))
+        return _json_items(await self._ask(Topic.POOL, {}))
 
     async def certificates(self, _request: Request) -> Response:
         """Every certificate."""
         return _json(self._certificates())
+
+
+async def _with_checkpoints(slices: Slices[T]) -> T:
+    """The result of long work, while others run at its pauses."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await trio.lowlevel.checkpoint()
 
 
 async def _nothing() -> dict[str, Any]:
@@ -201,8 +215,23 @@ def _wants_json(request: Request) -> bool:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    return Response(status, text + b"\n", "application/json")
+    return Response(status, _laid_out(value) + b"\n", "application/json")
+
+
+def _laid_out(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+
+
+def _json_items(items: Sequence[Any]) -> Response:
+    """Many items, laid out as `_json` would, in pieces between which others run."""
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(items), _SLICE):
+            part = [_laid_out(one).replace(b"\n", b"\n  ") for one in items[start : start + _SLICE]]
+            yield (b",\n  " if start else b"[\n  ") + b",\n  ".join(part)
+        yield b"\n]\n" if items else b"[]\n"
+
+    return Response(200, pieces(), "application/json")
 
 
 def _text(pieces: Iterable[str]) -> bytes:

@@ -28,7 +28,7 @@ from ztunnel.config.spelling import nearest
 from ztunnel.control.link import DataPlanes
 from ztunnel.control.merge import merged_connections
 from ztunnel.control.mesh_source import MeshSource
-from ztunnel.control.overview import overview
+from ztunnel.control.overview import count_into, overview
 from ztunnel.control.pod_starter import PodStarter
 from ztunnel.errors import ZtunnelError
 from ztunnel.inpod.zds_client import ZdsClient
@@ -55,8 +55,15 @@ from ztunnel.observe.filter import Filter
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family
 from ztunnel.observe.process import process_samples
+from ztunnel.slices import batches
 from ztunnel.xds.local_file import static_config
 from ztunnel.xds.xds_client import XdsClient
+
+_COUNTED = 5000
+"""Samples that are added up between two checkpoints."""
+
+_DECODED = 50
+"""Items of an answer that are decoded between two checkpoints."""
 
 log = get_logger("app")
 
@@ -315,10 +322,15 @@ class Control:
 
     async def overview(self) -> dict[str, Any]:
         """The node at a glance, for the front page."""
-        reports = (await self.link.reports()).values()
+        reports = list((await self.link.reports()).values())
         pods = () if self.zds is None else self.zds.pods()
         expiries = self.certificates.expiries()
-        return overview(self._config, self.mesh, expiries, pods, list(reports), process_samples())
+        counts: dict[str, float] = {}
+        for report in reports:
+            for samples in batches(report.samples, _COUNTED):
+                count_into(counts, samples)
+                await trio.lowlevel.checkpoint()
+        return overview(self._config, self.mesh, expiries, pods, reports, counts, process_samples())
 
     def certificate_states(self) -> list[dict[str, Any]]:
         """Each identity's certificate: whose it is, until when, who signed it, and what renewal does."""
@@ -355,7 +367,12 @@ class Control:
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
         """The items of all data planes' answers to a question of a person, as JSON values."""
-        return [msgspec.json.decode(item) for item in await self.link.ask(topic, parameters)]
+        decoded = []
+        for number, item in enumerate(await self.link.ask(topic, parameters), 1):
+            decoded.append(msgspec.json.decode(item))
+            if number % _DECODED == 0:
+                await trio.lowlevel.checkpoint()
+        return decoded
 
     def levels_changed(self, wanted: Filter) -> None:
         """The log filter is another: data planes follow."""

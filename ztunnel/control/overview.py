@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ztunnel.certs.manager import Expiry
@@ -21,20 +21,21 @@ def overview(
     expiries: Sequence[Expiry],
     pods: Iterable[PodView],
     reports: Sequence[Report],
+    counts: Mapping[str, float],
     process: Iterable[Sample],
 ) -> dict[str, Any]:
     """Values that JSON can hold; see ``front.js`` for what becomes of each.
 
-    pods: those that the CNI agent told of; none in dedicated mode. reports: of the data planes. process: of
-    `process_samples`.
+    pods: those that the CNI agent told of; none in dedicated mode. reports: of the data planes. counts: of
+    their samples, by `count_into`. process: of `process_samples`.
     """
     held = dict(merged_connections(reports))
     own = {sample.family: sample.value for sample in process}
 
     def counted(name: str) -> float:
-        return sum(one.value for report in reports for one in report.samples if one.family == name)
+        return counts.get(name, 0)
 
-    total, count = (counted(name) for name in families.LOOP_LAG.samples[:2])
+    total, count = map(counted, families.LOOP_LAG.samples[:2])
     open_now = own.get(families.OPEN_FDS.name, 0) + counted(families.OPEN_FDS.name)
     failing = [one for one in expiries if one.renewal_failing is not None]
     return {
@@ -53,6 +54,18 @@ def overview(
         "loopLagSeconds": total / count if count else 0.0,
         "descriptors": f"{open_now:g} of {own.get(families.MAX_FDS.name, 0):g}",
     }
+
+
+_SHOWN = frozenset((*families.LOOP_LAG.samples[:2], families.FAILURES.samples[0], families.OPEN_FDS.name)) | {
+    families.ALIVE_TASKS.name
+}
+
+
+def count_into(counts: dict[str, float], samples: Iterable[Sample]) -> None:
+    """Add up what the overview shows of some samples, of which there may be 100,000 in all."""
+    for one in samples:
+        if one.family in _SHOWN:
+            counts[one.family] = counts.get(one.family, 0) + one.value
 
 
 def _xds(mesh: MeshSource) -> str:

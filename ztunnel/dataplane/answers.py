@@ -15,7 +15,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any
+
+import trio
 
 from ztunnel.config.model import Config
 from ztunnel.decide.plans import OutboundPlan
@@ -27,9 +30,18 @@ from ztunnel.messages import Asked, Topic
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe.task_tree import task_nodes
+from ztunnel.proxy.connection_table import ConnectionEntry
+from ztunnel.proxy.history import Remembered
 from ztunnel.proxy.open_descriptors import descriptors
 from ztunnel.proxy.pod import PodProxy
-from ztunnel.proxy.pod_views import closed_view, open_connections, open_view, pool_tunnels, tunnels
+from ztunnel.proxy.pod_views import (
+    closed_view,
+    idle_seconds,
+    open_entries,
+    open_view,
+    pool_tunnels,
+    tunnels,
+)
 from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.waits import WORDS
 from ztunnel.slices import Slices
@@ -37,8 +49,11 @@ from ztunnel.slices import Slices
 SLICE = 50
 """Connections, tasks or descriptors looked at between two checkpoints: a millisecond or so."""
 
-_GLANCED = 500
+GLANCED = 500
 """Connections of which only the destination is looked at between two checkpoints."""
+
+_TUNNELS = 5
+"""Tunnels looked at between two checkpoints, each with all of its streams."""
 
 _LATEST = 5
 """Connections of the past that an explanation shows."""
@@ -63,9 +78,9 @@ def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
         case Topic.TASKS:
             return _tasks(asked.parameters)
         case Topic.SOCKETS:
-            return _sliced(descriptors(here.pods))
+            return descriptors(here.pods)
         case Topic.POOL:
-            return _sliced(one for pod in here.pods for one in tunnels(pod))
+            return _sliced((one for pod in here.pods for one in tunnels(pod)), _TUNNELS)
 
 
 def setting_of(config: Config) -> Setting:
@@ -78,10 +93,10 @@ def setting_of(config: Config) -> Setting:
     )
 
 
-def _sliced(items: Iterator[Any]) -> Iterator[Any]:
+def _sliced(items: Iterator[Any], size: int = SLICE) -> Iterator[Any]:
     for number, item in enumerate(items, 1):
         yield item
-        if number % SLICE == 0:
+        if number % size == 0:
             yield None
 
 
@@ -89,21 +104,70 @@ def _sliced(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _connections(selection: Selection, here: Surroundings) -> Iterator[ConnectionView | None]:
-    for looked, view in enumerate(_all_connections(selection.state, here), 1):
-        if selection.takes(view):
+    """Those that are wanted, no more than wanted of them; the order is made where all answers meet.
+
+    A view costs some twenty times the look that tells whether it is wanted, so few are made.
+    """
+    now = here.shared.wall_clock()
+    found: list[tuple[float, int, PodProxy | None, ConnectionEntry | Remembered]] = []
+    for looked, (pod, entry) in enumerate(_candidates(selection, here), 1):
+        rank = _rank(selection, pod, entry, now)
+        if rank is not None:
+            found.append((rank, looked, pod, entry))
+        if len(found) >= selection.limit + GLANCED:
+            found = nlargest(selection.limit, found)
+        if looked % GLANCED == 0 or (selection.peer and looked % SLICE == 0):
+            yield None
+    if len(found) > selection.limit:
+        found = nlargest(selection.limit, found)
+    for number, (_, _, pod, entry) in enumerate(found, 1):
+        view = _view(pod, entry, now)
+        if view is not None:
             yield view
-        if looked % SLICE == 0:
+        if number % SLICE == 0:
             yield None
 
 
-def _all_connections(state: str, here: Surroundings) -> Iterator[ConnectionView]:
-    if state != "closed":
+def _candidates(
+    selection: Selection, here: Surroundings
+) -> Iterator[tuple[PodProxy | None, ConnectionEntry | Remembered]]:
+    """The open connections with their pods, then those that were; no states or pods that are not wanted."""
+    if selection.state != "closed" and not (selection.failed or selection.code):
         for pod in here.pods:
-            yield from open_connections(pod)
-    if state != "open":
-        now = here.shared.wall_clock()
-        for entry in here.shared.history.latest():
-            yield closed_view(entry, now)
+            if selection.pod in ("", pod.context.name):
+                for entry in open_entries(pod):
+                    yield pod, entry
+    if selection.state != "open":
+        for was in here.shared.history.latest():
+            yield None, was
+
+
+def _rank(
+    selection: Selection, pod: PodProxy | None, entry: ConnectionEntry | Remembered, now: float
+) -> float | None:
+    """How far in front a connection comes, None if it is not wanted."""
+    if isinstance(entry, Remembered):
+        if not selection.takes_closed(entry.id, entry.pod, entry.code, failed=bool(entry.error)):
+            return None
+        age, idle, count = now - entry.began, 0.0, entry.received + entry.sent
+    else:
+        report = entry.report
+        if report is None or selection.id not in ("", report.id):
+            return None
+        age, count = trio.current_time() - entry.opened, sum(report.counted)
+        idle = idle_seconds(entry) if selection.sort == "idle" else 0.0
+    if selection.peer:
+        view = _view(pod, entry, now)
+        if view is None or not selection.takes(view):
+            return None
+    return selection.rank(age=age, idle=idle, count=count)
+
+
+def _view(pod: PodProxy | None, entry: ConnectionEntry | Remembered, now: float) -> ConnectionView | None:
+    if isinstance(entry, Remembered):
+        return closed_view(entry, now)
+    assert pod is not None
+    return open_view(pod, entry)
 
 
 def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
@@ -186,11 +250,11 @@ def _latest(pod: PodProxy, address: SocketAddress, here: Surroundings) -> Slices
     found: list[ConnectionView] = []
     for number, entry in enumerate(list(pod.context.connections.outbound), 1):
         if entry.report is not None and entry.report.destination == address:
-            view = open_view(pod.context.name, entry)
+            view = open_view(pod, entry)
             found += () if view is None else (view,)
         if len(found) >= _LATEST:
             return found
-        if number % _GLANCED == 0:
+        if number % GLANCED == 0:
             yield
     now, name = here.shared.wall_clock(), pod.context.name
     for number, was in enumerate(here.shared.history.latest(), 1):
@@ -198,6 +262,6 @@ def _latest(pod: PodProxy, address: SocketAddress, here: Surroundings) -> Slices
             found.append(closed_view(was, now))
         if len(found) >= _LATEST:
             return found
-        if number % _GLANCED == 0:
+        if number % GLANCED == 0:
             yield
     return found

@@ -253,7 +253,7 @@ class DataPlane:
         samples.append(Sample(families.LENT_WINDOW.name, (), self._shared.window_budget.lent))
         if self._own_process:
             samples += process_samples()
-        self._send(Report(number, tuple(samples), pods.connections()))
+        self._send(Report(number, tuple(samples), await pods.connections()))
 
     async def _answer(self, asked: Asked, pods: Pods) -> None:
         """Send the items of an answer a few at a time, so that nobody is held up by a long one."""

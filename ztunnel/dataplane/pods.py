@@ -11,6 +11,8 @@ from ztunnel.dataplane.drain import drain_samples, report_progress
 from ztunnel.errors import os_error_text
 from ztunnel.messages import (
     FromDataPlane,
+    InboundConnection,
+    OutboundConnection,
     PodAdded,
     PodConnections,
     PodFailed,
@@ -26,9 +28,13 @@ from ztunnel.proxy.pod_listeners import adopt
 from ztunnel.proxy.pod_views import stalled
 from ztunnel.proxy.podcontext import PodContext, Shared
 from ztunnel.proxy.recheck import close_forbidden, close_revoked, evict_stale
+from ztunnel.slices import batches
 from ztunnel.sockets.factories import HostSockets, NamespaceSockets, SocketFactory, SpareSockets
 from ztunnel.sockets.listen import BindError
 from ztunnel.tls.revocation import Revocations
+
+_SHOWN = 200
+"""Connections that are shown between two checkpoints."""
 
 log = get_logger("inpod::statemanager")
 
@@ -169,17 +175,23 @@ class Pods:
         """Every pod that is served."""
         return list(self._pods.values())
 
-    def connections(self) -> tuple[PodConnections, ...]:
-        """What every pod has open, for the admin dump."""
-        return tuple(
-            PodConnections(
-                uid,
-                tuple(entry.view() for entry in pod.context.connections.inbound if entry.facts is not None),
-                tuple(entry.view() for entry in pod.context.connections.outbound),
-            )
-            for uid, pod in self._pods.items()
-            if not pod.context.inbound_only
-        )
+    async def connections(self) -> tuple[PodConnections, ...]:
+        """What every pod has open, for the admin dump; others run in between."""
+        shown: list[PodConnections] = []
+        for uid, pod in list(self._pods.items()):
+            if pod.context.inbound_only:
+                continue
+            table = pod.context.connections
+            inbound: list[InboundConnection] = []
+            outbound: list[OutboundConnection] = []
+            for entries in batches(list(table.inbound), _SHOWN):
+                inbound += [entry.view() for entry in entries if entry.facts is not None]
+                await trio.lowlevel.checkpoint()
+            for leaving in batches(list(table.outbound), _SHOWN):
+                outbound += [entry.view() for entry in leaving]
+                await trio.lowlevel.checkpoint()
+            shown.append(PodConnections(uid, tuple(inbound), tuple(outbound)))
+        return tuple(shown)
 
     async def _run_pod(
         self, pod: PodProxy, namespace: Namespace | None, sockets: NamespaceSockets | None, attempt: int

@@ -8,6 +8,7 @@ from typing import Protocol
 from ztunnel.decide.mesh_view import MeshView
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.workload import Workload
+from ztunnel.slices import batches
 from ztunnel.state.store import MeshStore
 
 PART = 1000
@@ -56,12 +57,12 @@ class StoreCatalogue:
     def uids(self) -> Iterator[Sequence[str]]:
         """The uids of all workloads."""
         for shelf in range(self._store.workloads.shelves):
-            yield from _parts(self._store.workloads.uids_on(shelf))
+            yield from batches(self._store.workloads.uids_on(shelf), PART)
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
         """The keys of all services."""
         services = self._store.services
-        for hostnames in _parts(services.hostnames()):
+        for hostnames in batches(services.hostnames(), PART):
             yield [entry.key for hostname in hostnames for entry in services.by_hostname(hostname)]
 
     def read(self, uid: str) -> Workload | None:
@@ -72,8 +73,3 @@ class StoreCatalogue:
         """Whether the bytes of a workload hold a text."""
         body = self._store.workloads.body(uid)
         return body is not None and text.encode() in body
-
-
-def _parts(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), PART):
-        yield names[start : start + PART]

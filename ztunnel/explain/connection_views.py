@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.errors import ZtunnelError
+from ztunnel.slices import Slices
+
+_RANKED = 1000
+"""Views that are looked at between two pauses."""
 
 
 class ConnectionView(msgspec.Struct, omit_defaults=True, rename="camel"):
@@ -55,11 +59,11 @@ class SelectionError(ZtunnelError):
     code = "ZT-EXP-003"
 
 
-_ORDERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "age": lambda view: view["ageSeconds"],
-    "recent": lambda view: -view["ageSeconds"],
-    "bytes": lambda view: view.get("receivedBytes", 0) + view.get("sentBytes", 0),
-    "idle": lambda view: view.get("idleSeconds") or 0.0,
+_ORDERS: Mapping[str, Callable[[float, float, int], float]] = {
+    "age": lambda age, _idle, _count: age,
+    "recent": lambda age, _idle, _count: -age,
+    "bytes": lambda _age, _idle, count: count,
+    "idle": lambda _age, idle, _count: idle,
 }
 PARAMETERS = ("state", "pod", "peer", "failed", "code", "id", "sort", "limit")
 
@@ -101,27 +105,36 @@ class Selection(msgspec.Struct, frozen=True):
             int(limit),
         )
 
+    def takes_closed(self, connection: str, pod: str, code: str, *, failed: bool) -> bool:
+        """Whether a connection that was is wanted, as far as these say; ``peer`` is for `takes`."""
+        if (self.id and connection != self.id) or (self.failed and not failed):
+            return False
+        return self.pod in ("", pod) and self.code in ("", code)
+
     def takes(self, view: ConnectionView) -> bool:
-        """Whether a connection is wanted. ``peer`` may be a name, an address or an identity."""
-        if self.id and view.id != self.id:
-            return False
-        if (self.state and view.state != self.state) or (self.failed and not view.error):
-            return False
-        if (self.pod and view.pod != self.pod) or (self.code and view.code != self.code):
-            return False
-        if not self.peer:
-            return True
+        """Whether a connection has the peer that is wanted: by a name, an address or an identity."""
         others = (view.peer, view.peer_identity, view.service, *map(_host, (view.next_hop, view.destination)))
         return self.peer in (*others, _host(view.client), view.next_hop, view.destination, view.client)
+
+    def rank(self, *, age: float, idle: float, count: int) -> float:
+        """What connections are ordered by, the greatest first: seconds, seconds, and bytes both ways."""
+        return _ORDERS[self.sort](age, idle, count)
 
 
 def _host(address: str) -> str:
     return address.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
-def ordered(views: Iterable[Mapping[str, Any]], selection: Selection) -> list[Mapping[str, Any]]:
+def ordered(views: Sequence[Mapping[str, Any]], selection: Selection) -> Slices[list[Mapping[str, Any]]]:
     """Views as JSON gave them, of one data plane or several: in order, and no more than wanted."""
-    return sorted(views, key=_ORDERS[selection.sort], reverse=True)[: selection.limit]
+    ranks: list[float] = []
+    for number, view in enumerate(views, 1):
+        count = view.get("receivedBytes", 0) + view.get("sentBytes", 0)
+        ranks.append(selection.rank(age=view["ageSeconds"], idle=view.get("idleSeconds") or 0.0, count=count))
+        if number % _RANKED == 0:
+            yield
+    order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+    return [views[index] for index in order[: selection.limit]]
 
 
 def connection_lines(view: Mapping[str, Any]) -> Iterable[str]:

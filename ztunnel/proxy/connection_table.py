@@ -25,7 +25,8 @@ class ConnectionEntry:
 
     tunnels: those that carry it: one for HBONE, two for double HBONE.
     opened: when it began, on trio's clock. report: its account. stream, sock: what carries its bytes while it
-    is relayed: a stream of the last tunnel (None for plain TCP), and the application's socket.
+    is relayed: a stream of the last tunnel (None for plain TCP), and the application's socket; while an
+    incoming tunnel is not established yet, the socket of its peer.
     """
 
     scope: trio.CancelScope
@@ -94,10 +95,12 @@ class OutboundEntry(ConnectionEntry):
 class ConnectionTable:
     """What a pod has open.
 
-    Entries are added before policy is asked, so that no change is missed in between.
+    Entries are added before policy is asked, so that no change is missed in between. waiting: those of which
+    nothing but addresses is known yet, so that neither policy nor the dump has to do with them.
     """
 
     def __init__(self) -> None:
+        self.waiting: set[ConnectionEntry] = set()
         self.inbound: set[InboundEntry] = set()
         self.outbound: set[OutboundEntry] = set()
 

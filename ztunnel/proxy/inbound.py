@@ -21,7 +21,7 @@ from ztunnel.model.workload import Workload
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
-from ztunnel.proxy.connection_table import InboundEntry
+from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
@@ -67,26 +67,40 @@ class InboundProxy:
     async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
         """Serve one accepted connection until it ends; closes it. What goes wrong is logged, not raised."""
         pod = self._pod
-        shared = pod.shared
         local = local_address(sock)
         report = ConnectionReport(pod, Direction.INBOUND, peer, local)
-        certificate = None
+        entry = ConnectionEntry(trio.CancelScope(), report=report, sock=sock)
+        pod.connections.waiting.add(entry)
         try:
-            with trio.CancelScope() as waiting, shared.hangups.watch(sock, waiting.cancel):
-                workload = await pod.local_workload()
-                certificate = await shared.certificates.get(workload.identity)
-            if certificate is None:
-                log.debug("a connection ended before its first byte", peer=peer)
-                sock.close()
-                return
-            tls = SocketTls(shared.certificates.server(certificate), sock)
-        except ConnectionFailure as failure:
-            sock.close()
-            report.refused(failure)
-            return
+            tls = await self._greeted(sock, peer, report, entry)
         except BaseException:
             sock.close()
             raise
+        finally:
+            pod.connections.waiting.discard(entry)
+        if tls is None:
+            sock.close()
+            return
+        await self._serve_tunnel(tls, peer, local)
+
+    async def _greeted(
+        self, sock: socket.socket, peer: SocketAddress, report: ConnectionReport, entry: ConnectionEntry
+    ) -> SocketTls | None:
+        """The transport after its handshake; None when there is none, which is logged then."""
+        pod, shared, certificate = self._pod, self._pod.shared, None
+        try:
+            with entry.scope, shared.hangups.watch(sock, entry.scope.cancel):
+                workload = await pod.local_workload()
+                report.phase = Phase.CERTIFICATE
+                certificate = await shared.certificates.get(workload.identity)
+            if certificate is None:
+                log.debug("a connection ended before its first byte", peer=peer)
+                return None
+            tls = SocketTls(shared.certificates.server(certificate), sock)
+        except ConnectionFailure as failure:
+            report.refused(failure)
+            return None
+        report.phase = Phase.HANDSHAKE
         began = trio.current_time()
         try:
             await tls.handshake(shared.bounds.connection.handshake_timeout)
@@ -98,12 +112,12 @@ class InboundProxy:
                 log.debug("a connection ended before its first byte", peer=peer)
             else:
                 report.refused(HandshakeRefusedError(error))
-            return
+            return None
         except BaseException:
             tls.close()
             raise
         shared.traffic.duration(families.TLS_HANDSHAKE, trio.current_time() - began, "destination")
-        await self._serve_tunnel(tls, peer, local)
+        return tls
 
     async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
         shared = self._pod.shared
@@ -194,14 +208,12 @@ class _Connect:
         if stream.dead:
             raise ClientGoneError
         stream.on_death = lambda: self._entry.close(ClientGoneError())
-        workload = await pod.local_workload()
         shared = pod.shared
-        if shared.demands is not None:
-            await shared.demands.authority(
-                self._request.authority, self._local, workload, shared.config.network
-            )
-            # Policies may have been attached to it meanwhile, and the table knows nothing of us yet.
-            workload = await pod.local_workload()
+        pod.connections.waiting.add(self._entry)
+        try:
+            workload = await self._destined()
+        finally:
+            pod.connections.waiting.discard(self._entry)
         plan = self._admit(workload)
         facts = PolicyFacts(self._peer, plan.destination, self._identity)
         self._entry.facts = facts
@@ -229,6 +241,19 @@ class _Connect:
             )
         if end.error is not None:
             raise RelayError(end.error)
+
+    async def _destined(self) -> Workload:
+        """The pod's own workload, when what is needed to decide is there."""
+        pod, shared = self._pod, self._pod.shared
+        workload = await pod.local_workload()
+        if shared.demands is not None:
+            self._report.phase = Phase.DESTINATION
+            await shared.demands.authority(
+                self._request.authority, self._local, workload, shared.config.network
+            )
+            # Policies may have been attached to it meanwhile, and the table knows nothing of us yet.
+            workload = await pod.local_workload()
+        return workload
 
     def _admit(self, workload: Workload) -> InboundPlan:
         config = self._pod.shared.config

@@ -9,14 +9,19 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
 
+from ztunnel.proxy.connection_table import OutboundEntry
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.sockets.tcp_info import tcp_info
 from ztunnel.tls.socket_and_stream_tls import SocketTls
+
+_SLICE = 50
+"""Descriptors that are looked at between two pauses: some system calls each."""
 
 
 class _Use(NamedTuple):
@@ -26,16 +31,24 @@ class _Use(NamedTuple):
     connection: str = ""
 
 
-def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any]]:
-    """One mapping a descriptor, in the order of their numbers. One that closes meanwhile is left out."""
+def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any] | None]:
+    """One mapping a descriptor, in the order of their numbers. One that closes meanwhile is left out.
+
+    None between them where others may run.
+    """
     uses: dict[int, _Use] = {}
     for pod in pods:
-        uses.update(_uses(pod))
+        found = _uses(pod)
+        while part := list(islice(found, _SLICE)):
+            uses.update(part)
+            yield None
     now = trio.current_time()
-    for number in sorted(int(path.name) for path in Path("/proc/self/fd").iterdir()):
+    for looked, number in enumerate(sorted(map(int, os.listdir("/proc/self/fd"))), 1):  # noqa: PTH208
         shown = _descriptor(number, uses.get(number), now)
         if shown is not None:
             yield shown
+        if looked % _SLICE == 0:
+            yield None
 
 
 def _uses(pod: PodProxy) -> Iterator[tuple[int, _Use]]:
@@ -43,9 +56,13 @@ def _uses(pod: PodProxy) -> Iterator[tuple[int, _Use]]:
     for component, listener in pod.listeners:
         yield listener.fileno(), _Use(name, f"{component} listener")
     table = pod.context.connections
-    for entry in (*table.outbound, *table.inbound):
+    for entry in [*table.outbound, *table.inbound]:
         if entry.sock is not None and entry.report is not None:
             yield entry.sock.fileno(), _Use(name, "application", entry.opened, entry.report.id)
+    for waiting in list(table.waiting):
+        if waiting.sock is not None and waiting.report is not None:
+            role = "application" if isinstance(waiting, OutboundEntry) else "tunnel of a peer"
+            yield waiting.sock.fileno(), _Use(name, role, waiting.opened, waiting.report.id)
     if pod.outbound is not None:
         for key, tunnel in pod.outbound.pool.tunnels():
             if isinstance(tunnel.tls, SocketTls):

@@ -21,6 +21,7 @@ from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import HboneClient
 from ztunnel.model.address import SocketAddress
+from ztunnel.model.workload import Workload
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.attempts import Attempts, OutlierEjection, Progress
@@ -66,6 +67,8 @@ class OutboundProxy:
         config = pod.shared.config
         self.shared = pod.shared
         self._pod = pod
+        self.dials: dict[PoolKey, Phase] = {}
+        """How far the dial for each tunnel to be has come; of several for one key, the last."""
         self.ejection = OutlierEjection(pod.shared.bounds.connection, pod.shared.traffic.ejected)
         self.pool = Pool(
             nursery,
@@ -92,7 +95,7 @@ class OutboundProxy:
         with entry.scope, self._watch(sock, entry) as hangup:
             async with report.closing(entry):
                 with reset_unless_carried(sock, report):
-                    source = await pod.local_workload()
+                    source = pod.known_workload() or await self._own_workload(entry)
                     request = OutboundRequest(source, client, destination, pod.shared.config.network)
                     end = await self._carry(sock, request, report, entry, hangup)
                 if end.error is not None:
@@ -101,6 +104,15 @@ class OutboundProxy:
     def _watch(self, sock: socket.socket, entry: OutboundEntry) -> Hangup:
         """What ends the connection when its client resets it before it is established."""
         return self.shared.hangups.watch(sock, lambda: entry.close(ClientGoneError()))
+
+    async def _own_workload(self, entry: OutboundEntry) -> Workload:
+        """The pod's own workload, which the control plane has not told of yet."""
+        waiting = self._pod.connections.waiting
+        waiting.add(entry)
+        try:
+            return await self._pod.local_workload()
+        finally:
+            waiting.discard(entry)
 
     async def _carry(
         self,
@@ -152,6 +164,7 @@ class OutboundProxy:
     ) -> OutboundPlan:
         shared = self._pod.shared
         if shared.demands is not None:
+            report.phase = Phase.DESTINATION
             await shared.demands.destination(request.destination, request.source.network)
         plan = route(
             shared.store,
@@ -162,6 +175,7 @@ class OutboundProxy:
         )
         if isinstance(plan, OutboundPlan) and plan.resolve is not None:
             report.resolved_on_demand(plan.resolve.hostname, request.source)
+            report.phase = Phase.NAME
             port = plan.next_hop.port
             try:
                 addresses = await shared.resolver.resolve(plan.resolve.hostname)
@@ -201,8 +215,6 @@ class OutboundProxy:
             plan.source.identity, plan.expected, client.ip, plan.next_hop, workload.uid if workload else ""
         )
         assert plan.authority is not None
-        # No endpoint is to be blamed for the time until we have a certificate ourselves.
-        await self.shared.certificates.get(plan.source.identity)
         tunnels = 0
         until = trio.current_time() + self.shared.bounds.connection.refused_wait
         while True:
@@ -263,15 +275,24 @@ class OutboundProxy:
 
     async def _dial_tunnel(self, key: PoolKey) -> ClientTunnel:
         """For the pool: connect, handshake, and see that the peer is one of those expected."""
+        self.dials[key] = Phase.CERTIFICATE
+        try:
+            return await self._dial_in_stages(key)
+        finally:
+            self.dials.pop(key, None)
+
+    async def _dial_in_stages(self, key: PoolKey) -> ClientTunnel:
         shared = self._pod.shared
         certificate = await shared.certificates.get(key.source)
         context = shared.certificates.client(certificate)
+        self.dials[key] = Phase.DIAL
         try:
             sock = await self.connect(key.next_hop)
         except DialError as error:
             if error.timed_out:
                 raise HboneTimeoutError("deadline has elapsed") from error
             raise
+        self.dials[key] = Phase.HANDSHAKE
         tls = SocketTls(context, sock, key.expected)
         began = trio.current_time()
         try:
@@ -326,6 +347,7 @@ class _Attempt:
 
         try_timeout = attempts.try_timeout(plan)
         if plan.protocol is OutboundProtocol.TCP:
+            report.phase = Phase.DIAL
             with (
                 await self._proxy.connect(plan.next_hop, try_timeout, attempts.waited) as upstream,
                 shared.hangups.watch(upstream) as upstream_hangup,
@@ -341,6 +363,10 @@ class _Attempt:
                     hangup_grace=shared.bounds.tunnel.hangup_grace,
                 )
         fields = self._fields()
+        # No endpoint is to be blamed for the time until we have a certificate ourselves.
+        report.phase = Phase.CERTIFICATE
+        await shared.certificates.get(plan.source.identity)
+        report.phase = Phase.ENDPOINT
         stream = await self._proxy.open(plan, self._client, fields, try_timeout)
         self._entry.tunnels = (stream.tunnel,)
         self._entry.stream = stream

@@ -19,7 +19,12 @@ class Phase(Enum):
     """How far a connection has come: what it waits for."""
 
     WORKLOAD = "the control plane, to tell of this pod"
-    ENDPOINT = "a certificate, a connection to the next hop, or the answer to its CONNECT"
+    CERTIFICATE = "a certificate of this pod"
+    HANDSHAKE = "the peer, to finish the TLS handshake"
+    DESTINATION = "the control plane, to tell of the destination"
+    NAME = "the destination's name to be resolved"
+    ENDPOINT = "a tunnel, or the answer to its CONNECT"
+    DIAL = "the next hop, to take the connection"
     APPLICATION = "the application, to take the connection"
     RELAY = ""
 

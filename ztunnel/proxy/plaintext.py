@@ -56,7 +56,11 @@ class PlaintextProxy:
     ) -> None:
         pod = self._pod
         shared = pod.shared
-        workload = await pod.local_workload()
+        pod.connections.waiting.add(entry)
+        try:
+            workload = await pod.local_workload()
+        finally:
+            pod.connections.waiting.discard(entry)
         plan = admit_plaintext(
             shared.store,
             workload,

@@ -16,12 +16,13 @@ from ztunnel.bounds import DEFAULTS
 from ztunnel.explain.connection_views import ConnectionView
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
-from ztunnel.proxy.connection_table import InboundEntry, OutboundEntry
+from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
 from ztunnel.proxy.history import Remembered
 from ztunnel.proxy.open_descriptors import address_of
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.pod import PodProxy
-from ztunnel.sockets.tcp_info import tcp_info
+from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.tcp_info import TcpInfo, tcp_info
 from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.tunnel import Tunnel
 from ztunnel.tunnel.tunnel_stream import TunnelStream
@@ -31,15 +32,19 @@ from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 def open_connections(pod: PodProxy) -> Iterator[ConnectionView]:
     """The connections of a pod that are open now."""
-    table = pod.context.connections
-    entries: list[InboundEntry | OutboundEntry] = [*table.outbound, *table.inbound]
-    for entry in entries:
-        view = open_view(pod.context.name, entry)
+    for entry in open_entries(pod):
+        view = open_view(pod, entry)
         if view is not None:
             yield view
 
 
-def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView | None:
+def open_entries(pod: PodProxy) -> list[ConnectionEntry]:
+    """The connections of a pod that are open now, those too that still wait to be known."""
+    table = pod.context.connections
+    return [*table.outbound, *table.inbound, *table.waiting]
+
+
+def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
     """One open connection; None for one that has said nothing of itself yet."""
     report = entry.report
     if report is None:
@@ -57,7 +62,7 @@ def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView |
         id=report.id,
         state="open",
         direction=report.direction.value,
-        pod=pod,
+        pod=pod.context.name,
         client=str(report.source),
         destination=str(_judged_destination(entry) or report.destination),
         age_seconds=round(trio.current_time() - entry.opened, 3),
@@ -69,7 +74,7 @@ def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView |
         idle_seconds=None if info is None else info.idle,
         received_bytes=received,
         sent_bytes=sent,
-        waits_for=_waits_for(entry, outbound=outbound),
+        waits_for=_unestablished(pod, report) or _waits_for(entry, info, outbound=outbound),
         send_window=window,
         held_bytes=0 if stream is None else stream.held,
         route=report.route,
@@ -78,17 +83,34 @@ def open_view(pod: str, entry: InboundEntry | OutboundEntry) -> ConnectionView |
     )
 
 
-def _judged_destination(entry: InboundEntry | OutboundEntry) -> SocketAddress | None:
+def idle_seconds(entry: ConnectionEntry) -> float:
+    """Since when the application's socket has moved no byte, 0 if that is not known."""
+    info = tcp_info(entry.sock) if entry.sock is not None else None
+    return 0.0 if info is None else info.idle
+
+
+def _judged_destination(entry: ConnectionEntry) -> SocketAddress | None:
     """The address that policy looked at, for an incoming connection that was admitted."""
     return entry.facts.destination if isinstance(entry, InboundEntry) and entry.facts is not None else None
 
 
-def _waits_for(entry: InboundEntry | OutboundEntry, *, outbound: bool) -> str:
-    report = entry.report
-    if report is not None and report.phase is not Phase.RELAY:
-        return str(report.phase.value)
+def _unestablished(pod: PodProxy, report: ConnectionReport) -> str:
+    """What a connection waits for before bytes can flow, "" if they can."""
+    phase = report.phase
+    if phase is Phase.ENDPOINT:
+        phase = _dialling(pod, report.next_hop) or phase
+    return str(phase.value)
+
+
+def _dialling(pod: PodProxy, next_hop: SocketAddress | None) -> Phase | None:
+    """How far the dial of a tunnel to a next hop has come, None if none is under way."""
+    dials = {} if pod.outbound is None else pod.outbound.dials
+    return next((phase for key, phase in dials.items() if key.next_hop == next_hop), None)
+
+
+def _waits_for(entry: ConnectionEntry, info: TcpInfo | None, *, outbound: bool) -> str:
     application, other = ("client", "server") if outbound else ("server", "client")
-    sock, stream = entry.sock, entry.stream
+    stream = entry.stream
     if stream is not None:
         if stream.held:
             return application
@@ -96,7 +118,6 @@ def _waits_for(entry: InboundEntry | OutboundEntry, *, outbound: bool) -> str:
             return "the tunnel's peer to read"
         if not stream.end_sent and not stream.send_window:
             return "peer's window"
-    info = tcp_info(sock) if sock is not None else None
     if info is not None and info.idle > DEFAULTS.connection.settled:
         if info.unsent:
             return application
