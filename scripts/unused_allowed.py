@@ -9,7 +9,6 @@ out when its reason has gone.
 expirationTime
 serialNumber
 duration_seconds
-idle_seconds
 received_bytes
 sent_bytes
 held_bytes

@@ -30,14 +30,6 @@ from ztunnel.tunnel.tunnel_stream import TunnelStream
 """Seconds after which bytes in a queue wait, and are not just under way (a delayed ACK takes 40 ms)."""
 
 
-def open_connections(pod: PodProxy) -> Iterator[ConnectionView]:
-    """The connections of a pod that are open now."""
-    for entry in open_entries(pod):
-        view = open_view(pod, entry)
-        if view is not None:
-            yield view
-
-
 def open_entries(pod: PodProxy) -> list[ConnectionEntry]:
     """The connections of a pod that are open now, those too that still wait to be known."""
     table = pod.context.connections
