@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import trio
 
@@ -19,19 +20,19 @@ SILENT = "127.0.0.9"
 """An address whose port 15008 takes connections and says nothing."""
 
 
-async def waiting(control: Control, phase: Phase, **parameters: str) -> dict[str, str]:
+async def waiting(control: Control, phase: Phase, **parameters: str) -> dict[str, Any]:
     """The one connection that waits for this, as soon as there is one."""
     with trio.fail_after(60):
         while True:
             found = await control.ask(Topic.CONNECTIONS, state="open", **parameters)
             those = [one for one in found if one.get("waitsFor") == phase.value]
             if those:
-                [one] = those
-                return one
+                assert len(those) == 1
+                return dict(those[0])
             await trio.sleep(0.01)
 
 
-async def open_ones(control: Control, count: int) -> list[dict[str, str]]:
+async def open_ones(control: Control, count: int) -> list[dict[str, Any]]:
     """The open connections, as soon as there are so many."""
     with trio.fail_after(60):
         while True:
