@@ -13,7 +13,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.cluster import nodes, programs
+from tests.cluster import nodes, programs, waypoint_image
 from tests.cluster.places import CHECKOUT, Places, Progress
 from tests.cluster.shell import run
 from tests.cluster.topology import NODES
@@ -38,6 +38,7 @@ _MADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "localhost/coredns:1": ("coredns", ("coredns",)),
     "localhost/istio/pilot:1": ("pilot", ("pilot-discovery",)),
     "localhost/prometheus:1": ("prometheus", ("prometheus",)),
+    "localhost/istio/proxyv2:1": ("proxyv2", ("pilot-agent", "envoy")),
     "localhost/istio/install-cni:1": ("install-cni", ("install-cni", "istio-cni")),
 }
 
@@ -71,6 +72,8 @@ class Images:
             for each in wants:
                 if each == "pause":
                     run("cc", "-O2", "-static", "-o", context / "pause", CONTEXT / "pause.c")
+                elif each == "envoy":
+                    waypoint_image.put_into(context)
                 else:
                     run("cp", "-u", programs.program(each).path(self._places), context)
             self._progress.step(f"image {name}")

@@ -80,6 +80,7 @@ PROGRAMS = (
     Program("kube-scheduler", KUBE, "k8s.io/kubernetes/cmd/kube-scheduler"),
     Program("kube-proxy", KUBE, "k8s.io/kubernetes/cmd/kube-proxy"),
     Program("pilot-discovery", ISTIO, "istio.io/istio/pilot/cmd/pilot-discovery"),
+    Program("pilot-agent", ISTIO, "istio.io/istio/pilot/cmd/pilot-agent"),
     Program("install-cni", ISTIO, "istio.io/istio/cni/cmd/install-cni"),
     Program("istio-cni", ISTIO, "istio.io/istio/cni/cmd/istio-cni"),
     Program("prometheus", PROMETHEUS, "github.com/prometheus/prometheus/cmd/prometheus"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import programs, requirements, smoke
+from tests.cluster import programs, requirements, smoke, waypoint_image
 from tests.cluster.footprint import left_behind
 from tests.cluster.places import Places
 
@@ -55,6 +55,14 @@ def test_each_program_has_a_version_pinned_in_its_modules_go_mod():
         assert each.module.pinned.startswith("v")
     with pytest.raises(LookupError):
         _ = programs.Module("etcd", "example.org/other").pinned
+
+
+def test_of_the_waypoints_template_one_extension_is_left_out():
+    block = '{{- if .metadata_discovery }}\n {\n "name": "metadata_discovery" },\n {{- end }}\n'
+    other = '{{- if .metadata_discovery }} {"prefix": "workload_discovery"}, {{- end }}'
+    assert waypoint_image.bootstrap(f'[{block}{{"name": "x"}}] {other}') == f'[\n{{"name": "x"}}] {other}'
+    with pytest.raises(ValueError, match="metadata_discovery"):
+        waypoint_image.bootstrap("[]")
 
 
 def test_a_cluster_that_is_up_is_left_alone(whole):

@@ -7,5 +7,6 @@ import (
 	_ "istio.io/istio/cni/cmd/install-cni"
 	_ "istio.io/istio/cni/cmd/istio-cni"
 	_ "istio.io/istio/istioctl/cmd/istioctl"
+	_ "istio.io/istio/pilot/cmd/pilot-agent"
 	_ "istio.io/istio/pilot/cmd/pilot-discovery"
 )
