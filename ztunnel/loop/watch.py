@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -79,10 +80,19 @@ class Watch:
         """A read has just found nothing, or less than it asked for."""
         self._readable = False
 
-    async def readable(self) -> None:
-        """Wait until there may be something to read, an end or an error included."""
+    def interrupt(self) -> None:
+        """Have whoever waits in `readable` come back, though there is nothing to read."""
         if self._epoll is None:
-            await trio.lowlevel.wait_readable(self.sock)
+            if not self._closed and self.sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(self.sock)
+        elif self._reader is not None:
+            reader, self._reader = self._reader, None
+            trio.lowlevel.reschedule(reader)
+
+    async def readable(self) -> None:
+        """Wait until there may be something to read, an end or an error included; or for `interrupt`."""
+        if self._epoll is None:
+            await self._by_trio(trio.lowlevel.wait_readable)
             return
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check(self._reader)
@@ -94,7 +104,7 @@ class Watch:
     async def writable(self) -> None:
         """Wait until there may be room to write, or an error."""
         if self._epoll is None:
-            await trio.lowlevel.wait_writable(self.sock)
+            await self._by_trio(trio.lowlevel.wait_writable)
             return
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check(self._writer)
@@ -103,6 +113,14 @@ class Watch:
         self._epoll.modify(self.sock.fileno(), self._flags)
         self._writer = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._writer_gives_up)
+
+    async def _by_trio(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        try:
+            await wait(self.sock)
+        except trio.ClosedResourceError:
+            # Not closed: interrupted, which Trio has no other way to do.
+            if self._closed:
+                raise
 
     def _check(self, waiting: trio.lowlevel.Task | None) -> None:
         if self._closed:

@@ -62,20 +62,18 @@ async def relay_stream(
     try:
         with Watch(sock) as watch:
             if hangup is not None:
-                hangup.gone = _after_grace(stream.relay_scope, stream.bounds.hangup_grace)
-            uploaded = False
+                hangup.gone = stream.interrupt
             try:
-                with stream.relay_scope as scope:
-                    stream.attach(watch, received_from_stream)
-                    await _upload(watch, stream, sent_to_stream)
-                    uploaded = True
-                    await stream.download_done.wait()
-                if scope.cancelled_caught and not (stream.dead and stream.download_done.is_set()):
+                stream.attach(watch, received_from_stream)
+                uploaded = await _upload(watch, stream, sent_to_stream)
+                if uploaded:
+                    await stream.wait_download()
+                if not (stream.download_done and (uploaded or stream.dead)):
                     upload = None if uploaded else sent_to_stream
-                    await _relay_with_tasks(watch, stream, upload, scope.deadline, hangup)
+                    await _relay_with_tasks(watch, stream, upload, hangup)
             finally:
                 stream.detach()
-        if hangup is not None and hangup.happened and not stream.download_done.is_set():
+        if hangup is not None and hangup.happened and not stream.download_done:
             stream.sink_error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             stream.reset(ErrorCode.CONNECT_ERROR)
         if stream.dead:
@@ -89,28 +87,25 @@ async def _relay_with_tasks(
     watch: Watch,
     stream: TunnelStream,
     sent_to_stream: Callable[[int], None] | None,
-    deadline: float,
     hangup: Hangup | None,
 ) -> None:
-    """The rest of a relay that one task cannot do: the socket is full, or the stream died under it.
+    """The rest of a relay that was interrupted: the socket is full, was reset, or the stream died under it.
 
     Most connections never come here, and so need no nursery. sent_to_stream: None when the upload is over.
-    deadline: when the relay ends, as a hangup has set it.
     """
-    stream.relay_scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        nursery.cancel_scope.deadline = deadline
         if hangup is not None:
             hangup.gone = _after_grace(nursery.cancel_scope, stream.bounds.hangup_grace)
+            if hangup.happened:
+                hangup.gone()
         try:
             stream.wait_in(nursery)
-            if sent_to_stream is not None:
-                with stream.relay_scope:
-                    await _upload(watch, stream, sent_to_stream)
+            if sent_to_stream is not None and not stream.dead:
+                await _upload(watch, stream, sent_to_stream)
             dropping = trio.CancelScope()
-            if stream.dead and not stream.download_done.is_set():
+            if stream.dead and not stream.download_done:
                 nursery.start_soon(_drop, watch, dropping, name=f"dropping what stream {stream.id} missed")
-            await stream.download_done.wait()
+            await stream.wait_download()
             dropping.cancel()
         finally:
             # No task may be started any more: the nursery is about to close.
@@ -160,14 +155,19 @@ async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
     set_reset_on_close(sock)
 
 
-async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> None:
-    """Read the application and send to the stream, until it half-closes or either side is gone."""
+async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> bool:
+    """Read the application and send to the stream, until it half-closes or either side is gone.
+
+    Returns whether the upload is over; False when the relay is interrupted.
+    """
     sock = watch.sock
     size = FIRST_READ
     turn = 0
     try:
-        while True:
+        while not stream.interrupted:
             room = await stream.wait_room()
+            if not room:
+                return False
             wanted = min(size, room)
             try:
                 data = sock.recv(wanted)
@@ -178,7 +178,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                 continue
             if not data:
                 stream.send_end()
-                return
+                return True
             stream.send(data)
             count = len(data)
             sent(count)
@@ -193,11 +193,13 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                 watch.emptied()
                 await watch.readable()
     except StreamClosedError:
-        return
+        return True
     except OSError as error:
         stream.sink_error = error
         stream.reset(ErrorCode.CONNECT_ERROR)
-        stream.download_done.set()
+        stream.end_download()
+        return True
+    return False
 
 
 def _stream_error(stream: TunnelStream, *, outbound: bool) -> str | None:

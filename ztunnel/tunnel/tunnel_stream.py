@@ -70,9 +70,10 @@ class TunnelStream:
     """A stream and where its incoming bytes go.
 
     Made by a tunnel; whoever uses it calls `close` at the end. on_death: called when the peer resets it or
-    its tunnel is lost, for who waits for something else on its behalf. relay_scope: surrounds the one task
-    that relays; cancelled when the stream dies, and when the socket is full and nobody can wait for it yet
-    (`wait_in`).
+    its tunnel is lost, for who waits for something else on its behalf. download_done: the socket has all
+    that came, or nothing more can be brought to it. interrupted: the one task that relays has to look after
+    more than its upload: the stream died, the socket is full and nobody can wait for it yet (`wait_in`), or
+    the socket was reset.
     """
 
     __slots__ = (
@@ -86,12 +87,13 @@ class TunnelStream:
         "_sock",
         "_taken",
         "_wake_reader",
+        "_wake_relay",
         "_wake_writer",
         "_watch",
         "download_done",
         "id",
+        "interrupted",
         "on_death",
-        "relay_scope",
         "sink_error",
     )
 
@@ -99,8 +101,8 @@ class TunnelStream:
         self.id = stream_id
         self.sink_error: OSError | None = None
         self.on_death: Callable[[], None] | None = None
-        self.download_done = trio.Event()
-        self.relay_scope = trio.CancelScope()
+        self.download_done = False
+        self.interrupted = False
         self._carrier = carrier
         self._hbone = carrier.hbone
         self._book = self._hbone.stream(stream_id)
@@ -114,6 +116,7 @@ class TunnelStream:
         self._drain_scope: trio.CancelScope | None = None
         self._wake_reader = trio.lowlevel.ParkingLot()
         self._wake_writer = trio.lowlevel.ParkingLot()
+        self._wake_relay = trio.lowlevel.ParkingLot()
 
     # -- for the connection -------------------------------------------------------------------------------
 
@@ -179,8 +182,9 @@ class TunnelStream:
         self._carrier.flush()
 
     def wait_in(self, nursery: trio.Nursery) -> None:
-        """From now on a task in this nursery waits for the socket when it is full."""
+        """From now on a task in this nursery waits for the socket when it is full: the interruption is over."""
         self._nursery = nursery
+        self.interrupted = False
         self.deliver()
         self._carrier.flush()
 
@@ -188,8 +192,26 @@ class TunnelStream:
         """Write nothing more to the socket, and start no task."""
         self._nursery = self._watch = None
 
+    def interrupt(self) -> None:
+        """Have the task that relays come back from what it waits for; see ``interrupted``."""
+        self.interrupted = True
+        self._wake_writer.unpark_all()
+        self._wake_relay.unpark_all()
+        if self._watch is not None:
+            self._watch.interrupt()
+
+    async def wait_download(self) -> None:
+        """Wait until the download is done; before `wait_in`, until the relay is interrupted too."""
+        while not (self.download_done or (self.interrupted and self._nursery is None)):
+            await self._wake_relay.park()
+
+    def end_download(self) -> None:
+        """Nothing more can be brought to the socket."""
+        self.download_done = True
+        self._wake_relay.unpark_all()
+
     async def wait_room(self) -> int:
-        """Wait until something may be sent. Returns how many bytes.
+        """Wait until something may be sent. Returns how many bytes; 0 when the relay is interrupted.
 
         Raises StreamClosedError when it never may.
         """
@@ -200,6 +222,8 @@ class TunnelStream:
                 window = self._hbone.send_window(self.id)
                 if window:
                     return window
+            if self.interrupted:
+                return 0
             await self._wake_writer.park()
 
     def send(self, data: bytes | memoryview) -> None:
@@ -286,8 +310,7 @@ class TunnelStream:
             if self._drain_scope is not None:
                 self._drain_scope.cancel()
             self._give_back_inbox()
-        self._wake_writer.unpark_all()
-        self.relay_scope.cancel()
+        self.interrupt()
         self._bound_stall()
         if self.on_death is not None:
             self.on_death()
@@ -296,7 +319,7 @@ class TunnelStream:
         """Hand the inbox to its consumer."""
         if self._sock is None:
             self._wake_reader.unpark_all()
-        elif self._watch is not None and self._drain_scope is None and not self.download_done.is_set():
+        elif self._watch is not None and self._drain_scope is None and not self.download_done:
             self._push()
 
     # -- writing to the application's socket -------------------------------------------------------------
@@ -307,7 +330,7 @@ class TunnelStream:
             return
         if self._nursery is None:
             # Whoever relays has to open one.
-            self.relay_scope.cancel()
+            self.interrupt()
             return
         self._drain_scope = trio.CancelScope()
         self._bound_stall()
@@ -327,7 +350,7 @@ class TunnelStream:
         self._drain_scope = None
         if scope.cancelled_caught:
             self._give_back_inbox()
-            self.download_done.set()
+            self.end_download()
 
     def _bound_stall(self) -> None:
         if self._drain_scope is not None and self.dead:
@@ -352,7 +375,7 @@ class TunnelStream:
             self._sink_failed(error)
             return True
         if self.end_received or self.dead:
-            self.download_done.set()
+            self.end_download()
         return True
 
     def _sink_failed(self, error: OSError) -> None:
@@ -362,8 +385,8 @@ class TunnelStream:
         """
         self.sink_error = error
         self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
-        self.relay_scope.cancel()
-        self.download_done.set()
+        self.interrupt()
+        self.end_download()
 
     def _took(self, count: int) -> None:
         inbox = self._inbox
