@@ -207,6 +207,10 @@ async def test_a_dial_without_an_answer_ends_at_the_deadline(autojump_clock):
 
 async def test_a_factory_that_hangs_falls_under_the_deadline(autojump_clock):
     class Hanging(HostSockets):
+        def ready(self, family: int) -> bool:
+            del family
+            return False
+
         async def stream(self, family: int) -> socket.socket:
             del family
             await trio.sleep_forever()

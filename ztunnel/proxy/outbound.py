@@ -218,12 +218,13 @@ class OutboundProxy:
         tunnels = 0
         until = trio.current_time() + self.shared.bounds.connection.refused_wait
         while True:
-            tunnel = None
-            with trio.move_on_after(try_timeout):
-                try:
-                    tunnel = await self.pool.tunnel(key)
-                except PoolDrainingError:
-                    raise PoolClosedError from None
+            try:
+                tunnel = self.pool.at_hand(key)
+                if tunnel is None:
+                    with trio.move_on_after(try_timeout):
+                        tunnel = await self.pool.tunnel(key)
+            except PoolDrainingError:
+                raise PoolClosedError from None
             if tunnel is None:
                 raise EndpointSlowError(try_timeout)
             tunnels += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import nullcontext
 
 import trio
 
@@ -46,17 +47,27 @@ async def connect(
     within one machine it is. Raises `ConnectTimedOut` after ``timeout`` seconds, and
     OSError otherwise; a mark that cannot be set is one.
     """
-    with trio.move_on_after(timeout):
-        sock = await factory.stream(socket.AF_INET6 if destination.ip.version == 6 else socket.AF_INET)
+    version = destination.ip.version
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    shown = client is not None and sources is not None and client != destination.ip
+    # Most dials wait for nothing, and a cancel scope costs as much as the system calls.
+    waits = not factory.ready(family) or (shown and not sources.ready(version))
+    with trio.move_on_after(timeout) if waits else nullcontext():
+        sock = await factory.stream(family)
         try:
             _prepare(sock, mark, keepalive)
-            if client is not None and sources is not None and client != destination.ip:
+            if shown:
                 await sources.prepare(sock, destination, client)
-            await _finish(sock, (str(destination.ip), destination.port))
+            if _connects(sock, (str(destination.ip), destination.port)):
+                return sock
+            with trio.move_on_after(timeout):
+                await trio.lowlevel.wait_writable(sock)
+                _check(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                return sock
+            raise ConnectTimedOut
         except BaseException:
             sock.close()
             raise
-        return sock
     raise ConnectTimedOut
 
 
@@ -68,14 +79,20 @@ def _prepare(sock: socket.socket, mark: int | None, keepalive: Keepalive | None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
 
 
-async def _finish(sock: socket.socket, target: tuple[str, int]) -> None:
+def _connects(sock: socket.socket, target: tuple[str, int]) -> bool:
+    """Begin to connect. Returns whether it is done already. Raises OSError."""
     status = sock.connect_ex(target)
     if status == errno.EINPROGRESS:
         # Within one machine the other end has answered by now, and asking again saves a trip through trio's
         # loop.
         status = sock.connect_ex(target)
         if status in {errno.EALREADY, errno.EINPROGRESS}:
-            await trio.lowlevel.wait_writable(sock)
-            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if status not in {0, errno.EISCONN}:
+            return False
+    if status != errno.EISCONN:
+        _check(status)
+    return True
+
+
+def _check(status: int) -> None:
+    if status:
         raise OSError(status, os.strerror(status))

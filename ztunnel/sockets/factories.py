@@ -35,10 +35,14 @@ def make_netlink_socket() -> socket.socket:
 class SocketFactory(Protocol):
     """Makes non-blocking sockets in one network namespace. The caller closes what it gets.
 
-    Neither method is a checkpoint when a socket is at hand. Both raise OSError: EAFNOSUPPORT where the
+    `stream` and `datagram` are no checkpoints when a socket is at hand. Both raise OSError: EAFNOSUPPORT where the
     family does not exist, EMFILE when the process has no descriptor left for traffic, NamespaceError when
     the namespace cannot be entered.
     """
+
+    def ready(self, family: int) -> bool:
+        """Whether a TCP socket of this family is at hand."""
+        ...
 
     async def stream(self, family: int) -> socket.socket:
         """A TCP socket of AF_INET or AF_INET6, unbound."""
@@ -73,6 +77,11 @@ class HostSockets:
 
     def __init__(self, budget: DescriptorBudget | None = None) -> None:
         self._budget = budget
+
+    def ready(self, family: int) -> bool:
+        """Always: one is made at once."""
+        del family
+        return True
 
     async def stream(self, family: int) -> socket.socket:
         """A TCP socket; see `SocketFactory`."""
@@ -151,6 +160,10 @@ class NamespaceSockets:
         if self._spares is not None:
             self._spares._kept -= dropped  # noqa: SLF001 # the two keep one account together
             self._spares._left(self)  # noqa: SLF001
+
+    def ready(self, family: int) -> bool:
+        """Whether there is a spare one."""
+        return bool(self._spare.get(family))
 
     async def stream(self, family: int) -> socket.socket:
         """A TCP socket, a spare one if there is; see `SocketFactory`."""

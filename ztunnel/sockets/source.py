@@ -84,6 +84,10 @@ class ClientSources:
             self._table.close()
             self._table = None
 
+    def ready(self, version: int) -> bool:
+        """Whether `prepare` waits for nothing: it is known whether this IP version can be translated."""
+        return version in self._translates and trio.current_time() < self._try_again.get(version, 0)
+
     async def prepare(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
         """Have ``sock``, which is not bound yet and has its mark, come from ``client``.
 
@@ -95,7 +99,7 @@ class ClientSources:
                 f"failed to bind local addr: {client} and {destination.ip} are of different address families"
             )
             return
-        if version not in self._translates or trio.current_time() >= self._try_again.get(version, 0):
+        if not self.ready(version):
             await self._find_out(destination.ip, client, sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
         if self._translates.get(version):
             try:
@@ -156,7 +160,7 @@ class ClientSources:
         """Try the translation out, once for all who wait."""
         version = own.version
         async with self._trial:
-            if version in self._translates and trio.current_time() < self._try_again.get(version, 0):
+            if self.ready(version):
                 return
             problem = "no answer within the machine"
             # It stays within the machine: only a lost packet makes it wait.

@@ -110,11 +110,12 @@ class Pool:
         Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when tunnels came up only to end
         before anybody could use them.
         """
-        entry = self._find(key)
-        usable = self._best(entry)
-        if usable is not None and not usable.congested:
-            return usable
-        return await self._wait(key)
+        return self.at_hand(key) or await self._wait(key)
+
+    def at_hand(self, key: PoolKey) -> ClientTunnel | None:
+        """As `tunnel`, but None when one has to be waited for."""
+        usable = self._best(self._find(key))
+        return None if usable is None or usable.congested else usable
 
     async def _wait(self, key: PoolKey) -> ClientTunnel:
         began = trio.current_time()
