@@ -74,7 +74,7 @@ async def test_two_tasks_cannot_wait_for_the_same_socket(listening):
 
 
 async def test_whoever_waits_is_told_of_the_close(listening):
-    listener = Listener(listening, SocketAddress(ip_address("127.0.0.1"), 1), transparent=False, shared=True)
+    listener = Listener(listening, SocketAddress(ip_address("127.0.0.1"), 1), transparent=False)
 
     async def wait() -> None:
         with pytest.raises(trio.ClosedResourceError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +25,12 @@ def parse_ip(text: str) -> IPAddress:
     return canonical(ip_address(text.partition("%")[0]))
 
 
+@lru_cache(maxsize=8192)
+def _before_port(ip: IPAddress) -> str:
+    # A connection's addresses are written a dozen times, and most are those of the connection before.
+    return f"{ip}:" if ip.version == 4 else f"[{ip}]:"
+
+
 class SocketAddress(NamedTuple):
     """An address and a port, 0 to 65535. ``str()`` gives ``1.2.3.4:80`` or ``[::1]:80``."""
 
@@ -31,9 +38,7 @@ class SocketAddress(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        if self.ip.version == 4:
-            return f"{self.ip}:{self.port}"
-        return f"[{self.ip}]:{self.port}"
+        return f"{_before_port(self.ip)}{self.port}"
 
     @classmethod
     def parse(cls, text: str) -> SocketAddress:

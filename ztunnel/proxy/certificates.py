@@ -53,7 +53,9 @@ class CertificateStore:
         Raises IdentityUnavailableError with the control side's reason.
         """
         while True:
-            held = self._held.setdefault(identity, _Held())
+            held = self._held.get(identity)
+            if held is None:
+                held = self._held[identity] = _Held()
             certificate = held.certificate
             if certificate is not None and self._wall_clock() < certificate.not_after:
                 return certificate

@@ -64,31 +64,36 @@ class InboundEntry(ConnectionEntry):
 
 @dataclass(slots=True, eq=False)
 class OutboundEntry(ConnectionEntry):
-    """An outgoing connection. ``workload_uid`` is the next hop's, empty outside the mesh."""
+    """An outgoing connection. plan: where it goes now, None while that is not known."""
 
-    source: str = ""
-    original_destination: str = ""
-    actual_destination: str = ""
-    protocol: OutboundProtocol = OutboundProtocol.TCP
-    workload_uid: str = ""
-    expected: tuple[str, ...] = ()
+    plan: OutboundPlan | None = None
+
+    @property
+    def workload_uid(self) -> str:
+        """The next hop's, empty outside the mesh."""
+        workload = None if self.plan is None else self.plan.destination_workload
+        return "" if workload is None else workload.uid
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The identities that the next hop may prove."""
+        return () if self.plan is None else self.plan.expected
 
     def planned(self, plan: OutboundPlan) -> None:
         """Where it goes now."""
-        self.actual_destination = str(plan.next_hop)
-        self.protocol = plan.protocol
-        self.expected = plan.expected
-        self.workload_uid = plan.destination_workload.uid if plan.destination_workload else ""
+        self.plan = plan
         self.tunnels = ()
         self.stream = None
 
     def view(self) -> OutboundConnection:
         """As the admin dump shows it."""
+        report, plan = self.report, self.plan
+        assert report is not None
         return OutboundConnection(
-            src=self.source,
-            original_dst=self.original_destination,
-            actual_dst=self.actual_destination,
-            protocol=self.protocol.value,
+            src=str(report.source),
+            original_dst=str(report.destination),
+            actual_dst="" if plan is None else str(plan.next_hop),
+            protocol=OutboundProtocol.TCP.value if plan is None else plan.protocol.value,
         )
 
 

@@ -26,7 +26,7 @@ from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_stream
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import Closing, ConnectionReport
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
 from ztunnel.tls.socket_and_stream_tls import SocketTls
@@ -185,6 +185,7 @@ class _Connect:
         )
         self._entry = InboundEntry(
             trio.CancelScope(),
+            opened=self._report.began,
             report=self._report,
             tunnels=(stream.tunnel,),
             forwarded_host=headers.forwarded_host,
@@ -193,13 +194,12 @@ class _Connect:
     async def serve(self) -> None:
         """Carry the connection to its end. Every failure is answered, logged, and ends here."""
         try:
-            with self._entry.scope:
-                async with self._report.closing(self._entry):
-                    try:
-                        await self._admit_and_carry()
-                    except ConnectionFailure as failure:
-                        self._refuse(failure)
-                        raise
+            with self._entry.scope, Closing(self._report, self._entry):
+                try:
+                    await self._admit_and_carry()
+                except ConnectionFailure as failure:
+                    self._refuse(failure)
+                    raise
         finally:
             self._pod.connections.inbound.discard(self._entry)
 

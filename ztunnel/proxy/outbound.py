@@ -30,7 +30,7 @@ from ztunnel.proxy.inner import relay_inside
 from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd, relay_plain, relay_stream
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import Closing, ConnectionReport
 from ztunnel.sockets.dial import ConnectTimedOut, connect
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.tls.socket_and_stream_tls import SocketTls
@@ -85,21 +85,17 @@ class OutboundProxy:
         """
         pod = self._pod
         report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
-        entry = OutboundEntry(
-            trio.CancelScope(),
-            report=report,
-            sock=sock,
-            source=str(client),
-            original_destination=str(destination),
-        )
-        with entry.scope, self._watch(sock, entry) as hangup:
-            async with report.closing(entry):
-                with reset_unless_carried(sock, report):
-                    source = pod.known_workload() or await self._own_workload(entry)
-                    request = OutboundRequest(source, client, destination, pod.shared.config.network)
-                    end = await self._carry(sock, request, report, entry, hangup)
-                if end.error is not None:
-                    raise RelayError(end.error)
+        entry = OutboundEntry(trio.CancelScope(), opened=report.began, report=report, sock=sock)
+        with entry.scope, self._watch(sock, entry) as hangup, Closing(report, entry):
+            try:
+                source = pod.known_workload() or await self._own_workload(entry)
+                request = OutboundRequest(source, client, destination, pod.shared.config.network)
+                end = await self._carry(sock, request, report, entry, hangup)
+            except ConnectionFailure:
+                reset_unless_carried(sock, report.phase)
+                raise
+            if end.error is not None:
+                raise RelayError(end.error)
 
     def _watch(self, sock: socket.socket, entry: OutboundEntry) -> Hangup:
         """What ends the connection when its client resets it before it is established."""
@@ -216,7 +212,7 @@ class OutboundProxy:
         )
         assert plan.authority is not None
         tunnels = 0
-        until = trio.current_time() + self.shared.bounds.connection.refused_wait
+        began = trio.current_time()
         while True:
             try:
                 tunnel = self.pool.at_hand(key)
@@ -234,7 +230,7 @@ class OutboundProxy:
                 return await accepted(tunnel.open(plan.authority, fields))
             except (StreamRefusedError, TunnelLostError, ConnectTimeoutError) as failure:
                 if isinstance(failure, StreamRefusedError) and tunnel.streams and tunnel.can_open:
-                    if trio.current_time() > until:
+                    if trio.current_time() > began + self.shared.bounds.connection.refused_wait:
                         raise
                     tunnels -= 1
                     continue

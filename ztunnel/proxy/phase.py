@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from ztunnel.sockets.reset import set_reset_on_close
-from ztunnel.tunnel.failures import ConnectionFailure
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.report import ConnectionReport
 
 
 class Phase(Enum):
@@ -29,16 +22,11 @@ class Phase(Enum):
     RELAY = ""
 
 
-@contextmanager
-def reset_unless_carried(sock: socket.socket, report: ConnectionReport) -> Iterator[None]:
-    """Have the client see a reset, and never an end, when its connection fails before a byte was carried.
+def reset_unless_carried(sock: socket.socket, phase: Phase) -> None:
+    """Have the client see a reset, and never an end, when its connection failed before a byte was carried.
 
     By itself a close is a reset if the client's request had come and an end if not, which to many clients is
     an empty answer.
     """
-    try:
-        yield
-    except ConnectionFailure:
-        if report.phase is not Phase.RELAY:
-            set_reset_on_close(sock)
-        raise
+    if phase is not Phase.RELAY:
+        set_reset_on_close(sock)

@@ -16,9 +16,9 @@ from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_plain
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import Closing, ConnectionReport
 from ztunnel.sockets.hangup import Hangup
-from ztunnel.tunnel.failures import ClientGoneError, RelayError, RouteRefusedError
+from ztunnel.tunnel.failures import ClientGoneError, ConnectionFailure, RelayError, RouteRefusedError
 
 
 class PlaintextProxy:
@@ -32,16 +32,18 @@ class PlaintextProxy:
         """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
         pod = self._pod
         report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
-        entry = InboundEntry(trio.CancelScope(), report=report)
+        entry = InboundEntry(trio.CancelScope(), opened=report.began, report=report)
 
         def gone() -> None:
             entry.close(ClientGoneError())
 
         try:
-            with entry.scope, pod.shared.hangups.watch(sock, gone) as hangup:
-                async with report.closing(entry):
-                    with reset_unless_carried(sock, report):
-                        await self._carry(sock, peer, destination, report, entry, hangup)
+            with entry.scope, pod.shared.hangups.watch(sock, gone) as hangup, Closing(report, entry):
+                try:
+                    await self._carry(sock, peer, destination, report, entry, hangup)
+                except ConnectionFailure:
+                    reset_unless_carried(sock, report.phase)
+                    raise
         finally:
             pod.connections.inbound.discard(entry)
 

@@ -72,7 +72,7 @@ def adopt(sockets: Sequence[SharedSocket]) -> PodListeners:
     made = PodListeners()
     for one in sockets:
         sock = socket.socket(fileno=one.descriptor)
-        listener = Listener(sock, SocketAddress.parse(one.address), one.transparent, shared=True)
+        listener = Listener(sock, SocketAddress.parse(one.address), one.transparent)
         if one.role in {_DNS_UDP, _DNS_TCP}:
             made.dns = made.dns or DnsSockets()
             if one.role == _DNS_UDP:

@@ -7,8 +7,8 @@ without.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from types import TracebackType
 
 import trio
 
@@ -45,7 +45,7 @@ _ATTEMPTS = 3
 
 
 class ConnectionReport:
-    """The account of one connection, made when it begins; `closing` surrounds all that happens to it.
+    """The account of one connection, made when it begins; `Closing` surrounds all that happens to it.
 
     direction, source, destination: as the access log names them. authority: of the CONNECT, None for
     plaintext. headers: the CONNECT's.
@@ -67,7 +67,7 @@ class ConnectionReport:
         self.destination = destination
         self._authority = authority
         self._headers = headers
-        self._began = trio.current_time()
+        self.began = trio.current_time()
         self._metrics: ConnectionMetrics | None = None
         self._entry: AccessLogEntry | None = None
         self._labels: tuple[str, ...] = ()
@@ -100,6 +100,11 @@ class ConnectionReport:
         metrics = self._metrics
         received, sent = self._earlier
         return (received, sent) if metrics is None else (received + metrics.received, sent + metrics.sent)
+
+    @property
+    def cut_because(self) -> ConnectionFailure | None:
+        """Why the pod has cancelled its connections, None while it has not."""
+        return self._pod.cut_because
 
     @property
     def pod_name(self) -> str:
@@ -150,7 +155,7 @@ class ConnectionReport:
         assert self._metrics is not None
         if not self._answered:
             self._answered = True
-            seconds = trio.current_time() - self._began
+            seconds = trio.current_time() - self.began
             reporter = "source" if self.direction is Direction.OUTBOUND else "destination"
             self._pod.shared.traffic.duration(families.FIRST_BYTE, seconds, reporter)
         self._metrics.add_sent(count)
@@ -243,37 +248,16 @@ class ConnectionReport:
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def closing(self, entry: ConnectionEntry) -> AsyncIterator[None]:
-        """Surrounds a connection: whatever ends it is counted and logged here, once, and goes no further.
-
-        A ConnectionFailure is how connections fail. A cancellation is explained by ``entry`` or by the pod.
-        Anything else is a bug of ours: logged with its traceback, and the end of this connection alone.
-        """
-        failure: ConnectionFailure | None = None
-        try:
-            yield
-        except ConnectionFailure as error:
-            failure = error
-        except Exception as error:
-            failure = InternalError(error)
-            self.log.error("a connection's task failed; the connection is closed", exc_info=error)
-        except BaseException:
-            # Cancelled, alone or as nurseries wrap it.
-            self.finish(entry.closed_because or self._pod.cut_because or DrainedError())
-            raise
-        self.finish(failure)
-
     def refused(self, failure: ConnectionFailure) -> None:
         """The end of a connection of which nothing but its addresses is known."""
         code = code_of(failure)
         self._pod.access_log.failed(
             self.direction, self.source, self.destination, str(failure), code=code, connection=self.id
         )
-        self._end(failure, Level.WARN, self.destination, (0, 0))
+        self._end(failure, Level.WARN, self.destination, (0, 0), trio.current_time() - self.began)
 
     def finish(self, failure: ConnectionFailure | None) -> None:
-        """Count and log the end. Called once, by `closing`."""
+        """Count and log the end. Called once, by `Closing`."""
         if self._entry is None:
             if failure is not None:
                 self.refused(failure)
@@ -281,20 +265,26 @@ class ConnectionReport:
         self._open()
         assert self._metrics is not None
         received, sent = self.counted
+        seconds = trio.current_time() - self.began
         self._close_metrics("-" if failure is None else failure.flag)
         self._pod.access_log.complete(
             self._entry,
             received=received,
             sent=sent,
-            seconds=trio.current_time() - self._began,
+            seconds=seconds,
             error=None if failure is None else str(failure),
             code=None if failure is None else code_of(failure),
             connection=self.id,
         )
-        self._end(failure, Level.ERROR, self._entry.destination_address, (received, sent))
+        self._end(failure, Level.ERROR, self._entry.destination_address, (received, sent), seconds)
 
     def _end(
-        self, failure: ConnectionFailure | None, level: Level, address: SocketAddress, count: tuple[int, int]
+        self,
+        failure: ConnectionFailure | None,
+        level: Level,
+        address: SocketAddress,
+        count: tuple[int, int],
+        seconds: float,
     ) -> None:
         """What comes after the access log line, whose fields are fixed: why, and the memory of it."""
         explained = None
@@ -313,15 +303,18 @@ class ConnectionReport:
             }
             self.log.log(level, "refused", fields)
         if self._pod.shared.history.keeps:
-            self._remember(failure, explained, count)
+            self._remember(failure, explained, count, seconds)
 
     def _remember(
-        self, failure: ConnectionFailure | None, explained: FailureAdvice | None, count: tuple[int, int]
+        self,
+        failure: ConnectionFailure | None,
+        explained: FailureAdvice | None,
+        count: tuple[int, int],
+        seconds: float,
     ) -> None:
         shared = self._pod.shared
         history = shared.history
         entry, inbound = self._entry, self._inbound_plan
-        seconds = trio.current_time() - self._began
         other = None
         if entry is not None:
             other = entry.destination if self.direction is Direction.OUTBOUND else entry.source
@@ -395,3 +388,37 @@ class ConnectionReport:
             metrics.closed(flag)
             self._earlier = (self._earlier[0] + metrics.received, self._earlier[1] + metrics.sent)
             self._metrics = None
+
+
+class Closing:
+    """Surrounds a connection: whatever ends it is counted and logged after the block, and goes no further.
+
+    A ConnectionFailure is how connections fail. A cancellation is explained by ``entry`` or by the pod.
+    Anything else is a bug of ours: logged with its traceback, and the end of this connection alone.
+    """
+
+    __slots__ = ("_entry", "_report")
+
+    def __init__(self, report: ConnectionReport, entry: ConnectionEntry) -> None:
+        self._report = report
+        self._entry = entry
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        report = self._report
+        if error is None:
+            report.finish(None)
+        elif isinstance(error, ConnectionFailure):
+            report.finish(error)
+        elif isinstance(error, Exception):
+            report.log.error("a connection's task failed; the connection is closed", exc_info=error)
+            report.finish(InternalError(error))
+        else:
+            # Cancelled, alone or as nurseries wrap it.
+            report.finish(self._entry.closed_because or report.cut_because or DrainedError())
+            return False
+        return True

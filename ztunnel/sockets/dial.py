@@ -49,14 +49,15 @@ async def connect(
     """
     version = destination.ip.version
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    shown = client is not None and sources is not None and client != destination.ip
+    if client == destination.ip:
+        sources = None
     # Most dials wait for nothing, and a cancel scope costs as much as the system calls.
-    waits = not factory.ready(family) or (shown and not sources.ready(version))
+    waits = not factory.ready(family) or not (sources is None or sources.ready(version))
     with trio.move_on_after(timeout) if waits else nullcontext():
         sock = await factory.stream(family)
         try:
             _prepare(sock, mark, keepalive)
-            if shown:
+            if client is not None and sources is not None:
                 await sources.prepare(sock, destination, client)
             if _connects(sock, (str(destination.ip), destination.port)):
                 return sock
@@ -64,10 +65,10 @@ async def connect(
                 await trio.lowlevel.wait_writable(sock)
                 _check(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 return sock
-            raise ConnectTimedOut
         except BaseException:
             sock.close()
             raise
+        sock.close()
     raise ConnectTimedOut
 
 

@@ -35,9 +35,9 @@ def make_netlink_socket() -> socket.socket:
 class SocketFactory(Protocol):
     """Makes non-blocking sockets in one network namespace. The caller closes what it gets.
 
-    `stream` and `datagram` are no checkpoints when a socket is at hand. Both raise OSError: EAFNOSUPPORT where the
-    family does not exist, EMFILE when the process has no descriptor left for traffic, NamespaceError when
-    the namespace cannot be entered.
+    `stream` and `datagram` are no checkpoints when a socket is at hand. Both raise OSError: EAFNOSUPPORT
+    where the family does not exist, EMFILE when the process has no descriptor left for traffic,
+    NamespaceError when the namespace cannot be entered.
     """
 
     def ready(self, family: int) -> bool:

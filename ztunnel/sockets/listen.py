@@ -66,31 +66,24 @@ class SocketOptions:
 class Listener:
     """A listening socket.
 
-    transparent: IP_TRANSPARENT is set on it, so sources may be spoofed. shared: other processes accept from
-    it too, so of those that wait for a connection one is to be woken.
+    transparent: IP_TRANSPARENT is set on it, so sources may be spoofed. Other processes may accept from it
+    too: of those that wait for a connection one is woken.
     """
 
     sock: socket.socket
     address: SocketAddress
     transparent: bool
-    shared: bool = False
 
     async def readable(self) -> None:
         """Wait until there may be something to accept. Raises ClosedResourceError when it was closed."""
         if self.sock.fileno() < 0:
             raise trio.ClosedResourceError
-        if self.shared:
-            await shared_wait.readable(self.sock)
-        else:
-            await trio.lowlevel.wait_readable(self.sock)
+        await shared_wait.readable(self.sock)
 
     def close(self) -> None:
         """Close the socket; whoever waits in accept is told so."""
         if self.sock.fileno() >= 0:
-            if self.shared:
-                shared_wait.closing(self.sock)
-            else:
-                trio.lowlevel.notify_closing(self.sock)
+            shared_wait.closing(self.sock)
             self.sock.close()
 
 

@@ -182,7 +182,10 @@ class TunnelStream:
         self._carrier.flush()
 
     def wait_in(self, nursery: trio.Nursery) -> None:
-        """From now on a task in this nursery waits for the socket when it is full: the interruption is over."""
+        """From now on a task in this nursery waits for the socket when it is full.
+
+        That ends an interruption.
+        """
         self._nursery = nursery
         self.interrupted = False
         self.deliver()
