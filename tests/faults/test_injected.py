@@ -15,7 +15,7 @@ from tests.support.injection import Census, Turn, at_call, at_step, settled, ste
 from tests.support.logs import capture_logs
 from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import Topic
-from ztunnel.proxy.report import ConnectionReport
+from ztunnel.proxy.report import Closing
 from ztunnel.tunnel.failures import PolicyChangedError
 
 MOST = 2000
@@ -96,13 +96,13 @@ async def every_place(path: str, inject: Callable[[Turn], AbstractContextManager
 async def test_a_connection_is_closed_at_any_step(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed from outside, as policy does it, after each step of each of its tasks."""
     entries = []
-    closing = ConnectionReport.closing
+    made = Closing.__init__
 
-    def noted(self, entry):
+    def noted(self, report, entry):
         entries.append(entry)
-        return closing(self, entry)
+        made(self, report, entry)
 
-    monkeypatch.setattr(ConnectionReport, "closing", noted)
+    monkeypatch.setattr(Closing, "__init__", noted)
 
     def close() -> None:
         for entry in entries:
