@@ -9,14 +9,14 @@ from random import Random
 
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
-from ztunnel.proxy.history import History, Remembered, short
+from ztunnel.proxy.history import ClosedConnection, History, short
 
 ENTRY_BYTES = 3500
 
 
-def remembered(history: History, number: int, length: int = 60) -> Remembered:
+def remembered(history: History, number: int, length: int = 60) -> ClosedConnection:
     text = f"{number:06d}" * (length // 6)
-    return Remembered(
+    return ClosedConnection(
         id=history.next_id(),
         pod="default/client",
         direction="outbound",

@@ -31,7 +31,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe.task_tree import task_nodes
 from ztunnel.proxy.connection_table import ConnectionEntry
-from ztunnel.proxy.history import Remembered
+from ztunnel.proxy.history import ClosedConnection
 from ztunnel.proxy.open_descriptors import descriptors
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.pod_views import (
@@ -109,7 +109,7 @@ def _connections(selection: Selection, here: Surroundings) -> Iterator[Connectio
     A view costs some twenty times the look that tells whether it is wanted, so few are made.
     """
     now = here.shared.wall_clock()
-    found: list[tuple[float, int, PodProxy | None, ConnectionEntry | Remembered]] = []
+    found: list[tuple[float, int, PodProxy | None, ConnectionEntry | ClosedConnection]] = []
     for looked, (pod, entry) in enumerate(_candidates(selection, here), 1):
         rank = _rank(selection, pod, entry, now)
         if rank is not None:
@@ -130,7 +130,7 @@ def _connections(selection: Selection, here: Surroundings) -> Iterator[Connectio
 
 def _candidates(
     selection: Selection, here: Surroundings
-) -> Iterator[tuple[PodProxy | None, ConnectionEntry | Remembered]]:
+) -> Iterator[tuple[PodProxy | None, ConnectionEntry | ClosedConnection]]:
     """The open connections with their pods, then those that were; no states or pods that are not wanted."""
     if selection.state != "closed" and not (selection.failed or selection.code):
         for pod in here.pods:
@@ -143,10 +143,10 @@ def _candidates(
 
 
 def _rank(
-    selection: Selection, pod: PodProxy | None, entry: ConnectionEntry | Remembered, now: float
+    selection: Selection, pod: PodProxy | None, entry: ConnectionEntry | ClosedConnection, now: float
 ) -> float | None:
     """How far in front a connection comes, None if it is not wanted."""
-    if isinstance(entry, Remembered):
+    if isinstance(entry, ClosedConnection):
         if not selection.takes_closed(entry.id, entry.pod, entry.code, failed=bool(entry.error)):
             return None
         age, idle, count = now - entry.began, 0.0, entry.received + entry.sent
@@ -163,8 +163,10 @@ def _rank(
     return selection.rank(age=age, idle=idle, count=count)
 
 
-def _view(pod: PodProxy | None, entry: ConnectionEntry | Remembered, now: float) -> ConnectionView | None:
-    if isinstance(entry, Remembered):
+def _view(
+    pod: PodProxy | None, entry: ConnectionEntry | ClosedConnection, now: float
+) -> ConnectionView | None:
+    if isinstance(entry, ClosedConnection):
         return closed_view(entry, now)
     assert pod is not None
     return open_view(pod, entry)

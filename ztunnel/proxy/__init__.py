@@ -1,5 +1,5 @@
 """The tasks that carry connections: listeners, outbound, inbound, passthrough, drain.
 
-Decisions come from `ztunnel.decide`, tunnels from `ztunnel.tunnel`, sockets from `ztunnel.sockets`. What is
-here waits, moves bytes, and sees to it that each socket is closed by the scope that opened it.
+Decisions come from `ztunnel.decide`, tunnels from `ztunnel.tunnel`, sockets from `ztunnel.sockets`. The tasks
+here wait, move bytes, and close each socket in the scope that opened it.
 """

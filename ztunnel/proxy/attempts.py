@@ -1,19 +1,21 @@
-"""Where a connection has been refused already, and who is avoided for a while because of that.
+"""Retries of a connection on other endpoints, and outlier ejection of endpoints that failed.
 
-As long as not one byte of the application has been forwarded, nothing is lost by asking somebody else. So a
-connection that could not be established is planned once more, with the endpoints that failed left out; load
-balancing mode, health and capacity bound the choice as ever. It ends when the plan brings nothing new, and
-after `ConnectionBounds.attempts`. What was said by somebody who knew what was asked (policy: 401; a request
-that is wrong: 400) is the answer, and nobody else is asked.
+Retries. As long as no byte of the application was forwarded, another endpoint can be tried without harm. A
+connection that could not be established is routed again without the endpoints that failed; load balancing
+mode, health and capacity limit the choice as always. Retrying ends when routing returns no new endpoint, or
+after `ConnectionBounds.attempts` attempts. If a peer processed the request and refused it (401 by policy, 400
+for a bad request), that is the result, and no other endpoint is tried.
 
-Silence is treated alike: when an endpoint has not been reached after `ConnectionBounds.try_timeout`,
-another is asked if there is one. Pods that are gone mostly do not refuse, they do not answer.
+Slow endpoints. If an endpoint was not reached after `ConnectionBounds.try_timeout`, another one is tried if
+there is
+one: pods that are gone usually do not refuse a connection, they do not answer at all.
 
-An endpoint that failed is also avoided by the pod's other connections, for a few seconds: during a rollout
-the control plane tells of the end of a pod a moment after it has happened. With a network gateway two
-workloads may be at fault, the gateway and the endpoint behind it. Until the outer tunnel stands it is the
-gateway. Later it is the endpoint, and since the gateway itself chooses among those that the endpoint stands
-for, the same way may be tried again.
+Outlier ejection. The pod's other connections avoid an endpoint that failed for a few seconds, because during
+a rollout the control plane reports the end of a pod a moment after it happened.
+
+Network gateways. Either the gateway or the endpoint behind it may have failed. Until the outer tunnel is
+established it is the gateway; after that it is the endpoint. The gateway chooses among several endpoints
+itself, so the same plan may be tried again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from ztunnel.tunnel.failures import ConnectionFailure
 
 
 class Progress(Enum):
-    """How far an attempt has come."""
+    """How far an attempt to establish a connection has come."""
 
     DIALLING = "dialling"
     OUTER = "the tunnel to the network gateway stands"
@@ -39,9 +41,9 @@ class Progress(Enum):
 
 
 class OutlierEjection:
-    """Who failed a moment ago, for all connections of a pod. Keys are uids of workloads.
+    """The workloads that failed a moment ago, by uid. All connections of a pod share it.
 
-    ejected: called when one that was not avoided is from now on.
+    ejected: called when a workload becomes ejected.
     """
 
     def __init__(
@@ -54,25 +56,25 @@ class OutlierEjection:
         self._ejected = ejected
 
     def eject(self, uid: str) -> None:
-        """Avoid a workload from now on."""
+        """Avoid a workload for ``ejection_time`` seconds from now."""
         if uid not in self.current():
             self._ejected()
         self._until[uid] = trio.current_time() + self.bounds.ejection_time
 
     def readmit(self, uid: str) -> None:
-        """It works after all."""
+        """End the ejection of a workload, because a connection to it succeeded."""
         if self._until:
             self._until.pop(uid, None)
 
     def since(self) -> dict[str, float]:
-        """Who is avoided now, and for how many seconds already."""
+        """Returns the ejected workloads, and for how many seconds each has been ejected."""
         now = trio.current_time()
         return {
             uid: now - until + self.bounds.ejection_time for uid, until in self._until.items() if until > now
         }
 
     def current(self) -> Collection[str]:
-        """Who is to be avoided now."""
+        """Returns the uids of the ejected workloads."""
         ejected = self._until
         if not ejected:
             return ()
@@ -83,7 +85,10 @@ class OutlierEjection:
 
 
 class Attempts:
-    """What one connection has tried."""
+    """The attempts of one connection.
+
+    waited: seconds that the last endpoint already had. count: how many attempts failed.
+    """
 
     __slots__ = ("_ejection", "_failed", "_insisting", "_tried", "count", "waited")
 
@@ -97,12 +102,12 @@ class Attempts:
 
     @property
     def avoid(self) -> Collection[str]:
-        """The uids that the next plan is to leave out if it can."""
+        """The uids that the next plan should avoid if it can."""
         current = self._ejection.current()
         return self._failed.union(current) if self._failed else current
 
     def try_timeout(self, plan: OutboundPlan) -> float:
-        """Seconds to wait for this plan's next hop before another is thought of."""
+        """Returns how many seconds to wait for this plan's next hop before another endpoint is tried."""
         if (
             self._insisting
             or plan.destination_service is None
@@ -112,19 +117,19 @@ class Attempts:
         return self._ejection.bounds.try_timeout
 
     def insist(self, waited: float) -> None:
-        """There is nobody else: from now on wait for as long as it takes.
+        """There is no other endpoint: from now on wait for this one until the dial times out.
 
-        ``waited``: seconds that the endpoint has had already; they count towards its time.
+        waited: seconds that the endpoint already had; they count towards that timeout.
         """
         self._insisting = True
         self.waited = waited
 
     def has_tried(self, next_hop: SocketAddress) -> bool:
-        """Whether an address has failed, for whichever workload."""
+        """Whether an address has failed, for any workload."""
         return any(address == next_hop for _, address in self._tried)
 
     def failed(self, plan: OutboundPlan, progress: Progress, failure: ConnectionFailure) -> bool:
-        """Remember who failed. Returns whether it is worth planning again."""
+        """Note a failed attempt. Returns whether routing should look for another endpoint."""
         self.count += 1
         workload = plan.destination_workload
         if progress is Progress.ESTABLISHED or not failure.elsewhere or workload is None:
@@ -138,13 +143,13 @@ class Attempts:
         return self.count < self._ejection.bounds.attempts
 
     def is_new(self, plan: OutboundPlan) -> bool:
-        """Whether a plan leads elsewhere than those that failed, or to a gateway that may choose anew."""
+        """Whether a plan leads to an endpoint that has not failed, or to a gateway that chooses one."""
         workload = plan.destination_workload
         if workload is None:
             return True
         return (workload.uid, plan.next_hop) not in self._tried
 
     def succeeded(self, plan: OutboundPlan) -> None:
-        """The connection stands."""
+        """The connection is established."""
         if plan.destination_workload is not None:
             self._ejection.readmit(plan.destination_workload.uid)

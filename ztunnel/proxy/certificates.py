@@ -1,7 +1,7 @@
-"""The certificates that the data plane holds, and how a connection waits for one.
+"""The certificates of the data plane, and how a connection waits for one.
 
-The control side fetches and renews; here is only what it sent, per identity. A connection whose identity has
-no valid certificate asks for it once (however many connections wait) and is told the outcome.
+The control side fetches and renews certificates; this store holds what it sent, by identity. When an identity
+has no valid certificate, its connections wait, and one request goes to the control side for all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ztunnel.tunnel.failures import IdentityUnavailableError
 
 @dataclass(slots=True)
 class _Held:
-    """One identity: its certificate with the TLS contexts made of it, and who waits for it."""
+    """One identity: its certificate, the TLS contexts made from it, and the request for it.
+
+    asked: a request is under way. answered: set when it was answered. error: why there is no certificate.
+    """
 
     certificate: Certificate | None = None
     client: TlsContext | None = None
@@ -32,10 +35,10 @@ class _Held:
 
 
 class CertificateStore:
-    """What `get`, `client` and `server` need is pushed by `issued`, `failed` and `forgotten`.
+    """Connections call `get`, `client` and `server`; the control side's messages call the other methods.
 
     want: sends a `CertificateWanted` to the control side.
-    wall_clock: seconds since the epoch, to see that a certificate has expired.
+    wall_clock: returns seconds since the epoch, to see whether a certificate has expired.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class CertificateStore:
         self._revocations: Revocations | None = None
 
     async def get(self, identity: Identity) -> Certificate:
-        """The certificate in force. Waits while the first fetch is under way; the control side bounds that.
+        """Returns the certificate in force. Waits for it if there is none; the control side limits that wait.
 
         Raises IdentityUnavailableError with the control side's reason.
         """
@@ -69,9 +72,9 @@ class CertificateStore:
                 raise IdentityUnavailableError(held.error)
 
     def state(self, identity: Identity) -> float | str | None:
-        """When an identity's certificate ends (seconds since the epoch), or why there is none.
+        """Returns when an identity's certificate expires (seconds since the epoch), or why there is none.
 
-        None when nobody has asked for it yet.
+        Returns None when no connection has asked for it yet.
         """
         held = self._held.get(identity)
         if held is None:
@@ -81,7 +84,10 @@ class CertificateStore:
         return held.error or "it is being fetched"
 
     def client(self, certificate: Certificate) -> TlsContext:
-        """The TLS context with which this identity dials; made once for a certificate."""
+        """Returns the TLS context for dialling with this certificate.
+
+        It is made once for each certificate.
+        """
         held = self._held.get(certificate.identity)
         if held is None or held.certificate is not certificate:
             return client_context(certificate, self._options, self._revocations)
@@ -90,7 +96,7 @@ class CertificateStore:
         return held.client
 
     def server(self, certificate: Certificate) -> TlsContext:
-        """The TLS context with which this identity is served; made once for a certificate."""
+        """Returns the TLS context for serving with this certificate. It is made once for each certificate."""
         held = self._held.get(certificate.identity)
         if held is None or held.certificate is not certificate:
             return server_context(certificate, self._options, self._revocations)
@@ -99,26 +105,26 @@ class CertificateStore:
         return held.server
 
     def issued(self, certificate: Certificate) -> None:
-        """A new certificate is in force; only new handshakes see it."""
+        """Put a new certificate in force, for new handshakes. Open tunnels keep theirs."""
         held = self._held.setdefault(certificate.identity, _Held())
         held.certificate = certificate
         held.client = held.server = None
         self._answer(held, None)
 
     def failed(self, identity: Identity, error: str) -> None:
-        """There is no usable certificate. One that is held and has not expired stays in use."""
+        """The control side could not get a certificate. A certificate that has not expired stays in use."""
         held = self._held.get(identity)
         if held is not None:
             self._answer(held, error)
 
     def forgotten(self, identity: Identity) -> None:
-        """The identity has no workload here any more; its key goes."""
+        """Drop an identity with its key, because no workload of the node has it any more."""
         held = self._held.pop(identity, None)
         if held is not None:
             self._answer(held, "the identity is no longer needed")
 
     def revocations(self, revocations: Revocations | None) -> None:
-        """New revocation lists: every new handshake checks against them."""
+        """Use new revocation lists for all new handshakes."""
         self._revocations = revocations
         for held in self._held.values():
             held.client = held.server = None

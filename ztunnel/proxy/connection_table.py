@@ -1,4 +1,4 @@
-"""The open connections of one pod: for the admin dump, and to close those that would be refused by now."""
+"""The open connections of one pod: for the admin dump, and to close those that policy no longer allows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class ConnectionEntry:
-    """A connection's task can be ended from outside; ``closed_because`` then is what its log line says.
+    """One open connection. `close` ends its task from outside.
 
-    tunnels: those that carry it: one for HBONE, two for double HBONE.
-    opened: when it began, on trio's clock. report: its account. stream, sock: what carries its bytes while it
-    is relayed: a stream of the last tunnel (None for plain TCP), and the application's socket; while an
-    incoming tunnel is not established yet, the socket of its peer.
+    closed_because: why it was ended from outside; its access log line shows this.
+    tunnels: the tunnels that carry it: one for HBONE, two for double HBONE.
+    opened: when it began, on Trio's clock. report: what is known of it.
+    stream, sock: what carries its bytes while it is relayed: a stream of the last tunnel (None for plain
+        TCP), and the application's socket. Until an incoming tunnel is established, ``sock`` is its peer's
+        socket.
     """
 
     scope: trio.CancelScope
@@ -46,13 +48,13 @@ class ConnectionEntry:
 
 @dataclass(slots=True, eq=False)
 class InboundEntry(ConnectionEntry):
-    """An incoming connection and what policy looked at when it was let in."""
+    """An incoming connection, and the facts for which policy allowed it."""
 
     facts: PolicyFacts | None = None
     forwarded_host: str | None = None
 
     def view(self) -> InboundConnection:
-        """As the admin dump shows it."""
+        """Returns the entry as the admin dump shows it."""
         assert self.facts is not None
         return InboundConnection(
             src=str(self.facts.source),
@@ -64,23 +66,23 @@ class InboundEntry(ConnectionEntry):
 
 @dataclass(slots=True, eq=False)
 class OutboundEntry(ConnectionEntry):
-    """An outgoing connection. plan: where it goes now, None while that is not known."""
+    """An outgoing connection. ``plan``: the plan that is tried now, None before there is one."""
 
     plan: OutboundPlan | None = None
 
     @property
     def workload_uid(self) -> str:
-        """The next hop's, empty outside the mesh."""
+        """The uid of the next hop's workload, "" outside the mesh."""
         workload = None if self.plan is None else self.plan.destination_workload
         return "" if workload is None else workload.uid
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The identities that the next hop may prove."""
+        """The identities of which the next hop must present one."""
         return () if self.plan is None else self.plan.expected
 
     def planned(self, plan: OutboundPlan) -> None:
-        """Where it goes now."""
+        """Note the plan that is tried now."""
         self.plan = plan
         self.tunnels = ()
         self.stream = None
@@ -98,10 +100,11 @@ class OutboundEntry(ConnectionEntry):
 
 
 class ConnectionTable:
-    """What a pod has open.
+    """The open connections of a pod.
 
-    Entries are added before policy is asked, so that no change is missed in between. waiting: those of which
-    nothing but addresses is known yet, so that neither policy nor the dump has to do with them.
+    An entry is added before policy is checked. So a policy that changes in between is checked again for it.
+
+    waiting: connections of which only the addresses are known. Policy and the dump ignore them.
     """
 
     def __init__(self) -> None:
@@ -113,5 +116,5 @@ class ConnectionTable:
         return len(self.inbound) + len(self.outbound)
 
     def oldest(self) -> float | None:
-        """When the oldest that is open began, on trio's clock; None when nothing is."""
+        """Returns when the oldest open connection began, on Trio's clock; None if there is none."""
         return min((entry.opened for entry in (*self.inbound, *self.outbound)), default=None)

@@ -1,9 +1,8 @@
-"""On-demand xDS: asking the control plane for an address that the mesh does not hold yet, before deciding.
+"""On-demand xDS: before routing, ask the control plane for an address that the store does not know yet.
 
-A lookup first tries the store. What is missing is demanded by key (``{network}/{ip}`` or
-``{namespace}/{hostname}``), once however many connections wait for it, and then the decision is made with
-what there is by then. A control plane that does not answer in time makes the connection slower, and nothing
-else.
+A missing address is demanded by key (``{network}/{ip}`` or ``{namespace}/{hostname}``), once for all
+connections that wait for it. Afterwards routing uses what the store has then. A control plane that does not
+answer in time delays the connection but does not fail it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from ztunnel.state.store import MeshStore
 
 
 class Demands:
-    """The keys that connections of a data plane wait for. ``send`` tells the control side.
+    """The keys that connections of a data plane wait for.
 
-    timeout: seconds after which a connection goes on without an answer; the control side gives up a little
+    send: sends a demand to the control side.
+    timeout: seconds after which a connection continues without an answer. The control side gives up a little
         earlier.
     """
 
@@ -34,12 +34,12 @@ class Demands:
         self._waiting: dict[str, trio.Event] = {}
 
     async def destination(self, address: SocketAddress, network: str) -> None:
-        """See to it that what is known of an address, if anything, is in the store."""
+        """Wait until the store has what the control plane knows of an address."""
         if find_address(self._store, network, address.ip, None) is None:
             await self._want(f"{network}/{address.ip}")
 
     async def authority(self, text: str, local: SocketAddress, workload: Workload, network: str) -> None:
-        """The same for the authority of a CONNECT that names another address than ours, or a hostname."""
+        """The same for the authority of a CONNECT, if it is a hostname or another address than ``local``."""
         authority = parse_authority(text)
         if isinstance(authority, SocketAddress):
             if authority.ip != local.ip:
@@ -48,7 +48,7 @@ class Demands:
             await self._want(f"{workload.namespace}/{authority.host}")
 
     def answered(self, key: str) -> None:
-        """The control plane has answered for a key, or will not."""
+        """The control plane has answered for a key, or the control side has given up."""
         event = self._waiting.pop(key, None)
         if event is not None:
             event.set()

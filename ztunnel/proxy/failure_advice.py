@@ -1,6 +1,7 @@
-"""Why a connection failed, in words for a person who has to do something about it.
+"""Explains why a connection failed, for the person who has to repair it.
 
-The text of a failure is the existing implementation's, and says what happened to the socket. Here is what it
+The text of a failure is that of the Rust ztunnel and says what happened to the socket. The advice says what
+that
 means: who refused, and where to look. Pure.
 """
 
@@ -24,7 +25,7 @@ from ztunnel.tunnel.failures import (
 
 
 class FailureAdvice(NamedTuple):
-    """A code of docs/errors.md and sentences. ``policy`` is the one that decided, None when none did."""
+    """A code of docs/errors.md, and sentences. ``policy``: the policy that refused, None if none did."""
 
     code: str
     why: str
@@ -32,7 +33,7 @@ class FailureAdvice(NamedTuple):
 
 
 def code_of(failure: ConnectionFailure) -> str:
-    """The most exact code that is known for a failure."""
+    """Returns the most exact code for a failure."""
     if isinstance(failure, RouteRefusedError):
         return failure.refusal.kind.value
     cause = failure.__cause__
@@ -42,9 +43,10 @@ def code_of(failure: ConnectionFailure) -> str:
 def failure_advice(
     failure: ConnectionFailure, plan: OutboundPlan | InboundPlan | None, verdict: Verdict | None
 ) -> FailureAdvice | None:
-    """What a failure means, None where its text says it all.
+    """Returns what a failure means, None where its text says it all.
 
-    plan: of the last attempt, None when it had not come so far. verdict: of the policies, when they refused.
+    plan: the plan of the last attempt, None without one. verdict: the verdict of the policies if they
+    refused.
     """
     why = _why(failure, plan, verdict)
     if why is None:

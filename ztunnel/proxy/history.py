@@ -1,9 +1,10 @@
-"""The connections that were: the last ones of a data plane, with the reasons of their plan and verdict.
+"""The history: the last connections of a data plane that ended, with the reasons of their plan and verdict.
 
-An entry is made when a connection ends, of values that exist anyway; texts are made of it when somebody
-asks. Sentences are shared between entries, since most connections of a pod have the same reasons. The number
-of entries is bounded, and so is the length of each text in them: an entry whose texts are all as long as may
-be takes less than 3.5 kB, most take a third of that (tests/proxy/test_history.py).
+An entry is made when a connection ends, from values that exist anyway; texts are made from it when somebody
+asks. Entries share sentences, because most connections of a pod have the same reasons. The number of entries
+and the
+length of each text are limited: the largest entry takes less than 3.5 kB, most take a third of that
+(tests/proxy/test_history.py).
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import msgspec
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 
-_TEXT = 300
+_LONGEST_TEXT = 300
 _SENTENCES = 12
 _SHARED = 4096
 
 
-class Remembered(msgspec.Struct, gc=False):
+class ClosedConnection(msgspec.Struct, gc=False):
     """One connection that has ended.
 
-    pod: ``namespace/name`` of ours. began: seconds since the epoch. received, sent: bytes from client to
-    server, and back. code, error, why: of its end; empty for a good one. route: the reasons of its plan.
-    client, destination, identity: what policy looked at, for an incoming one.
+    pod: ``namespace/name`` of our pod. began: seconds since the epoch. received, sent: bytes from client to
+    server, and back. error, code, why: why it failed, empty if it did not. route: the reasons of its plan.
+    client, destination, identity: for an incoming connection, what policy was asked about.
     """
 
     id: str
@@ -55,14 +56,14 @@ class Remembered(msgspec.Struct, gc=False):
 
 
 class History:
-    """A ring of `Remembered`, and the ids of connections.
+    """A ring buffer of `ClosedConnection`, and the ids of connections.
 
-    capacity: entries that are kept, 0 for none. random: makes the first part of ids, by which those of
-    several processes and of several lives of one differ.
+    capacity: how many entries are kept, 0 for none. random: makes the first part of the ids. It differs
+    between processes and between runs of one process.
     """
 
     def __init__(self, capacity: int, random: Random) -> None:
-        self._ring: deque[Remembered] = deque(maxlen=capacity)
+        self._ring: deque[ClosedConnection] = deque(maxlen=capacity)
         self._prefix = f"{random.getrandbits(20):05x}"
         self._number = 0
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -71,7 +72,7 @@ class History:
         return len(self._ring)
 
     def next_id(self) -> str:
-        """An id for a new connection: short, and no other's for long."""
+        """Returns an id for a new connection: short, and unique for a long time."""
         self._number += 1
         return f"{self._prefix}-{self._number:x}"
 
@@ -80,12 +81,12 @@ class History:
         """Whether anything is kept."""
         return self._ring.maxlen != 0
 
-    def add(self, entry: Remembered) -> None:
-        """Keep one that has ended; the oldest goes if there is no room."""
+    def add(self, entry: ClosedConnection) -> None:
+        """Add a connection that has ended. The oldest entry is dropped if there is no room."""
         self._ring.append(entry)
 
     def shared(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
-        """The same sentences, bounded in number and length, as one object for all that have them."""
+        """Returns the sentences, limited in number and length. Equal sentences give the same object."""
         found = self._shared.get(sentences)
         if found is None:
             if len(self._shared) >= _SHARED:
@@ -94,15 +95,15 @@ class History:
             self._shared[sentences] = found
         return found
 
-    def latest(self) -> Iterator[Remembered]:
-        """All, the last one first."""
+    def latest(self) -> Iterator[ClosedConnection]:
+        """Returns all entries, the last one first."""
         return iter(list(reversed(self._ring)))
 
-    def find(self, connection: str) -> Remembered | None:
-        """The one with this id."""
+    def find(self, connection: str) -> ClosedConnection | None:
+        """Returns the entry with this id, None if there is none."""
         return next((one for one in self._ring if one.id == connection), None)
 
 
 def short(text: str) -> str:
-    """A text that a peer may have had a hand in, bounded."""
-    return text if len(text) <= _TEXT else text[: _TEXT - 3] + "..."
+    """Returns a text of limited length, since a peer may have caused it."""
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."

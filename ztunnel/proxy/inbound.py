@@ -1,8 +1,8 @@
 """Connections that arrive for a pod over HBONE (15008): TLS, HTTP/2, then each CONNECT by itself.
 
 The order of the checks (docs/protocol/data-path.md#connect-order-of-checks): what the request asks for, where
-it would go, whether policy allows it, and only then the application is dialled. 200 is sent when the
-application has taken the connection, so that a client is never told of a success that did not come.
+it leads, whether policy allows it. Only then is the application dialled. 200 is sent after the application
+accepted the connection, so a client never sees a success that did not happen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ log = get_logger("proxy::inbound")
 class InboundProxy:
     """The HBONE server of one pod.
 
-    transparent: the listener may show clients' addresses to the application (IP_TRANSPARENT).
+    transparent: whether the application may see the client's address as source (IP_TRANSPARENT).
     """
 
     def __init__(self, pod: PodContext, *, transparent: bool) -> None:
@@ -59,13 +59,16 @@ class InboundProxy:
         self._draining = False
 
     def start_drain(self) -> None:
-        """Tell every client that no new streams are welcome; tunnels that come later are told at once."""
+        """Send GOAWAY on every tunnel; a tunnel that comes later gets it at once."""
         self._draining = True
         for tunnel in self.tunnels:
             tunnel.start_drain()
 
     async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
-        """Serve one accepted connection until it ends; closes it. What goes wrong is logged, not raised."""
+        """Serve one accepted connection until it ends, and close ``sock``.
+
+        Failures are logged, not raised.
+        """
         pod = self._pod
         local = local_address(sock)
         report = ConnectionReport(pod, Direction.INBOUND, peer, local)
@@ -86,9 +89,10 @@ class InboundProxy:
     async def _greeted(
         self, sock: socket.socket, peer: SocketAddress, report: ConnectionReport, entry: ConnectionEntry
     ) -> SocketTls | None:
-        """The transport after its handshake; None when there is none, which is logged then."""
+        """Do the TLS handshake. Returns the TLS connection; None when it failed, which is logged."""
         pod, shared, certificate = self._pod, self._pod.shared, None
         try:
+            # Nobody reads the socket during these waits, so only the watch sees that the client has reset it.
             with entry.scope, shared.hangups.watch(sock, entry.scope.cancel):
                 workload = await pod.local_workload()
                 report.phase = Phase.CERTIFICATE
@@ -146,7 +150,7 @@ class InboundProxy:
     async def _serve_stream(
         self, stream: ServerStream, request: ConnectReceived, peer: SocketAddress, local: SocketAddress
     ) -> None:
-        """A bug in what serves one connection ends that connection alone, and not its tunnel."""
+        """Serve one CONNECT. A bug in doing so ends this connection and not its tunnel."""
         try:
             await _Connect(self._pod, stream, request, peer, local, transparent=self._transparent).serve()
         except Exception as error:
@@ -156,9 +160,9 @@ class InboundProxy:
 
 
 class _Connect:
-    """One CONNECT from its request to the end of its connection.
+    """One CONNECT, from its request to the end of its connection.
 
-    peer, local: the addresses of the tunnel. transparent: as for `InboundProxy`.
+    peer, local: the addresses of the tunnel's two ends. transparent: as for `InboundProxy`.
     """
 
     def __init__(
@@ -192,7 +196,7 @@ class _Connect:
         )
 
     async def serve(self) -> None:
-        """Carry the connection to its end. Every failure is answered, logged, and ends here."""
+        """Serve the connection until it ends. Every failure is answered and logged here, and not raised."""
         try:
             with self._entry.scope, Closing(self._report, self._entry):
                 try:
@@ -207,6 +211,7 @@ class _Connect:
         pod, stream, report = self._pod, self._stream, self._report
         if stream.dead:
             raise ClientGoneError
+        # Until the relay reads the stream, only this callback ends the task when the client resets it.
         stream.on_death = lambda: self._entry.close(ClientGoneError())
         shared = pod.shared
         pod.connections.waiting.add(self._entry)
@@ -217,6 +222,7 @@ class _Connect:
         plan = self._admit(workload)
         facts = PolicyFacts(self._peer, plan.destination, self._identity)
         self._entry.facts = facts
+        # Added before policy is checked: a change of policy from now on checks this connection again.
         pod.connections.inbound.add(self._entry)
         report.admitted(plan, self._identity)
         check_policy(pod, workload, facts, report, stream.tunnel.tls.peer_identities)
@@ -282,7 +288,7 @@ class _Connect:
         return await dial_application(self._pod, plan.dial, plan.spoof)
 
     def _refuse(self, failure: ConnectionFailure) -> None:
-        """Answer a CONNECT that has not been answered yet; afterwards the stream is reset by its close."""
+        """Answer the CONNECT with an error status. Does nothing if it was answered before."""
         status = 503
         if isinstance(failure, RouteRefusedError):
             status = failure.refusal.status
@@ -294,7 +300,11 @@ class _Connect:
 async def dial_application(
     pod: PodContext, destination: SocketAddress, source: SocketAddress | None
 ) -> socket.socket:
-    """Connect to an application of the pod, which sees ``source``. Raises ApplicationDialError."""
+    """Connect to an application of the pod. Returns the socket, which the caller closes.
+
+    source: the client's address, which the application sees; None if it sees ours. Raises
+    ApplicationDialError.
+    """
     try:
         return await connect(
             destination,
@@ -310,7 +320,7 @@ async def dial_application(
 
 
 async def _write(sock: socket.socket, data: bytes) -> None:
-    """Write a header that goes before the first byte. Raises DialError."""
+    """Write a PROXY protocol header, which comes before the first byte. Raises DialError."""
     view = memoryview(data)
     try:
         while view:

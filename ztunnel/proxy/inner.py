@@ -1,12 +1,11 @@
 """The inner tunnel of double HBONE: TLS and HTTP/2 with the destination, inside a stream to its gateway.
 
-It belongs to one connection and is never shared. That makes its end delicate: a pooled tunnel outlives its
-streams and so has all the time it needs to write what was entrusted to it. Here the last bytes may still wait
-for the outer stream's window when both directions are over, and a reset of the outer stream would throw them
-away, also at the gateway. So the end is an orderly one: everything is written, then close_notify inside,
-END_STREAM outside, and then we wait for the peer to end its side (`ConnectionBounds.inner_linger`). A client
-that has reset its connection wants nothing of that: it is waited for no longer than for any other
-(`TunnelBounds.hangup_grace`).
+It belongs to one connection and is never shared. A pooled tunnel stays open after its streams and so has time
+to write everything. This one ends with its only stream: when both directions are over, its last bytes may
+still wait for the outer stream's window, and a reset of the outer stream would discard them, at the gateway
+too. So it lingers: everything is written, then close_notify inside and END_STREAM outside, and then it waits
+until the peer has ended its side (`ConnectionBounds.inner_linger`). If the client has reset its connection,
+the wait is as short as for any other connection (`TunnelBounds.hangup_grace`).
 """
 
 from __future__ import annotations
@@ -44,10 +43,12 @@ async def relay_inside(
     established: Callable[[], None],
     hangup: Hangup,
 ) -> RelayEnd:
-    """Open a tunnel inside ``outer``, a CONNECT in it, and relay ``sock`` through that.
+    """Open a tunnel inside ``outer`` and a CONNECT in that tunnel, and relay ``sock`` through it.
 
-    Calls ``established`` when the destination has taken the connection. Raises ConnectionFailure when it has
-    not. ``hangup``: the watch of ``sock``. ``sock`` and ``outer`` stay the caller's to close.
+    Calls ``established`` when the destination has accepted the connection; raises ConnectionFailure when it
+    does not. The caller closes ``sock`` and ``outer``.
+
+    hangup: the watch of ``sock``.
     """
     tls = await _handshake(outer, plan, shared)
     tunnel = ClientTunnel(tls, HboneClient(shared.hbone_settings, shared.window_budget), shared.bounds.tunnel)
@@ -74,7 +75,7 @@ async def relay_inside(
             )
             client_gone = stream.sink_error is not None
         except ConnectionFailure as error:
-            # Raised after the nursery, which would wrap it in a group.
+            # Raised after the nursery, because a nursery would wrap it in an ExceptionGroup.
             failure = error
         await _end(tunnel, outer, shared.bounds, hangup, client_gone=client_gone)
     if failure is not None:
@@ -90,7 +91,7 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
         await tls.handshake(shared.bounds.connection.handshake_timeout)
     except (TlsError, OSError) as error:
         tls.close()
-        # Where the service names nobody, nobody is accepted: asking again changes nothing.
+        # If the service expects no identity at all, every peer is refused: another attempt changes nothing.
         raise DialError(str(error), elsewhere=bool(plan.inner_expected)) from error
     except BaseException:
         tls.close()
@@ -101,7 +102,7 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
 async def _end(
     tunnel: ClientTunnel, outer: ClientStream, bounds: Bounds, hangup: Hangup, *, client_gone: bool
 ) -> None:
-    """Let the tunnel end in order if the peer plays along; it has ended when this returns."""
+    """End the tunnel: linger, if the peer cooperates. The tunnel has ended when this returns."""
     with trio.move_on_after(bounds.connection.inner_linger) as lingering:
 
         def hurry() -> None:

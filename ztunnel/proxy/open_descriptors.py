@@ -1,6 +1,6 @@
-"""Every descriptor of this process, with what it is for: `/debug/sockets`.
+"""All open descriptors of this process and their use, for `/debug/sockets`.
 
-The kernel says which there are and in which state; the pods say whose they are.
+The kernel lists the descriptors and their states; the pods know what each one is for.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class _Use(NamedTuple):
 
 
 def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any] | None]:
-    """One mapping a descriptor, in the order of their numbers. One that closes meanwhile is left out.
+    """Yields one mapping for each descriptor, by number. Those that close meanwhile are left out.
 
-    None between them where others may run.
+    Yields None in between, where the caller lets other tasks run.
     """
     uses: dict[int, _Use] = {}
     for pod in pods:
@@ -113,7 +113,7 @@ def _socket(number: int) -> dict[str, Any]:
 
 
 def address_of(sock: socket.socket, *, peer: bool) -> str:
-    """A socket's own or its peer's address as text, "" for none."""
+    """Returns the socket's own address or its peer's as text, "" if it has none."""
     try:
         name = sock.getpeername() if peer else sock.getsockname()
     except OSError:

@@ -1,8 +1,8 @@
-"""Connections that leave a pod (15001): find out where they wanted to go, decide, carry the decision out.
+"""Connections that leave a pod (15001): find their destination, make a plan, carry the plan out.
 
-A connection that cannot be established is tried again on another endpoint of its service, as long as not
-one byte has been forwarded; see `ztunnel.proxy.attempts`. The application's bytes stay in its socket until
-then: nothing reads them before somebody has taken the connection.
+A connection that cannot be established is tried again on another endpoint of its service, as long as no byte
+was forwarded (see `ztunnel.proxy.attempts`). Until it is established, the application's bytes stay in its
+socket: nothing reads them.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ from ztunnel.tunnel.failures import (
 )
 from ztunnel.tunnel.pool import Pool, PoolDrainingError, PoolKey
 
-_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""Failures to dial that have nothing to do with whom we dial."""
+_LOCAL_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""Errors of a dial that are caused by this machine and not by the endpoint."""
 
 
 class OutboundProxy:
     """The outgoing side of one pod.
 
-    pod: the pod and what it shares with the others.
-    nursery: where its tunnels live; they end when it does.
+    pod: the pod and what it shares with the other pods.
+    nursery: runs the tasks of its tunnels; the tunnels end with it.
     """
 
     def __init__(self, pod: PodContext, nursery: trio.Nursery) -> None:
@@ -79,9 +79,9 @@ class OutboundProxy:
         )
 
     async def serve(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:
-        """Carry one connection from an application to ``destination``. ``sock`` stays the caller's to close.
+        """Carry one connection from an application to ``destination``. The caller closes ``sock``.
 
-        Returns when the connection is over; what went wrong is in its access log line.
+        Returns when the connection has ended. Failures are in its access log line and not raised.
         """
         pod = self._pod
         report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
@@ -98,11 +98,14 @@ class OutboundProxy:
                 raise RelayError(end.error)
 
     def _watch(self, sock: socket.socket, entry: OutboundEntry) -> Hangup:
-        """What ends the connection when its client resets it before it is established."""
+        """Returns the watch that ends the connection when its client resets it before it is established.
+
+        Nobody reads the socket until then, so nothing else would notice the reset.
+        """
         return self.shared.hangups.watch(sock, lambda: entry.close(ClientGoneError()))
 
     async def _own_workload(self, entry: OutboundEntry) -> Workload:
-        """The pod's own workload, which the control plane has not told of yet."""
+        """Wait for the pod's own workload, while the entry is among the waiting connections."""
         waiting = self._pod.connections.waiting
         waiting.add(entry)
         try:
@@ -118,7 +121,7 @@ class OutboundProxy:
         entry: OutboundEntry,
         hangup: Hangup,
     ) -> RelayEnd:
-        """Try endpoints until one takes the connection, then relay."""
+        """Try endpoints until one accepts the connection, then relay."""
         table = self._pod.connections.outbound
         attempts = Attempts(self.ejection)
         table.add(entry)
@@ -147,11 +150,11 @@ class OutboundProxy:
     async def _plan_another(
         self, request: OutboundRequest, attempts: Attempts, report: ConnectionReport
     ) -> OutboundPlan | None:
-        """A plan that leads elsewhere than those that failed, None when there is none."""
+        """Returns a plan with another endpoint than those that failed, None when there is none."""
         try:
             plan = await self._plan(request, attempts, report)
         except RouteRefusedError:
-            # The mesh has changed meanwhile. The log tells of what failed before.
+            # The mesh has changed meanwhile. The failure of the earlier attempt is the one to report.
             return None
         return plan if attempts.is_new(plan) else None
 
@@ -179,7 +182,7 @@ class OutboundProxy:
                 plan = unresolved(plan, str(error))
             else:
                 fresh = [ip for ip in addresses if not attempts.has_tried(SocketAddress(ip, port))]
-                # Nobody at all is, to the existing implementation, a lookup that failed.
+                # An empty answer counts as a failed lookup, as in the Rust ztunnel.
                 found = fresh or addresses
                 plan = (
                     with_ip(plan, found, shared.random) if found else unresolved(plan, "it has no addresses")
@@ -197,14 +200,16 @@ class OutboundProxy:
     ) -> ClientStream:
         """Open a stream to the plan's next hop on a pooled tunnel and wait until it is accepted.
 
-        Raises ConnectionFailure; EndpointSlowError when there is no tunnel after ``try_timeout`` seconds (the
-        dial goes on, for others and for whoever comes back).
+        Returns the stream, which the caller closes. Raises EndpointSlowError when there is no tunnel after
+        ``try_timeout`` seconds (the dial continues, for other connections and for a later attempt), and
+        another ConnectionFailure for any other error.
 
-        A tunnel may be at its end when we come: the peer refuses the stream unseen (it is draining, and its
-        GOAWAY was still on the way; RFC 9113 section 8.7 permits another try of any request), or a tunnel
-        that had worked before turns out to be dead. Neither says anything about the endpoint, so another
-        tunnel to the same one is tried first. A stream that is refused beside others of ours has met a limit
-        of the peer's: that is not counted at all, it goes on looking for room for a while.
+        A tunnel may be ending when we use it. The peer refuses the stream unseen, because it is draining and
+        its GOAWAY is still on the way; RFC 9113 section 8.7 allows to retry any such request. Or a tunnel
+        that worked before turns out to be dead. Neither means that the endpoint has failed, so another tunnel
+        to the same endpoint is tried first. If the peer refuses a stream while other streams of ours are open
+        on the tunnel, the peer's limit was reached: this does not count as a failed tunnel, and for
+        ``refused_wait`` seconds the connection continues to look for room.
         """
         workload = plan.destination_workload
         key = PoolKey(
@@ -246,9 +251,11 @@ class OutboundProxy:
     async def connect(
         self, destination: SocketAddress, try_timeout: float = math.inf, waited: float = 0.0
     ) -> socket.socket:
-        """A TCP connection from the pod. Raises DialError, EndpointSlowError after ``try_timeout`` seconds.
+        """Dial a TCP connection from the pod. Returns the socket, which the caller closes.
 
-        ``waited``: how much of the time for a connection has gone by in an earlier try, in seconds.
+        Raises EndpointSlowError after ``try_timeout`` seconds, DialError for any other failure.
+
+        waited: seconds of ``dial_timeout`` that an earlier attempt at this endpoint has used.
         """
         pod = self._pod
         left = max(pod.shared.bounds.connection.dial_timeout - waited, 0.0)
@@ -266,12 +273,12 @@ class OutboundProxy:
                 raise EndpointSlowError(try_timeout) from error
             raise DialError(str(error), elsewhere=True, timed_out=True) from error
         except OSError as error:
-            raise DialError(os_error_text(error), elsewhere=error.errno not in _OUR_OWN) from error
+            raise DialError(os_error_text(error), elsewhere=error.errno not in _LOCAL_ERRORS) from error
         pod.shared.traffic.duration(families.TCP_CONNECT, trio.current_time() - began)
         return sock
 
     async def _dial_tunnel(self, key: PoolKey) -> ClientTunnel:
-        """For the pool: connect, handshake, and see that the peer is one of those expected."""
+        """For the pool: dial, do the TLS handshake, and check that the peer has an expected identity."""
         self.dials[key] = Phase.CERTIFICATE
         try:
             return await self._dial_in_stages(key)
@@ -299,7 +306,7 @@ class OutboundProxy:
             if isinstance(error, RevokedCertificateError):
                 shared.traffic.crl_rejected("source")
             text = os_error_text(error) if isinstance(error, OSError) else str(error)
-            # Whoever is at this address now, it is not the endpoint that we were told of.
+            # Another process may have this address by now, so another endpoint is worth trying.
             raise DialError(text, elsewhere=True) from error
         except BaseException:
             tls.close()
@@ -311,7 +318,7 @@ class OutboundProxy:
 
 
 class _Attempt:
-    """One plan being carried out for one connection."""
+    """One attempt: carries out one plan for one connection."""
 
     def __init__(
         self,
@@ -333,7 +340,10 @@ class _Attempt:
         self.progress = Progress.DIALLING
 
     async def run(self, attempts: Attempts) -> RelayEnd:
-        """Establish the connection and relay it to its end. Raises ConnectionFailure if nobody takes it."""
+        """Establish the connection and relay it until it ends.
+
+        Raises ConnectionFailure if it cannot be made.
+        """
         plan, report, sock = self._plan, self._report, self._sock
         shared = self._proxy.shared
 
@@ -386,7 +396,7 @@ class _Attempt:
             stream.close()
 
     def _fields(self) -> list[tuple[str, str]]:
-        """The header fields of the CONNECT, in the existing implementation's order."""
+        """Returns the header fields of the CONNECT, in the order of the Rust ztunnel."""
         service = self._plan.destination_service
         return [
             ("baggage", print_baggage(self._plan.source)),

@@ -1,4 +1,4 @@
-"""How far a connection has come, and what its client sees if it fails there."""
+"""The phases of a connection, and what its client sees if it fails before the relay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ztunnel.sockets.reset import set_reset_on_close
 
 
 class Phase(Enum):
-    """How far a connection has come: what it waits for."""
+    """The phase of a connection. The value says, for people, what it waits for."""
 
     WORKLOAD = "the control plane, to tell of this pod"
     CERTIFICATE = "a certificate of this pod"
@@ -23,10 +23,10 @@ class Phase(Enum):
 
 
 def reset_unless_carried(sock: socket.socket, phase: Phase) -> None:
-    """Have the client see a reset, and never an end, when its connection failed before a byte was carried.
+    """Let the client see a reset when its connection fails before the relay. The caller closes ``sock``.
 
-    By itself a close is a reset if the client's request had come and an end if not, which to many clients is
-    an empty answer.
+    Without this, closing the socket sends a FIN if the client has not sent anything yet, and many clients
+    take that for an empty response.
     """
     if phase is not Phase.RELAY:
         set_reset_on_close(sock)

@@ -1,4 +1,4 @@
-"""Plaintext that arrives for a pod (15006): from outside the mesh, redirected by the CNI's rules."""
+"""Plaintext connections that arrive for a pod (15006): from outside the mesh, redirected by the CNI."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from ztunnel.tunnel.failures import ClientGoneError, ConnectionFailure, RelayErr
 
 
 class PlaintextProxy:
-    """The plaintext side of one pod. ``transparent`` as for `ztunnel.proxy.inbound.InboundProxy`."""
+    """The plaintext listener of one pod. ``transparent``: as for `ztunnel.proxy.inbound.InboundProxy`."""
 
     def __init__(self, pod: PodContext, *, transparent: bool) -> None:
         self._pod = pod
         self._transparent = transparent
 
     async def serve(self, sock: socket.socket, peer: SocketAddress, destination: SocketAddress) -> None:
-        """Carry one connection to the application it was meant for. ``sock`` stays the caller's to close."""
+        """Carry one connection to its application until it ends. The caller closes ``sock``.
+
+        Failures are logged, not raised.
+        """
         pod = self._pod
         report = ConnectionReport(pod, Direction.INBOUND, peer, destination)
         entry = InboundEntry(trio.CancelScope(), opened=report.began, report=report)

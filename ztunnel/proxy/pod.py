@@ -1,8 +1,9 @@
 """One pod: its listeners, its connections, its tunnels, and how they end.
 
-The nurseries, from the outside in: tunnels (the pool's; outlives the connections that use them), connections
-(accepted sockets), and the scope of the accept loops. A graceful drain cancels only the innermost one and
-waits, with a deadline, until the connections have ended by themselves; an immediate stop cancels all.
+There are three scopes. The outer one is the nursery of the pool's tunnels, which must outlive the connections
+that use them. In it is the nursery of the connections (accepted sockets), and in that the scope of the accept
+loops. A drain cancels only the accept loops and then waits, with a deadline, until the connections have ended
+by themselves. An immediate stop cancels everything.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[None]]
 
 
 class _Component(NamedTuple):
-    """A listener and who serves what it accepts. ``name`` is what logs call it."""
+    """A listener, and the handler of the sockets that it accepts. ``name``: its name in logs."""
 
     name: str
     listener: Listener
@@ -55,14 +56,14 @@ class _Component(NamedTuple):
 class PodProxy:
     """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`.
 
-    opened: its listeners, when another process has opened them; they are closed here. None has them opened by
-    `run`. ``listeners``: its listening sockets with the names of what they serve, to look at only.
+    opened: the listeners, if another process has opened them; None if `run` opens them. They are closed here.
+    listeners: the listening sockets with the names of their components, for reading only.
     """
 
     def __init__(self, context: PodContext, opened: PodListeners | None = None) -> None:
         self.context = context
         self._opened = opened
-        # Of sockets that are not ours alone their opener speaks.
+        # If workers share the listeners, the process that opened them logs about them.
         self._say = drain_log.info if opened is None else drain_log.debug
         self.outbound: OutboundProxy | None = None
         self.inbound: InboundProxy | None = None
@@ -75,9 +76,9 @@ class PodProxy:
         self._log = log.bind_span("proxy", wl=f"{info.namespace}/{info.name}")
 
     async def run(self, started: Callable[[], None]) -> None:
-        """Bind everything, call ``started``, and serve until the end.
+        """Bind all sockets, call ``started``, and serve until the end.
 
-        Raises BindError when a socket cannot be bound; nothing is left open then.
+        Raises BindError when a socket cannot be bound; then all sockets are closed.
         """
         with self._everything:
             listeners = self._opened or await self._open()
@@ -107,7 +108,7 @@ class PodProxy:
         return opened
 
     def _components(self, listeners: PodListeners) -> list[_Component]:
-        """Who serves what is accepted. The DNS proxy is put together first: others may need its names."""
+        """Returns the listeners with their handlers. Makes the DNS proxy first, because SOCKS5 uses it."""
         if listeners.dns is not None:
             resolver = make_resolver(self.context)
             self._dns = make_dns_proxy(self.context, resolver, listeners.dns)
@@ -151,7 +152,10 @@ class PodProxy:
                 self._dns.drained()
 
     def _close_listener(self, component: _Component, connections: trio.Nursery) -> None:
-        """Accept what clients believe to be accepted, then close; nothing may come in between."""
+        """Accept what waits in the listener's queue, then close it. No await may come in between.
+
+        To a client a connection in the queue is established; closing the listener would reset it.
+        """
         accept_waiting(
             component.listener,
             component.handler,
@@ -177,7 +181,7 @@ class PodProxy:
     # -- ending ----------------------------------------------------------------------------------------------
 
     def drain(self, deadline: float) -> None:
-        """Stop accepting, send HBONE clients elsewhere, and cut what is left after ``deadline`` seconds."""
+        """Start a drain: stop accepting, send GOAWAY, and close what is left after ``deadline`` seconds."""
         self._accepting.cancel()
         if self.inbound is not None:
             self.inbound.start_drain()
@@ -191,14 +195,14 @@ class PodProxy:
         )
 
     def stop(self) -> None:
-        """End at once: the pod has gone."""
+        """End the pod and its connections at once, because it was removed."""
         drain_log.debug("terminating", wl=self.context.name)
         self.context.cut_because = DrainedError()
         self._everything.cancel()
 
     @property
     def open_sockets(self) -> int:
-        """Accepted sockets that are still served: connections of applications, and tunnels of peers."""
+        """How many accepted sockets are still served: connections of applications, and tunnels of peers."""
         return 0 if self._connections is None else len(self._connections.child_tasks)
 
     # -- accepted sockets ------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ class PodProxy:
             await self.outbound.serve(sock, client, destination)
 
     async def _guard(self, sock: socket.socket, serving: Awaitable[None]) -> None:
-        """A bug in the task of one connection ends that connection alone."""
+        """Run one connection's task and close its socket. A bug in it ends this connection only."""
         try:
             await serving
         except Exception as error:  # noqa: BLE001  # the boundary of one connection's task
@@ -242,12 +246,15 @@ class PodProxy:
             sock.close()
 
     def _destination(self, sock: socket.socket, peer: SocketAddress) -> SocketAddress | None:
-        """Where a redirected connection wanted to go; None when the socket is dead, and closed here."""
+        """Returns the original destination of a redirected connection.
+
+        Returns None when the socket is dead; then it is closed here.
+        """
         try:
             found = original_destination(sock)
             if found.origin is DestinationOrigin.LOCAL_ADDRESS and found.errors is not None:
                 first, second = found.errors
-                # With TPROXY that is how it has to be.
+                # With TPROXY this is normal: the local address is the original destination.
                 say = log.debug if is_transparent(sock) else log.warning
                 say(
                     f"failed to read SO_ORIGINAL_DST: {first}, {second}", peer=peer, local=local_address(sock)

@@ -1,4 +1,4 @@
-"""The DNS proxy of a pod, put together from what the pod's tasks share."""
+"""Makes the DNS proxy of a pod."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = get_logger("dns::server")
 
 
 class _PodClient:
-    """The pod's own workload: whoever else uses its resolver is in the pod too."""
+    """The client of all queries: the pod's own workload, since only the pod itself uses its resolver."""
 
     def __init__(self, pod: PodContext) -> None:
         self._pod = pod
@@ -34,7 +34,10 @@ class _PodClient:
 
 
 def make_resolver(pod: PodContext, conf: ResolvConf | None = None) -> Resolver:
-    """The pod's resolver. conf: what is forwarded to; None is ztunnel's own /etc/resolv.conf, read now."""
+    """Returns the pod's resolver.
+
+    conf: the nameservers for names outside the mesh; None reads ztunnel's own /etc/resolv.conf now.
+    """
     shared = pod.shared
     config = shared.config
     if conf is None:
@@ -60,7 +63,7 @@ def make_resolver(pod: PodContext, conf: ResolvConf | None = None) -> Resolver:
 
 
 def make_dns_proxy(pod: PodContext, resolver: Resolver, sockets: DnsSockets) -> DnsProxy:
-    """The pod's DNS proxy. sockets: as of `DnsProxy`."""
+    """Returns the pod's DNS proxy. ``sockets``: as for `DnsProxy`."""
     shared = pod.shared
     address = shared.config.dns_proxy_addr
     return DnsProxy(

@@ -1,8 +1,8 @@
-"""The listening sockets of a pod: opened together or not at all, by the process that serves the pod.
+"""The listening sockets of a pod. Either all of them are opened or none.
 
-With several workers the control process opens them, keeps them, and gives each worker descriptors of the
-same sockets. So there is one queue for each port, from which whichever worker is free accepts, and which
-outlives a worker.
+The process that serves the pod opens them. With several workers, the control process opens and keeps them,
+and gives each worker descriptors of the same sockets. So each port has one accept queue: a free worker
+accepts from it, and it stays when a worker ends.
 """
 
 from __future__ import annotations
@@ -31,24 +31,27 @@ _DNS_TCP = "dns tcp"
 
 @dataclass
 class PodListeners:
-    """The listeners by component, in their order, and the sockets of the DNS proxy, None without one."""
+    """The listeners by component, in their order, and the sockets of the DNS proxy (None without one)."""
 
     components: dict[str, Listener] = field(default_factory=dict)
     dns: DnsSockets | None = None
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all sockets."""
         for listener in self.components.values():
             listener.close()
         if self.dns is not None:
             self.dns.close()
 
     def shared(self) -> tuple[SharedSocket, ...]:
-        """The same sockets for another process, with descriptors of their own, which the caller owns."""
+        """Returns duplicates of the descriptors for another process. The caller closes them.
+
+        Raises OSError when a descriptor cannot be duplicated; then none is left open.
+        """
         made: list[SharedSocket] = []
         try:
             for role, listener in self._all():
-                made.append(  # what was made before a failure is to be closed
+                made.append(  # one by one, so that a failure can close those before it
                     SharedSocket(
                         role, str(listener.address), os.dup(listener.sock.fileno()), listener.transparent
                     )
@@ -68,7 +71,7 @@ class PodListeners:
 
 
 def adopt(sockets: Sequence[SharedSocket]) -> PodListeners:
-    """The listeners that another process has opened; their descriptors become ours."""
+    """Returns the listeners that another process has opened. It owns their descriptors from now on."""
     made = PodListeners()
     for one in sockets:
         sock = socket.socket(fileno=one.descriptor)
@@ -85,7 +88,7 @@ def adopt(sockets: Sequence[SharedSocket]) -> PodListeners:
 
 
 def configured_keepalive(config: Config) -> Keepalive | None:
-    """Keepalive of dialled sockets, and of those accepted on 15001 and 15006; None when it is off."""
+    """Returns the keepalive of dialled sockets and of those accepted on 15001, 15006; None if it is off."""
     options = config.socket_config
     if not options.keepalive_enabled:
         return None
@@ -98,9 +101,9 @@ def configured_keepalive(config: Config) -> Keepalive | None:
 
 
 async def open_listeners(config: Config, sockets: SocketFactory, *, inbound_only: bool) -> PodListeners:
-    """Bind everything that a pod listens on. Raises BindError; nothing is left open then.
+    """Bind all sockets on which a pod listens. Raises BindError; then none is left open.
 
-    sockets: makes them in the pod's namespace. inbound_only: as in `ztunnel.messages.PodAdded`.
+    sockets: makes sockets in the pod's namespace. inbound_only: as in `ztunnel.messages.PodAdded`.
     """
     keepalive = configured_keepalive(config)
     in_pod = config.proxy_mode is ProxyMode.SHARED and not inbound_only
@@ -117,7 +120,7 @@ async def open_listeners(config: Config, sockets: SocketFactory, *, inbound_only
 
     made = PodListeners()
     try:
-        # The DNS proxy comes first: no connection may be taken before the names that it needs can be had.
+        # DNS comes first, so that names can be resolved before the first connection is accepted.
         if config.dns_proxy and not inbound_only:
             shared_mode = config.proxy_mode is ProxyMode.SHARED
             made.dns = await open_dns_sockets(
@@ -140,7 +143,7 @@ async def open_listeners(config: Config, sockets: SocketFactory, *, inbound_only
 
 
 def say_established(log: Logger, listeners: PodListeners) -> None:
-    """The lines of the log that tell of the listeners."""
+    """Log that the listeners are established."""
     for name, listener in listeners.components.items():
         log.info(
             "listener established",
@@ -151,11 +154,11 @@ def say_established(log: Logger, listeners: PodListeners) -> None:
 
 
 def drain_name(component: str) -> str:
-    """What the lines of a drain call a component."""
+    """Returns the name of a component in the log lines of a drain."""
     return "inbound passthrough" if component == PLAINTEXT else component
 
 
 def say_drained(log: Logger, listeners: PodListeners) -> None:
-    """The lines of the log at the end of a drain."""
+    """Log the end of a drain."""
     for name in listeners.components:
         log.info("shutdown complete", component=drain_name(name))

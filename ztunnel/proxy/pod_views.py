@@ -1,7 +1,7 @@
-"""Views of what a pod has open, made when somebody asks: connections, tunnels, sockets.
+"""Views of a pod's open connections, tunnels and sockets, for the admin server.
 
-Nothing here is kept up to date for anybody: bytes come from the counters, idle times and queues from the
-kernel, windows from the HTTP/2 connections.
+Views are made when somebody asks, and nothing is stored for them: byte counts come from the metrics, idle
+times and queues from the kernel, windows from the HTTP/2 connections.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ztunnel.explain.connection_views import ConnectionView
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
-from ztunnel.proxy.history import Remembered
+from ztunnel.proxy.history import ClosedConnection
 from ztunnel.proxy.open_descriptors import address_of
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.pod import PodProxy
@@ -27,17 +27,15 @@ from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.tunnel import Tunnel
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
-"""Seconds after which bytes in a queue wait, and are not just under way (a delayed ACK takes 40 ms)."""
-
 
 def open_entries(pod: PodProxy) -> list[ConnectionEntry]:
-    """The connections of a pod that are open now, those too that still wait to be known."""
+    """Returns the open connections of a pod, with those that still wait for their plan."""
     table = pod.context.connections
     return [*table.outbound, *table.inbound, *table.waiting]
 
 
 def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
-    """One open connection; None for one that has said nothing of itself yet."""
+    """Returns the view of one open connection; None when it has no report yet."""
     report = entry.report
     if report is None:
         return None
@@ -76,13 +74,13 @@ def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
 
 
 def idle_seconds(entry: ConnectionEntry) -> float:
-    """Since when the application's socket has moved no byte, 0 if that is not known."""
+    """Returns for how many seconds the application's socket has moved no byte, 0 if that is not known."""
     info = tcp_info(entry.sock) if entry.sock is not None else None
     return 0.0 if info is None else info.idle
 
 
 def _judged_destination(entry: ConnectionEntry) -> SocketAddress | None:
-    """The address that policy looked at, for an incoming connection that was admitted."""
+    """Returns the address that policy was asked about, for an incoming connection that was admitted."""
     return entry.facts.destination if isinstance(entry, InboundEntry) and entry.facts is not None else None
 
 
@@ -118,8 +116,8 @@ def _waits_for(entry: ConnectionEntry, info: TcpInfo | None, *, outbound: bool) 
     return "nobody"
 
 
-def closed_view(entry: Remembered, now: float) -> ConnectionView:
-    """One connection that was. ``now`` is in seconds since the epoch."""
+def closed_view(entry: ClosedConnection, now: float) -> ConnectionView:
+    """Returns the view of a connection that has ended. ``now``: seconds since the epoch."""
     return ConnectionView(
         id=entry.id,
         state="closed",
@@ -147,7 +145,7 @@ def closed_view(entry: Remembered, now: float) -> ConnectionView:
 
 
 def tunnels(pod: PodProxy) -> Iterator[dict[str, Any]]:
-    """The tunnels of a pod: those of its pool, and those of its peers."""
+    """Returns the tunnels of a pod: those of its pool, and those that peers opened."""
     yield from pool_tunnels(pod)
     if pod.inbound is not None:
         for served in list(pod.inbound.tunnels):
@@ -161,7 +159,7 @@ def tunnels(pod: PodProxy) -> Iterator[dict[str, Any]]:
 
 
 def pool_tunnels(pod: PodProxy, next_hop: SocketAddress | None = None) -> Iterator[dict[str, Any]]:
-    """The tunnels of a pod's pool; only those to one next hop, if it is named."""
+    """Returns the tunnels of a pod's pool; only those to ``next_hop``, if it is given."""
     if pod.outbound is None:
         return
     for key, tunnel in pod.outbound.pool.tunnels():
@@ -205,7 +203,7 @@ def _stalled(stream: TunnelStream) -> bool:
 
 
 def stalled(pod: PodProxy) -> tuple[int, int]:
-    """Streams of a pod that cannot move, and the bytes held for applications that do not read."""
+    """Returns how many streams of a pod are stalled, and how many bytes are held for slow applications."""
     count = held = 0
     table = pod.context.connections
     for entry in (*table.outbound, *table.inbound):

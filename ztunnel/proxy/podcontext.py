@@ -1,4 +1,4 @@
-"""What the tasks of one pod share: with all pods of the process, and among themselves."""
+"""What the tasks of one pod share with each other, and what all pods of a data plane share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HostnameResolver(Protocol):
     """Resolves the hostnames of workloads that have no address (on-demand DNS)."""
 
     async def resolve(self, hostname: str) -> Sequence[IPAddress]:
-        """All addresses, in no order. Raises NameResolutionError when no answer could be had."""
+        """Returns all addresses, in no order. Raises NameResolutionError when the lookup fails."""
         ...
 
 
@@ -47,7 +47,7 @@ class Names(Protocol):
     """The pod's DNS, asked in-process (SOCKS5 with a hostname)."""
 
     async def first_address(self, name: str, version: int) -> IPAddress | None:
-        """The first address of IP version 4 or 6 that the name has, None when it has none."""
+        """Returns the first address of IP version 4 or 6 that the name has, None when it has none."""
         ...
 
 
@@ -56,10 +56,10 @@ class Shared:
     """What all pods of a data plane share.
 
     demands: on-demand xDS, None when it is off.
-    history: the connections that were.
+    history: the last connections that have ended.
     bounds: timeouts and limits.
-    changed: woken whenever something of the mesh was applied.
-    wall_clock: seconds since the epoch.
+    changed: its waiting tasks are woken whenever a change of the mesh was applied.
+    wall_clock: returns seconds since the epoch.
     """
 
     config: Config
@@ -83,12 +83,12 @@ class Shared:
 
     @property
     def keepalive(self) -> Keepalive | None:
-        """Keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
+        """The keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
         return configured_keepalive(self.config)
 
     @property
     def hbone_settings(self) -> HboneSettings:
-        """What our ends of tunnels announce."""
+        """The HTTP/2 settings of our end of every tunnel."""
         config = self.config
         return HboneSettings(
             stream_window=config.window_size,
@@ -99,14 +99,16 @@ class Shared:
 
 @dataclass(slots=True, eq=False)
 class PodContext:
-    """One pod: its names, where its sockets are made, and what it has open.
+    """One pod: its names, the factory of its sockets, and its open connections.
 
-    listening: makes the sockets that listen, which may use the reserve of descriptors: other pods' traffic
-        must not keep a pod from starting. None is the same as ``sockets``.
-    sources: shows clients' addresses to the pod's applications; closed by who runs the pod.
-    cut_because: set before its connections are cancelled, so that each can say why it ended.
-    inbound_only: ztunnel's own pod in shared mode: only the HBONE port, with ordinary sockets, and the source
-        of a connection is never shown to the application, which is ourselves.
+    sockets: makes the sockets that dial, in the pod's namespace.
+    listening: makes the sockets that listen; None uses ``sockets``. These may use the reserve of descriptors,
+        because traffic of other pods must not prevent a pod from starting.
+    sources: lets the pod's applications see clients' addresses. `PodProxy.run` closes it.
+    cut_because: why all connections of the pod are cancelled; set before that, for their log lines.
+    inbound_only: this is ztunnel's own pod in shared mode. It has only the HBONE port, with ordinary sockets,
+    and
+        the application never sees the client's address as source, because the application is ztunnel itself.
     """
 
     shared: Shared
@@ -129,16 +131,16 @@ class PodContext:
 
     @property
     def mark(self) -> int | None:
-        """SO_MARK of the pod's sockets that dial."""
+        """The SO_MARK of the pod's sockets that dial; None for no mark."""
         return None if self.inbound_only else self.shared.config.packet_mark
 
     def known_workload(self) -> Workload | None:
-        """The pod's own workload, if the control plane has told of it by now."""
+        """Returns the pod's own workload, None if the control plane has not sent it yet."""
         info = self.info
         return self.shared.store.local_workload(info.name, info.namespace, info.service_account)
 
     async def local_workload(self) -> Workload:
-        """The pod's own workload, as the control plane describes it now; waits a little for it to come.
+        """Returns the pod's own workload as the store has it now. Waits for it if it has not come yet.
 
         Raises UnknownWorkloadError when it has not come within ``workload_wait`` seconds.
         """

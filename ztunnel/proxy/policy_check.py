@@ -1,4 +1,4 @@
-"""Asking policy about a connection that comes; `ztunnel.proxy.recheck` asks again later."""
+"""Checks policy for a new connection; `ztunnel.proxy.recheck` checks open ones again after a change."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def check_policy(
     report: ConnectionReport,
     peer: Sequence[Identity] = (),
 ) -> None:
-    """Let a connection pass or raise PolicyRejectedError.
+    """Return if the policies allow the connection; raise PolicyRejectedError if they do not.
 
-    peer: the identities of the tunnel's peer; none for plaintext. Says in the log what decided, and in which
-    words.
+    Logs which policy decided, and counts what dry-run policies would have done.
+
+    peer: the identities of the tunnel's peer; empty for plaintext.
     """
     if is_foreign(peer, workload):
         raise PolicyRejectedError(
@@ -44,9 +45,10 @@ def check_policy(
 
 
 def is_foreign(peer: Sequence[Identity], workload: Workload) -> bool:
-    """Whether a new handshake of this peer would be refused: it has identities, all of other trust domains.
+    """Whether the peer has identities and all of them are of other trust domains than the workload.
 
-    A tunnel outlives the trust domain in which it was made; what comes through it must not.
+    A new handshake of such a peer would be refused. A tunnel may have been made before the workload's trust
+    domain changed; its connections must be refused too.
     """
     return bool(peer) and all(one.trust_domain != workload.identity.trust_domain for one in peer)
 

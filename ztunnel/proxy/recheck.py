@@ -1,13 +1,13 @@
-"""What closes a connection that is open: it would be refused by now.
+"""Closes open connections that would be refused now.
 
-Three things change after a connection was let in. Each has its function here.
+Three things can change while a connection is open. Each has a function here.
 
-* Policy, or the pod's own workload: `close_forbidden` asks policy again about what came in.
-* A workload that we have tunnels to: `evict_stale`. A tunnel was dialled for a workload at an address, with
-  identities in mind. When the workload is gone, has moved, or would now be expected under another identity,
-  no new stream may use the tunnel. Connections on it go on, unless the identity that they were promised is
-  not the workload's any more: then they talk to somebody whom we would refuse by now.
-* The revocation lists: `close_revoked` ends the tunnels whose peer has been revoked, and what they carry.
+* The policies, or the pod's own workload: `close_forbidden` checks policy again for incoming connections. * A
+workload to which we have tunnels: `evict_stale`. A tunnel was dialled for a workload at an address, with
+expected identities. When the workload is gone, has another address or another identity, no new stream may use
+the tunnel. Connections on it continue, unless the workload no longer has the identity for which they were
+made: then their peer would be refused now. * The revocation lists: `close_revoked` ends the tunnels whose
+peer has been revoked, and their connections.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ state_log = get_logger("state")
 tls_log = get_logger("tls::crl")
 
 SLICE = 64
-"""Connections asked about between two checkpoints: less than a millisecond."""
+"""Connections that are checked between two checkpoints: less than a millisecond."""
 
 
 async def close_forbidden(pod: PodContext) -> int:
-    """Close the incoming connections that policy would refuse by now. Returns how many there were.
+    """Close the incoming connections that policy would refuse now. Returns how many were closed.
 
-    In slices, so that a pod with thousands of connections holds up nobody.
+    Works in slices, so that a pod with thousands of connections does not delay other tasks.
 
-    Policies, the pod's own workload (its list of policies, its trust domain) and with it the meaning of the
-    peer's identity may have changed. A pod whose workload is not known for the moment keeps its connections:
-    a control plane that lost an object must not cut traffic.
+    The policies may have changed, or the pod's own workload: its list of policies or its trust domain. If the
+    workload is unknown at the moment, all connections are kept: a control plane that lost an object must not
+    cut traffic.
     """
     entries = pod.connections.inbound
     if not entries:
@@ -70,7 +70,10 @@ async def close_forbidden(pod: PodContext) -> int:
 
 
 def evict_stale(pod: PodProxy, uids: Collection[str]) -> None:
-    """Look at the tunnels to the workloads that changed, and at the connections on them."""
+    """Evict the pooled tunnels that no longer fit the changed workloads, and close connections on them.
+
+    uids: the workloads that have changed.
+    """
     if pod.outbound is None:
         return
     pool = pod.outbound.pool
@@ -91,9 +94,9 @@ def evict_stale(pod: PodProxy, uids: Collection[str]) -> None:
 
 
 def is_stale(key: PoolKey, workload: Workload | None) -> bool:
-    """Whether a tunnel with this key would not be dialled like this for the workload any more.
+    """Whether a new tunnel for the workload would get another key than this one.
 
-    A workload that is reached by hostname has no address to compare.
+    A workload that is reached by hostname has no addresses to compare.
     """
     if workload is None or str(workload.identity) not in key.expected:
         return True
@@ -101,9 +104,9 @@ def is_stale(key: PoolKey, workload: Workload | None) -> bool:
 
 
 def close_revoked(pod: PodProxy, revocations: Revocations) -> int:
-    """Close the tunnels of a pod whose peer is on one of the lists. Returns how many there were.
+    """Close the tunnels of a pod whose peer is on a revocation list. Returns how many were closed.
 
-    Connections on them end with RevokedError. Expiry of a certificate, in contrast, never ends a tunnel.
+    Connections on them end with RevokedError. The expiry of a certificate never ends a tunnel.
     """
     traffic = pod.context.shared.traffic
     closed = 0

@@ -1,8 +1,8 @@
-"""Moving bytes between an application's socket and a tunnel's stream, or between two sockets.
+"""Relays bytes between an application's socket and a tunnel's stream, or between two sockets.
 
-Each direction ends by itself. The end of one is passed on as what it was: an end as an end (FIN, END_STREAM),
-a reset as a reset (RST, RST_STREAM). Only when both directions are over, or one of them was reset, the
-connection is over.
+Each direction ends by itself, and its end is passed on as it came: a half-close as a half-close (FIN,
+END_STREAM), a reset as a reset (RST, RST_STREAM). The connection has ended when both directions have ended or
+one was reset.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
 
 FIRST_READ = 16 * 1024
 LARGEST_READ = 256 * 1024
-"""Reads start small, since most messages are, and grow with what arrives: bulk data moves four times faster
-in large ones.
+"""Bytes of one read.
+
+Reads start small, because most messages are small, and grow when they are filled: bulk data is
+four times faster with large reads.
 """
 
 TURN = 4
-"""Reads in a row before another task gets its turn: at most 1 MiB."""
+"""Reads in a row before other tasks may run: at most 1 MiB."""
 
 RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
-"""What a socket says when its application is gone; not an error of ours."""
+"""The errors of a socket whose application is gone. They are no error of ztunnel."""
 
 
 class RelayEnd(NamedTuple):
     """How a relay ended.
 
-    ``error`` is the text for the access log, None for a normal end (an application's reset is one).
+    ``error``: the text for the access log; None for a normal end or an application's reset.
     """
 
     error: str | None
@@ -54,16 +56,21 @@ async def relay_stream(
     outbound: bool,
     hangup: Hangup | None = None,
 ) -> RelayEnd:
-    """Relay between ``sock`` (non-blocking, stays the caller's to close) and ``stream`` (closed here).
+    """Relay between ``sock`` and ``stream`` until both directions have ended.
 
-    The callbacks get counts of bytes as they are written. ``outbound`` says on which side of the tunnel we
-    are, for the text of an error. ``hangup``: the watch of ``sock``, for when nobody reads it.
+    ``sock`` is non-blocking, and the caller closes it; ``stream`` is closed here.
+
+    sent_to_stream, received_from_stream: called with the number of bytes after each write.
+    outbound: whether we are the client's end of the tunnel, for the text of an error.
+    hangup: the watch of ``sock``, which sees a reset while nothing reads ``sock``.
     """
     try:
         with Watch(sock) as watch:
             if hangup is not None:
                 hangup.gone = stream.interrupt
             try:
+                # The fast path has no nursery: this task uploads, and the tunnel's reader writes downloads
+                # into the socket. The stream interrupts this task when that is not enough.
                 stream.attach(watch, received_from_stream)
                 uploaded = await _upload(watch, stream, sent_to_stream)
                 if uploaded:
@@ -89,9 +96,11 @@ async def _relay_with_tasks(
     sent_to_stream: Callable[[int], None] | None,
     hangup: Hangup | None,
 ) -> None:
-    """The rest of a relay that was interrupted: the socket is full, was reset, or the stream died under it.
+    """Continue a relay that was interrupted: the socket is full or was reset, or the stream is dead.
 
-    Most connections never come here, and so need no nursery. sent_to_stream: None when the upload is over.
+    Most connections never come here, so they need no nursery.
+
+    sent_to_stream: None when the upload has ended.
     """
     async with trio.open_nursery() as nursery:
         if hangup is not None:
@@ -104,16 +113,18 @@ async def _relay_with_tasks(
                 await _upload(watch, stream, sent_to_stream)
             dropping = trio.CancelScope()
             if stream.dead and not stream.download_done:
-                nursery.start_soon(_drop, watch, dropping, name=f"dropping what stream {stream.id} missed")
+                nursery.start_soon(
+                    _drop_input, watch, dropping, name=f"dropping what stream {stream.id} missed"
+                )
             await stream.wait_download()
             dropping.cancel()
         finally:
-            # No task may be started any more: the nursery is about to close.
+            # The nursery is about to close, so the stream must start no more tasks in it.
             stream.detach()
 
 
-async def _drop(watch: Watch, scope: trio.CancelScope) -> None:
-    """Take what an application still sends to a dead stream: it may read only when it has written."""
+async def _drop_input(watch: Watch, scope: trio.CancelScope) -> None:
+    """Read and drop what an application sends to a dead stream: it may read only after it has written."""
     with scope:
         try:
             while True:
@@ -127,12 +138,12 @@ async def _drop(watch: Watch, scope: trio.CancelScope) -> None:
                     return
                 await trio.lowlevel.checkpoint()
         except OSError:
-            # The one who writes to it finds out as well.
+            # The task that writes to this socket gets the error too, and handles it.
             return
 
 
 def _after_grace(scope: trio.CancelScope, grace: float) -> Callable[[], None]:
-    """Returns what ends a relay whose socket was reset, unless it ends by itself soon."""
+    """Returns a function that ends the relay in ``grace`` seconds. It is called when the socket is reset."""
 
     def gone() -> None:
         scope.deadline = trio.current_time() + grace
@@ -141,10 +152,11 @@ def _after_grace(scope: trio.CancelScope, grace: float) -> Callable[[], None]:
 
 
 async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
-    """Have the application see a reset, after what the peer had sent before it.
+    """Let the application see a reset, but only after all that the peer sent before it.
 
-    A reset throws away what the kernel has not sent yet, so that is waited for, as long as the application
-    reads: with TCP_NOTSENT_LOWAT at 1 a socket is writable when nothing is left to send (tcp(7)).
+    A reset discards what the kernel has not sent yet. So this waits, at most ``grace`` seconds, until nothing
+    is
+    left to send: with TCP_NOTSENT_LOWAT at 1 the socket is writable then (tcp(7)).
     """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
@@ -189,6 +201,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                     turn = 0
                     await trio.lowlevel.checkpoint()
             else:
+                # A short read: the socket is empty. Waiting now saves a read that would only say EAGAIN.
                 turn = 0
                 watch.emptied()
                 await watch.readable()
@@ -216,7 +229,10 @@ def _stream_error(stream: TunnelStream, *, outbound: bool) -> str | None:
 
 
 _QUIET_CODES = frozenset({ErrorCode.NO_ERROR, ErrorCode.CANCEL, ErrorCode.CONNECT_ERROR})
-"""How the other side's application ends a connection: it stopped reading, or was reset."""
+"""Codes of a reset by the other side's application: it stopped reading, or reset its connection.
+
+No errors.
+"""
 
 
 async def relay_plain(
@@ -229,10 +245,12 @@ async def relay_plain(
     hangups: Sequence[Hangup] = (),
     hangup_grace: float = DEFAULTS.tunnel.hangup_grace,
 ) -> RelayEnd:
-    """Relay between two plain sockets without bringing a byte into Python; both stay the caller's to close.
+    """Relay between two plain sockets with splice(2), so no byte enters Python. The caller closes both.
 
-    ``received`` counts client to server, ``sent`` server to client. ``hangups``: the watches of the
-    sockets, for when a direction does not read its own because it waits for the other to take bytes.
+    received, sent: called with the number of bytes from client to server, and from server to client.
+    hangups: the watches of the sockets. They see a reset of a socket that nothing reads, because its
+    direction waits
+        for the other socket to become writable.
     """
     outcome: dict[str, OSError] = {}
 
@@ -242,7 +260,7 @@ async def relay_plain(
         try:
             await splice_direction(source, sink, count, pipes)
         except OSError as error:
-            # One side was reset, so the other is too, whatever its own direction still had to say.
+            # One side was reset, so the other one is reset too, even if its direction has not ended.
             outcome.setdefault(name, error)
             set_reset_on_close(client)
             set_reset_on_close(server)

@@ -1,8 +1,8 @@
-"""What becomes known of one connection, and what is said of it at the end: metrics, access log, explanation.
+"""Collects what is known of one connection, and reports it: metrics, access log, history.
 
-A connection is *refused* while nothing is known of it but addresses (one warning, no metrics), and *opened*
-from the moment its plan is known. Then it is closed exactly once, with the failure that ended it or
-without.
+A connection is *opened* as soon as its plan is known. After that it is closed exactly once, with or without a
+failure. A connection that fails earlier is *refused*: only its addresses are known, so it gets one warning
+and no metrics.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.connection_table import ConnectionEntry
 from ztunnel.proxy.failure_advice import FailureAdvice, code_of, failure_advice
-from ztunnel.proxy.history import Remembered, short
+from ztunnel.proxy.history import ClosedConnection, short
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
@@ -45,10 +45,10 @@ _ATTEMPTS = 3
 
 
 class ConnectionReport:
-    """The account of one connection, made when it begins; `Closing` surrounds all that happens to it.
+    """The report of one connection, made when it begins. All its code runs inside `Closing`.
 
-    direction, source, destination: as the access log names them. authority: of the CONNECT, None for
-    plaintext. headers: the CONNECT's.
+    direction, source, destination: as in the access log. authority: of the CONNECT, None for plaintext.
+    headers: of the CONNECT.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class ConnectionReport:
 
     @property
     def log(self) -> Logger:
-        """The connection's own logger: its lines carry the trace id.
+        """The connection's own logger; its lines have the trace id.
 
-        Made on demand, since most never need it.
+        It is made on demand, because most connections never need it.
         """
         outbound = self.direction is Direction.OUTBOUND
         log = (_OUTBOUND_LOG if outbound else _INBOUND_LOG).bind_span("proxy", wl=self._pod.name)
@@ -108,19 +108,19 @@ class ConnectionReport:
 
     @property
     def pod_name(self) -> str:
-        """``namespace/name`` of the pod that it is of."""
+        """``namespace/name`` of the connection's pod."""
         return self._pod.name
 
     @property
     def next_hop(self) -> SocketAddress | None:
-        """Whom it is carried to, None while that is not known."""
+        """The address to which the connection is carried, None while it is not known."""
         if self._plan is not None:
             return self._plan.next_hop
         return None if self._inbound_plan is None else self._inbound_plan.dial
 
     @property
     def protocol(self) -> str:
-        """How it is carried between the nodes, "" while that is not known."""
+        """The protocol between the nodes, "" while it is not known."""
         if self._plan is not None:
             return self._plan.protocol.value
         if self._inbound_plan is None:
@@ -129,29 +129,29 @@ class ConnectionReport:
 
     @property
     def attempts(self) -> tuple[str, ...]:
-        """What was tried before and failed."""
+        """The texts of the attempts that failed."""
         return tuple(self._attempts)
 
     @property
     def route(self) -> tuple[str, ...]:
-        """The reasons of the plan, none while there is none."""
+        """The reasons of the plan, empty without a plan."""
         plan = self._plan or self._inbound_plan
         return () if plan is None else plan.why
 
     @property
     def entry(self) -> AccessLogEntry | None:
-        """What the access log knows of it, None while it knows nothing."""
+        """The values for the access log, None while the plan is not known."""
         return self._entry
 
     # -- bytes -------------------------------------------------------------------------------------------
 
     def received(self, count: int) -> None:
-        """Bytes from client to server have been written."""
+        """Count ``count`` bytes that were written from client to server."""
         assert self._metrics is not None
         self._metrics.add_received(count)
 
     def sent(self, count: int) -> None:
-        """Bytes from server to client have been written."""
+        """Count ``count`` bytes that were written from server to client."""
         assert self._metrics is not None
         if not self._answered:
             self._answered = True
@@ -163,9 +163,9 @@ class ConnectionReport:
     # -- what becomes known ------------------------------------------------------------------------------
 
     def planned(self, plan: OutboundPlan) -> None:
-        """An outgoing connection knows where it goes.
+        """Note the plan of an outgoing connection.
 
-        Counted as opened, but for double HBONE, which is after it is.
+        The connection is opened now; with double HBONE it is opened by `inner_peer`.
         """
         mtls = plan.protocol is not OutboundProtocol.TCP
         workload = plan.destination_workload
@@ -178,7 +178,10 @@ class ConnectionReport:
             self._open()
 
     def inner_peer(self, identity: Identity, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The inner tunnel of double HBONE stands: the destination is who proved itself there."""
+        """The inner tunnel of double HBONE is established.
+
+        The destination is the peer of its TLS handshake.
+        """
         plan = self._plan
         assert plan is not None
         baggage = parse_baggage([value for name, value in headers if name == b"baggage"])
@@ -188,7 +191,7 @@ class ConnectionReport:
         self._open()
 
     def admitted(self, plan: InboundPlan, identity: Identity | None) -> None:
-        """An incoming connection knows where it goes. Counted as opened, before policy is asked."""
+        """Note the plan of an incoming connection. It is opened now, before policy is checked."""
         self._inbound_plan = plan
         self._identity = identity
         self.phase = Phase.APPLICATION
@@ -220,8 +223,8 @@ class ConnectionReport:
     def retried(self, failure: ConnectionFailure) -> None:
         """An attempt failed and another endpoint is tried.
 
-        To the metrics that was a connection of its own, opened, closed and failed: only so do the series of
-        the endpoint that failed tell of it. The access log has one line a connection, about its last attempt.
+        The metrics count a failed attempt as a connection of its own: otherwise the series of the endpoint
+        that failed would not show it. The access log has one line for the connection, about its last attempt.
         """
         assert self._plan is not None
         if len(self._attempts) < _ATTEMPTS:
@@ -242,14 +245,14 @@ class ConnectionReport:
         self._pod.shared.traffic.on_demand_dns(source, hostname)
 
     def judged(self, verdict: Verdict) -> None:
-        """Policy was asked. A refusal is explained at the end."""
+        """Note the verdict of policy. A refusal is explained at the end."""
         if not verdict.allowed:
             self._verdict = verdict
 
     # -- the end -----------------------------------------------------------------------------------------
 
     def refused(self, failure: ConnectionFailure) -> None:
-        """The end of a connection of which nothing but its addresses is known."""
+        """Report the end of a connection of which only the addresses are known."""
         code = code_of(failure)
         self._pod.access_log.failed(
             self.direction, self.source, self.destination, str(failure), code=code, connection=self.id
@@ -286,7 +289,7 @@ class ConnectionReport:
         count: tuple[int, int],
         seconds: float,
     ) -> None:
-        """What comes after the access log line, whose fields are fixed: why, and the memory of it."""
+        """After the access log line, whose fields are fixed: log the advice, and add to the history."""
         explained = None
         if failure is not None:
             explained = failure_advice(failure, self._plan or self._inbound_plan, self._verdict)
@@ -303,9 +306,9 @@ class ConnectionReport:
             }
             self.log.log(level, "refused", fields)
         if self._pod.shared.history.keeps:
-            self._remember(failure, explained, count, seconds)
+            self._add_to_history(failure, explained, count, seconds)
 
-    def _remember(
+    def _add_to_history(
         self,
         failure: ConnectionFailure | None,
         explained: FailureAdvice | None,
@@ -322,7 +325,7 @@ class ConnectionReport:
         if failure is not None and not why and self._verdict is not None:
             why = short(str(failure))
         history.add(
-            Remembered(
+            ClosedConnection(
                 id=self.id,
                 pod=self._pod.name,
                 direction=self.direction.value,
@@ -391,10 +394,11 @@ class ConnectionReport:
 
 
 class Closing:
-    """Surrounds a connection: whatever ends it is counted and logged after the block, and goes no further.
+    """Surrounds all code of a connection. Its end is counted and logged after the block, once.
 
-    A ConnectionFailure is how connections fail. A cancellation is explained by ``entry`` or by the pod.
-    Anything else is a bug of ours: logged with its traceback, and the end of this connection alone.
+    A ConnectionFailure is reported and not raised further. A cancellation is reported with the reason of
+    ``entry`` or of the pod, and raised further. Any other exception is a bug in ztunnel: it is logged with
+    its traceback and ends this connection only.
     """
 
     __slots__ = ("_entry", "_report")

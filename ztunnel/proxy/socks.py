@@ -1,7 +1,7 @@
-"""SOCKS5, the server's side of it, sans-IO: just what an application needs to name a destination (RFC 1928).
+"""The server's side of SOCKS5, sans-IO: what an application needs to name its destination (RFC 1928).
 
-Only CONNECT without authentication. As the existing implementation does, every refusal is the same ten bytes
-with a code in it, and success is answered before the destination has been dialled.
+Only CONNECT without authentication. As in the Rust ztunnel, every refusal is ten bytes with a code in them,
+and success is answered before the destination is dialled.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ztunnel.model.address import SocketAddress, canonical
 
 VERSION = 5
 LONGEST_MESSAGE = 2 + 255 + 4 + 1 + 255 + 2
-"""A greeting and a request at their longest; more than this a client cannot make us hold."""
+"""Bytes of the longest greeting and request together. A client cannot make us hold more."""
 
 METHOD_CHOSEN = bytes((VERSION, 0))
 
 
 class SocksReply(Enum):
-    """The codes in use, of RFC 1928 section 6."""
+    """The codes that we use, of RFC 1928 section 6."""
 
     SUCCEEDED = 0
     HOST_UNREACHABLE = 4
@@ -29,12 +29,12 @@ class SocksReply(Enum):
 
 
 def reply(code: SocksReply) -> bytes:
-    """The ten bytes of an answer, with no bound address in it."""
+    """Returns the ten bytes of a reply, without a bound address."""
     return bytes((VERSION, code.value, 0, 1, 0, 0, 0, 0, 0, 0))
 
 
 class SocksError(ZtunnelError):
-    """The client does not speak SOCKS5 as far as we do. ``code`` is for docs, ``reply`` for the client."""
+    """The client sent something that we do not support, or a bad request. ``reply``: the reply to it."""
 
     code = "ZT-NET-020"
 
@@ -46,15 +46,15 @@ class SocksError(ZtunnelError):
 
 @dataclass(frozen=True, slots=True)
 class SocksTarget:
-    """What the client wants: an address, or a name with its port."""
+    """The destination that the client wants: an address, or a hostname and a port."""
 
     destination: SocketAddress | tuple[str, int]
 
 
 class SocksServer:
-    """A negotiation.
+    """One negotiation.
 
-    Feed bytes to `receive` until it gives a target; write what `take_output` has meanwhile.
+    Call `receive` with bytes until it returns a target; write what `take_output` returns.
     """
 
     def __init__(self) -> None:
@@ -63,14 +63,14 @@ class SocksServer:
         self._output = bytearray()
 
     def take_output(self) -> bytes:
-        """Bytes for the client, in order."""
+        """Returns the bytes to write to the client."""
         output = bytes(self._output)
         self._output.clear()
         return output
 
     @property
     def missing(self) -> int:
-        """How many bytes to read next, at least 1: never more than belong to the negotiation."""
+        """How many bytes to read next: at least 1, and never more than belong to the negotiation."""
         buffer = self._buffer
         have = len(buffer)
         if not self._greeted:
@@ -81,9 +81,9 @@ class SocksServer:
         return max(4 + size + 2 - have, 1)
 
     def receive(self, data: bytes) -> SocksTarget | None:
-        """Take bytes of the client. Returns the target once the request is complete.
+        """Process bytes of the client. Returns the target once the request is complete, None before.
 
-        Raises SocksError, after which nothing more is to be fed.
+        Raises SocksError; the negotiation has failed then.
         """
         self._buffer += data
         if not self._greeted and not self._greeting():

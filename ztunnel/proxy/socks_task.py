@@ -15,10 +15,10 @@ log = get_logger("proxy::socks5")
 
 
 async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext) -> SocketAddress | None:
-    """Find out what the client wants; None when it got its refusal, or is gone. ``sock`` stays the caller's.
+    """Negotiate SOCKS5. Returns the destination, or None when the client was refused or is gone.
 
-    What the client sends after its request is left in the socket's buffer: nothing is read beyond the
-    request.
+    The caller closes ``sock``. Nothing is read beyond the request, so the client's first bytes stay in the
+    socket.
     """
     server = SocksServer()
     with trio.move_on_after(pod.shared.bounds.connection.socks_timeout):
@@ -45,7 +45,7 @@ async def negotiate(sock: socket.socket, client: SocketAddress, pod: PodContext)
 
 
 async def _negotiate(sock: socket.socket, server: SocksServer) -> SocksTarget | None:
-    """Read byte for byte what the protocol says is still missing, so that no payload is taken."""
+    """Read only as many bytes as the negotiation still needs, so that no payload is read."""
     taken = 0
     while taken < LONGEST_MESSAGE:
         try:
@@ -59,7 +59,8 @@ async def _negotiate(sock: socket.socket, server: SocksServer) -> SocksTarget | 
         target = server.receive(data)
         output = server.take_output()
         if output:
-            # Ten bytes into an empty buffer never block; a client for whom they do has gone astray.
+            # Ten bytes fit into an empty send buffer. If they block, the client does not follow the protocol,
+            # and the error ends the negotiation.
             sock.send(output)
         if target is not None:
             return target

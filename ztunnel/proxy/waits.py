@@ -1,7 +1,7 @@
-"""What a task of ours waits for, in words: read from the variables of the function that waits.
+"""Says in words what a task waits for, from the local variables of the function that waits.
 
-The keys are qualified names of functions of the data path (tests/proxy/test_waits.py holds that they exist).
-Nothing of this runs before somebody looks at the tree of tasks.
+The keys are qualified names of functions of the data path (tests/proxy/test_waits.py checks that they exist).
+This code runs only when somebody looks at the tree of tasks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What waits to be written to a tunnel's TLS connection, and how pieces are joined for it."""
+"""The frames that wait to be written to a tunnel's TLS connection."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Protocol
 from ztunnel.tls.scratch import CHUNK
 
 SMALL = 16 * 1024
-"""Pieces below the size of a TLS record (RFC 8446 section 5.1) are joined with what follows: a frame's header
-with its payload.
+"""Bytes.
+
+Smaller pieces are joined with what follows, so that one TLS record (at most 16 KiB, RFC 8446 section 5.1)
+carries a frame's header and its payload.
 """
 
 
 class Wire(Protocol):
-    """What takes the bytes."""
+    """The TLS connection to which the frames are written."""
 
     def try_send(self, data: bytes | bytearray | memoryview) -> int:
-        """Take some; returns how many bytes, 0 when it would block. Raises OSError, TlsError."""
+        """Write some bytes. Returns how many were written, 0 when it would block.
+
+        Raises OSError, TlsError.
+        """
 
 
 class Backlog:
-    """Frames that were handed over and not taken by TLS yet."""
+    """A queue of frames that TLS has not taken yet."""
 
     __slots__ = ("_pieces", "_wire")
 
@@ -34,15 +39,15 @@ class Backlog:
         return len(self._pieces)
 
     def extend(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Add what is to be written after all that waits already."""
+        """Append pieces to the queue."""
         self._pieces.extend(pieces)
 
     def clear(self) -> None:
-        """Drop it: nothing is written any more."""
+        """Drop everything: nothing is written any more."""
         self._pieces.clear()
 
     def write(self) -> None:
-        """Write until it is empty or TLS would block. Raises what ``try_send`` raises."""
+        """Write until the queue is empty or TLS would block. Raises what ``try_send`` raises."""
         pieces = self._pieces
         try_send = self._wire.try_send
         while pieces:
@@ -60,7 +65,7 @@ class Backlog:
                 return
 
     def _gather(self, first: bytes | memoryview) -> bytes:
-        """Join small pieces, so that a frame's header and its payload travel together."""
+        """Join small pieces: one call of TLS, and one record, for a frame's header and its payload."""
         pieces = self._pieces
         parts = [first]
         room = CHUNK - len(first)

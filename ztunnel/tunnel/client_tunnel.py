@@ -1,4 +1,4 @@
-"""The end of a tunnel that opens streams, and its streams."""
+"""The client's end of a tunnel, which opens the streams, and its streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBE_OPAQUE = b"ztprobe1"
 
 
 class ClientStream(TunnelStream):
-    """A stream that we opened. ``response`` is the answer to its CONNECT, None until it came."""
+    """A stream that we opened. ``response``: the response to its CONNECT, None before it came."""
 
     __slots__ = ("response", "tunnel")
 
@@ -30,9 +30,9 @@ class ClientStream(TunnelStream):
         self.response: Responded | None = None
 
     async def wait_response(self) -> Responded:
-        """Wait for the answer to our CONNECT. The caller bounds the wait.
+        """Wait for the response to our CONNECT. The caller limits the wait.
 
-        Raises StreamClosedError when the stream or the tunnel ends before it answers.
+        Raises StreamClosedError when the stream or the tunnel ends before the response.
         """
         while self.response is None:
             self._raise_if_dead()
@@ -40,17 +40,17 @@ class ClientStream(TunnelStream):
         return self.response
 
     def responded(self, event: Responded) -> None:
-        """The answer to our CONNECT is here (for the tunnel's reader)."""
+        """The response to our CONNECT came (called by the tunnel's reader)."""
         self.response = event
         self._wake_reader.unpark_all()
 
 
 class ClientTunnel(Tunnel[HboneClient, ClientStream]):
-    """A tunnel of ours to another ztunnel.
+    """A tunnel that we opened to another ztunnel.
 
-    ``began``: when it was made. ``answered``: a CONNECT has been answered, so it has worked. ``idle_since``:
-    when its last stream ended. ``on_change``: called when there may be room for a stream that there was none
-    for before.
+    began: when it was made, on Trio's clock. answered: a CONNECT was answered, so the tunnel works.
+    idle_since: when its last stream ended, on Trio's clock. on_change: called when there may be room for more
+    streams than before.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
         self.on_change: Callable[[], None] | None = None
 
     def open(self, authority: str, fields: Sequence[tuple[str, str]]) -> ClientStream:
-        """Send a CONNECT. The caller has seen ``can_open``."""
+        """Send a CONNECT and return its stream, which the caller closes.
+
+        Raises CannotOpenStreamError when ``can_open`` is false.
+        """
         stream = ClientStream(self, self.hbone.connect(authority, fields))
         self.streams[stream.id] = stream
         self.flush()
@@ -71,31 +74,31 @@ class ClientTunnel(Tunnel[HboneClient, ClientStream]):
 
     @property
     def can_open(self) -> bool:
-        """Whether a new stream may be opened, though perhaps the peer will refuse it."""
+        """Whether a new stream may be opened. The peer may still refuse it."""
         return self.hbone.can_open
 
     @property
     def room(self) -> int:
-        """How many streams may be opened now; see `HboneClient.room`."""
+        """How many streams may be opened now (see `HboneClient.room`)."""
         return self.hbone.room
 
     @property
     def limit(self) -> int | None:
-        """How many streams the peer takes at a time; None until that is known."""
+        """How many streams the peer takes at a time; None before its SETTINGS came."""
         return self.hbone.limit
 
     @property
     def opening(self) -> bool:
-        """Whether the peer's limits are still to come."""
+        """Whether the peer's SETTINGS have not come yet."""
         return self.hbone.state is TUNNEL_OPENING
 
     @property
     def congested(self) -> bool:
-        """Whether there may be no window for one more stream; see `HboneConnection.congested`."""
+        """Whether the connection's window is nearly used up (see `HboneConnection.congested`)."""
         return self.hbone.congested
 
     def probe(self) -> None:
-        """Ask the peer for a sign of life; see ``heard``."""
+        """Send a PING. Any byte that comes back moves ``heard``."""
         self.hbone.ping(PROBE_OPAQUE)
         self.flush()
 

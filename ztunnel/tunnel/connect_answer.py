@@ -1,8 +1,8 @@
-"""Waiting for the answer to a CONNECT of ours, and what each answer but 200 means for the connection.
+"""Waits for the response to our CONNECT, and turns every response but 200 into an exception.
 
-An answer may take long because the application at the other end is slow to take connections, or because
-there is no other end any more: a node that lost its power, a pod whose interface is gone, say nothing. A PING
-tells the two apart within seconds, long before the tunnel's own pings would notice.
+A response may take long for two reasons. The application at the other end is slow to accept connections; or
+the other end does not exist any more (a node lost its power, a pod's interface is gone) and nobody can
+answer. A PING tells the two apart within seconds, long before the tunnel's regular pings would notice.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ztunnel.tunnel.tunnel_stream import StreamClosedError
 
 
 async def accepted(stream: ClientStream) -> ClientStream:
-    """Wait for the answer to a CONNECT; the stream is closed unless it is 200.
+    """Wait for the response to a CONNECT. Returns the stream if the status is 200; otherwise closes it.
 
-    Raises RefusedByPeerError for another status, StreamRefusedError when the peer has not looked at the
-    request, TunnelLostError (also for a tunnel that gives no sign of life), Http2Error for any other reset,
-    ConnectTimeoutError.
+    Raises RefusedByPeerError for another status, StreamRefusedError when the peer refused the stream unseen
+    (REFUSED_STREAM), Http2Error for any other reset, TunnelLostError when the tunnel ended or the peer did
+    not answer a PING either, ConnectTimeoutError after ``TunnelBounds.answer_timeout``.
     """
     try:
         response = await _answer(stream)

@@ -1,7 +1,7 @@
-"""How a connection can end badly: the text of its access log line, and the response flag of its metrics.
+"""How a connection can fail: the text of its access log line, and the response flag of its metrics.
 
-Texts and flags are the existing implementation's, since dashboards and log queries depend on them
-(docs/protocol/data-path.md#texts-and-flags). The code is ours and stands in docs/errors.md.
+Texts and flags are those of the Rust ztunnel, because dashboards and log queries depend on them
+(docs/protocol/data-path.md#texts-and-flags). The codes are ours; docs/errors.md lists them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from ztunnel.errors import ZtunnelError, os_error_text
 
 
 def _begins_with(prefix: str, text: str) -> str:
-    """The text with the prefix, once: errors of a TLS handshake bring it themselves."""
+    """Returns the text with the prefix. Errors of a TLS handshake have it already."""
     return text if text.startswith(prefix) else prefix + text
 
 
 class ConnectionFailure(ZtunnelError):
-    """The base: why a connection was not made, or did not end well. ``flag`` is its response flag."""
+    """The base class: why a connection could not be made, or why it ended early.
+
+    ``flag``: its response flag.
+    """
 
     flag: ClassVar[str] = "CONNECT"
     elsewhere: bool = False
-    """Whether another endpoint may well take a connection that failed so, before a byte was forwarded."""
+    """Whether it makes sense to try another endpoint, as long as no byte was forwarded."""
 
 
 class DialError(ConnectionFailure):
@@ -49,7 +52,7 @@ class HboneTimeoutError(ConnectionFailure):
 
 
 class EndpointSlowError(ConnectionFailure):
-    """An endpoint has not taken the connection yet, and there may be others that are quicker."""
+    """An endpoint did not accept the connection within ``try_timeout``, and others may be faster."""
 
     code = "ZT-NET-014"
     flag = "NETWORK_POLICY"
@@ -61,7 +64,7 @@ class EndpointSlowError(ConnectionFailure):
 
 
 class ClientGoneError(ConnectionFailure):
-    """The client reset its connection, or its stream, before anybody had taken it."""
+    """The client reset its connection, or its stream, before the connection was established."""
 
     code = "ZT-NET-016"
 
@@ -70,7 +73,7 @@ class ClientGoneError(ConnectionFailure):
 
 
 class ApplicationDialError(ConnectionFailure):
-    """The application did not take the connection."""
+    """The application did not accept the connection."""
 
     code = "ZT-NET-012"
 
@@ -82,7 +85,7 @@ _NOT_REACHED = frozenset({502, 503, 504})
 
 
 class RefusedByPeerError(ConnectionFailure):
-    """The other end answered our CONNECT with something else than 200."""
+    """The peer answered our CONNECT with another status than 200."""
 
     code = "ZT-HBN-010"
 
@@ -93,12 +96,13 @@ class RefusedByPeerError(ConnectionFailure):
             reason = "<unknown status code>"
         super().__init__(f"http status: {status} {reason}")
         self.status = status
-        # The peer was reached, and what is behind it was not. Any other status is about what we asked for.
+        # These say that the peer could not reach what is behind it. Any other status is about the request
+        # itself, and another endpoint would give the same one.
         self.elsewhere = status in _NOT_REACHED
 
 
 class Http2Error(ConnectionFailure):
-    """The tunnel or our stream on it ended before it carried anything."""
+    """The tunnel, or our stream on it, ended before it carried anything."""
 
     code = "ZT-HBN-011"
     flag = "H2_HANDSHAKE_FAILURE"
@@ -109,19 +113,19 @@ class Http2Error(ConnectionFailure):
 
 
 class StreamRefusedError(Http2Error):
-    """The other end refused our stream without having looked at it, on several tunnels one after another."""
+    """The peer refused our stream unseen (REFUSED_STREAM), on several tunnels one after another."""
 
     code = "ZT-HBN-013"
 
 
 class TunnelLostError(Http2Error):
-    """The tunnel ended while our stream on it waited for its answer, or before a stream could be opened."""
+    """The tunnel ended before our stream was opened or before its CONNECT was answered."""
 
     code = "ZT-HBN-014"
 
 
 class ConnectTimeoutError(ConnectionFailure):
-    """The other end took our CONNECT and never answered it."""
+    """The peer did not answer our CONNECT in time."""
 
     code = "ZT-HBN-012"
     elsewhere = True
@@ -152,7 +156,7 @@ class IdentityUnavailableError(ConnectionFailure):
 
 
 class PolicyRejectedError(ConnectionFailure):
-    """Authorization policy refuses the connection."""
+    """An authorization policy refuses the connection."""
 
     code = "ZT-POL-001"
     flag = "DENY"
@@ -162,7 +166,7 @@ class PolicyRejectedError(ConnectionFailure):
 
 
 class PolicyChangedError(ConnectionFailure):
-    """The connection was let in, and by now would not be."""
+    """The policies have changed and now refuse a connection that was allowed."""
 
     code = "ZT-POL-002"
     flag = "DENY"
@@ -172,7 +176,7 @@ class PolicyChangedError(ConnectionFailure):
 
 
 class RevokedError(ConnectionFailure):
-    """The peer's certificate has been revoked while the connection was open."""
+    """The peer's certificate was revoked while the connection was open."""
 
     code = "ZT-TLS-040"
     flag = "CERT_REVOKED"
@@ -182,7 +186,7 @@ class RevokedError(ConnectionFailure):
 
 
 class PoolClosedError(ConnectionFailure):
-    """The pod went away while the connection waited for a tunnel."""
+    """The pod was stopped while the connection waited for a tunnel."""
 
     code = "ZT-DRN-002"
 
@@ -191,7 +195,7 @@ class PoolClosedError(ConnectionFailure):
 
 
 class DrainedError(ConnectionFailure):
-    """The connection outlived the drain's deadline, or its pod."""
+    """The connection was still open at the drain's deadline, or when its pod was removed."""
 
     code = "ZT-DRN-001"
     flag = "-"
@@ -201,13 +205,13 @@ class DrainedError(ConnectionFailure):
 
 
 class RelayError(ConnectionFailure):
-    """Copying ended with an error that is not an application's own end or reset."""
+    """Relaying ended with an error that is neither an end nor a reset by an application."""
 
     code = "ZT-NET-013"
 
 
 class UnknownWorkloadError(ConnectionFailure):
-    """The control plane has not told us of the pod that a connection belongs to."""
+    """The control plane has not sent the workload of the pod that a connection belongs to."""
 
     code = "ZT-XDS-020"
 
@@ -218,7 +222,7 @@ class UnknownWorkloadError(ConnectionFailure):
 
 
 class RouteRefusedError(ConnectionFailure):
-    """There is nowhere to send the connection. The text, and the code on the instance, are the decision's."""
+    """Routing refuses the connection. The text is that of the ``refusal``, and so is the code in the log."""
 
     code = "ZT-RTE-000"
 
@@ -228,7 +232,7 @@ class RouteRefusedError(ConnectionFailure):
 
 
 class InternalError(ConnectionFailure):
-    """A bug of ours in the task of one connection."""
+    """A bug in ztunnel: the task of one connection raised an unexpected exception."""
 
     code = "ZT-INT-002"
 

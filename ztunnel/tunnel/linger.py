@@ -1,9 +1,10 @@
-"""The end of a tunnel that we choose, without losing what its streams had sent before.
+"""Lingering: ending a tunnel without losing what its streams sent before.
 
-A socket that is closed while its peer still sends (a WINDOW_UPDATE, an answer to a PING) answers with a
-reset, and a reset throws away what is still on its way: the last bytes of streams that had ended well. So
-after the last record, which says close_notify, the socket is kept until the peer has closed its end too. A
-peer that has got everything and does not close is not waited for: a reset can take nothing from it any more.
+When a socket is closed and its peer still sends something (a WINDOW_UPDATE, an answer to a PING), the kernel
+answers with a reset, and the reset discards data that is still on its way: the last bytes of streams that
+ended well. So after close_notify the socket stays open until the peer has closed its end. A peer that has
+acknowledged everything is not waited for longer than a moment, because a reset can no longer discard
+anything.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from ztunnel.tls.tls_errors import TlsError
 
 
 async def wait_received(tls: TlsConnection, closing: float, interval: float) -> None:
-    """After close_notify: wait until the peer has everything. What it sends is dropped.
+    """Wait until the peer has received everything and has closed its end. What it sends is dropped.
 
-    closing: seconds for a peer that has everything to close its end. interval: seconds between
-    two looks at how much has not arrived yet. The caller bounds the whole wait, and
-    closes.
+    Call it after close_notify. The caller limits the whole wait and closes ``tls`` afterwards.
+
+    closing: seconds for which a peer that has received everything is waited for. interval: seconds between
+    two checks of how many bytes the peer has not acknowledged.
     """
     left = closing
     while left > 0:

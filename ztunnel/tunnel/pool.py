@@ -1,22 +1,23 @@
 """The pool of outgoing HBONE tunnels of one pod.
 
-Who may share a tunnel is decided by its key alone: the identity that we present, the identities of which
-the peer had to present one, the client's address, the address that was dialled, and the uid of the workload
-that it was dialled for. The uid is there because addresses are reused within seconds: a new pod at an old
-address is another key.
+Sharing. Connections with the same `PoolKey` share tunnels: the identity that we present, the identities of
+which the peer has to present one, the client's address, the address to dial, and the uid of the workload that
+it is dialled for. The uid is part of the key because addresses are reused within seconds: a new pod at an old
+address must get a new tunnel.
 
-Which tunnel. Streams go to the fullest tunnel that has room, so that the others can fall idle and close.
-There is room for ``max_streams``, for what the peer's SETTINGS allow, and before these came for one stream:
-acting on a limit that is not known would only get the others refused. A tunnel is congested when its
-connection's window, in either direction, is nearly used up by streams that do not move. Who comes then waits
-for a moment, since bulk data at full speed looks the same, and then gets a new tunnel.
+Which tunnel. A stream goes to the fullest tunnel that has room, so that the other tunnels become idle and
+close. A tunnel has room for ``max_streams`` and for what the peer's SETTINGS allow. Before the SETTINGS came
+it has room for one stream, because more might be refused. A tunnel is congested when its connection's window,
+in either direction, is nearly used up by stalled streams. Bulk data at full speed looks the same for a
+moment, so a new connection waits that long, and then gets a new tunnel.
 
-How many dials. As many as those who wait need, going by the limit that the peer has shown: usually one. They
-run in the pool's own nursery, so a caller that gives up does not take the dial away from the others. A dial
-that fails is told to all who wait when no other is under way; whoever comes later starts a new one.
+How many dials. As many as the waiting connections need by the peer's known limit: usually one. Dials run in
+the pool's own nursery, so a caller that gives up does not cancel a dial that others wait for. When the last
+dial of a key fails, all who wait get its error; later callers start a new dial.
 
-The pool decides in plain synchronous code over its whole state; the waiting comes after, and ends whenever
-something has changed: a dial, the peer's SETTINGS, the end of a stream or of a tunnel.
+The pool decides in synchronous code that sees its whole state. Waiting comes after the decision and ends
+whenever
+something changes: a dial, the peer's SETTINGS, the end of a stream or of a tunnel. Then it decides again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ log = get_logger("proxy::pool")
 
 
 class PoolKey(NamedTuple):
-    """What two connections must have in common to share a tunnel. ``expected`` keeps its order."""
+    """What two connections must have in common to share a tunnel.
+
+    expected: the SPIFFE identities of which the peer must present one, in the order of the plan.
+    """
 
     source: Identity
     expected: tuple[str, ...]
@@ -48,16 +52,17 @@ class PoolKey(NamedTuple):
 
 
 class PoolDrainingError(Exception):
-    """The pod is going away; no tunnel is opened any more."""
+    """The pod is being stopped; no tunnel is opened any more."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """What is kept for a key.
+    """The state of one key.
 
-    limit: what its peer was last seen to allow on one tunnel.
-    failed, failure: how often all dials had failed, and how the last one did.
-    lost, loss: how many tunnels ended before anybody could use them, and how the last one did.
+    limit: how many streams the peer allowed on its last tunnel.
+    failed, failure: how often all dials have failed, and the last error.
+    lost, loss: how many tunnels ended before they were used, and why the last one did.
+    change: set when something changes, and then replaced.
     """
 
     limit: int
@@ -71,19 +76,20 @@ class _Entry:
     change: trio.Event = field(default_factory=trio.Event)
 
     def changed(self) -> None:
-        """Have all who wait look again."""
+        """Wake all who wait; they decide again."""
         change, self.change = self.change, trio.Event()
         change.set()
 
 
 class Pool:
-    """The tunnels of one pod's outbound listener. All of its tasks run in the nursery given.
+    """The tunnels of one pod's outbound listener. All its tasks run in the given nursery.
 
-    dial: connects, handshakes and gives a tunnel that is not running yet; raises what the
-        connection's log is to say. It bounds its own waits.
-    max_streams: streams of ours on one tunnel at a time.
+    dial: connects, does the TLS handshake, and returns a tunnel that does not run yet. It limits its own
+    waits.
+        What it raises is passed on to those who wait for the tunnel.
+    max_streams: how many streams we open on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
-    bounds: of waiting and dialling.
+    bounds: the limits of waiting and dialling.
     """
 
     def __init__(
@@ -105,10 +111,10 @@ class Pool:
         self._closed = False
 
     async def tunnel(self, key: PoolKey) -> ClientTunnel:
-        """A tunnel with room for one more stream, which the caller opens without waiting in between.
+        """Returns a tunnel with room for one more stream. The caller opens it before its next await.
 
-        Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when tunnels came up only to end
-        before anybody could use them.
+        Raises PoolDrainingError, what ``dial`` raised, or TunnelLostError when ``unused_tunnels`` tunnels in
+        a row ended before they were used.
         """
         return self.at_hand(key) or await self._wait(key)
 
@@ -127,7 +133,7 @@ class Pool:
                 return usable
             if entry.failed > failed:
                 if usable is not None:
-                    # Better a tunnel that is slow than none.
+                    # No new tunnel can be had, so a congested one is better than a failure.
                     return usable
                 assert entry.failure is not None
                 raise entry.failure
@@ -136,7 +142,8 @@ class Pool:
                 raise TunnelLostError(loss)
             await self._look_again(key, entry, began if usable is not None else None)
             if self._closed or (self._entries.get(key) is not entry and entry.failed == failed):
-                # The workload has been evicted, or its last tunnel is gone: another entry counts now.
+                # The workload was evicted, or its last tunnel ended: the key has a new entry, whose counts
+                # start at 0.
                 lost += entry.lost
                 loss = entry.loss or loss
                 entry = self._find(key)
@@ -144,7 +151,7 @@ class Pool:
                 lost -= entry.lost
 
     async def _look_again(self, key: PoolKey, entry: _Entry, congested_since: float | None) -> None:
-        """Dial if that is due, and wait for a change."""
+        """Start the dials that are due, and wait for a change."""
         entry.waiting += 1
         try:
             if (
@@ -161,7 +168,7 @@ class Pool:
             entry.waiting -= 1
 
     def retire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
-        """No new stream goes to this tunnel; it ends with its last one."""
+        """Give no new stream to this tunnel. It ends with its last stream."""
         entry = self._entries.get(key)
         if entry is not None and tunnel in entry.tunnels:
             entry.tunnels.remove(tunnel)
@@ -171,9 +178,9 @@ class Pool:
             tunnel.stop()
 
     def evict(self, workload_uid: str) -> list[ClientTunnel]:
-        """No new stream goes to tunnels that were dialled for this workload.
+        """Give no new stream to the tunnels that were dialled for this workload. Returns these tunnels.
 
-        Returns those that are left open.
+        Those without streams end at once, the others with their last stream.
         """
         evicted: list[ClientTunnel] = []
         for key in self._by_workload.pop(workload_uid, ()):
@@ -186,22 +193,19 @@ class Pool:
         return evicted
 
     def workloads(self) -> Collection[str]:
-        """The uids of the workloads that tunnels are kept for."""
+        """Returns the uids of the workloads that have tunnels here."""
         return self._by_workload.keys()
 
     def keys_of(self, workload_uid: str) -> Collection[PoolKey]:
-        """The keys under which tunnels for a workload are kept."""
+        """Returns the keys of a workload's tunnels."""
         return self._by_workload.get(workload_uid, ())
 
     def tunnels(self) -> list[tuple[PoolKey, ClientTunnel]]:
-        """All tunnels that are kept, for the dump."""
+        """Returns all tunnels with their keys, for the dump."""
         return [(key, tunnel) for key, entry in self._entries.items() for tunnel in entry.tunnels]
 
     def close(self) -> None:
-        """Stop handing out tunnels.
-
-        Those without streams close at once, the others when their last stream ends.
-        """
+        """Give out no more tunnels. Those without streams end at once, the others with their last stream."""
         self._closed = True
         for key in list(self._entries):
             entry = self._entries.pop(key)
@@ -223,7 +227,7 @@ class Pool:
         return entry
 
     def _best(self, entry: _Entry) -> ClientTunnel | None:
-        """The fullest tunnel that has room; a congested one only if there is no other."""
+        """Returns the fullest tunnel that has room; a congested one only if there is no other."""
         best: ClientTunnel | None = None
         rank = (False, -1)
         for tunnel in entry.tunnels:
@@ -235,7 +239,7 @@ class Pool:
         return best
 
     def _start_dials(self, key: PoolKey, entry: _Entry) -> None:
-        """As many as those who wait need beside what is on its way."""
+        """Start as many dials as the waiting connections need, in addition to those under way."""
         each = max(1, min(self._max_streams, entry.limit))
         now = trio.current_time()
         coming = entry.dials * each
@@ -263,7 +267,7 @@ class Pool:
     # -- a tunnel's life --------------------------------------------------------------------------------
 
     async def _run(self, key: PoolKey, entry: _Entry) -> None:
-        """Dial one tunnel, say so, and drive it until it ends."""
+        """Dial one tunnel, wake those who wait, and drive the tunnel until it ends."""
         failure: Exception | None = None
         try:
             tunnel = await self._dial(key)
@@ -295,7 +299,7 @@ class Pool:
                 unwanted.set()
 
         async def close_when_idle() -> None:
-            """Close the tunnel after ``idle_timeout``, or at once when it is not kept any more."""
+            """End the tunnel after ``idle_timeout``, or with its last stream once the pool has dropped it."""
             left = self._idle_timeout
             while self._keeps(key, entry, tunnel) or tunnel.streams:
                 with trio.move_on_after(left):
@@ -313,7 +317,7 @@ class Pool:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(close_when_idle, name="idle watch")
                 await tunnel.run()
-                # At once, so that who waits does not wake up before it is known.
+                # Before the nursery ends: nobody may be woken and find this tunnel still in the pool.
                 self._over(key, entry, tunnel)
                 nursery.cancel_scope.cancel()
         except Exception as error:  # a bug ends this tunnel, and not the pod

@@ -1,4 +1,4 @@
-"""The end of a tunnel that is connected to, and its streams."""
+"""The server's end of a tunnel, to which a peer connected, and its streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 
 class ServerStream(TunnelStream):
-    """A stream that the peer opened; it is answered with `accept` or `refuse`."""
+    """A stream that the peer opened. The connection answers it with `accept` or `refuse`."""
 
     __slots__ = ("tunnel",)
 
@@ -24,20 +24,20 @@ class ServerStream(TunnelStream):
         self.tunnel = tunnel
 
     def accept(self, fields: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer 200 with these fields. Harmless on a stream that is gone or was answered."""
+        """Answer 200 with these fields. Does nothing on a stream that is closed or was answered."""
         self.tunnel.hbone.accept(self.id, fields)
         self.tunnel.flush()
 
     def refuse(self, status: int) -> None:
-        """Answer with a status, which closes the stream. Harmless on one that is gone or was answered."""
+        """Answer with a status and close the stream. Does nothing if it is closed or was answered."""
         self.tunnel.hbone.refuse(self.id, status)
         self.tunnel.flush()
 
 
 class ServerTunnel(Tunnel[HboneServer, ServerStream]):
-    """A tunnel that a peer has opened to us.
+    """A tunnel that a peer opened to us.
 
-    on_connect: called by the reader for each CONNECT that arrives; it may start tasks.
+    on_connect: called by the reader for each CONNECT that arrives. It must not wait; it may start tasks.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
                     self.hbone.refuse_stream(event.stream_id)
                     return
                 if not self.hbone.is_open(event.stream_id):
-                    # It was reset before we could look at it.
+                    # The same bytes had a reset for it: there is nothing to answer.
                     return
                 stream = ServerStream(self, event.stream_id)
                 self.streams[stream.id] = stream
@@ -70,7 +70,7 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
                     self._begin_later(stream, event)
 
     def _begin_later(self, stream: ServerStream, event: ConnectReceived) -> None:
-        """Many came at once: the other tunnels get their turn before this one is begun."""
+        """Queue a CONNECT when many come at once, so that other tunnels' tasks run in between."""
         self._waiting.append((stream, event))
         if len(self._waiting) == 1 and self._tasks is not None:
             self._tasks.start_soon(self._begin_waiting, name="tunnel requests")

@@ -1,4 +1,4 @@
-"""A tunnel's stream as a Trio stream, for what runs inside it: the inner TLS of double HBONE."""
+"""A tunnel's stream as a Trio stream, for the inner TLS of double HBONE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CHUNK = 64 * 1024
 
 
 class StreamTransport(trio.abc.HalfCloseableStream):
-    """Wraps a stream that no socket is attached to.
+    """Wraps a stream without an attached socket; `aclose` closes the stream.
 
-    A reset by the peer and a lost tunnel are BrokenResourceError.
+    A reset by the peer and the loss of the tunnel raise BrokenResourceError.
     """
 
     def __init__(self, stream: TunnelStream) -> None:
@@ -65,7 +65,7 @@ class StreamTransport(trio.abc.HalfCloseableStream):
         self._stream.send_end()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Take what has arrived, ``b""`` at the end."""
+        """Wait for bytes and return them, ``b""`` after the peer's end."""
         limit = _CHUNK if max_bytes is None else index(max_bytes)
         if limit < 1:
             raise ValueError("max_bytes must be at least 1")
@@ -80,7 +80,7 @@ class StreamTransport(trio.abc.HalfCloseableStream):
             self._receiving = False
 
     async def aclose(self) -> None:
-        """End our direction, and tell the peer that what it still sends is not read. Never blocks."""
+        """End our direction, and tell the peer that we no longer read (RST_STREAM). Never blocks."""
         self._closed = True
         self._stream.send_end()
         self._stream.reset(ErrorCode.NO_ERROR)

@@ -1,26 +1,27 @@
 """One HBONE tunnel: a TLS connection with HTTP/2 CONNECT streams on it, driven by Trio tasks.
 
-How it works. A tunnel is three tasks in one nursery: the reader (`Tunnel.run` itself), the writer and the
-pinger. Only the reader takes bytes from TLS. It reads records until a short one says that the wire is empty,
-feeds them to the sans-IO connection, and puts the data of each stream into that stream's inbox; at the end of
-such a batch it hands each inbox to its consumer. For a stream that is attached to an application's socket
-that is a plain ``sendmsg`` right there, in the reader: no queue, no other task, no wake-up. Only when the
-socket would block does the rest stay in the inbox and a drain task (in the nursery of the connection, not of
-the tunnel) waits for that one socket. Window is given back only for bytes that the socket took, so what a
-stalled reader makes us hold is bounded by the stream's window. A slow stream holds up its neighbours only
-when slow streams together have filled the connection's window.
+Tasks. A tunnel has three tasks in one nursery: the reader (`Tunnel.run` itself), the writer and the pinger.
 
-Sending needs no task either: whoever has something to send frames it and calls `flush`, which writes to TLS
-at once. When TLS would block, what is left waits in the backlog, the writer task is woken to wait for the
-wire, and `blocked` tells the streams not to read more from their applications. So the backlog never holds
-more than what was framed before somebody noticed.
+Receiving. Only the reader takes bytes from TLS. It reads until a short read says that the socket is empty,
+feeds the bytes to the sans-IO connection, and puts each stream's data into that stream's inbox. At the end of
+such a batch it delivers each inbox. If the stream has an application's socket, delivering is one ``sendmsg``
+in the
+reader itself: no queue, no other task, no wake-up. Only if that socket would block does the rest stay in the
+inbox, and a drain task waits for that socket (in the nursery of the connection, not of the tunnel). Window is
+given back only for bytes that the socket took. So a stalled application makes us hold at most its stream's
+window. Slow streams block others only when together they have filled the connection's window.
 
-A tunnel is a `ClientTunnel` or a `ServerTunnel`; here is what both do.
+Sending needs no task: the sender frames its data and calls `flush`, which writes to TLS at once. If TLS would
+block, the rest waits in the backlog, the writer task waits until the socket is writable, and `blocked` tells
+the streams to read no more from their applications. So the backlog holds only what was framed before
+`blocked` was set.
 
-There is no await between looking at the state of the HTTP/2 connection and changing it, so there is no lock.
+There is no await between reading the state of the HTTP/2 connection and changing it, so there is no lock.
 
-An end that we choose is said (GOAWAY), and takes as long as the last bytes of its streams need; see
-`ztunnel.tunnel.linger`. A wire that takes nothing any more is still read to its end.
+Ending. When we end a tunnel, we send GOAWAY and linger until the last bytes of its streams have arrived
+(`ztunnel.tunnel.linger`). When the transport takes nothing any more, we still read it to its end.
+
+This module is what `ClientTunnel` and `ServerTunnel` have in common.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ from ztunnel.tunnel.linger import wait_received
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
-"""Reads before their data is handed on: 256 KiB, what one ``sendmsg`` moves well."""
+"""Reads in one batch: together 256 KiB, a good size for one ``sendmsg``."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
 
 SMALL_READ = 16 * 1024
-"""Bytes that are read at a time from a peer that says much and carries little."""
+"""Bytes of one read from a peer that sends many frames with little payload."""
 
 PAUSE = 8e-6
-"""Seconds of rest for a unit of such a peer's work (`HboneConnection.take_work`): four times what it took."""
+"""Seconds of pause for each unit of a peer's work (`HboneConnection.take_work`): four times its CPU time."""
 
 HboneT = TypeVar("HboneT", bound=HboneConnection)
 StreamT = TypeVar("StreamT", bound=TunnelStream)
@@ -69,12 +70,12 @@ StreamT = TypeVar("StreamT", bound=TunnelStream)
 class Tunnel(ABC, Generic[HboneT, StreamT]):
     """Drives one TLS connection with HTTP/2 on it until either side ends it.
 
-    tls: a connection after its handshake; `run` closes it.
-    hbone: the sans-IO client or server; its ``state`` is the tunnel's.
+    tls: a TLS connection after its handshake; `run` closes it.
+    hbone: the sans-IO client or server; its ``state`` is the state of the tunnel.
 
-    ``blocked``: the wire is full, or takes nothing any more. ``failure``: why it ended, for a log line.
-    ``heard``: when the last byte came. ``opened``: when it was made. ``round_trip``: seconds of its last
-    PING, None before. ``ended``: `run` is over.
+    blocked: TLS would block, or takes nothing any more. failure: why the tunnel ended, for a log line.
+    heard: when the last byte came; opened: when the tunnel was made; both on Trio's clock. round_trip:
+    seconds of the last PING, None before the first. ended: set when `run` has returned.
     """
 
     def __init__(self, tls: TlsConnection, hbone: HboneT, bounds: TunnelBounds = DEFAULTS.tunnel) -> None:
@@ -99,10 +100,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self._end_received = False
         self._finishing = trio.Lock()
 
-    # -- what streams and the pool call; nothing here waits --------------------------------------------
+    # -- called by streams and the pool; nothing here waits, but for `finish` ---------------------------
 
     def forget(self, stream: TunnelStream) -> None:
-        """A connection is done with its stream. What is still open of it is reset by the stream itself."""
+        """Remove a stream, because its connection has ended. The stream itself has reset what was open."""
         if self.streams.pop(stream.id, None) is None:
             return
         self._stream_forgotten()
@@ -110,10 +111,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self.stop()
 
     def flush(self) -> None:
-        """Write what the HTTP/2 connection has to say; what TLS does not take now goes to the writer task.
+        """Write the output of the HTTP/2 connection. The writer task gets what TLS does not take now.
 
-        While the wire is full nothing is taken over: the HTTP/2 connection bounds what it owes to a peer that
-        asks and does not read.
+        While TLS is blocked, the output stays in the HTTP/2 connection. That counts the replies that wait
+        there for a peer which sends and does not read.
         """
         if self.blocked:
             return
@@ -130,20 +131,23 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self._writer.unpark_all()
 
     def start_drain(self) -> None:
-        """Say that no new streams are welcome; those that exist go on."""
+        """Start a graceful shutdown: GOAWAY. Existing streams continue."""
         self.hbone.start_drain()
         self.flush()
 
     def stop(self) -> None:
-        """End the tunnel: streams that are left are lost now, the goodbye takes as long as it has to."""
+        """End the tunnel.
+
+        Streams that are still open are lost at once; `run` lingers before it closes TLS.
+        """
         self.hbone.close(ErrorCode.NO_ERROR)
         self.flush()
         self._reading.cancel()
 
     async def finish(self) -> bool:
-        """Write all that waits, then close_notify: we send no more, and go on reading what the peer sends.
+        """Write all that waits, then close_notify. Afterwards we send nothing more but continue to read.
 
-        Returns whether it could be said. The caller bounds the wait, and opens no more streams.
+        Returns whether everything was written. The caller limits the wait and opens no more streams.
         """
         while self._backlog and not self.ended.is_set():
             await self._written.park()
@@ -160,9 +164,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     # -- the tasks ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read until the tunnel ends. Returns when TLS is closed and all streams know.
+        """Read until the tunnel ends, then close TLS. All streams know of the end when it returns.
 
-        Raises nothing for what a peer does.
+        Nothing that a peer does raises an exception.
         """
         try:
             with self._scope:
@@ -199,15 +203,15 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     async def _read(self) -> None:
         tls = self.tls
         receive = self.hbone.receive
-        patience = self.bounds.turn_frames
-        # Small until the wire is full of payload.
+        turn_limit = self.bounds.turn_frames
+        # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
         while True:
             reads = 0
             end = False
             work = 0
             try:
-                while reads < BATCH and work <= patience:
+                while reads < BATCH and work <= turn_limit:
                     data = tls.try_receive(size)
                     if data is None:
                         break
@@ -228,13 +232,14 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self.flush()
             if end or self._finished():
                 break
-            if work > patience:
-                # A peer that says much and carries little may have a fifth of our time, in small pieces.
+            if work > turn_limit:
+                # Many frames with little payload: such a peer gets at most a fifth of the CPU, in small
+                # pieces.
                 size = SMALL_READ
                 await trio.sleep(work * PAUSE)
             elif reads == BATCH:
                 size = CHUNK
-                # The wire is fuller than we are fast: others get their turn, and then we go on.
+                # More is waiting than one batch takes: other tasks run first.
                 await trio.lowlevel.checkpoint()
             else:
                 await tls.wait_receivable()
@@ -304,20 +309,21 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 if event.code and self.failure is None:
                     self.failure = error_text("connection", "received", event.code)
             case ConnectionFailed():
-                # The GOAWAY that says why is still to be written; `_finished` ends the reader after that.
+                # The reader does not end here: `flush` first writes the GOAWAY, then `_finished` ends the
+                # loop.
                 self.failure = self.failure or event.reason
             case _:
                 self._own_event(event)
 
     @abstractmethod
     def _own_event(self, event: Event) -> None:
-        """An event that only a client or only a server gets."""
+        """Process an event that only a client or only a server gets."""
 
     def _stream_forgotten(self) -> None:
-        """A stream is gone from ``streams``."""
+        """A stream was removed from ``streams``."""
 
     def _ping_unanswered(self) -> None:
-        """The peer is dead: the tunnel ends."""
+        """The peer did not answer a PING; the tunnel ends."""
 
     def _window_opened(self, stream_id: int | None) -> None:
         if self.blocked:
@@ -338,7 +344,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 stream.deliver()
 
     def _fall_silent(self, why: str) -> None:
-        """Nothing can be written any more. What had arrived before that is still to be read."""
+        """Stop writing after an error. What the peer has sent before is still read."""
         if self.failure is None:
             self.failure = why
         self.hbone.silence()

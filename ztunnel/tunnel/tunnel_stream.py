@@ -1,14 +1,14 @@
 """One CONNECT stream of a tunnel, between the tunnel's reader and the connection that uses it.
 
-A stream has two faces. The tunnel's reader calls `data_received`, `ended`, `writable` and `tunnel_lost`; none
-of them waits. The connection uses the rest: it attaches an application's socket
-(then the reader writes to that socket directly, see `ztunnel.tunnel.tunnel`), or it reads with
-`receive_some` (TLS inside a tunnel, for double HBONE).
+A stream has two users. The tunnel's reader calls `data_received`, `ended`, `writable` and `tunnel_lost`, none
+of which waits. The connection calls the rest. It attaches an application's socket, and then the reader writes
+to that socket directly (see `ztunnel.tunnel.tunnel`); or it reads with `receive_some`, for TLS inside the
+stream (double HBONE).
 
-How a stream ends is kept apart, because applications can tell: END_STREAM is the half-close of a TCP
-connection, RST_STREAM its reset, and a lost tunnel a reset that nobody asked for. What had arrived before is
-delivered first in all cases. Whether and how it has ended is not kept here: `TunnelStream` asks the sans-IO
-stream, whose states are a table (`ztunnel.hbone.stream_state`).
+A stream can end in three ways, which applications can tell apart: END_STREAM is the half-close of a TCP
+connection, RST_STREAM is its reset, and the loss of the tunnel is a reset that nobody asked for. What arrived
+before is delivered first in every case. The state of the stream is not stored here: `TunnelStream` asks the
+sans-IO stream, whose states are a table (`ztunnel.hbone.stream_state`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ztunnel.hbone import DataReceived, ErrorCode, HboneConnection, StreamEnded,
 from ztunnel.loop.watch import Watch
 
 _VECTOR = 64
-"""Pieces for one ``sendmsg``; far below the kernel's limit of 1024, and 1 MiB at full records."""
+"""Pieces for one ``sendmsg``: far below the kernel's limit of 1024, and 1 MiB of full TLS records."""
 
 
 class StreamClosedError(Exception):
-    """The peer reset the stream, or the tunnel was lost.
+    """The stream was reset, or the tunnel was lost.
 
-    ``code`` is the HTTP/2 error code, None for a lost tunnel.
+    code: the HTTP/2 error code, None for a lost tunnel.
     """
 
     def __init__(self, code: int | None, text: str) -> None:
@@ -41,11 +41,11 @@ class StreamClosedError(Exception):
 
 
 class Carrier(Protocol):
-    """What a stream needs of the tunnel that it is on."""
+    """What a stream needs from its tunnel."""
 
     @property
     def bounds(self) -> TunnelBounds:
-        """How long is waited for whom."""
+        """The limits of waiting."""
 
     @property
     def hbone(self) -> HboneConnection:
@@ -53,34 +53,37 @@ class Carrier(Protocol):
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing should be sent now, since the wire is full."""
+        """Whether nothing should be sent now, because TLS would block."""
 
     @property
     def failure(self) -> str | None:
         """Why the tunnel ended, for a log line."""
 
     def flush(self) -> None:
-        """Write what the sans-IO connection has to say."""
+        """Write the output of the sans-IO connection."""
 
     def forget(self, stream: TunnelStream) -> None:
-        """Whoever used the stream is done with it."""
+        """Remove a stream whose user has closed it."""
 
 
 class TunnelStream:
-    """A stream and where its incoming bytes go.
+    """A stream and the place where its incoming bytes go.
 
-    Made by a tunnel; whoever uses it calls `close` at the end. on_death: called when the peer resets it or
-    its tunnel is lost, for who waits for something else on its behalf. download_done: the socket has all
-    that came, or nothing more can be brought to it. interrupted: the one task that relays has to look after
-    more than its upload: the stream died, the socket is full and nobody can wait for it yet (`wait_in`), or
-    the socket was reset.
+    A tunnel makes it; its user must call `close`.
+
+    on_death: called when the peer resets the stream or its tunnel is lost, for a task that waits for
+        something else meanwhile (a dial).
+    download_done: all incoming bytes were written to the socket, or cannot be.
+    interrupted: the task that relays must do more than its upload, because the stream is dead, the socket was
+        reset, or the socket is full and there is no nursery yet for a drain task (`wait_in`).
+    sink_error: the error with which writing to the socket failed, None without one.
     """
 
     __slots__ = (
-        "_book",
         "_carrier",
         "_discards",
         "_drain_scope",
+        "_h2_stream",
         "_hbone",
         "_inbox",
         "_nursery",
@@ -105,9 +108,9 @@ class TunnelStream:
         self.interrupted = False
         self._carrier = carrier
         self._hbone = carrier.hbone
-        self._book = self._hbone.stream(stream_id)
+        self._h2_stream = self._hbone.stream(stream_id)
         self._inbox: deque[bytes | memoryview] = deque()
-        # Nobody takes what arrives: it is dropped, and its window given back.
+        # Data that arrives is dropped and its window given back, because the user has ended the stream.
         self._discards = False
         self._sock: socket.socket | None = None
         self._watch: Watch | None = None
@@ -118,62 +121,64 @@ class TunnelStream:
         self._wake_writer = trio.lowlevel.ParkingLot()
         self._wake_relay = trio.lowlevel.ParkingLot()
 
-    # -- for the connection -------------------------------------------------------------------------------
+    # -- for the connection that uses the stream -----------------------------------------------------------
 
     @property
     def bounds(self) -> TunnelBounds:
-        """The tunnel's."""
+        """The limits of waiting, those of the tunnel."""
         return self._carrier.bounds
 
     @property
     def end_sent(self) -> bool:
         """Whether we have half-closed."""
-        return self._book.end_sent
+        return self._h2_stream.end_sent
 
     @property
     def end_received(self) -> bool:
         """Whether the peer has half-closed."""
-        return self._book.end_received
+        return self._h2_stream.end_received
 
     @property
     def dead(self) -> bool:
         """Whether the stream was reset or the tunnel is lost: nothing can be sent any more."""
-        return self._book.dead
+        return self._h2_stream.dead
 
     @property
     def lost(self) -> bool:
-        """Whether the tunnel was closed under the stream."""
-        return self._book.lost
+        """Whether the tunnel ended before the stream."""
+        return self._h2_stream.lost
 
     @property
     def reset_code(self) -> int | None:
-        """The code with which either side reset the stream; None if none did."""
-        return self._book.reset_code
+        """The code with which either side reset the stream; None without a reset."""
+        return self._h2_stream.reset_code
 
     @property
     def reset_by_peer(self) -> bool:
         """Whether it was the peer that reset the stream."""
-        return self._book.reset_by_peer
+        return self._h2_stream.reset_by_peer
 
     @property
     def held(self) -> int:
-        """Bytes that arrived and that the application has not taken."""
+        """How many bytes arrived that the application has not taken."""
         return sum(map(len, self._inbox))
 
     @property
     def send_window(self) -> int:
-        """Bytes that the peer permits us to send now."""
+        """How many bytes the peer's windows permit us to send now."""
         return self._hbone.send_window(self.id)
 
     @property
     def blocked(self) -> bool:
-        """Whether the tunnel's wire is full."""
+        """Whether the tunnel's TLS connection would block."""
         return self._carrier.blocked
 
     def attach(self, watch: Watch, taken: Callable[[int], None]) -> None:
-        """From now on write what arrives to the socket that is watched (non-blocking, owned by the caller).
+        """From now on write what arrives to the socket of ``watch``.
 
-        taken: told the count of bytes written.
+        The socket is non-blocking and belongs to the caller, who closes it after `close`.
+
+        taken: called with the number of bytes after each write.
         """
         self._sock = watch.sock
         self._watch = watch
@@ -196,7 +201,7 @@ class TunnelStream:
         self._nursery = self._watch = None
 
     def interrupt(self) -> None:
-        """Have the task that relays come back from what it waits for; see ``interrupted``."""
+        """Wake the task that relays from its wait (see ``interrupted``)."""
         self.interrupted = True
         self._wake_writer.unpark_all()
         self._wake_relay.unpark_all()
@@ -204,19 +209,19 @@ class TunnelStream:
             self._watch.interrupt()
 
     async def wait_download(self) -> None:
-        """Wait until the download is done; before `wait_in`, until the relay is interrupted too."""
+        """Wait until the download is done. Before `wait_in` it also returns when the relay is interrupted."""
         while not (self.download_done or (self.interrupted and self._nursery is None)):
             await self._wake_relay.park()
 
     def end_download(self) -> None:
-        """Nothing more can be brought to the socket."""
+        """Nothing more can be written to the socket."""
         self.download_done = True
         self._wake_relay.unpark_all()
 
     async def wait_room(self) -> int:
         """Wait until something may be sent. Returns how many bytes; 0 when the relay is interrupted.
 
-        Raises StreamClosedError when it never may.
+        Raises StreamClosedError after a reset or the loss of the tunnel.
         """
         carrier = self._carrier
         while True:
@@ -230,26 +235,26 @@ class TunnelStream:
             await self._wake_writer.park()
 
     def send(self, data: bytes | memoryview) -> None:
-        """Frame and write data that `wait_room` said there is room for."""
+        """Frame and write ``data``, which is not longer than `wait_room` returned."""
         self._hbone.send_data(self.id, data)
         self._carrier.flush()
 
     def send_end(self) -> None:
-        """Half-close: nothing more will be sent. Harmless on a dead stream."""
-        if self._book.state.sends:
+        """Half-close: nothing more will be sent. Does nothing on a dead stream."""
+        if self._h2_stream.state.sends:
             self._hbone.end_stream(self.id)
             self._carrier.flush()
 
     def reset(self, code: int) -> None:
-        """Abort the stream in both directions. Harmless on a closed stream."""
+        """Abort the stream in both directions and drop what was received. Does nothing on a closed stream."""
         self._discards = True
-        if not self._book.state.closed:
+        if not self._h2_stream.state.closed:
             self._hbone.reset(self.id, code)
             self._carrier.flush()
         self._give_back_inbox()
 
     def close(self) -> None:
-        """The connection is done; a stream that is still open in a direction is reset with CANCEL."""
+        """End the use of the stream. If a direction is still open, the stream is reset with CANCEL."""
         if self._drain_scope is not None:
             self._drain_scope.cancel()
         self._sock = self._watch = None
@@ -257,9 +262,10 @@ class TunnelStream:
         self._carrier.forget(self)
 
     async def receive_some(self, max_bytes: int) -> bytes | memoryview:
-        """Take what has arrived, ``b""`` after END_STREAM. For a stream without a socket.
+        """Wait for bytes and return up to ``max_bytes`` of them, ``b""`` after END_STREAM.
 
-        Raises StreamClosedError after a reset, once everything before it has been taken.
+        For a stream without an attached socket. Raises StreamClosedError after a reset or the loss of the
+        tunnel, once everything before was taken.
         """
         while not self._inbox:
             if self.end_received:
@@ -274,15 +280,15 @@ class TunnelStream:
         return data
 
     def _raise_if_dead(self) -> None:
-        if self._book.dead:
-            code = self._book.reset_code
+        if self._h2_stream.dead:
+            code = self._h2_stream.reset_code
             text = code_text(code) if code is not None else self._carrier.failure or "the tunnel was closed"
             raise StreamClosedError(code, text)
 
     # -- for the tunnel's reader ------------------------------------------------------------------------
 
     def data_received(self, event: DataReceived) -> bool:
-        """Keep data until the end of the batch. Returns whether the stream has to be delivered then."""
+        """Put data into the inbox. Returns whether `deliver` must be called at the end of the batch."""
         if self._discards:
             self._hbone.acknowledge(self.id, len(event.data))
             return False
@@ -291,7 +297,7 @@ class TunnelStream:
         return len(inbox) == 1 or self._drain_scope is None
 
     def ended(self, event: StreamEnded | StreamReset) -> bool:
-        """The peer half-closed or reset the stream. Returns whether the stream has to be delivered."""
+        """The peer half-closed or reset the stream. Returns whether `deliver` must be called."""
         if isinstance(event, StreamReset):
             self._died()
         return True
@@ -301,14 +307,14 @@ class TunnelStream:
         self._wake_writer.unpark_all()
 
     def tunnel_lost(self) -> None:
-        """The tunnel is closed under the stream."""
+        """The tunnel has ended, and with it the stream."""
         self._died()
         self.deliver()
 
     def _died(self) -> None:
-        """Nothing can be sent any more: whoever waits for this stream, or on behalf of it, is told."""
-        if self._book.overdrawn:
-            # The dead hold too much together: what it had received goes at once.
+        """Nothing can be sent any more: wake all tasks that wait for this stream."""
+        if self._h2_stream.overdrawn:
+            # The budget of the process is used up, so a dead stream may not hold its received bytes.
             self._discards = True
             if self._drain_scope is not None:
                 self._drain_scope.cancel()
@@ -319,7 +325,7 @@ class TunnelStream:
             self.on_death()
 
     def deliver(self) -> None:
-        """Hand the inbox to its consumer."""
+        """Write the inbox to the socket, or wake the task in `receive_some`."""
         if self._sock is None:
             self._wake_reader.unpark_all()
         elif self._watch is not None and self._drain_scope is None and not self.download_done:
@@ -328,7 +334,7 @@ class TunnelStream:
     # -- writing to the application's socket -------------------------------------------------------------
 
     def _push(self) -> None:
-        """Write the inbox now, or leave the rest of it to a drain task."""
+        """Write the inbox now. A drain task gets what the socket does not take."""
         if self._write_inbox():
             return
         if self._nursery is None:
@@ -340,7 +346,7 @@ class TunnelStream:
         self._nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
 
     async def _drain(self, scope: trio.CancelScope) -> None:
-        """Wait for the one socket that is full, until the inbox is empty again."""
+        """Write to the full socket whenever it has room, until the inbox is empty."""
         watch = self._watch
         with scope:
             while watch is not None:
@@ -360,7 +366,7 @@ class TunnelStream:
             self._drain_scope.deadline = trio.current_time() + self._carrier.bounds.stalled_application
 
     def _write_inbox(self) -> bool:
-        """Write until the inbox is empty, and half-close after the end.
+        """Write until the inbox is empty, then half-close the socket if the peer has half-closed.
 
         Returns False when the socket is full.
         """
@@ -368,6 +374,7 @@ class TunnelStream:
         assert sock is not None
         try:
             while inbox:
+                # One piece is the common case, and ``send`` is cheaper than ``sendmsg``.
                 one = len(inbox) == 1
                 self._took(sock.send(inbox[0]) if one else sock.sendmsg(list(islice(inbox, _VECTOR))))
             if self.end_received and not self.dead:
@@ -382,9 +389,10 @@ class TunnelStream:
         return True
 
     def _sink_failed(self, error: OSError) -> None:
-        """The application is gone.
+        """Writing to the application failed: reset the stream.
 
-        An application that had closed first only stopped reading (RFC 9113 8.5).
+        If the application had half-closed before, it only stopped reading, which is no error (RFC 9113
+        section 8.5).
         """
         self.sink_error = error
         self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
@@ -414,6 +422,6 @@ class TunnelStream:
             self._carrier.flush()
 
     def wake(self) -> None:
-        """Let whoever waits look again: the stream has been closed under it."""
+        """Wake all tasks that wait for the stream, after another task has closed it."""
         self._wake_reader.unpark_all()
         self._wake_writer.unpark_all()
