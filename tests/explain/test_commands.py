@@ -119,6 +119,7 @@ def admin(store: MeshStore) -> Iterator[str]:
         "client": "10.0.0.1:4000",
         "destination": "10.0.0.2:8080",
         "peerIdentity": "spiffe://cluster.local/ns/default/sa/client",
+        "protocol": "HBONE",
         "ageSeconds": 1.5,
     }
     views = [
@@ -127,6 +128,7 @@ def admin(store: MeshStore) -> Iterator[str]:
         {**view, "id": "a-3", "state": "closed"},
         {**view, "id": "a-4", "state": "closed", "error": "down", "code": "ZT-NET-012"},
         {**view, "id": "a-5", "state": "open", "direction": "outbound"},
+        {**view, "id": "a-6", "state": "open", "protocol": "", "waitsFor": "the TLS handshake"},
     ]
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,7 @@
 """A saved ``config_dump`` as a mesh: ours, or the Rust ztunnel's, whose shapes are the same.
 
+`ztunnel.explain.older_dump` gives those of older versions the shapes of today.
+
 The dump's objects are put into a store as if the control plane had sent them, so that every lookup is the
 real one. What a dump does not say is in which order they had come; where that decides (several workloads with
 one address, several services with one hostname) the order of the dump stands for it.
@@ -16,6 +18,7 @@ import msgspec
 from ztunnel.errors import ZtunnelError
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
+from ztunnel.explain.older_dump import in_the_form_of_today
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.service import Endpoint
 from ztunnel.state.convert import body_of, file_service, file_workload
@@ -33,7 +36,7 @@ class DumpError(ZtunnelError):
 class SavedMesh:
     """The mesh of a dump.
 
-    dump: the parsed JSON. node_name: None, so that every workload counts as local. Raises DumpError.
+    dump: the parsed JSON, which is kept. Every workload counts as local. Raises DumpError.
     """
 
     def __init__(self, dump: Any) -> None:
@@ -41,12 +44,13 @@ class SavedMesh:
             raise DumpError(
                 "This is no config dump: it has no `workloads`. (GET :15000/config_dump gives one.)"
             )
+        self.dump: Mapping[str, Any] = dump
         config = dump.get("config")
         self.setting = _setting(config if isinstance(config, Mapping) else {})
         self.store = MeshStore(None)
         self.catalogue = StoreCatalogue(self.store)
         try:
-            self._fill(dump)
+            self._fill(in_the_form_of_today(dump))
         except LocalConfigError as error:
             raise DumpError(f"The dump cannot be read: {error}") from error
 
@@ -97,8 +101,7 @@ def _collect(
 
 
 def _items(dump: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
-    found = dump.get(key)
-    return iter(enumerate(found if isinstance(found, list) else []))
+    return iter(enumerate(dump[key]))
 
 
 def _service_keys(workload: Any) -> list[str]:

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 import msgspec
 
 from ztunnel.errors import ZtunnelError
-from ztunnel.explain.connection_path import Question, explain
+from ztunnel.explain.connection_path import Question, telling
 from ztunnel.explain.connection_views import connection_lines
+from ztunnel.explain.dump_state import dump_state
 from ztunnel.explain.explanation import Explanation, Outcome
+from ztunnel.explain.live_state import judge
 from ztunnel.explain.saved_dump import read_dump
 from ztunnel.explain.text import lines
+from ztunnel.slices import at_once
 from ztunnel.tools.ask import ADMIN, REFUSED, UNCLEAR, AskError, fail, get, read_file
 
 _EPILOG = """\
@@ -59,7 +62,10 @@ def main(arguments: Sequence[str]) -> int:
             options.error("FROM and TO are needed, or --connection")
         if args.dump is not None:
             mesh = read_dump(read_file(args.dump))
-            answer = explain(mesh.catalogue, Question(args.source, args.destination), mesh.setting)
+            told = at_once(telling(mesh.catalogue, Question(args.source, args.destination), mesh.setting))
+            answer = told.explanation
+            answer.live = dump_state(mesh.dump, told)
+            judge(answer)
         else:
             answer = _live(args.admin, args.source, args.destination)
     except ZtunnelError as error:

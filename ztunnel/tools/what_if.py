@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.explain.kubernetes import Converted, read_policies
 from ztunnel.explain.name_lookup import UnclearError, find_source
 from ztunnel.explain.policy_change import Change, DecidedConnection, PolicyChange
-from ztunnel.explain.saved_dump import SavedMesh, read_dump
+from ztunnel.explain.saved_dump import DumpError, SavedMesh, read_dump
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity, InvalidIdentityError
 from ztunnel.model.workload import Workload
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
     notes: dict[str, None] = {}
     changes: list[Change] = []
     looked_at: Counter[bool] = Counter()
-    for mesh, connections in nodes:
+    for mesh, connections, unclear in nodes:
+        notes.update(dict.fromkeys(unclear))
         change = PolicyChange(mesh.store, changed, args.without, args.root_namespace)
         changes += change.effects(connections)
         looked_at.update(one.open for one in connections)
@@ -126,7 +128,7 @@ def _lines(changes: list[Change], notes: Mapping[str, None], looked_at: Mapping[
 # -- where connections come from -------------------------------------------------------------------------
 
 
-def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection]]:
+def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
     """The mesh of a running node, and its incoming connections, open and remembered."""
     dump = get(admin, "/config_dump", {})
     found = get(admin, "/connections", {"limit": "20000"})
@@ -135,10 +137,12 @@ def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection]]:
             raise AskError(f"{admin} answers {answer.status}: {answer.body[:200].decode(errors='replace')}")
     mesh = read_dump(dump.body)
     views = [one for one in msgspec.json.decode(found.body) if one["direction"] == "inbound"]
-    return mesh, [one for view in views if (one := _from_view(mesh, view)) is not None]
+    return mesh, [one for view in views if (one := _from_view(mesh, view)) is not None], []
 
 
 def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> DecidedConnection | None:
+    if not view.get("protocol"):
+        return None  # it has not asked for anything yet
     pod = _pod(mesh, view["pod"])
     if pod is None or (view.get("error") and view.get("code") not in ("ZT-POL-001", "ZT-POL-002")):
         return None
@@ -149,24 +153,39 @@ def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> DecidedConnection | 
     return DecidedConnection(view["id"], pod, facts, view["state"] == "open", view["ageSeconds"])
 
 
-def _dumped(path: str) -> tuple[SavedMesh, list[DecidedConnection]]:
-    """The mesh of a dump, and the connections that it shows as open."""
-    data = read_file(path)
-    mesh = read_dump(data)
-    connections = []
-    state = msgspec.json.decode(data).get("workloadState") or {}
-    for uid, one in state.items():
-        info = one["info"]
-        pod = _pod(mesh, f"{info['namespace']}/{info['name']}")
-        for number, inbound in enumerate(one.get("connections", {}).get("inbound", ())):
-            if pod is not None:
-                source = SocketAddress.parse(inbound["src"])
-                identity = _identity_at(mesh, source) if inbound["protocol"] == "HBONE" else None
-                facts = PolicyFacts(source, SocketAddress.parse(inbound["actualDst"]), identity)
+def _dumped(path: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
+    """The mesh of a dump, the incoming connections that it shows as open, and what it leaves unclear."""
+    mesh = read_dump(read_file(path))
+    connections: list[DecidedConnection] = []
+    strangers = unnamed = 0
+    state = mesh.dump.get("workloadState")
+    for uid, one in state.items() if isinstance(state, Mapping) else ():
+        try:
+            info = one["info"]
+            pod = _pod(mesh, f"{info['namespace']}/{info['name']}")
+            inbound = (one.get("connections") or {}).get("inbound") or ()
+            if pod is None:
+                strangers += len(inbound)
+                continue
+            for number, shown in enumerate(inbound):
+                source = SocketAddress.parse(shown["src"])
+                identity = _identity_at(mesh, source) if shown["protocol"] == "HBONE" else None
+                if shown["protocol"] == "HBONE" and identity is None:
+                    unnamed += 1
+                    continue
+                facts = PolicyFacts(source, SocketAddress.parse(shown["actualDst"]), identity)
                 connections.append(DecidedConnection(f"{uid[:8]}-{number}", pod, facts, open=True))
-    return mesh, connections
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DumpError(f"The dump cannot be read: workloadState.{uid}: {error!r}") from error
+    notes = []
+    if strangers:
+        notes.append(f"{path} has {strangers} connections of pods that it does not describe; left out.")
+    if unnamed:
+        notes.append(f"{path} has {unnamed} connections whose clients it does not describe; left out.")
+    return mesh, connections, notes
 
 
+@cache
 def _pod(mesh: SavedMesh, name: str) -> Workload | None:
     try:
         return at_once(find_source(mesh.catalogue, name, mesh.setting.network))
