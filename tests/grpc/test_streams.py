@@ -40,6 +40,7 @@ async def test_a_stream_is_left_at_once_although_a_message_waits_to_be_taken(cha
         async with channel.open_stream("/a/b") as stream:
             await stream.send(b"go")
             assert await stream.receive() == b"one"
-            # By now the next one is in the thread's hands.
-            await trio.sleep(0.2)
+            with trio.fail_after(10):
+                while not stream._messages.statistics().tasks_waiting_send:  # noqa: ASYNC110  # a thread brings it
+                    await trio.sleep(0.01)
         assert stream.ended.is_set()

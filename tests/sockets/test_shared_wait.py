@@ -47,7 +47,7 @@ async def test_the_loop_rests_while_nobody_waits_for_a_readable_socket(listening
             await shared_wait.readable(listening)
             loop = epoll.own()
             assert loop is not None
-            await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked()
             assert listening.fileno() not in loop.callbacks
             await shared_wait.readable(listening)
             listening.accept()[0].close()

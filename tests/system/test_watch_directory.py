@@ -31,7 +31,7 @@ class Looks:
                 await self._looked.wait()
 
 
-async def test_every_kind_of_change_is_noticed(tmp_path: Path, nursery):
+async def test_every_kind_of_change_is_noticed(tmp_path: Path, nursery, autojump_clock):
     looks = Looks()
     nursery.start_soon(partial(watch_directory, tmp_path, looks.look, quiet_seconds=0.02))
     await looks.until(1)
@@ -51,7 +51,7 @@ async def test_every_kind_of_change_is_noticed(tmp_path: Path, nursery):
     nursery.cancel_scope.cancel()
 
 
-async def test_many_changes_together_are_one_look(tmp_path: Path, nursery):
+async def test_many_changes_together_are_one_look(tmp_path: Path, nursery, autojump_clock):
     looks = Looks()
     nursery.start_soon(partial(watch_directory, tmp_path, looks.look, quiet_seconds=0.1))
     await looks.until(1)

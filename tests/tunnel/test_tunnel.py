@@ -41,11 +41,14 @@ class Gate:
         tls = pair.client.tls
         receive, wait = tls.try_receive, tls.wait_receivable
         self._open = trio.Event()
+        self.something_came = trio.Event()
 
         def try_receive(max_bytes: int = 131_072) -> bytes | None:
             return receive(max_bytes) if self._open.is_set() else None
 
         async def wait_receivable() -> None:
+            # The reader waited before this gate was there, so that what came has woken it.
+            self.something_came.set()
             await self._open.wait()
             await wait()
 
@@ -116,7 +119,8 @@ async def test_what_had_arrived_is_read_when_the_wire_takes_nothing_any_more(mon
         gate = Gate(pair, monkeypatch)
         theirs.send(b"last words")
         theirs.send_end()
-        await trio.sleep(0.02)
+        with trio.fail_after(10):
+            await gate.something_came.wait()
 
         def broken(data: object) -> int:
             raise BrokenPipeError(32, "Broken pipe")

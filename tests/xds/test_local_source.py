@@ -134,7 +134,7 @@ async def test_an_empty_file_is_an_empty_mesh(tmp_path):
 
 
 @pytest.mark.parametrize("write", [Path.write_text, replace], ids=["in place", "renamed over"])
-async def test_a_change_is_put_into_force_as_the_difference(tmp_path, write):
+async def test_a_change_is_put_into_force_as_the_difference(tmp_path, write, autojump_clock):
     path = tmp_path / "mesh.yaml"
     write(path, workloads("a", "b"))
     async with watching(path) as (mesh, _, records):
@@ -146,7 +146,7 @@ async def test_a_change_is_put_into_force_as_the_difference(tmp_path, write):
         assert [r.message for r in records] == ["local config initialized", "local config reloaded"]
 
 
-async def test_a_broken_text_keeps_the_last_good_one_and_says_so(tmp_path):
+async def test_a_broken_text_keeps_the_last_good_one_and_says_so(tmp_path, autojump_clock):
     path = tmp_path / "mesh.yaml"
     path.write_text(workloads("a"))
     async with watching(path) as (mesh, local, records):
