@@ -95,9 +95,12 @@ async def namespaces_gone(scene: Scene, _: Random) -> AsyncIterator[None]:
     try:
         # Another fault may be that no ztunnel answers: a pod that is not taken stays with the CNI agent.
         with suppress(NoZtunnelError, TimeoutError):
-            for number in range(5):
-                name = f"ghost{next(_ghosts)}"
-                pod = node.node.pod(name, ipv4=f"10.77.{node.node.index}.{200 + number}")
+            for _ in range(5):
+                # Addresses of their own: what is left of the one before may still be going.
+                number, subnet = next(_ghosts), node.node.index
+                name = f"ghost{number}"
+                ipv4, ipv6 = f"10.77.{subnet}.{100 + number % 150}", f"fd77:{subnet}::{0x1000 + number:x}"
+                pod = node.node.pod(name, ipv4=ipv4, ipv6=ipv6)
                 node.node.pods.remove(pod)
                 uids.append(f"ghost-{name}")
                 info = PodInfo(name, "default", "ghost")

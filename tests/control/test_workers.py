@@ -42,6 +42,7 @@ from ztunnel.messages import (
     ReportWanted,
     Resource,
     ResourceKind,
+    RevocationsChanged,
     ToDataPlane,
     Topic,
 )
@@ -58,6 +59,7 @@ class FakeWorker:
         self.line = line
         self.told: list[ToDataPlane] = []
         self.silent = False
+        self.slow: trio.Event | None = None
         self.scope = trio.CancelScope()
 
     async def run(self, *, pid: int) -> None:
@@ -76,6 +78,8 @@ class FakeWorker:
         if isinstance(message, PodAdded):
             for descriptor in message.descriptors():
                 os.close(descriptor)
+        if self.slow is not None:
+            await self.slow.wait()
         if answer is not None and not self.silent:
             await self.line.send(answer)
 
@@ -108,10 +112,12 @@ class Fakes:
         self._nursery = nursery
         self.sock, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.all: list[FakeWorker] = []
+        self.slow: trio.Event | None = None
         self.more = trio.lowlevel.ParkingLot()
 
     def order(self, worker: socket.socket) -> None:
         fake = FakeWorker(worker_end(worker.dup()))
+        fake.slow = self.slow
         self.all.append(fake)
         self._nursery.start_soon(lambda: fake.run(pid=1000 + len(self.all)))
 
@@ -200,6 +206,34 @@ async def test_a_new_worker_is_told_all_that_is_in_force_and_the_pods_last():
         assert isinstance(new[-1], PodAdded)
         assert len(control.ended) == 1
         assert control.came.count(PodStarted("uid", 7)) == 1
+
+
+async def test_a_change_that_waits_while_a_new_worker_is_told_the_rest_reaches_it_too():
+    """It waits for its turn behind the new worker's first messages; by then that one counts."""
+    async with running() as (workers, fakes, _), trio.open_nursery() as nursery:
+        await workers.apply(delta("a"))
+        fakes.slow = trio.Event()
+        fakes.all[0].scope.cancel()
+        await until(lambda: len(fakes.all) == 3 and fakes.all[2].mesh == {"a"})
+        nursery.start_soon(workers.apply, delta("b"))
+        await trio.sleep(0.1)
+        assert fakes.all[2].mesh == {"a"}
+        fakes.slow.set()
+        await until(lambda: fakes.all[2].mesh == {"a", "b"})
+        assert fakes.all[1].mesh == {"a", "b"}
+
+
+async def test_a_first_message_of_its_kind_may_come_while_a_new_worker_is_told_those_of_before():
+    async with running() as (workers, fakes, _):
+        await workers.apply(delta("a"))
+        await workers.send(LogLevels("debug"))
+        fakes.slow = trio.Event()
+        fakes.all[0].scope.cancel()
+        await until(lambda: len(fakes.all) == 3)
+        await workers.send(RevocationsChanged((b"list",)))
+        fakes.slow.set()
+        await until(lambda: RevocationsChanged((b"list",)) in fakes.all[2].told)
+        await until(lambda: fakes.all[2].mesh == {"a"})
 
 
 async def test_a_pod_has_started_when_all_serve_it():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
 
@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from tests.support.data_plane import CONFIG, Control, read_all, running_plane, via_socks, workload
-from tests.support.raw_hbone import RawHbone
-from tests.support.raw_tls import KeyPair, RawTls, TlsAlertError, TlsChoices, TlsEndError
+from tests.support.noting_endpoint import Seen, note_streams
+from tests.support.raw_tls import KeyPair, TlsChoices
 from ztunnel.messages import CertificateIssued
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
@@ -30,16 +30,6 @@ ADDRESSES = (1, 2, 3)
 ACCOUNTS = ("red", "green", "blue")
 TRUST_DOMAINS = ("one.example", "two.example")
 ROUNDS = 40
-
-
-@dataclass
-class Seen:
-    """A stream as its endpoint saw it."""
-
-    client: str
-    server: str
-    address: int
-    data: bytes
 
 
 class World:
@@ -96,38 +86,10 @@ class World:
                 ours = Identity(self.trust_domain, "default", "default")
                 await self.control.to_plane.send(CertificateIssued(await self.control.ca.issue(ours)))
 
-    # -- the endpoints -----------------------------------------------------------------------------------
-
     async def serve(self, address: int, stream: trio.SocketStream) -> None:
         """One connection to an endpoint: whoever lives there when it comes answers it to its end."""
         account = self.living[address]
-        ends = (TlsAlertError, TlsEndError, trio.BrokenResourceError, trio.ClosedResourceError)
-        async with stream:
-            with suppress(*ends):
-                tls = RawTls(stream, self.choices[account], server=True)
-                await tls.handshake()
-                connection = RawHbone(tls, server=True)
-                await connection.start()
-                await self.answer(connection, tls, address, account)
-
-    async def answer(self, connection: RawHbone, tls: RawTls, address: int, account: str) -> None:
-        """Take each stream's bytes, note them, and send them back."""
-        accepted: set[int] = set()
-        ended: set[int] = set()
-        while True:
-            for number, stream in list(connection.streams.items()):
-                if stream.headers and number not in accepted:
-                    accepted.add(number)
-                    connection.h2.send_headers(number, [(":status", "200")])
-                if stream.ended and number in accepted and number not in ended:
-                    ended.add(number)
-                    data = bytes(stream.data)
-                    self.seen.append(Seen(tls.peer_uri(), account, address, data))
-                    connection.h2.send_data(number, data, end_stream=True)
-            await connection.flush()
-            await connection.step()
-
-    # -- the application ---------------------------------------------------------------------------------
+        await note_streams(stream, self.choices[account], account, str(address), self.seen)
 
     async def connect(self) -> None:
         """One connection of the pod's application. Whether it succeeds is not the question here."""
@@ -172,7 +134,7 @@ async def test_what_is_sent_reaches_only_whom_it_was_meant_for_as_who_sent_it(se
         for seen in made.seen:
             trust_domain, address, account, _ = seen.data.decode().split()
             assert seen.client == f"spiffe://{trust_domain}/ns/default/sa/default"
-            assert (seen.address, seen.server) == (int(address), account)
+            assert (seen.address, seen.server) == (address, account)
         assert len({seen.client for seen in made.seen}) == len(TRUST_DOMAINS)
         assert len({seen.server for seen in made.seen}) > 1
 
@@ -191,4 +153,4 @@ async def test_nothing_gets_mixed_up_when_all_of_it_happens_at_once(seed: int):
         assert len(set(tokens)) == len(tokens)
         for seen in made.seen:
             _, address, _, _ = seen.data.decode().split()
-            assert seen.address == int(address)
+            assert seen.address == address

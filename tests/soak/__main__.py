@@ -29,8 +29,7 @@ from tests.support.conversations import (
     nonblocking,
     only_the_client,
 )
-from tests.support.processes import families
-from tests.support.processes import memory as memory_of
+from tests.support.processes import families, own_memory
 from tests.support.traffic import reset, serve
 from tests.support.whole_mesh import WholeMesh
 from ztunnel.messages import PodInfo
@@ -89,9 +88,13 @@ class Soak:
         return [text for pid in pids for text in open_descriptors(pid)]
 
     def held(self, name: str) -> tuple[float, int]:
-        """Memory in MB, shared pages counted once, and descriptors, of a node's ztunnel."""
-        pss = memory_of([self.nodes[name].current.process.pid]).pss
-        return pss * 1024 / 1e6, len(self.descriptors_of(name))
+        """Memory in MB, and descriptors, of a node's ztunnel, all its processes together.
+
+        Its own memory: pages that its processes share are counted once, those of files not at all, since
+        they count more or less as other programs map the same ones.
+        """
+        pids = families([self.nodes[name].current.process.pid])
+        return sum(map(own_memory, pids)) * 1024 / 1e6, len(self.descriptors_of(name))
 
     async def sample(self) -> None:
         """Look at both, every few seconds."""
@@ -237,7 +240,7 @@ def report(soak: Soak, minutes: float, problems: list[str], directory: Path | No
     for problem in problems:
         print(f"PROBLEM: {problem}")
     if directory is not None:
-        panels = {"memory (PSS), MB": soak.memory, "open descriptors": soak.descriptors}
+        panels = {"own memory, MB": soak.memory, "open descriptors": soak.descriptors}
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "soak.svg").write_text(chart(soak.seconds, panels))
         samples = {"seconds": soak.seconds, "memory": soak.memory, "descriptors": soak.descriptors}

@@ -55,10 +55,25 @@ def memory(roots: Iterable[int]) -> Memory:
     """The memory of these processes and their descendants."""
     rss = pss = 0
     for pid in families(roots):
-        values = {}
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-            name, _, value = line.partition(":")
-            values[name] = int(value.split()[0])
+        values = _rollup(pid)
         rss += values["Rss"]
         pss += values["Pss"]
     return Memory(rss, pss)
+
+
+def own_memory(pid: int) -> int:
+    """KiB of a process that no file has, pages that several processes share counted in parts; 0 when gone."""
+    try:
+        values = _rollup(pid)
+    except OSError:
+        return 0
+    return values["Pss_Anon"] + values["Pss_Shmem"]
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    """KiB of each kind of a process's memory. Raises OSError."""
+    values = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, value = line.partition(":")
+        values[name] = int(value.split()[0])
+    return values

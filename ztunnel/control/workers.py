@@ -163,7 +163,7 @@ class Workers:
 
     async def _tell_all(self, worker: Worker) -> None:
         """Bring a new worker to where the others are."""
-        for message in self._remembered.values():
+        for message in list(self._remembered.values()):  # one that comes meanwhile is sent to it as well
             await worker.link.send(message)
         try:
             async with self._in_order:
@@ -183,9 +183,12 @@ class Workers:
     async def _synced(self) -> list[Worker]:
         """The workers that know everything; waits until there is one."""
         await self._all_there.wait()
-        while not (synced := [worker for worker in self._workers.values() if worker.synced]):
+        while not (synced := self._now_synced()):
             await self._more.park()
         return synced
+
+    def _now_synced(self) -> list[Worker]:
+        return [worker for worker in self._workers.values() if worker.synced]
 
     # -- what they are told ------------------------------------------------------------------------------
 
@@ -210,9 +213,10 @@ class Workers:
             answers: list[tuple[Rejected, ...]] = []
             while not answers:
                 # Not while others wait for their turn: a new worker needs it to become one that counts.
-                workers = await self._synced()
+                await self._synced()
                 async with self._in_order:
-                    await self._apply_at_all(workers, part, answers)
+                    # Looked up in here: whoever has got all that is in force since counts as well.
+                    await self._apply_at_all(self._now_synced(), part, answers)
                     if answers:
                         self._journal.record(part, frozenset(one.name for one in answers[0]))
             rejected += answers[0]
@@ -270,7 +274,7 @@ class Workers:
         if before is not None:
             before.close()
         self._pods[message.uid] = pod
-        pod.starting = {worker for worker in self._workers.values() if worker.synced}
+        pod.starting = set(self._now_synced())
         for worker in list(pod.starting):
             if self._pods.get(message.uid) is not pod:
                 return
