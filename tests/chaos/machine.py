@@ -95,7 +95,7 @@ async def namespaces_gone(scene: Scene, _: Random) -> AsyncIterator[None]:
     try:
         # Another fault may be that no ztunnel answers: a pod that is not taken stays with the CNI agent.
         with suppress(NoZtunnelError, TimeoutError):
-            for _ in range(5):
+            for _one in range(5):
                 # Addresses of their own: what is left of the one before may still be going.
                 number, subnet = next(_ghosts), node.node.index
                 name = f"ghost{number}"
