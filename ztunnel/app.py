@@ -84,7 +84,7 @@ def run(config: Config, probed: Sequence[socket.socket], forks: Forks | None = N
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a person should be told of: ours if there is one, else the first."""
+    """Returns the error that a person should be told of: ours if there is one, else the first."""
     ours = group.subgroup(ZtunnelError)
     cause: BaseException = group if ours is None else ours
     while isinstance(cause, BaseExceptionGroup):

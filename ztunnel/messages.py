@@ -119,7 +119,7 @@ class PodAdded(Message, frozen=True):
     listeners: tuple[SharedSocket, ...] | None = None
 
     def descriptors(self) -> list[int]:
-        """All that travel beside it, in the order in which they travel."""
+        """Returns all that travel beside it, in the order in which they travel."""
         first = [] if self.netns is None else [self.netns]
         return first + [one.descriptor for one in self.listeners or ()]
 

@@ -16,7 +16,7 @@ Slices: TypeAlias = Generator[None, None, T]
 
 
 def at_once(slices: Slices[T]) -> T:
-    """The result, without pauses."""
+    """Returns the result, without pauses."""
     while True:
         try:
             next(slices)
@@ -26,6 +26,6 @@ def at_once(slices: Slices[T]) -> T:
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items, at most ``size`` at a time."""
+    """Returns the items, at most ``size`` at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

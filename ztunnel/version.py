@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """The facts of a build, under the existing implementation's names.
+    """The facts of a build, under the Rust ztunnel's names.
 
     ``rust_version`` is the Python that runs us: the field is expected, and what it is for is the same.
     """
@@ -39,7 +39,7 @@ class BuildInfo:
         )
 
     def view(self) -> dict[str, str]:
-        """The ``version`` key of the admin dump."""
+        """Returns the ``version`` key of the admin dump."""
         return {
             "buildProfile": self.build_profile,
             "buildStatus": self.build_status,
@@ -52,7 +52,7 @@ class BuildInfo:
 
 
 def build_info(istio_version: str = "unknown") -> BuildInfo:
-    """The build that runs. ``istio_version`` is what ``ISTIO_META_ISTIO_VERSION`` says."""
+    """Returns the build that runs. ``istio_version`` is what ``ISTIO_META_ISTIO_VERSION`` says."""
     return BuildInfo(
         version=__version__,
         git_revision=git_revision(_ROOT),
@@ -65,7 +65,7 @@ def build_info(istio_version: str = "unknown") -> BuildInfo:
 
 
 def git_revision(root: Path) -> str:
-    """The commit of a checkout, ``unknown`` where there is none, as in an installed package."""
+    """Returns the commit of a checkout, ``unknown`` where there is none, as in an installed package."""
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="ascii").strip()

@@ -20,7 +20,7 @@ _PAIR = msgspec.json.Decoder(tuple[str, msgspec.Raw])
 
 
 async def nothing() -> Items:
-    """A section without items."""
+    """Returns a section without items."""
     empty: tuple[Any, ...] = ()
     for items in empty:
         yield items
@@ -50,7 +50,7 @@ class AdminProviders:
 
 
 async def config_dump(providers: AdminProviders) -> AsyncGenerator[bytes, None]:
-    """The document in pieces. What may fail before anything is written is asked first."""
+    """Returns the document in pieces. What may fail before anything is written is asked first."""
     static: Any = {"policies": [], "services": [], "workloads": []}
     if providers.static_config is not None:
         static = await providers.static_config()
@@ -75,7 +75,7 @@ async def config_dump(providers: AdminProviders) -> AsyncGenerator[bytes, None]:
 
 
 def laid_out(value: Any, depth: int) -> bytes:
-    """A value as indented JSON, as it stands ``depth`` levels deep: its first line has no indent."""
+    """Returns a value as indented JSON, as it stands ``depth`` levels deep: its first line has no indent."""
     text = msgspec.json.format(_encode(value), indent=2)
     return text.replace(b"\n", b"\n" + b"  " * depth)
 
@@ -112,7 +112,7 @@ async def _mapping(key: str, items: Items) -> AsyncGenerator[bytes, None]:
 
 
 async def _flat(items: Items) -> AsyncGenerator[Iterable[Any], None]:
-    """The same, closed at once when the reader goes away."""
+    """Returns the same, closed at once when the reader goes away."""
     try:
         async for part in items:
             yield part

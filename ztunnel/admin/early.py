@@ -17,7 +17,7 @@ _BACKLOG = 128
 
 
 def listening(family: int, host: str, port: int) -> socket.socket:
-    """A non-blocking socket that listens; the wildcard of IPv6 takes IPv4 too. Raises OSError."""
+    """Returns a non-blocking socket that listens; the wildcard of IPv6 takes IPv4 too. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(0)
@@ -35,7 +35,9 @@ def listening(family: int, host: str, port: int) -> socket.socket:
 def listen_early(
     arguments: Sequence[str], environ: Mapping[str, str], port: int = READINESS_PORT
 ) -> socket.socket | None:
-    """The readiness server's socket, if the command is the proxy; where it can be had. The caller closes it.
+    """Returns the readiness server's socket, if the command is the proxy; where it can be had.
+
+    The caller closes it.
 
     None is no error: whoever reads the configuration binds what it says, and tells what is wrong.
     """

@@ -45,5 +45,5 @@ class FrontPage:
             self._answers[f"/{name}"] = Response(200, body, kind, _HEADERS)
 
     def answer(self, request: Request) -> Response | None:
-        """The page or one of its files, None for any other path."""
+        """Returns the page or one of its files, None for any other path."""
         return self._answers.get(request.path)

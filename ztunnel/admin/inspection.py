@@ -61,7 +61,7 @@ class Inspection:
         self._overview = overview or _nothing
 
     def pages(self) -> Mapping[str, Page]:
-        """The pages by path."""
+        """Returns the pages by path."""
         return {
             "/explain": Page(
                 "Explain a connection: ?from=ns/pod&to=service:port, or ?connection=ID", self.explain
@@ -77,7 +77,7 @@ class Inspection:
         }
 
     async def explain(self, request: Request) -> Response:
-        """Why a connection would go where it goes, or why one ended as it did."""
+        """Returns why a connection would go where it goes, or why one ended as it did."""
         query = request.query
         if "connection" in query:
             return await self._connection(request)
@@ -116,7 +116,7 @@ class Inspection:
         return _json_items(shown)
 
     async def tasks(self, request: Request) -> Response:
-        """The tree of this process, and those of the processes that carry traffic."""
+        """Returns the tree of this process, and those of the processes that carry traffic."""
         processes = await self._trees()
         if request.query.get("format") == "json" or "json" in request.query:
             return Response(200, _json_trees(processes), "application/json")
@@ -145,7 +145,7 @@ class Inspection:
         return [{"pid": pid, "tasks": own}, *others]
 
     async def node(self, _request: Request) -> Response:
-        """The node at a glance."""
+        """Returns the node at a glance."""
         return _json(await self._overview())
 
     async def sockets(self, _request: Request) -> Response:
@@ -162,7 +162,7 @@ class Inspection:
 
 
 async def _with_checkpoints(slices: Slices[T]) -> T:
-    """The result of long work, while others run at its pauses."""
+    """Returns the result of long work, while others run at its pauses."""
     while True:
         try:
             next(slices)
@@ -177,7 +177,7 @@ async def _nothing() -> dict[str, Any]:
 
 
 def _json_trees(processes: list[dict[str, Any]]) -> Iterator[bytes]:
-    """The trees as JSON, a task a line, in pieces between which others run."""
+    """Returns the trees as JSON, a task a line, in pieces between which others run."""
     for number, process in enumerate(processes):
         yield b'%b{"pid": %d, "tasks": [' % (b",\n" if number else b"[", process["pid"])
         for start in range(0, len(process["tasks"]), _SLICE):

@@ -36,7 +36,7 @@ class MetricsPage:
 
 
 def _gathered(pieces: Iterator[bytes], size: int = 32 * 1024) -> Iterator[bytes]:
-    """The same in pieces of at least ``size``, so that a small page is one write."""
+    """Returns the same in pieces of at least ``size``, so that a small page is one write."""
     gathered: list[bytes] = []
     length = 0
     for piece in pieces:

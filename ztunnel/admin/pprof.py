@@ -71,7 +71,7 @@ class CpuProfile:
 
 
 def encode_cpu(stacks: Mapping[Stack, int], frequency: int, seconds: float, time_ns: int) -> bytes:
-    """A CPU profile: for each stack the samples and the nanoseconds that they stand for."""
+    """Returns a CPU profile: for each stack the samples and the nanoseconds that they stand for."""
     period = 1_000_000_000 // frequency
     samples = [(stack, (count, count * period)) for stack, count in stacks.items()]
     return _encode(
@@ -84,7 +84,7 @@ def encode_cpu(stacks: Mapping[Stack, int], frequency: int, seconds: float, time
 
 
 def encode_heap(snapshot: tracemalloc.Snapshot, time_ns: int) -> bytes:
-    """A heap profile: for each stack the objects and bytes that it allocated and that are still held."""
+    """Returns a heap profile: for each stack the objects and bytes that it allocated and still holds."""
     samples = []
     for statistic in snapshot.statistics("traceback"):
         # tracemalloc has no function names; the file stands for them

@@ -98,7 +98,7 @@ class Readiness:
             self._remarks[name] = text
 
     def report(self) -> str:
-        """A line a pending task: name, for how long, last error. Then one a remark."""
+        """Returns a line a pending task: name, for how long, last error. Then one a remark."""
         now = self._now()
         lines = []
         for name in self.pending:

@@ -34,7 +34,7 @@ class ListenError(ZtunnelError):
 
 
 def loopback_has_ipv6() -> bool:
-    """Whether IPv6 is enabled on ``lo`` of our network namespace."""
+    """Returns whether IPv6 is enabled on ``lo`` of our network namespace."""
     try:
         return _LOOPBACK_WITHOUT_IPV6.read_text(encoding="ascii").strip() == "0"
     except OSError:
@@ -88,7 +88,7 @@ def open_listeners(
 
 
 def listener(sock: socket.socket) -> trio.SocketListener:
-    """A socket that listens, for the event loop; closing the one closes the other."""
+    """Returns a socket that listens, for the event loop; closing the one closes the other."""
     made = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     no_delay(made)
     return made

@@ -12,7 +12,7 @@ class CertificateAuthority(Protocol):
     """Issues certificates: the mesh's CA behind a `CaClient`, or a `FakeCa`."""
 
     async def issue(self, identity: Identity) -> Certificate:
-        """A new certificate with a new key for ``identity``.
+        """Returns a new certificate with a new key for ``identity``.
 
         Bounded in time. Raises CaError; may be cancelled.
         """

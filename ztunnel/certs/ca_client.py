@@ -82,7 +82,10 @@ class CaClient:
         self._connection: _Connection | None = None
 
     async def issue(self, identity: Identity) -> Certificate:
-        """A new key, and a certificate for it. Takes at most `ControlBounds.ca_call`. Raises CaError."""
+        """Returns a new key, and a certificate for it. Takes at most `ControlBounds.ca_call`.
+
+        Raises CaError.
+        """
         try:
             request = make_signing_request(identity)
         except ValueError as error:
@@ -117,7 +120,7 @@ class CaClient:
             raise CaTokenError(str(error)) from error
 
     def _connected(self) -> _Connection:
-        """The connection, made anew if the roots have changed. Raises CaRootsError."""
+        """Returns the connection, made anew if the roots have changed. Raises CaRootsError."""
         connection = self._connection
         try:
             roots = read_roots(self._config.ca_root_cert)

@@ -32,12 +32,15 @@ class DumpedIdentity(TypedDict):
 
 
 def dump_certificates(rotations: Iterable[Rotation], now: float) -> list[DumpedIdentity]:
-    """The dump of all identities, in the order given. No key is in it. ``now`` is in epoch seconds."""
+    """Returns the dump of all identities, in the order given. No key is in it.
+
+    ``now`` is in epoch seconds.
+    """
     return [_identity(rotation, now) for rotation in rotations]
 
 
 def certificate_states(rotations: Iterable[Rotation], now: float) -> list[dict[str, Any]]:
-    """What is true of each identity's certificate, for people. No key and no PEM is in it.
+    """Returns what is true of each identity's certificate, for people. No key and no PEM is in it.
 
     ``now`` is in epoch seconds. A time that is not known is None.
     """

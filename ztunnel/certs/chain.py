@@ -66,7 +66,7 @@ def read_chain(
 
 
 def uri_names(certificate: x509.Certificate) -> list[str]:
-    """The URI SANs of a certificate, in order. Raises ValueError if its extensions cannot be read."""
+    """Returns the URI SANs of a certificate, in order. Raises ValueError if its extensions cannot be read."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -38,7 +38,7 @@ log = get_logger("tls::crl")
 
 
 def parse_crl_file(data: bytes) -> tuple[bytes, ...]:
-    """The single lists in a file, PEM or DER as they came; none for an empty file.
+    """Returns the single lists in a file, PEM or DER as they came; none for an empty file.
 
     Raises InvalidRevocationListError if one of them cannot be read.
     """

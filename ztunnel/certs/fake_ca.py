@@ -60,7 +60,7 @@ class IssuingCa:
         )
 
     def intermediate(self, now: float, name: str = "intermediate") -> IssuingCa:
-        """A CA below this one."""
+        """Returns a CA below this one."""
         return IssuingCa(now, name=name, parent=self)
 
     @property
@@ -80,7 +80,7 @@ class IssuingCa:
         roots: Sequence[bytes] | None = None,
         is_authority: bool = False,
     ) -> Certificate:
-        """A certificate with a new key. The chain holds this CA and those above it, without the root.
+        """Returns a certificate with a new key. The chain holds this CA and those above it, without the root.
 
         ``roots`` is what its owner is to trust (None: the root above this CA); the rest as in `certify_key`.
         """
@@ -121,7 +121,7 @@ class IssuingCa:
         usages: Sequence[x509.ObjectIdentifier] = BOTH_USES,
         is_authority: bool = False,
     ) -> bytes:
-        """A certificate (PEM) for somebody's public key.
+        """Returns a certificate (PEM) for somebody's public key.
 
         ``dns_names`` are DNS SANs, ``uris`` the URI SANs (None: the identity's; empty: none), ``usages`` the
         extended key usages (empty: no such extension).
@@ -163,7 +163,7 @@ class FakeCa:
         self.root = root if root is not None else IssuingCa(clock())
 
     async def issue(self, identity: Identity) -> Certificate:
-        """A new certificate. Never fails for an identity that a URI can spell."""
+        """Returns a new certificate. Never fails for an identity that a URI can spell."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
         return self.root.certify(identity, not_before=now - _BACKDATE_SECONDS, not_after=now + self._lifetime)

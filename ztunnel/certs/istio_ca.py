@@ -10,7 +10,7 @@ from ztunnel.model.identity import Identity
 
 
 def encode_request(csr: str, lifetime_seconds: int, impersonated: Identity | None) -> bytes:
-    """An IstioCertificateRequest. ``impersonated``: for whom a node proxy asks; None: for itself."""
+    """Returns an IstioCertificateRequest. ``impersonated``: for whom a node proxy asks; None: for itself."""
     from ztunnel.pb.google.protobuf import Struct, Value  # noqa: PLC0415  # see the module's text
     from ztunnel.pb.istio.v1.auth import IstioCertificateRequest  # noqa: PLC0415  # see the module's text
 
@@ -21,7 +21,7 @@ def encode_request(csr: str, lifetime_seconds: int, impersonated: Identity | Non
 
 
 def decode_response(data: bytes) -> list[str]:
-    """The chain in an IstioCertificateResponse. Raises ValueError if the bytes are none."""
+    """Returns the chain in an IstioCertificateResponse. Raises ValueError if the bytes are none."""
     from ztunnel.pb.istio.v1.auth import IstioCertificateResponse  # noqa: PLC0415  # see the module's text
 
     try:

@@ -151,16 +151,16 @@ class SecretManager:
             self._hand_out_turns()
 
     def current(self, identity: Identity) -> Certificate | None:
-        """The certificate in force, if there is one. Asks for nothing."""
+        """Returns the certificate in force, if there is one. Asks for nothing."""
         rotation = self._rotations.get(identity)
         return rotation.valid(self._clock()) if rotation is not None else None
 
     def rotations(self) -> list[Rotation]:
-        """All identities in the order of their URIs, for dumps. To look at only."""
+        """Returns all identities in the order of their URIs, for dumps. To look at only."""
         return self._rotations.all()
 
     def expiries(self) -> list[Expiry]:
-        """When each certificate ends, for a gauge and for warnings."""
+        """Returns when each certificate ends, for a gauge and for warnings."""
         return [
             Expiry(
                 rotation.identity,
@@ -192,7 +192,7 @@ class SecretManager:
         while not task.turn:
             delay = self._rotations.due(identity, self._clock())
             if delay > 0:
-                # Sleeping goes by trio's clock, certificates by the wall clock, which somebody may set.
+                # Sleeping goes by Trio's clock, certificates by the wall clock, which somebody may set.
                 with trio.move_on_after(min(delay, self._bounds.ca_sleep)):
                     await task.nudge.wait()
             else:

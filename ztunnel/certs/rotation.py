@@ -80,12 +80,12 @@ class Rotation:
     failed_at: float = field(default=0.0)
 
     def valid(self, now: float) -> Certificate | None:
-        """The certificate, if it is in force."""
+        """Returns the certificate, if it is in force."""
         certificate = self.certificate
         return certificate if certificate is not None and now < certificate.not_after else None
 
     def answer(self, now: float) -> Certificate | CaError | None:
-        """What a caller gets: a certificate, why there is none, or None: wait for the first attempt."""
+        """Returns the certificate, or why there is none; None while the first attempt is under way."""
         certificate = self.valid(now)
         if certificate is not None:
             return certificate
@@ -113,11 +113,11 @@ class Rotations:
         return identity in self._all
 
     def get(self, identity: Identity) -> Rotation | None:
-        """The rotation of an identity, to look at."""
+        """Returns the rotation of an identity, to look at."""
         return self._all.get(identity)
 
     def all(self) -> list[Rotation]:
-        """All rotations, ordered by identity's URI."""
+        """Returns all rotations, ordered by identity's URI."""
         return sorted(self._all.values(), key=lambda rotation: str(rotation.identity))
 
     def want(self, identity: Identity, priority: Priority, now: float) -> bool:
@@ -153,12 +153,18 @@ class Rotations:
         return True
 
     def due(self, identity: Identity, now: float) -> float:
-        """How many seconds until an identity's next attempt is due; 0 if it is due, queued or under way."""
+        """Returns how many seconds until an identity's next attempt is due.
+
+        0 if it is due, queued or under way.
+        """
         rotation = self._all[identity]
         return max(0.0, rotation.due - now) if rotation.phase is RotationPhase.WAITING else 0.0
 
     def start(self, now: float) -> list[Identity]:
-        """The identities to fetch now, most urgent first; they count as being fetched from here on."""
+        """Returns the identities to fetch now, most urgent first.
+
+        They count as being fetched from here on.
+        """
         queued = []
         for rotation in self._all.values():
             if rotation.phase is RotationPhase.WAITING and rotation.due <= now:
@@ -223,7 +229,7 @@ class Rotations:
 def backoff(
     failures: int, failing_for: float, random: float, bounds: ControlBounds = DEFAULTS.control
 ) -> float:
-    """Seconds to wait after a failure.
+    """Returns seconds to wait after a failure.
 
     ``failures`` others came before it without a success between, the first ``failing_for`` seconds ago.
     """

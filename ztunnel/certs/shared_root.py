@@ -44,7 +44,7 @@ class SharedRoot(IssuingCa):
 
     @classmethod
     def make(cls, now: float, name: str = "ztunnel shared root") -> Self:
-        """A new root. ``now`` is in epoch seconds."""
+        """Returns a new root. ``now`` is in epoch seconds."""
         root = IssuingCa(now, name=name)
         return cls(root._key, root.certificate)  # noqa: SLF001 - of the same family of classes
 
@@ -67,7 +67,7 @@ class SharedRoot(IssuingCa):
 
 
 def load_root(path: str) -> SharedRoot:
-    """The root in a file, for `FakeCa`. Raises SharedRootError."""
+    """Returns the root in a file, for `FakeCa`. Raises SharedRootError."""
     try:
         return SharedRoot.parse(Path(path).read_bytes())
     except (OSError, ValueError, TypeError) as error:

@@ -39,7 +39,7 @@ _SECONDS = frozenset(
 )
 _LISTENERS = frozenset({"admin_addr", "stats_addr", "readiness_addr", "dns_proxy_addr"})
 _HEADERS = frozenset({"xds_headers", "ca_headers"})
-# where the existing implementation's name is not the field's
+# where the Rust ztunnel's name is not the field's
 _NAMES = {
     "proxy_workload_info": "proxyWorkloadInformation",
     "enable_orig_src": "requireOriginalSource",
@@ -57,13 +57,13 @@ def config_view(config: Config) -> dict[str, Any]:
 
 
 def config_yaml(config: Config) -> str:
-    """The same as YAML text of several lines without a line break at the end, for ``running with config``."""
+    """Returns the same as YAML text without a line break at the end, for ``running with config``."""
     text = yaml.safe_dump(config_view(config), sort_keys=False, default_flow_style=False, allow_unicode=True)
     return text.rstrip("\n")
 
 
 def duration_view(seconds: float) -> dict[str, int]:
-    """A duration as the dump shows it."""
+    """Returns a duration as the dump shows it."""
     whole, nanos = divmod(round(seconds * 1_000_000_000), 1_000_000_000)
     return {"secs": whole, "nanos": nanos}
 

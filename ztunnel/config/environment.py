@@ -25,16 +25,16 @@ class Environment:
         self.prefixes: set[str] = set()
 
     def text(self, name: str) -> str | None:
-        """The value as it is."""
+        """Returns the value as it is."""
         self.known.add(name)
         return self.variables.get(name)
 
     def nonempty(self, name: str) -> str | None:
-        """The value, None for an empty one too."""
+        """Returns the value, None for an empty one too."""
         return self.text(name) or None
 
     def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        """The value through a parser that raises ValueError with what would be right."""
+        """Returns the value through a parser that raises ValueError with what would be right."""
         value = self.text(name)
         if value is None:
             return default
@@ -48,11 +48,11 @@ class Environment:
         return self.parsed(name, parse_bool, default)
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number within bounds."""
+        """Returns a whole number within bounds."""
         return self.parsed(name, lambda text: parse_integer(text, low, high), default)
 
     def seconds(self, name: str, default: float) -> float:
-        """A duration in seconds."""
+        """Returns a duration in seconds."""
         return self.parsed(name, parse_duration, default)
 
     def prefixed(self, prefix: str) -> list[tuple[str, str]]:
@@ -62,14 +62,14 @@ class Environment:
         return [(name[len(prefix) :], self.variables[name]) for name in names]
 
     def read(self, path: str) -> str | None:
-        """A file's text, None when there is no such file."""
+        """Returns a file's text, None when there is no such file."""
         try:
             return self._read_file(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UnreadableFileError(f"cannot read {path}: {error}") from error
 
     def exists(self, path: str) -> bool:
-        """Whether a path names something, readable or not."""
+        """Returns whether a path names something, readable or not."""
         try:
             return self._read_file(path) is not None
         except (OSError, UnicodeDecodeError):

@@ -98,7 +98,7 @@ def load_config(
 
 
 def _misspelled(env: Environment) -> list[str]:
-    """What was probably meant otherwise; to be called when all that is ours has been read."""
+    """Returns what was probably meant otherwise; to be called when all that is ours has been read."""
     for name in ("RUST_LOG", "CLUSTER_ID", "ISTIO_META_CLUSTER_ID"):
         env.text(name)
     found = [switch_warning(name, env.text(name)) for name in _TRUE_ALONE]

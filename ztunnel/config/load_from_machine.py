@@ -22,7 +22,9 @@ def load_from_machine(environ: Mapping[str, str], args: Sequence[str] = ()) -> C
 
 
 def read_text_file(path: str) -> str | None:
-    """A file's text; None when nothing is there, or when the text cannot be a path (as PEM text cannot).
+    """Returns a file's text.
+
+    None when nothing is there, or when the text cannot be a path (as PEM text cannot).
 
     Raises OSError or UnicodeDecodeError when something is there that cannot be read.
     """

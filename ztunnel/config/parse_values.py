@@ -37,7 +37,7 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_integer(text: str, low: int, high: int) -> int:
-    """A decimal number from low to high."""
+    """Returns a decimal number from low to high."""
     if text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high:
         return int(text)
     raise ValueError(f"expected a whole number from {low} to {high}")
@@ -65,7 +65,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_address(text: str) -> str:
-    """The URI of a gRPC server, normalised to ``https://host:port``.
+    """Returns the URI of a gRPC server, normalised to ``https://host:port``.
 
     Without a scheme https is meant, and without a port 443. Only TLS is ever spoken, so ``http://`` is
     taken as https; a path is ignored.
@@ -91,7 +91,7 @@ def authority(address: str) -> str:
 
 
 def parse_cpu_quantity(text: str) -> int:
-    """A Kubernetes CPU quantity (``2``, ``1.5``, ``500m``) in whole CPUs, rounded up, at least 1."""
+    """Returns a Kubernetes CPU quantity (``2``, ``1.5``, ``500m``) in whole CPUs, rounded up, at least 1."""
     match = re.fullmatch(r"(\d{1,9})(?:\.(\d{1,9}))?(m?)", text, re.ASCII)
     if match is None or (match[2] and match[3]):
         raise ValueError(_CPU_EXPECTED)
@@ -106,7 +106,7 @@ def parse_cpu_quantity(text: str) -> int:
 
 
 def parse_worker_threads(text: str, cpus: int) -> int:
-    """A number of workers (0: one a CPU), or a percentage of the CPUs, rounded up, at least 1."""
+    """Returns a number of workers (0: one a CPU), or a percentage of the CPUs, rounded up, at least 1."""
     expected = (
         "expected a number of workers, 0 for one a CPU, or a percentage above 0 and up to 100 such as 50%"
     )
@@ -126,7 +126,7 @@ _HEADER_NAME = re.compile(r"[0-9a-z_.-]+", re.ASCII)
 
 
 def parse_header(key: str, value: str) -> tuple[str, str]:
-    """A pair of gRPC metadata: a lower-case key, not one of ``-bin``, and a value of printable ASCII."""
+    """Returns a pair of gRPC metadata: a lower-case key without ``-bin``, and a value of printable ASCII."""
     lowered = key.lower()
     if not _HEADER_NAME.fullmatch(lowered) or lowered.endswith("-bin") or lowered.startswith("grpc-"):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Typing errors that would change behaviour in silence: which name was probably meant. Pure.
 
 A variable that nobody reads and a word that nobody knows are no errors, since other programs have variables
-too and the existing implementation ignores them as well. So each becomes a warning with the right spelling.
+too and the Rust ztunnel ignores them as well. So each becomes a warning with the right spelling.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SURE = 0.87
 _FOREIGN = frozenset(
     {"INSTANCE_IPS", "INPOD_ENABLED", "ISTIO_META_ENABLE_HBONE", "ZTUNNEL_IDENTITY", "FAKE_SELF_INBOUND"}
 )
-"""Names that manifests for the existing implementation set, and that mean nothing here."""
+"""Names that manifests for the Rust ztunnel set, and that mean nothing here."""
 
 
 def nearest(word: str, known: Iterable[str], sure: float = _SURE) -> str | None:
-    """The known word that this one was probably meant to be, None when none is alike.
+    """Returns the known word that this one was probably meant to be, None when none is alike.
 
     Case, ``-`` and ``_`` do not count. ``sure`` is from 0 (anything) to 1 (the same).
     """
@@ -44,7 +44,7 @@ def _folded(word: str) -> str:
 
 
 def variable_warnings(names: Iterable[str], known: Collection[str], prefixes: Collection[str]) -> list[str]:
-    """A warning for each variable that is nearly one of ours, or has our prefix and is none.
+    """Returns a warning for each variable that is nearly one of ours, or has our prefix and is none.
 
     names: of the environment. known: those that were read. prefixes: of families of names, all of which are
     read (``ISTIO_META_``).
@@ -66,7 +66,7 @@ def variable_warnings(names: Iterable[str], known: Collection[str], prefixes: Co
 
 
 def switch_warning(name: str, value: str | None) -> str | None:
-    """A warning for a switch that only the text ``true`` turns on, when its value is not a plain answer."""
+    """Returns a warning when a switch that only the text ``true`` turns on has an unclear value."""
     if value is None or value in ("true", "false", ""):
         return None
     truthy = value.strip().casefold() in ("true", "1", "yes", "on", "y", "t", "enabled")
@@ -75,7 +75,7 @@ def switch_warning(name: str, value: str | None) -> str | None:
 
 
 def word_warning(name: str, value: str | None, known: Mapping[str, str]) -> str | None:
-    """A warning for a variable whose value is none of the words that mean something.
+    """Returns a warning for a variable whose value is none of the words that mean something.
 
     known: the words, and what happens with each; that of the empty word happens with all others.
     """

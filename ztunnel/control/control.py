@@ -169,7 +169,7 @@ class Control:
             raise ProxyEndedError
 
     async def ready(self, request: Request) -> Response:
-        """The readiness page. It says what the first sync waits for, and what is wrong later on."""
+        """Returns the readiness page. It says what the first sync waits for, and what is wrong later on."""
         if self.mesh.waiting_for is not None:
             self._readiness.failed(STATE_MANAGER, self.mesh.waiting_for)
         self._readiness.remark("control plane", self.mesh.trouble)
@@ -276,7 +276,7 @@ class Control:
     # -- for the servers ---------------------------------------------------------------------------------
 
     async def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
-        """All present values by sample name and labels."""
+        """Returns all present values by sample name and labels."""
         reports = await self.link.reports()
         for number, report in reports.items():
             self._reported.merge(number, report.samples)
@@ -294,7 +294,10 @@ class Control:
         return totals
 
     def _certificate_samples(self) -> list[Sample]:
-        """When each certificate ends, and how often its renewal has failed by now; bounded as traffic is."""
+        """Returns when each certificate ends, and how often its renewal has failed by now.
+
+        Bounded as traffic is.
+        """
         samples = []
         for rotation in self.certificates.rotations()[: self._config.metrics_max_series]:
             labels = (str(rotation.identity),)
@@ -313,15 +316,15 @@ class Control:
         metrics.proxies_stopped.inc(now.stopped - before.stopped)
 
     def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """A section of the config dump that the data plane knows."""
+        """Returns a section of the config dump that the data plane knows."""
         return self.link.dump(section)
 
     async def dump_certificates(self) -> AsyncIterator[list[Any]]:
-        """The certificates of the config dump."""
+        """Returns the certificates of the config dump."""
         yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
 
     async def overview(self) -> dict[str, Any]:
-        """The node at a glance, for the front page."""
+        """Returns the node at a glance, for the front page."""
         reports = list((await self.link.reports()).values())
         pods = () if self.zds is None else self.zds.pods()
         expiries = self.certificates.expiries()
@@ -366,7 +369,7 @@ class Control:
         return static_config(self.mesh.local.config if self.mesh.local is not None else None)
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
-        """The items of all data planes' answers to a question of a person, as JSON values."""
+        """Returns the items of all data planes' answers to a question of a person, as JSON values."""
         decoded = []
         for number, item in enumerate(await self.link.ask(topic, parameters), 1):
             decoded.append(msgspec.json.decode(item))

@@ -59,7 +59,7 @@ class MeshJournal:
             self._compact()
 
     def deltas(self) -> Iterator[MeshDelta]:
-        """The resources in force as deltas without numbers; the journal must not change meanwhile."""
+        """Returns the resources in force as deltas without numbers; the journal must not change meanwhile."""
         parts: dict[tuple[int, int], list[Resource]] = {}
         with self._mapped() as data:
             for (kind, origin, name), (start, end) in self._in_force(data).items():
@@ -85,7 +85,7 @@ class MeshJournal:
         return mmap.mmap(self._file, self._size, prot=mmap.PROT_READ)
 
     def _in_force(self, data: mmap.mmap) -> dict[tuple[int, int, str], tuple[int, int]]:
-        """Where the bodies are of what has not been replaced or removed."""
+        """Returns where the bodies are of what has not been replaced or removed."""
         found: dict[tuple[int, int, str], tuple[int, int]] = {}
         at = 0
         while at < self._size:

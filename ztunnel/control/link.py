@@ -68,13 +68,13 @@ class DataPlanes(Protocol):
         """Stop accepting, and cut what is open after ``deadline`` seconds; returns when all is."""
 
     async def reports(self) -> dict[int, Report]:
-        """What each has counted and holds open, by its number. Raises trio.TooSlowError."""
+        """Returns what each has counted and holds open, by its number. Raises trio.TooSlowError."""
 
     def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """A part of the admin dump that is the same in each. Raises trio.TooSlowError."""
+        """Returns a part of the admin dump that is the same in each. Raises trio.TooSlowError."""
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
-        """The items of the answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
+        """Returns the items of the answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
 
 
 class DataPlaneLink:
@@ -151,7 +151,7 @@ class DataPlaneLink:
         await self.drained.wait()
 
     async def report(self) -> Report:
-        """What it has counted and holds open. Raises trio.TooSlowError."""
+        """Returns what it has counted and holds open. Raises trio.TooSlowError."""
         async with self._question() as (number, answers):
             with trio.fail_after(self._timeout):
                 await self.send(ReportWanted(number))
@@ -160,11 +160,14 @@ class DataPlaneLink:
         return answer
 
     async def reports(self) -> dict[int, Report]:
-        """The same, by the number of the data plane."""
+        """Returns the same, by the number of the data plane."""
         return {0: await self.report()}
 
     async def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """A part of the admin dump, in pieces. Raises trio.TooSlowError when a piece does not come."""
+        """Returns a part of the admin dump, in pieces.
+
+        Raises trio.TooSlowError when a piece does not come.
+        """
         async with self._question() as (number, answers):
             await self.send(DumpWanted(number, section))
             last = False
@@ -183,7 +186,10 @@ class DataPlaneLink:
                         await self.send(DumpTaken(number, more=False))
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
-        """The items of the answer to a question. Raises trio.TooSlowError when a piece does not come."""
+        """Returns the items of the answer to a question.
+
+        Raises trio.TooSlowError when a piece does not come.
+        """
         items: list[msgspec.Raw] = []
         error = ""
         async with self._question() as (number, answers):

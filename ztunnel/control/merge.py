@@ -12,7 +12,7 @@ from ztunnel.messages import PodConnections, Report
 
 
 def merged_connections(reports: Iterable[Report]) -> dict[str, PodConnections]:
-    """What each pod has open in all data planes, by its uid."""
+    """Returns what each pod has open in all data planes, by its uid."""
     merged: dict[str, PodConnections] = {}
     for report in reports:
         for pod in report.pods:

@@ -48,7 +48,7 @@ class SharedPod:
     announced: bool = False
 
     def shared(self) -> PodAdded:
-        """The message for one more worker, with descriptors of its own. Raises OSError."""
+        """Returns the message for one more worker, with descriptors of its own. Raises OSError."""
         listeners = self.listeners.shared()
         netns = self.message.netns
         return msgspec.structs.replace(

@@ -181,7 +181,7 @@ class Workers:
             self._all_there.set()
 
     async def _synced(self) -> list[Worker]:
-        """The workers that know everything; waits until there is one."""
+        """Returns the workers that know everything; waits until there is one."""
         await self._all_there.wait()
         while not (synced := self._now_synced()):
             await self._more.park()
@@ -315,22 +315,25 @@ class Workers:
     # -- what they are asked -----------------------------------------------------------------------------
 
     async def reports(self) -> dict[int, Report]:
-        """What each has counted and holds open. Raises trio.TooSlowError."""
+        """Returns what each has counted and holds open. Raises trio.TooSlowError."""
         return await self._of_all("report", DataPlaneLink.report)
 
     async def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """A part of the admin dump: all have the same mesh. Raises trio.TooSlowError."""
+        """Returns a part of the admin dump: all have the same mesh. Raises trio.TooSlowError."""
         async with aclosing((await self._synced())[0].link.dump(section)) as pieces:
             async for items in pieces:
                 yield items
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
-        """The items of all answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
+        """Returns the items of all answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
         answers = await self._of_all("question", lambda link: link.ask(topic, parameters))
         return [item for items in answers.values() for item in items]
 
     async def _of_all(self, what: str, ask: Callable[[DataPlaneLink], Awaitable[_T]]) -> dict[int, _T]:
-        """What each answers, by its number; one that ends meanwhile is left out. Raises what `ask` raises."""
+        """Returns what each answers, by its number; one that ends meanwhile is left out.
+
+        Raises what `ask` raises.
+        """
         found: dict[int, _T] = {}
         failed: list[trio.TooSlowError | QuestionFailedError] = []
 
@@ -369,7 +372,7 @@ class Workers:
 
 
 def _parts(delta: MeshDelta) -> Iterator[MeshDelta]:
-    """A delta in parts that are small enough to be sent one by one: resources first, then removals."""
+    """Returns a delta in parts that are small enough to be sent: resources first, then removals."""
     part: list[Resource] = []
     for resource in delta.resources:
         part.append(resource)

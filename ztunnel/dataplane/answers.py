@@ -69,7 +69,7 @@ class Surroundings:
 
 
 def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
-    """The items of an answer, and None where others may run."""
+    """Returns the items of an answer, and None where others may run."""
     match asked.topic:
         case Topic.EXPLAIN:
             return _explain(asked.parameters, here)
@@ -84,7 +84,7 @@ def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
 
 
 def setting_of(config: Config) -> Setting:
-    """What explanations need of the configuration."""
+    """Returns what explanations need of the configuration."""
     return Setting(
         network=config.network,
         illegal_ports=config.illegal_ports,
@@ -104,7 +104,7 @@ def _sliced(items: Iterator[Any], size: int = SLICE) -> Iterator[Any]:
 
 
 def _connections(selection: Selection, here: Surroundings) -> Iterator[ConnectionView | None]:
-    """Those that are wanted, no more than wanted of them; the order is made where all answers meet.
+    """Returns those that are wanted, no more than wanted of them; the order is made where all answers meet.
 
     A view costs some twenty times the look that tells whether it is wanted, so few are made.
     """
@@ -131,7 +131,10 @@ def _connections(selection: Selection, here: Surroundings) -> Iterator[Connectio
 def _candidates(
     selection: Selection, here: Surroundings
 ) -> Iterator[tuple[PodProxy | None, ConnectionEntry | ClosedConnection]]:
-    """The open connections with their pods, then those that were; no states or pods that are not wanted."""
+    """Returns the open connections with their pods, then those that were.
+
+    No states or pods that are not wanted.
+    """
     if selection.state != "closed" and not (selection.failed or selection.code):
         for pod in here.pods:
             if selection.pod in ("", pod.context.name):
@@ -145,7 +148,7 @@ def _candidates(
 def _rank(
     selection: Selection, pod: PodProxy | None, entry: ConnectionEntry | ClosedConnection, now: float
 ) -> float | None:
-    """How far in front a connection comes, None if it is not wanted."""
+    """Returns how far in front a connection comes, None if it is not wanted."""
     if isinstance(entry, ClosedConnection):
         if not selection.takes_closed(entry.id, entry.pod, entry.code, failed=bool(entry.error)):
             return None
@@ -206,7 +209,7 @@ def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
 
 
 def _live(told: Told, source: Workload, here: Surroundings) -> Slices[dict[str, Any]]:
-    """What is true at this moment: tunnels, who is avoided, the certificate, the last connections."""
+    """Returns what is true at this moment: tunnels, who is avoided, the certificate, the last connections."""
     pod, plan = _pod_of(source, here.pods), told.plan
     if pod is None or pod.outbound is None:
         where = f"on node {source.node}" if source.node else "elsewhere"
@@ -229,7 +232,7 @@ def _live(told: Told, source: Workload, here: Surroundings) -> Slices[dict[str, 
 
 
 def _certificate(source: Workload, here: Surroundings) -> tuple[str, bool]:
-    """What is to be said of the client's certificate, and whether that is why connections fail."""
+    """Returns what is to be said of the client's certificate, and whether that is why connections fail."""
     held, identity = here.shared.certificates.state(source.identity), source.identity
     if held is None:
         return f"no certificate of {identity} has been asked for yet; the first connection does.", False
@@ -248,7 +251,7 @@ def _avoided(pod: PodProxy) -> Iterator[str]:
 
 
 def _latest(pod: PodProxy, address: SocketAddress, here: Surroundings) -> Slices[list[ConnectionView]]:
-    """The last connections of a pod to a destination, those that are open first."""
+    """Returns the last connections of a pod to a destination, those that are open first."""
     found: list[ConnectionView] = []
     for number, entry in enumerate(list(pod.context.connections.outbound), 1):
         if entry.report is not None and entry.report.destination == address:

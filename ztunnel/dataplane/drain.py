@@ -61,7 +61,7 @@ def progress(pods: Iterable[PodProxy]) -> list[PodProgress]:
 
 
 def drain_samples(pods: Iterable[PodProxy], deadline: float) -> list[Sample]:
-    """The metrics of a drain that ends at ``deadline`` on trio's clock."""
+    """Returns the metrics of a drain that ends at ``deadline`` on Trio's clock."""
     samples = [Sample(families.DRAIN_REMAINING.name, (), max(0.0, deadline - trio.current_time()))]
     for one in progress(pods):
         samples.append(Sample(families.DRAIN_CONNECTIONS.name, one.pod, one.connections))

@@ -75,7 +75,7 @@ class Dumps:
 
 
 def _pieces(items: Iterable[object]) -> Iterator[tuple[bytes, ...]]:
-    """The items as JSON, some at a time; none where the section says that it is time for a pause."""
+    """Returns the items as JSON, some at a time; none where the section says that it is time for a pause."""
     encode = msgspec.json.Encoder(order="sorted").encode
     piece: list[bytes] = []
     for item in items:

@@ -67,7 +67,7 @@ class ForkServer:
             self._by_itself.append(subprocess.Popen(command, pass_fds=[worker.fileno()]))  # noqa: S603
 
     def told(self) -> list[tuple[int, int]]:
-        """The process ids of workers that have ended since, and how: exit status, or negative for a signal.
+        """Returns the ids of processes that have ended since, with exit status, or minus the signal's number.
 
         To be called when ``sock`` is readable. Raises EOFError when the process is gone.
         """
@@ -156,7 +156,7 @@ def _serve(config: Config, control: socket.socket, patience: float) -> None:
 
 
 def _order(control: socket.socket) -> int | None:
-    """The descriptor of the next worker's socket, None when no more will come."""
+    """Returns the descriptor of the next worker's socket, None when no more will come."""
     try:
         data, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     except OSError:
@@ -169,7 +169,7 @@ def _order(control: socket.socket) -> int | None:
 
 
 def _ended(workers: set[int]) -> Iterator[tuple[int, int]]:
-    """Those that have ended and were not asked after yet: process id and status."""
+    """Returns those that have ended and were not asked after yet: process id and status."""
     while workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:

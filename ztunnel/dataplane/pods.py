@@ -176,7 +176,7 @@ class Pods:
         return list(self._pods.values())
 
     async def connections(self) -> tuple[PodConnections, ...]:
-        """What every pod has open, for the admin dump; others run in between."""
+        """Returns what every pod has open, for the admin dump; others run in between."""
         shown: list[PodConnections] = []
         for uid, pod in list(self._pods.items()):
             if pod.context.inbound_only:

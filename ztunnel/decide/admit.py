@@ -1,7 +1,7 @@
-"""What to do with a connection that a pod receives, before policy is asked: a CONNECT, or plain TCP.
+"""Admission: what to do with a CONNECT or plain TCP that a pod receives, before policy is checked.
 
-The tunnel's own local address, the pod's, is the one that is dialled, whatever the CONNECT's authority says:
-a peer can choose the port and nothing else. The authority's address only has to be one that may come here.
+The address that is dialled is always the pod's own, the local address of the tunnel: a peer can choose only
+the port. The address in the CONNECT's authority is only checked: it must be one that this pod may receive.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What an authority comes to: the port on the pod, and what to tell the application it was."""
+    """The meaning of an authority: the port on the pod, and the address for a PROXY header."""
 
     port: int
     named: SocketAddress | None
@@ -43,8 +43,8 @@ def admit_connect(
 ) -> InboundPlan | Refusal:
     """Decide on one CONNECT that arrived on 15008: where to connect, or with which status to refuse.
 
-    ``localhost_app_tunnel``: applications behind a PROXY tunnel are dialled on loopback. ``spoof``: the
-    listener may show the peer's address as the source. Policy comes after, with the plan's ``destination``.
+    localhost_app_tunnel: dial applications behind a PROXY tunnel on loopback. spoof: whether the peer's
+    address may be used as the source. Policy is checked afterwards, for the plan's ``destination``.
     """
     if facts.method != "CONNECT":
         text = f"expected method CONNECT, got {facts.method}"
@@ -114,14 +114,14 @@ def _plan(
 
 
 def _source_to_show(peer: SocketAddress, dial: SocketAddress, *, spoof: bool) -> SocketAddress | None:
-    # A pod that calls itself needs no spoofing, and a source of another family cannot be bound.
+    # A pod that connects to itself needs no spoofing, and an address of another IP version cannot be bound.
     if not spoof or peer.ip == dial.ip or peer.ip.version != dial.ip.version:
         return None
     return SocketAddress(peer.ip, 0)
 
 
 def _validate(view: MeshView, facts: ConnectFacts, authority: Authority) -> str | Refusal:
-    """Whether a tunnel to this pod may carry this authority: the sentence why, or the refusal."""
+    """Check whether a tunnel to this pod may carry this authority. Returns a sentence why, or a refusal."""
     if isinstance(authority, HostAuthority):
         return f"The authority {authority} names a host."
     if authority.ip == facts.local.ip:
@@ -174,7 +174,7 @@ def _resolve(view: MeshView, facts: ConnectFacts, authority: Authority) -> _Targ
 
 
 def _address_of(service: Service, port: int, network: str) -> SocketAddress | None:
-    """A virtual address of a service: of our own network first, then IPv4 first, then the first."""
+    """Returns a virtual address of a service: of our own network first, then IPv4 first, then the first."""
     if not service.vips:
         return None
     best = min(service.vips, key=lambda vip: (vip.network != network, vip.ip.version))
@@ -192,7 +192,7 @@ def admit_plaintext(
 ) -> InboundPlan | Refusal:
     """Decide on plain TCP that was redirected to 15006; ``destination`` is its original destination.
 
-    It goes just there. Policy comes after, with no identity.
+    The plan leads to exactly that destination. Policy is checked afterwards, without an identity.
     """
     if destination.port in illegal_ports:
         return Refusal(RefusalKind.LOOP, LOOP_TEXT, why=(f"Port {destination.port} is our own.",))
@@ -214,7 +214,7 @@ def label_service(
     *,
     only: Service | None = None,
 ) -> Service | None:
-    """The service through which a client came, for labels; nothing else depends on it.
+    """Returns the service through which a client came, for labels; nothing else depends on it.
 
     Of the workload's services (of ``only``, if given: the one that a CONNECT named) the one whose hostname
     the client forwarded, else the first that leads to ``port`` of this workload, else None.

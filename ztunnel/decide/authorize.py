@@ -4,9 +4,9 @@ The order is Istio's: an enforced DENY that matches denies; then, if no enforced
 allowed; then one enforced ALLOW has to match. Dry-run policies are evaluated and reported and never change
 the answer. A policy that the workload refers to and that is not known is reported as missing and skipped.
 
-How one policy matches is `_failed_field` (one match) inside `_matching_rule` (rules, clauses); the way to a
-verdict is short because it runs for each connection. Clues, which say which rule, clause and field decided,
-cost more and are gathered only for what decided.
+`_matching_rule` evaluates the rules and clauses of one policy, `_failed_field` one match. This code is short
+because it runs for each connection. Clues say which rule, clause and field decided; they cost more, so they
+are made only for the policies that decided.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NONE_ALLOWED = "allow policies exist, but none allowed"
 """The reason when ALLOW policies apply to a workload and no enforced one matches."""
 
 MAX_CLUES = 32
-"""A verdict carries no more clues than a person reads; `explain_policy` gives them all."""
+"""The most clues in a verdict, as many as a person reads; `explain_policy` returns all of them."""
 
 
 class _Peer:
@@ -64,9 +64,9 @@ class _Peer:
 def authorize(view: PolicyView, workload: Workload, facts: PolicyFacts) -> Verdict:
     """Decide with the policies that apply to ``workload``, the connection's destination.
 
-    ``facts.destination`` is the address and port finally dialled; the network of an address is not looked
-    at. Returns a verdict that names the deciding policy and, in its clues, the rule (and for a refusal by
-    absence of a match the clause and field) that decided. Raises nothing.
+    ``facts.destination`` is the address and port that is finally dialled; its network is ignored. Returns a
+    verdict that names the policy that decided. Its clues name the rule that decided, or, if no ALLOW policy
+    matches, the clauses and fields that do not hold. Raises nothing.
     """
     policies, missing = applicable_policies(view, workload)
     if not policies:
@@ -158,7 +158,7 @@ _NOTHING_ALLOWS_OR_DENIES: tuple[tuple[str, str | None], ...] = (("no allow poli
 def applicable_policies(
     view: PolicyView, workload: Workload
 ) -> tuple[Sequence[Authorization], tuple[str, ...]]:
-    """The policies that apply to a workload, and the keys it refers to that are not known.
+    """Returns the policies that apply to a workload, and the keys it refers to that are not known.
 
     Those of its namespace, the global ones, and those it refers to, whatever their scope; each once.
     """
@@ -180,7 +180,7 @@ def applicable_policies(
 
 
 def explain_policy(policy: Authorization, facts: PolicyFacts) -> tuple[bool, tuple[Clue, ...]]:
-    """Whether one policy matches, and all clues why: the rule that does, or what fails in each rule."""
+    """Returns whether one policy matches, with all clues: the matching rule, or what fails in each rule."""
     peer = _Peer(facts)
     rule = _matching_rule(policy, peer)
     if rule is not None:
@@ -189,7 +189,7 @@ def explain_policy(policy: Authorization, facts: PolicyFacts) -> tuple[bool, tup
 
 
 def _matching_rule(policy: Authorization, peer: _Peer) -> int | None:
-    """The index of the first rule that holds. A policy without rules has none."""
+    """Returns the index of the first rule that holds, None if none does (or the policy has no rules)."""
     for index, rule in enumerate(policy.rules):
         for clause in rule:
             if clause and not _clause_holds(clause, peer):
@@ -207,7 +207,7 @@ def _clause_holds(clause: Clause, peer: _Peer) -> bool:
 
 
 def _failed_field(match: Match, peer: _Peer) -> str | None:
-    """The first field of a match that does not hold, ``"match"`` if it has no field, None if all hold."""
+    """Returns the first field that does not hold, ``"match"`` if the match has no field, None if all hold."""
     constrained = False
     for field, holds, negated in _FIELDS:
         wanted = getattr(match, field)
@@ -319,8 +319,8 @@ def _show(value: StringMatch | ServiceAccountMatch | IPNetwork | int) -> str:
 class _Comparison(NamedTuple):
     """What a field of a match compares.
 
-    holds: whether one of its values is that of the peer.
-    actual: what the peer's is, for people.
+    holds: whether one of the wanted values is that of the peer.
+    actual: the peer's value, as text for people.
     """
 
     holds: Callable[[Any, _Peer], bool]
@@ -351,4 +351,4 @@ _FIELDS = tuple(
     for name, comparison in _COMPARISONS.items()
     for prefix in ("", "not_")
 )
-"""The fields of a match, in the order of comparison; whether one with ``not_`` is meant comes third."""
+"""The fields of a match in the order of comparison: name, comparison, whether it is negated (``not_``)."""

@@ -1,9 +1,9 @@
-"""Which service, which of its endpoints, which port, which address.
+"""Load balancing: chooses the service, its endpoint, the port and the address.
 
-Two lookups of an address exist, with opposite precedence, and must not be merged (as in Istio's ztunnel):
-`find_address` says what an address *is* and prefers the workload; whoever chooses who *receives* a
-connection (`route`, and references to gateways) asks for the service first. Randomness comes in as a
-parameter; an endpoint's share is its capacity.
+There are two lookups of an address with opposite precedence, as in Istio's ztunnel; they must stay apart.
+`find_address` says what an address *is* and prefers the workload. The code that chooses who *receives* a
+connection (`route`, and references to gateways) asks for the service first. Randomness is a parameter; an
+endpoint is chosen with a probability proportional to its capacity.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ztunnel.model.service import (
 from ztunnel.model.workload import Protocol, Workload
 
 HBONE_PORT = 15008
-"""Where every workload of the mesh listens for tunnels."""
+"""The port on which every workload of the mesh listens for tunnels."""
 
 
 class SelectionMode(Enum):
@@ -48,18 +48,18 @@ class Selected(NamedTuple):
 
 
 Candidate: TypeAlias = tuple[Workload, Endpoint, int]
-"""What `Selected` is made of, while there may be thousands."""
+"""The parts of a `Selected`: a plain tuple, because there may be thousands for one connection."""
 
 
 def is_visible(service: Service, namespace: str | None) -> bool:
-    """Whether clients of a namespace see a service. None sees everything."""
+    """Returns whether clients of a namespace see a service. None sees everything."""
     return namespace is None or service.visibility is Visibility.PUBLIC or service.namespace == namespace
 
 
 def best_service(
     candidates: Iterable[Service], namespace: str | None, preferred_namespace: str | None = None
 ) -> Service | None:
-    """The service that a client of ``namespace`` means, among several with one hostname or address.
+    """Returns the service that a client of ``namespace`` means, among several with one hostname or address.
 
     Of those it can see: the first in its own namespace; else the last canonical one; else the last one in
     ``preferred_namespace``; else the first. None when there is none.
@@ -80,7 +80,7 @@ def best_service(
 
 
 def service_by_address(view: MeshView, network: str, ip: IPAddress, namespace: str | None) -> Service | None:
-    """The best service with this virtual address, or else with a range around it.
+    """Returns the best service with this virtual address, or else with a range around it.
 
     Ranges count only when no service with exactly this address is visible: the first of those with the
     highest (in the client's namespace, prefix length, canonical).
@@ -99,18 +99,18 @@ def service_by_address(view: MeshView, network: str, ip: IPAddress, namespace: s
 def find_address(
     view: MeshView, network: str, ip: IPAddress, namespace: str | None
 ) -> Workload | Service | None:
-    """What an address is: the workload that has it, else the best service for clients of ``namespace``."""
+    """Returns the workload with this address, else the best service with it for clients of ``namespace``."""
     return view.workload_by_address(network, ip) or service_by_address(view, network, ip, namespace)
 
 
 def is_passthrough(service: Service) -> bool:
-    """Whether a connection to the service's virtual address goes just there, and no endpoint is chosen."""
+    """Whether a connection to the service's virtual address goes to that address, without load balancing."""
     balancer = service.load_balancer
     return balancer is not None and balancer.mode is LoadBalancerMode.PASSTHROUGH
 
 
 def target_port(service: Service, endpoint: Endpoint, workload: Workload, port: int) -> int | None:
-    """The workload's own port behind a port of the service, None when it cannot be known.
+    """Returns the workload's own port behind a port of the service, None when it cannot be known.
 
     The endpoint's mapping; else the service's target port; else, for a workload whose application tunnel has
     a port of its own, the service's port itself.
@@ -143,7 +143,7 @@ def select_endpoint(
     endpoints = view.endpoints(service)
     if not endpoints:
         return f"Service {service.key} has no endpoints (or no healthy ones)."
-    # This goes over all endpoints for each connection: what is the same for all is decided before.
+    # This loop runs over all endpoints for each connection, so what is the same for all is decided before it.
     find = view.workload
     standard = mode is SelectionMode.STANDARD
     usable: list[Candidate] = []
@@ -175,16 +175,16 @@ def select_endpoint(
 
 
 def can_be_reached(workload: Workload, source: Workload) -> bool:
-    """Whether a workload without addresses can be reached all the same: by name, or through its gateway."""
+    """Whether a workload without addresses can be reached: by hostname, or through its network gateway."""
     return bool(workload.hostname) or (
         workload.network != source.network and workload.network_gateway is not None
     )
 
 
 def not_avoided(usable: list[Candidate], avoid: Collection[str]) -> list[Candidate]:
-    """Those that ``avoid`` names neither by uid nor by the address that would be dialled."""
+    """Returns the candidates that ``avoid`` names neither by uid nor by the address to dial."""
     left = [one for one in usable if one[0].uid not in avoid]
-    # Writing each address as a text costs ten times the rest; most often only uids are avoided.
+    # Formatting each address costs ten times the rest, and mostly only uids are avoided.
     if any(_is_socket_address(text) for text in avoid):
         left = [one for one in left if not _address_avoided(one, avoid)]
     return left
@@ -206,7 +206,7 @@ def _address_avoided(candidate: Candidate, avoid: Collection[str]) -> bool:
 
 
 def qualified(service: Service, source: Workload, usable: list[Candidate]) -> list[Candidate]:
-    """Those among which the load balancing mode lets a connection be drawn."""
+    """Returns the candidates that the load balancing mode allows for a connection."""
     balancer = service.load_balancer
     if balancer is None or balancer.mode is LoadBalancerMode.STANDARD:
         return usable
@@ -216,7 +216,7 @@ def qualified(service: Service, source: Workload, usable: list[Candidate]) -> li
 
 def _choose(service: Service, source: Workload, usable: list[Candidate], random: Random) -> Candidate | None:
     usable = qualified(service, source, usable)
-    # An endpoint of capacity 0 has no room between two sums, so it is never drawn.
+    # An endpoint of capacity 0 leaves no gap between two sums, so it is never chosen.
     sums = list(accumulate(candidate[0].capacity for candidate in usable))
     if not sums or sums[-1] <= 0:
         return None
@@ -253,7 +253,7 @@ def _best_ranked(
 def _rank(
     workload: Workload, wanted: list[tuple[LoadBalancerScope, Callable[[Workload], str], str]]
 ) -> tuple[int, int]:
-    """How many scopes match, and the rank that comes of it.
+    """Returns how many scopes match, and the rank that comes of it.
 
     The first mismatch ends the count. Network as the first preference is special: a mismatch there does not
     end it, and a match weighs as much as all others, so that any endpoint of our network beats the rest.
@@ -274,7 +274,7 @@ def _rank(
 def choose_ip(
     workload: Workload, families: IpFamilies | None, target: IPAddress
 ) -> IPAddress | Resolve | None:
-    """The address of a workload to dial for a connection to ``target``.
+    """Returns the address of a workload to dial for a connection to ``target``.
 
     ``target`` itself if the workload has it; else its first address of ``target``'s family, else its first
     one, of those that ``families`` allows; else, for a workload with a hostname, what to resolve. None when
@@ -296,7 +296,7 @@ def choose_ip(
 
 
 def is_allowed_family(ip: IPAddress, families: IpFamilies | None) -> bool:
-    """Whether a service with these families (None: not said) is offered on an address of this kind."""
+    """Whether a service with these families (None: any) is offered on an address of this IP version."""
     if families is IpFamilies.IPV4:
         return ip.version == 4
     if families is IpFamilies.IPV6:

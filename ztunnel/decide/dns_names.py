@@ -1,12 +1,12 @@
-"""What a DNS query of a pod is answered with: addresses of a service of the mesh, or nothing of ours.
+"""Decides how a DNS query of a pod is answered: with addresses of a service of the mesh, or by forwarding it.
 
-A name is first spelled out: as it is, with the endings that Kubernetes would add, and, for names that already
-carry a search domain (the pod's resolver added it), without that domain and with those endings again. Each
-spelling is tried exactly and then with wildcards, so a wildcard of an early spelling beats an exact match of
-a later one. Only a match that needed the removal of a search domain is answered with a CNAME to the name
-that remained.
+A name has several spellings, which are tried in this order: as it is; with the endings that Kubernetes would
+add; and, if it ends in a search domain (the pod's resolver has added it), without that domain, as it is and
+with those endings. Each spelling is tried exactly and then with wildcards, so a wildcard match of an earlier
+spelling wins over an exact match of a later one. If the match needed the removal of a search domain, the
+answer has a CNAME to the remaining name.
 
-What is not a service that we can see is forwarded; there is no NXDOMAIN of our own.
+A name that is no visible service is forwarded; we never answer NXDOMAIN ourselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ztunnel.model.workload import Workload
 TYPE_A = 1
 TYPE_AAAA = 28
 TTL = 30
-"""Seconds for which our own answers may be kept."""
+"""Seconds for which our own answers may be cached."""
 
 
 class DnsAnswerKind(Enum):
@@ -89,7 +89,7 @@ def answer(
         why = "Only addresses are answered from the mesh."
         return DnsAnswer(DnsAnswerKind.FORWARD, requested, why=why)
     if not name or "\\" in name:
-        # An escaped character stands in no hostname; splitting such a name at its dots would be wrong.
+        # A hostname has no escaped character, and such a name could not be split at its dots.
         return DnsAnswer(DnsAnswerKind.FORWARD, requested, why="It is no hostname.")
     domain = _plain(cluster_domain)
     found = _find(
@@ -129,12 +129,15 @@ def answer(
 
 
 def pod_search_domains(namespace: str, cluster_domain: str) -> tuple[str, str, str]:
-    """The search domains that Kubernetes gives a pod; what else its dnsConfig says is not known to us."""
+    """Returns the search domains that Kubernetes gives a pod.
+
+    What else its dnsConfig says is not known to us.
+    """
     return f"{namespace}.svc.{cluster_domain}", f"svc.{cluster_domain}", cluster_domain
 
 
 def aliases(name: str, namespace: str, domain: str, search_domains: Sequence[str]) -> Iterator[Alias]:
-    """The spellings of a name (lower case, no last dot) in the order in which they are tried, each once."""
+    """Returns the spellings of a name (lower case, no last dot) in the order of trying, each once."""
     seen: set[str] = set()
     for alias in _all_aliases(name, namespace, domain, search_domains):
         if alias.name not in seen:
@@ -156,7 +159,7 @@ def _all_aliases(name: str, namespace: str, domain: str, search_domains: Sequenc
 
 
 def _expansions(name: str, namespace: str, domain: str) -> Iterator[str]:
-    """What Kubernetes may mean by a name: svc, svc.namespace, svc.namespace.svc, and so on."""
+    """Returns what Kubernetes may mean by a name: svc, svc.namespace, svc.namespace.svc, and so on."""
     labels = name.count(".") + 1
     is_service = name.endswith(".svc")
     if labels == 1:
@@ -173,7 +176,7 @@ def _expansions(name: str, namespace: str, domain: str) -> Iterator[str]:
 
 
 def _wildcards(name: str) -> Iterator[str]:
-    """The name, then ``*`` for its first label, for its first two, and so on, but never ``*`` alone."""
+    """Returns the name, then with ``*`` for its first label, its first two, and so on; never only ``*``."""
     yield name
     rest = name.partition(".")[2]
     while rest:

@@ -1,11 +1,11 @@
-"""The headers of a CONNECT request, read and written: authority, Forwarded, baggage, traceparent.
+"""Reads and writes the headers of a CONNECT request: authority, Forwarded, baggage, traceparent.
 
-What we write is what the existing implementation writes, byte for byte. What we read came from a peer: it
-may be anything, and nothing here raises for it. Only ``:authority`` decides where a connection goes; the
-other headers describe it for logs and metrics.
+We write the same bytes as the Rust ztunnel. What we read comes from a peer and may be anything; nothing here
+raises an exception for it. Only ``:authority`` decides where a connection goes; the other headers describe it
+for logs and metrics.
 
 Sources: RFC 9113 section 8.5 (CONNECT), RFC 7239 (Forwarded), W3C Baggage and Trace Context; where Istio's
-ztunnel is narrower than those, its form counts.
+ztunnel is stricter than those, we do the same.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def parse_authority(text: str) -> Authority | None:
 
 
 def print_forwarded(client: SocketAddress, host: str | None = None) -> str:
-    """The Forwarded header: ``for="1.2.3.4:5";host=name``; without a host when no service is known.
+    """Returns the Forwarded header: ``for="1.2.3.4:5";host=name``; without a host when no service is known.
 
-    A hostname that could not stand in a header unquoted is left out.
+    A hostname that would need quotes is left out.
     """
     if host and _host_is_printable(host) and ";" not in host and "," not in host:
         return f'for="{client}";host={host}'
@@ -83,9 +83,9 @@ def print_forwarded(client: SocketAddress, host: str | None = None) -> str:
 
 
 def parse_forwarded_host(value: bytes | str | None) -> str | None:
-    """The ``host=`` of a Forwarded header, without quotes; None when it has none or is not ASCII.
+    """Returns the ``host=`` of a Forwarded header, without quotes; None when it has none or is not ASCII.
 
-    The parameter's name is matched in lower case only, as the existing implementation does.
+    The parameter's name is matched in lower case only, as the Rust ztunnel does.
     """
     text = _ascii(value)
     if not text:
@@ -121,7 +121,7 @@ _BAGGAGE_FIELDS = {
 
 
 def print_baggage(workload: Workload) -> str:
-    """The baggage header that describes a workload; empty when nothing is known of it.
+    """Returns the baggage header that describes a workload; empty when nothing is known of it.
 
     Nothing is percent-encoded. An item whose value could break the header (a comma, a control or non-ASCII
     character) is left out.
@@ -175,12 +175,12 @@ class TraceParent(NamedTuple):
 
     @classmethod
     def generate(cls, random: Random) -> TraceParent:
-        """A new one. Neither id is ever zero, which the standard forbids."""
+        """Returns a new one. Neither id is ever zero, which the standard forbids."""
         return cls(f"{random.getrandbits(128) or 1:032x}", f"{random.getrandbits(64) or 1:016x}")
 
 
 def parse_traceparent(value: bytes | str | None) -> TraceParent | None:
-    """Read a traceparent header; anything invalid is as good as absent."""
+    """Read a traceparent header. Returns None for an invalid one, too."""
     text = _ascii(value)
     if text is None or len(text) != 55:
         return None
@@ -206,7 +206,7 @@ class ConnectHeaders(NamedTuple):
 
     @classmethod
     def read(cls, fields: Iterable[tuple[bytes, bytes]]) -> ConnectHeaders:
-        """Returns what is said. Of repeated fields the last counts, but the first sound traceparent."""
+        """Read all fields. Of repeated fields the last one counts, of traceparent the first valid one."""
         trace, forwarded, network = None, None, None
         baggage: list[bytes] = []
         for name, value in fields:
@@ -225,7 +225,7 @@ NO_HEADERS = ConnectHeaders()
 
 
 def is_foreign_network(x_forwarded_network: bytes | str | None, network: str) -> bool:
-    """Whether the header is there and names a network other than ours, in whatever case.
+    """Returns whether the header is there and names a network other than ours, in whatever case.
 
     True means that the peer's address says nothing here, and its baggage describes the source.
     """

@@ -1,9 +1,10 @@
-"""Whether an address is in one of many networks, in time that does not grow with their number.
+"""Checks whether an address is in one of many networks, in a time that does not depend on their number.
 
-Policies list hundreds of address ranges, and each connection asks for them. A list is turned once into sets
-of network numbers, one for each prefix length that occurs, so an answer takes as many look-ups as there are
-different lengths: 33 at most for IPv4. What was made of a list is remembered by the identity of its tuple,
-which is kept with it, so that no other tuple can have the same identity meanwhile.
+Policies list hundreds of address ranges, and each connection is checked against them. A list is converted
+once into sets of network numbers, one set for each prefix length. So a check takes as many look-ups as there
+are
+different lengths: at most 33 for IPv4. The result is cached by the identity (``id``) of the list's tuple. The
+cache holds the tuple too, so no other tuple can get the same identity meanwhile.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ztunnel.model.address import IPAddress, IPNetwork
 _Lengths: TypeAlias = tuple[tuple[int, frozenset[int]], ...]
 
 _MOST = 4096
-"""Lists to remember. When there are more, all are forgotten: those in use soon come back."""
+"""The most lists in the cache. When there are more, it is emptied: lists in use soon come back."""
 
 _remembered: dict[int, tuple[tuple[IPNetwork, ...], dict[int, _Lengths]]] = {}
 
 
 def contains(networks: tuple[IPNetwork, ...], ip: IPAddress) -> bool:
-    """Whether one of ``networks`` contains ``ip``; those of the other IP version never do.
+    """Returns whether one of ``networks`` contains ``ip``; those of the other IP version never do.
 
-    Host bits that a network was written with do not count.
+    Host bits in a network's address are ignored.
     """
     entry = _remembered.get(id(networks))
     if entry is None:
@@ -39,7 +40,7 @@ def contains(networks: tuple[IPNetwork, ...], ip: IPAddress) -> bool:
 
 
 def _by_length(networks: tuple[IPNetwork, ...], version: int) -> _Lengths:
-    """Pairs of the bits to shift out and the numbers that are left of the networks with so many host bits."""
+    """Returns pairs: a number of host bits, and the networks with so many, shifted right by that number."""
     by_shift: dict[int, set[int]] = {}
     for network in networks:
         if network.version == version:

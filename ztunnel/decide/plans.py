@@ -13,7 +13,7 @@ from ztunnel.model.workload import Workload
 
 
 class OutboundProtocol(Enum):
-    """How the next hop is spoken to. The value is the text of the admin dump."""
+    """The protocol to the next hop. The value is the text in the admin dump."""
 
     TCP = "TCP"
     HBONE = "HBONE"
@@ -24,8 +24,8 @@ class OutboundProtocol(Enum):
 class OutboundRequest:
     """The facts of one outgoing connection.
 
-    ``client`` is the application's own socket address, ``destination`` what it wanted to reach, ``network``
-    the one this node is configured with (the source workload's own is in ``source``).
+    client: the application's own socket address. destination: the original destination. network: the network
+    of this node's configuration (``source`` has the workload's own).
     """
 
     source: Workload
@@ -36,12 +36,12 @@ class OutboundRequest:
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """The next hop is known only by a hostname, which has to be resolved before anything can be dialled.
+    """The next hop is known only by a hostname, which has to be resolved before it can be dialled.
 
-    ``prefer`` is the destination's IP version (4 or 6): a random address of it, else a random other one.
-    ``families`` are those that the service is offered on. ``target_port`` is set when the authority is to be
-    the resolved address with this port; otherwise the authority stays as it is. ``illegal_ports`` are ours,
-    never to be dialled on loopback.
+    prefer: the destination's IP version (4 or 6); addresses of this version are preferred. families: the IP
+    versions on which the service is offered. target_port: if set, the authority becomes the resolved address
+    with this port.
+    illegal_ports: our own ports, which must never be dialled on loopback.
     """
 
     hostname: str
@@ -56,16 +56,16 @@ class Resolve:
 class OutboundPlan:
     """Where a connection goes.
 
-    next_hop: address to dial; its ``ip`` stands for nothing while ``resolve`` is set (see `with_ip`).
+    next_hop: address to dial; while ``resolve`` is set its ``ip`` has no meaning (see `with_ip`).
     authority: of the (outer) CONNECT, None for TCP.
     expected: identities of which the next hop must present at least one, in the pool's key order;
         empty for TCP.
     inner_expected: the same for the inner tunnel of double HBONE.
     destination_workload: the next hop's workload, None for a destination outside the mesh.
-    destination_service: the service that was addressed, None when it was none.
+    destination_service: the service that was addressed, None if no service was.
     endpoint_uid: uid of the workload behind the network gateway, for which the gateway was chosen (double
         HBONE); empty otherwise.
-    waypoint: a waypoint is on the way: it is the next hop, or (double HBONE) what the inner tunnel ends at.
+    waypoint: whether the next hop is a waypoint, or (double HBONE) the inner tunnel ends at one.
     why: full sentences, first cause first.
     steps: the boxes of the chart in docs/routing.md that the decision went through.
     """
@@ -111,7 +111,7 @@ LOOP_TEXT = "attempted recursive call to ourselves"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A connection that goes nowhere. ``text`` is what the log and the existing implementation say.
+    """A connection that cannot be routed or admitted. ``text``: the log text, as in the Rust ztunnel.
 
     ``steps`` as in `OutboundPlan`; empty for an incoming connection.
     """
@@ -127,8 +127,8 @@ class Refusal:
 class ConnectFacts:
     """The facts of one CONNECT that arrived on 15008.
 
-    ``local`` and ``peer`` are the tunnel's own socket addresses; ``identity`` the peer's; ``forwarded_host``
-    the ``host=`` of its Forwarded header; ``workload`` the pod that the listener belongs to.
+    local, peer: the socket addresses of the tunnel's ends. identity: of the peer. forwarded_host: ``host=``
+    in the Forwarded header. workload: the pod of the listener.
     """
 
     method: str
@@ -149,7 +149,7 @@ class InboundPlan:
     spoof: address to show to the application as the source, None to let the kernel choose.
     loopback: the application is dialled on loopback, from the same loopback address.
     destination: address and port that policy sees (the final port).
-    proxy_header: PROXY protocol v2 bytes that go before the first byte, None for none.
+    proxy_header: PROXY protocol v2 bytes to write before the first byte, None for none.
     service: for labels, the service through which the client came.
     """
 
@@ -165,7 +165,7 @@ class InboundPlan:
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """Where in a policy an evaluation was decided: indexes into rules and clauses, and what did not hold."""
+    """The part of a policy that decided: the indexes of rule and clause, and the field that did not hold."""
 
     policy: str
     rule: int | None = None
@@ -176,9 +176,9 @@ class Clue:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer of the policies. ``reason`` is the existing implementation's text, None when allowed.
+    """The decision of the policies. ``reason``: the text of the Rust ztunnel, None if allowed.
 
-    policy: key of the policy that decided, None when there was none to decide.
+    policy: key of the policy that decided, None if none did.
     log: (message, policy key or None) pairs in order, for the scope ``ztunnel::state``.
     dry_run: keys of the dry-run policies that matched.
     dry_run_refuses: the dry-run policy that would refuse, ``*`` when no dry-run ALLOW would allow, "" else.
@@ -197,7 +197,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFacts:
-    """What policies look at: ``source`` and ``identity`` of the peer, ``destination`` as finally dialled."""
+    """The input of policies: ``source`` and ``identity`` of the peer, ``destination`` as finally dialled."""
 
     source: SocketAddress
     destination: SocketAddress

@@ -1,4 +1,4 @@
-"""The PROXY protocol v2 header that goes to a sandwiched waypoint before the first byte.
+"""Makes the PROXY protocol v2 header that is sent to a sandwiched waypoint before the first byte.
 
 Format: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt section 2.2. Istio adds a TLV of type
 0xD0 with the peer's SPIFFE URI. Type 0xD1 (service hostname) is reserved there and never written.
@@ -20,7 +20,9 @@ _MAX_IDENTITY = 0xFFFF - 3 - 36
 
 
 def proxy_header(source: SocketAddress, destination: SocketAddress, identity: Identity | None) -> bytes:
-    """The header bytes. Addresses of two different families are left out, as unspecified.
+    """Returns the bytes of the header.
+
+    If the addresses are of different IP versions, they are left out (UNSPEC).
 
     An identity too long for the header is left out too: the application then sees an unauthenticated peer.
     """

@@ -1,19 +1,18 @@
-"""Where an outgoing connection goes: the whole outbound decision, from the original destination to a plan.
+"""Routing: where an outgoing connection goes, from its original destination to a plan.
 
 The order of the questions is the order of the chart in docs/routing.md:
 
-1. Never to a port of our own on loopback.
-2. What has the address? A *workload* with it hides a service. A service with a waypoint: to the waypoint.
-3. Who receives the connection? Here a *service* hides the workload. Nobody: a service that chooses endpoints
-   refuses, anything else passes through as it is.
-4. On another network: through its network gateway, which needs a service's name.
-5. A workload that was addressed itself and has a waypoint: to the waypoint, unless we are that waypoint.
-6. Directly: as an HBONE tunnel if the workload speaks it, else as plain TCP.
+1. A connection never goes to one of our own ports on loopback. 2. What has the address? A *workload* with it
+hides a service. A service with a waypoint: to the waypoint. 3. Who receives the connection? Here a *service*
+hides the workload. If nobody does: a service with load balancing refuses, anything else is passthrough. 4. A
+receiver on another network is reached through its network gateway, which needs a service's name. 5. A
+workload that was addressed directly and has a waypoint: to the waypoint, unless the client is that waypoint.
+6. Otherwise directly: by HBONE if the workload speaks it, else as plain TCP.
 
-The two lookups with opposite precedence (2 and 3) leave a corner: an address that is a workload's and a
-service's, where the service yields nobody. The existing implementation then passes plain TCP through. Here a
-workload that speaks HBONE or has a waypoint is never reached by that way around: it receives the connection
-as if it had been the only one with the address.
+The two lookups (2 and 3) have opposite precedence, which leaves one special case: an address that belongs to
+a workload and to a service without a usable endpoint. The Rust ztunnel then uses passthrough. Here a workload
+that speaks HBONE or has a waypoint is never reached by passthrough: it receives the connection as if it alone
+had the address.
 """
 
 from __future__ import annotations
@@ -61,21 +60,22 @@ def route(
 ) -> OutboundPlan | Refusal:
     """Decide where one connection goes.
 
-    ``illegal_ports`` are our own listeners'. ``avoid`` holds workload uids and dialled ``ip:port`` texts of
-    endpoints that just failed; they are passed over while the service has others. All randomness (endpoint,
-    weighted waypoint) is drawn from ``random``.
+    ``illegal_ports`` are the ports of our own listeners. ``avoid`` holds workload uids and dialled
+    ``ip:port`` texts of endpoints that just failed; they are not chosen while the service has others. All
+    randomness (endpoint, weighted waypoint) is drawn from ``random``.
 
-    Returns a plan, or the refusal with the existing implementation's text. Either says why in sentences and
-    names the steps it came through. If the plan's ``resolve`` is set, it has to be finished by `with_ip`.
+    Returns a plan, or a refusal with the Rust ztunnel's text. Both say why in sentences, and list the steps
+    of the decision. If the plan's ``resolve`` is set, `with_ip` has to complete it.
     """
     return _Router(view, request, random, illegal_ports, avoid).route()
 
 
 def with_ip(plan: OutboundPlan, addresses: Sequence[IPAddress], random: Random) -> OutboundPlan | Refusal:
-    """Finish a plan whose next hop was known by hostname, with the addresses that the resolver gave.
+    """Complete a plan whose next hop is known by hostname, with the addresses that the resolver returned.
 
-    A random address of the family that the plan prefers, else a random other one. Without any it refuses. A
-    plan that needs no address is returned as it is. For a failed lookup see `unresolved`.
+    Chooses a random address of the IP version that the plan prefers, else another random one. Returns a
+    refusal if there is none. Returns a plan without ``resolve`` unchanged. For a failed lookup see
+    `unresolved`.
     """
     resolve = plan.resolve
     if resolve is None:
@@ -104,7 +104,10 @@ def with_ip(plan: OutboundPlan, addresses: Sequence[IPAddress], random: Random) 
 
 
 def unresolved(plan: OutboundPlan, error: str) -> Refusal:
-    """The refusal when the name that a plan needs could not be looked up; ``error`` says what went wrong."""
+    """Returns the refusal when the name that a plan needs could not be looked up.
+
+    ``error`` says what went wrong.
+    """
     resolve = plan.resolve
     uid = "" if resolve is None else resolve.workload_uid
     hostname = "" if resolve is None else resolve.hostname
@@ -122,7 +125,7 @@ def _is_ours(address: SocketAddress, illegal_ports: frozenset[int]) -> bool:
 
 
 class _Router:
-    """One decision under way: its inputs, and the reasons and steps so far."""
+    """One decision in progress: its inputs, and the reasons and steps so far."""
 
     __slots__ = ("avoid", "illegal_ports", "random", "request", "source", "steps", "target", "view", "why")
 
@@ -187,7 +190,10 @@ class _Router:
         return self._direct(hop)
 
     def _select_upstream(self, addressed: Service | None, workload: Workload | None) -> Hop | None:
-        """Who receives the connection, given what has the address: a service, a workload or neither."""
+        """Returns who receives the connection.
+
+        Arguments: what has the address (a service, a workload or neither).
+        """
         source, target = self.source, self.target
         one_network = source.network == self.request.network
         service = addressed if one_network else None
@@ -312,7 +318,7 @@ class _Router:
     def _hbone(
         self, hop: Hop, port: int, authority: str | None, step: Step, service: Service | None
     ) -> OutboundPlan | Refusal:
-        """A tunnel to ``hop`` at ``port``; no ``authority`` means the hop's own address and port."""
+        """Returns a tunnel to ``hop`` at ``port``; no ``authority`` means the hop's own address and port."""
         found = self._next_hop(hop, port)
         if isinstance(found, Refusal):
             return found
@@ -355,7 +361,7 @@ class _Router:
         return next_hop, None
 
     def _loops(self, next_hop: SocketAddress) -> bool:
-        """Whether plain TCP to there comes back to one of our own listeners in the client's pod."""
+        """Returns whether plain TCP to there comes back to one of our own listeners in the client's pod."""
         return _is_ours(next_hop, self.illegal_ports) or (
             next_hop.port in self.illegal_ports
             and (next_hop.ip == self.request.client.ip or next_hop.ip in self.source.addresses)

@@ -1,7 +1,8 @@
-"""The outbound decision as a chart: its boxes, and the ways between them.
+"""The outbound decision as a chart: its boxes, and the arrows between them.
 
-`route` notes each box that it comes through. Tests hold it to the ways in `WAYS`, all of which they take, and
-hold the chart in docs/routing.md to be what `mermaid` draws: so the picture is what the code does.
+`route` notes each box that it goes through. Tests check that it follows only arrows of `WAYS` and that each
+arrow is used, and that the chart in docs/routing.md is what `mermaid` draws. So the chart shows what the code
+does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 
 class Step(Enum):
-    """A box of the chart. The value is what stands in it; questions end with a question mark."""
+    """A box of the chart. The value is its text; questions end with a question mark."""
 
     START = "A pod connects to an address and port"
     LOOP = "Is it a port of our own on loopback?"
@@ -39,7 +40,7 @@ class Step(Enum):
 
 
 class Way(NamedTuple):
-    """An arrow of the chart and what is written on it."""
+    """An arrow of the chart, and its label."""
 
     source: Step
     target: Step
@@ -87,7 +88,7 @@ WAYS: tuple[Way, ...] = (
 
 
 def mermaid() -> str:
-    """The chart as Mermaid text (https://mermaid.js.org/syntax/flowchart.html), ending with a newline."""
+    """Returns the chart as Mermaid text with a last newline (https://mermaid.js.org/syntax/flowchart.html)."""
     lines = ["flowchart TD"]
     for step in Step:
         if step.value.endswith("?"):

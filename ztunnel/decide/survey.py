@@ -1,7 +1,7 @@
-"""Why each endpoint of a service may or may not get a connection: what `select_endpoint` does, told.
+"""Explains, for each endpoint of a service, why `select_endpoint` may or may not choose it.
 
-`tests/decide/test_survey.py` holds the two together: whom `select_endpoint` chooses is possible here, and
-whom it never chooses is left out here, for random services.
+`tests/decide/test_survey.py` compares the two for random services: an endpoint that `select_endpoint` chooses
+is possible here, and one that it never chooses is left out here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SLICE = 100
 
 
 class Surveyed(NamedTuple):
-    """An endpoint. ``why`` says why it is left out, "" if it may be chosen; ``port`` is its own, or 0."""
+    """An endpoint. ``why``: why it is left out, "" if it may be chosen. ``port``: its own port, or 0."""
 
     uid: str
     workload: Workload | None
@@ -41,7 +41,7 @@ def survey_endpoints(
     mode: SelectionMode,
     avoid: Collection[str] = (),
 ) -> Slices[dict[str, Surveyed]]:
-    """All endpoints by uid, in the order of the store. The parameters are those of `select_endpoint`.
+    """Returns all endpoints by uid, in the order of the store. The parameters are those of `select_endpoint`.
 
     Pauses every `SLICE` endpoints; at the end the load balancing mode goes over all of them at once, as it
     does for each connection.
@@ -68,7 +68,7 @@ def _own_port(
     source: Workload,
     mode: SelectionMode,
 ) -> tuple[int, str]:
-    """The port at which an endpoint would be used, and why it cannot be."""
+    """Returns the port at which an endpoint would be used, and why it cannot be."""
     if workload is None:
         return 0, "its workload is not known"
     if not (workload.addresses or can_be_reached(workload, source)):

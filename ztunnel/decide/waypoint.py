@@ -1,7 +1,7 @@
-"""References to waypoints and network gateways, and the workloads they lead to.
+"""References to waypoints and network gateways, and the workloads that they lead to.
 
-A reference names an address or a service's hostname, and a port. A reference that leads nowhere refuses the
-connection: going direct instead would skip the policies that the waypoint enforces.
+A reference names an address or a service's hostname, and a port. If it leads nowhere, the connection is
+refused: going directly instead would bypass the policies that the waypoint enforces.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def _is_spiffe(name: str) -> bool:
 
 
 def waypoint_of(service: Service, random: Random) -> GatewayAddress | None:
-    """The service's waypoint for one connection: drawn by weight if it has several, else the single one.
+    """Returns the service's waypoint for one connection, chosen by weight if it has several.
 
-    A set whose weights are all zero, or too many for the existing implementation's counter, counts as none.
+    A set whose weights are all zero, or too many for the Rust ztunnel's counter, counts as none.
     """
     if service.weighted_waypoints:
         total = sum(one.weight for one in service.weighted_waypoints)
@@ -105,7 +105,7 @@ def resolve_gateway(
 
     ``target`` is the client's original destination, after which the address family of a hostname's workload
     goes; that of a reference by address goes after the reference. Services come before workloads. Refuses,
-    with the existing implementation's text, when nothing is known under the reference or no endpoint serves
+    with the Rust ztunnel's text, when nothing is known under the reference or no endpoint serves
     its port.
     """
     port = reference.hbone_mtls_port
@@ -140,7 +140,7 @@ def _unknown(reference: GatewayAddress, mode: SelectionMode, why: str) -> Refusa
 
 
 def _describe(reference: GatewayAddress) -> str:
-    """The existing implementation's text for a reference: its debug form, or the bare hostname."""
+    """Returns the Rust ztunnel's text for a reference: its debug form, or the bare hostname."""
     destination = reference.destination
     if isinstance(destination, NetworkAddress):
         network = destination.network.replace("\\", "\\\\").replace('"', '\\"')
@@ -154,7 +154,7 @@ def _describe(reference: GatewayAddress) -> str:
 def find_gateway(
     view: MeshView, reference: GatewayAddress, namespace: str | None
 ) -> Workload | Service | None:
-    """What a reference names: by address the workload before the service, by hostname the other way round."""
+    """Returns what a reference names. By address a workload comes first, by hostname a service."""
     destination = reference.destination
     if isinstance(destination, NetworkAddress):
         return find_address(view, destination.network, destination.ip, namespace)
@@ -164,7 +164,7 @@ def find_gateway(
 
 
 def workloads_behind(view: MeshView, reference: GatewayAddress, namespace: str | None) -> Iterator[Workload]:
-    """All workloads that a reference may lead to: the one it names, or the endpoints of the service."""
+    """Returns all workloads that a reference may lead to: the named one, or the service's endpoints."""
     found = find_gateway(view, reference, namespace)
     if isinstance(found, Workload):
         yield found
@@ -176,7 +176,7 @@ def workloads_behind(view: MeshView, reference: GatewayAddress, namespace: str |
 
 
 def is_from_waypoint(view: MeshView, reference: GatewayAddress, source: Workload, client: IPAddress) -> bool:
-    """Whether a connection comes from the waypoint that ``reference`` names.
+    """Returns whether a connection comes from the waypoint that ``reference`` names.
 
     It does when a workload behind the reference has the source's identity and the client's address.
     """

@@ -90,7 +90,7 @@ class Capture:
         self._socket.close()
 
     def read(self) -> list[Segment]:
-        """All TCP segments that have passed since the start."""
+        """Returns all TCP segments that have passed since the start."""
         while True:
             try:
                 self.packets.append(self._socket.recv(_LARGEST_PACKET))
@@ -99,14 +99,14 @@ class Capture:
         return [segment for packet in self.packets if (segment := parse_segment(packet)) is not None]
 
     def lost(self) -> int:
-        """How many packets did not fit the buffer since this was last asked for."""
+        """Returns how many packets did not fit the buffer since this was last asked for."""
         raw = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         lost: int = struct.unpack("=II", raw)[1]
         return lost
 
 
 def parse_segment(frame: bytes) -> Segment | None:
-    """The TCP segment in an Ethernet frame, None if it holds something else or is cut short."""
+    """Returns the TCP segment in an Ethernet frame, None if it holds something else or is cut short."""
     if len(frame) < _ETHERNET_HEADER + 20:
         return None
     kind = int.from_bytes(frame[12:14], "big")
@@ -138,7 +138,7 @@ def parse_segment(frame: bytes) -> Segment | None:
 
 
 def reassemble(segments: list[Segment]) -> dict[Flow, bytes]:
-    """The bytes of each direction of each connection, in order, without retransmissions.
+    """Returns the bytes of each direction of each connection, in order, without retransmissions.
 
     Starts at the first byte after SYN, or at the lowest byte seen; ends at the first gap.
     """
@@ -165,7 +165,10 @@ def reassemble(segments: list[Segment]) -> dict[Flow, bytes]:
 
 
 def tls_records(stream: bytes) -> list[TlsRecord] | None:
-    """The TLS records in one direction of a connection, an incomplete last one included; None: not TLS."""
+    """Returns the TLS records in one direction of a connection, an incomplete last one included.
+
+    None: not TLS.
+    """
     records = []
     position = 0
     while position + 5 <= len(stream):

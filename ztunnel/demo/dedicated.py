@@ -38,7 +38,7 @@ class MetricLine:
 
 
 def ztunnel_command(*arguments: str) -> list[str]:
-    """The command line that runs this installation's ztunnel."""
+    """Returns the command line that runs this installation's ztunnel."""
     script = Path(sys.executable).with_name("ztunnel")
     if os.access(script, os.R_OK):
         return [sys.executable, str(script), *arguments]
@@ -55,7 +55,7 @@ def dedicated_environment(
     inherit: Mapping[str, str],
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The environment of a ztunnel for one workload, with a local mesh file and the built-in CA.
+    """Returns the environment of a ztunnel for one workload, with a local mesh file and the built-in CA.
 
     ``root`` is the CA's key and certificate, see `ztunnel.certs.shared_root`; ``inherit`` is where a few
     general variables are taken from; ``extra`` overrides all. DNS capture is off unless ``extra`` says
@@ -101,7 +101,7 @@ class Ztunnel:
         self.process.wait_until(self.ready, what="ready", timeout=timeout)
 
     def ready(self) -> bool:
-        """Whether its readiness server says so now."""
+        """Returns whether its readiness server says so now."""
         try:
             return self.http("GET", READINESS_PORT, "/healthz/ready")[0] == 200
         except (OSError, http.client.HTTPException):
@@ -119,18 +119,18 @@ class Ztunnel:
             connection.close()
 
     def metrics(self) -> list[MetricLine]:
-        """All samples of its metrics page."""
+        """Returns all samples of its metrics page."""
         return list(parse_metrics(self.http("GET", METRICS_PORT, "/metrics")[1]))
 
     def log_lines(self, containing: str = "") -> list[str]:
-        """The lines that it has logged so far and that contain a text."""
+        """Returns the lines that it has logged so far and that contain a text."""
         return [line for line in self.process.output().splitlines() if containing in line]
 
 
 def connect(
     address: str, port: int, *, namespace: OwnedNamespace | None, timeout: float = 5.0
 ) -> socket.socket:
-    """A TCP connection made from inside a namespace. Raises OSError."""
+    """Returns a TCP connection made from inside a namespace. Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     if namespace is None:
         connection = socket.socket(family, socket.SOCK_STREAM)
@@ -147,7 +147,10 @@ def connect(
 
 
 def parse_metrics(text: str) -> Iterator[MetricLine]:
-    """The samples of a page in Prometheus or OpenMetrics text; comments and exemplars are left out."""
+    """Returns the samples of a page in Prometheus or OpenMetrics text.
+
+    Comments and exemplars are left out.
+    """
     for line in text.splitlines():
         match = _SAMPLE.match(line)
         if match is None:

@@ -17,7 +17,7 @@ _TIMEOUT = 10.0
 
 
 def _socks5(port: int, host: str, host_port: int) -> socket.socket:
-    """A connection to ``host:host_port`` through a SOCKS5 proxy (RFC 1928) without authentication."""
+    """Returns a connection to ``host:host_port`` through a SOCKS5 proxy (RFC 1928) without authentication."""
     greeting = b"\x05\x01\x00"
     address = ipaddress.IPv4Address(host).packed
     request = b"\x05\x01\x00\x01" + address + host_port.to_bytes(2, "big")
@@ -38,7 +38,7 @@ def _socks5(port: int, host: str, host_port: int) -> socket.socket:
 
 
 def fetch(url: str, socks5_port: int | None = None) -> str:
-    """The body of a page. Raises OSError or http.client.HTTPException."""
+    """Returns the body of a page. Raises OSError or http.client.HTTPException."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 80
     connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)

@@ -179,7 +179,10 @@ def _remove(directory: Path) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); empty when it is gone."""
+    """Returns when a process started, in clock ticks since boot (proc(5), field 22).
+
+    Empty when it is gone.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -81,7 +81,7 @@ def _enter_own_namespaces() -> None:
 
 
 def may_make_namespaces() -> bool:
-    """Whether this process can make network namespaces as it is. Leaves nothing behind."""
+    """Returns whether this process can make network namespaces as it is. Leaves nothing behind."""
     try:
         OwnedNamespace.make("probe").close()
     except NamespaceUnavailableError:

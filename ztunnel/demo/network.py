@@ -158,7 +158,7 @@ class Network:
         return namespace
 
     def node(self, name: str) -> Node:
-        """The node of that name, made when asked for first."""
+        """Returns the node of that name, made when asked for first."""
         if name in self.nodes:
             return self.nodes[name]
         index = len(self.nodes) + 1
@@ -188,7 +188,7 @@ class Network:
         return node
 
     def wire_port(self, node: Node) -> str:
-        """The interface in the namespace `wire` at which a node's traffic can be captured."""
+        """Returns the interface in the namespace `wire` at which a node's traffic can be captured."""
         return f"node-{node.name}"[:_NAME_LENGTH]
 
     def _wire_addresses(self, node: Node) -> list[tuple[str, int]]:

@@ -146,7 +146,10 @@ def _expression(name: str, values: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def compile_rule(line: str) -> list[Expression]:
-    """What the kernel runs for one rule: names of expressions with their attributes. Raises ValueError."""
+    """Returns what the kernel runs for one rule: names of expressions with their attributes.
+
+    Raises ValueError.
+    """
     rest, expressions = line, list[Expression]()
     while rest:
         for pattern, make in _PHRASES:
@@ -167,7 +170,7 @@ def _data(value: bytes) -> dict[str, Any]:
 
 
 def _host(number: int, length: int = 4) -> bytes:
-    """A number as the kernel has it in a register: marks and zones are in the machine's own order."""
+    """Returns a number as the kernel has it in a register: marks and zones are in the machine's own order."""
     return number.to_bytes(length, sys.byteorder)
 
 

@@ -50,7 +50,7 @@ class Process:
         return self._popen.poll()
 
     def output(self) -> str:
-        """All that it has written so far, to standard output and standard error."""
+        """Returns all that it has written so far, to standard output and standard error."""
         return self.log.read_text(errors="replace")
 
     def signal(self, number: int) -> None:
@@ -61,7 +61,7 @@ class Process:
             pass
 
     def wait(self, timeout: float) -> int:
-        """The exit status, once it has ended. Raises NotReadyError after ``timeout`` seconds."""
+        """Returns the exit status, once it has ended. Raises NotReadyError after ``timeout`` seconds."""
         try:
             return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:

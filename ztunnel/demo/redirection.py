@@ -47,7 +47,10 @@ _IPV6 = _Family("fd16:9254:7127:1337:ffff:ffff:ffff:ffff", "::1/128", "ip6")
 
 
 def iptables_rules(options: RedirectionOptions, *, ipv6: bool = False) -> str:
-    """The input for ``iptables-restore --noflush`` in a pod; with ``ipv6`` for ``ip6tables-restore``."""
+    """Returns the input for ``iptables-restore --noflush`` in a pod.
+
+    With ``ipv6`` for ``ip6tables-restore``.
+    """
     family = _IPV6 if ipv6 else _IPV4
     local = f"! -d {family.loopback}"
     unmarked = f"-m mark ! --mark {PACKET_MARK:#x}/{MARK_MASK:#x}"
@@ -104,7 +107,7 @@ def iptables_rules(options: RedirectionOptions, *, ipv6: bool = False) -> str:
 
 
 def nftables_rules(options: RedirectionOptions) -> str:
-    """The input for ``nft -f -`` in a pod: the same logic as `iptables_rules`, for both IP versions."""
+    """Returns the input for ``nft -f -`` in a pod: the rules of `iptables_rules`, for both IP versions."""
     return "".join(_nftables_family(options, family) for family in (_IPV4, _IPV6))
 
 

@@ -125,7 +125,7 @@ class _Mesh:
         server.wait_until(listening, what="listening", timeout=20)
 
     def command(self) -> list[str]:
-        """An ordinary HTTP client that asks the service."""
+        """Returns an ordinary HTTP client that asks the service."""
         url = f"http://{self.vip}/"
         if curl := shutil.which("curl"):
             proxy = ["--socks5", f"127.0.0.1:{SOCKS5_PORT}"] if self.socks5 else []
@@ -137,11 +137,11 @@ class _Mesh:
         return processes.run(self.command(), namespace=self.pods[name].pod.namespace)
 
     def access_line(self, name: str, *texts: str) -> str:
-        """The line of a pod's ztunnel that tells of a finished connection with these texts."""
+        """Returns the line of a pod's ztunnel that tells of a finished connection with these texts."""
         return self._line(name, "connection complete", *texts)
 
     def explanation(self, name: str, code: str) -> str:
-        """The line of a pod's ztunnel that says why a connection was refused with this code."""
+        """Returns the line of a pod's ztunnel that says why a connection was refused with this code."""
         return self._line(name, "\trefused\t", f'code="{code}"')
 
     def _line(self, name: str, *texts: str) -> str:
@@ -361,12 +361,12 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def load_workloads(file: Path) -> list[dict[str, Any]]:
-    """The workloads of a local mesh file, as written."""
+    """Returns the workloads of a local mesh file, as written."""
     workloads: list[dict[str, Any]] = _load(file)["workloads"]
     return workloads
 
 
 def load_vip(file: Path) -> str:
-    """The address of the first service of a local mesh file."""
+    """Returns the address of the first service of a local mesh file."""
     vip: str = _load(file)["services"][0]["vips"][0]
     return vip.rpartition("/")[2]

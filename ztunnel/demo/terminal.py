@@ -92,11 +92,11 @@ class Page:
 
 
 def log_excerpt(line: str) -> str:
-    """A log line without its tabs."""
+    """Returns a log line without its tabs."""
     return " ".join(line.split("\t"))
 
 
 def sample_excerpt(name: str, labels: dict[str, str], value: float, wanted: Iterable[str]) -> str:
-    """One line of a metrics page, with those labels that matter here."""
+    """Returns one line of a metrics page, with those labels that matter here."""
     shown = ", ".join(f'{key}="{labels[key]}"' for key in wanted if key in labels)
     return f"{name}{{{shown}, …}} {value:g}"

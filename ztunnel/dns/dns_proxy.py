@@ -140,7 +140,7 @@ class DnsProxy:
             return None
 
     def _on_datagram(self, sock: socket.socket, message: bytes, peer: Any) -> bytes | None:
-        """What can be replied at once; the rest gets a task."""
+        """Returns what can be replied at once; the rest gets a task."""
         query = self._parsed(message)
         if not isinstance(query, Query):
             return query

@@ -22,7 +22,7 @@ class MessageStream:
         self._received = bytearray()
 
     async def receive(self) -> bytes | None:
-        """The next message, None when the peer has ended its side, in the middle of one or not.
+        """Returns the next message, None when the peer has ended its side, in the middle of one or not.
 
         Raises OSError. Not a checkpoint when there is a message already.
         """

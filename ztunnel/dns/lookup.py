@@ -26,7 +26,10 @@ _NOTHING = Found((), 0)
 
 
 def addresses_in(reply: bytes) -> Found:
-    """The addresses that a reply has for what it was asked; none when it is an error, or no message."""
+    """Returns the addresses that a reply has for what it was asked.
+
+    None when it is an error, or no message.
+    """
     # Few meshes ask for hostnames, and dnspython's parser is 3 % of the start's CPU time.
     import dns.message  # noqa: PLC0415
 

@@ -105,7 +105,7 @@ class Query:
         return self.message[2:]
 
     def with_id(self, number: int) -> bytes:
-        """The message under another id."""
+        """Returns the message under another id."""
         return number.to_bytes(2, "big") + self.message[2:]
 
 
@@ -124,13 +124,16 @@ _WITHOUT_QUESTION = {Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED}
 
 
 def type_name(number: int) -> str:
-    """The name of a record type, ``unknown`` without one."""
+    """Returns the name of a record type, ``unknown`` without one."""
     name = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(number))
     return "unknown" if name.startswith("TYPE") else name
 
 
 def parse_query(message: bytes) -> Query | Refused | None:
-    """What a client sent. None: not to be answered at all, since it is too short or a response itself."""
+    """Returns what a client sent.
+
+    None: not to be answered at all, since it is too short or a response itself.
+    """
     if len(message) < HEADER_LENGTH:
         return None
     number, flags, questions, *records = _HEADER.unpack_from(message)
@@ -155,7 +158,7 @@ def parse_query(message: bytes) -> Query | Refused | None:
 
 
 def _read_questions(message: bytes, count: int) -> bytes:
-    """The question section."""
+    """Returns the question section."""
     end = HEADER_LENGTH
     for index in range(count):
         end = _skip_name(message, end, pointers=index > 0) + 4
@@ -165,7 +168,7 @@ def _read_questions(message: bytes, count: int) -> bytes:
 
 
 def _skip_name(message: bytes, position: int, *, pointers: bool) -> int:
-    """Where the name at ``position`` ends."""
+    """Returns where the name at ``position`` ends."""
     start = position
     while True:
         if position >= len(message):
@@ -203,7 +206,10 @@ def _find_edns(message: bytes, position: int, counts: list[int]) -> Edns | None:
 
 
 def _presentation(question: bytes) -> str:
-    """The name with which a question section begins, as text; odd bytes are a backslash and three digits."""
+    """Returns the name with which a question section begins, as text.
+
+    Odd bytes are a backslash and three digits.
+    """
     labels = []
     position = 0
     while length := question[position]:
@@ -224,20 +230,26 @@ def _header(number: int, flags: int, rcode: int, questions: int) -> bytes:
 
 
 def echo(number: int, flags: int, rcode: int, questions: int, question: bytes) -> bytes:
-    """A reply of an id, a code and the questions as they came; without these where they are very long."""
+    """Returns a reply of an id, a code and the questions as they came.
+
+    Without these where they are very long.
+    """
     if HEADER_LENGTH + len(question) > LONGEST_UDP_WITHOUT_EDNS:
         return _header(number, flags, rcode, 0)
     return _header(number, flags, rcode, questions) + question
 
 
 def encode_opt(edns: Edns, *, rcode: int = 0) -> bytes:
-    """An OPT record for a reply: the query's payload and DO flag, our version, the high bits of ``rcode``."""
+    """Returns an OPT record for a reply: the query's payload and DO flag, our version, part of ``rcode``."""
     ttl = (rcode >> 4 << 24) | (_DO if edns.dnssec_ok else 0)
     return b"\0" + _RECORD.pack(TYPE_OPT, max(LONGEST_UDP_WITHOUT_EDNS, edns.payload), ttl, 0)
 
 
 def _bad_version(number: int, flags: int, questions: int, question: bytes, edns: Edns) -> bytes:
-    """The reply to a version of EDNS that we do not speak; it says in its OPT record which one we do."""
+    """Returns the reply to a version of EDNS that we do not speak.
+
+    It says in its OPT record which one we do.
+    """
     opt = encode_opt(edns, rcode=BADVERS)
     reply = bytearray(echo(number, flags, BADVERS & _RCODE, questions, question))
     if len(reply) + len(opt) > LONGEST_UDP_WITHOUT_EDNS:
@@ -264,7 +276,7 @@ def read_reply(message: bytes) -> Reply:
 
 
 def is_reply_to(query: Query, number: int, message: bytes) -> bool:
-    """Whether ``message`` can be the answer to ``query`` when it was sent under the id ``number``.
+    """Returns whether ``message`` can be the answer to ``query`` when it was sent under the id ``number``.
 
     The question must be the same (RFC 5452, section 4), but for the case of its name, which some servers do
     not keep. Servers that could not read a query answer with an error code and without a question.
@@ -288,7 +300,10 @@ def is_reply_to(query: Query, number: int, message: bytes) -> bool:
 
 
 def encode_name(name: str) -> bytes:
-    """A hostname as it is sent. Raises ValueError for one that cannot be: empty or long labels, non-ASCII."""
+    """Returns a hostname as it is sent.
+
+    Raises ValueError for one that cannot be: empty or long labels, non-ASCII.
+    """
     labels = name.removesuffix(".").encode("ascii").split(b".")
     if not all(0 < len(label) < 64 for label in labels):
         raise ValueError(f"{name!r} is no hostname")
@@ -299,7 +314,7 @@ def encode_name(name: str) -> bytes:
 
 
 def make_query(name: str, qtype: int) -> Query:
-    """An ordinary query with EDNS, with the id 0. Raises ValueError for what is no hostname."""
+    """Returns an ordinary query with EDNS, with the id 0. Raises ValueError for what is no hostname."""
     question = encode_name(name) + _TWO.pack(qtype, CLASS_IN)
     opt = b"\0" + _RECORD.pack(TYPE_OPT, _OUR_PAYLOAD, 0, 0)
     message = _HEADER.pack(0, _RD, 1, 0, 0, 1) + question + opt

@@ -48,7 +48,9 @@ class OnDemandResolver:
         self._cache: OrderedDict[tuple[str, int], tuple[float, Found]] = OrderedDict()
 
     async def resolve(self, hostname: str) -> Sequence[IPAddress]:
-        """All addresses of a hostname, which may itself be an address; none when it exists without any.
+        """Returns all addresses of a hostname, which may itself be an address.
+
+        None when it exists without any.
 
         Raises NameResolutionError when no answer could be had.
         """
@@ -71,7 +73,7 @@ class OnDemandResolver:
         raise NameResolutionError(str(problem))
 
     def _candidates(self, hostname: str) -> list[str]:
-        """The absolute names that a hostname may mean, in the order in which to try them."""
+        """Returns the absolute names that a hostname may mean, in the order in which to try them."""
         conf = self._ready_conf()
         if hostname.endswith("."):
             return [hostname]
@@ -79,7 +81,10 @@ class OnDemandResolver:
         return [hostname, *searched] if hostname.count(".") >= conf.ndots else [*searched, hostname]
 
     async def _resolve_one(self, name: str) -> list[IPAddress]:
-        """All addresses of one absolute name. Raises UpstreamError and ValueError when there are none."""
+        """Returns all addresses of one absolute name.
+
+        Raises UpstreamError and ValueError when there are none.
+        """
         found: list[IPAddress] = []
         failures: list[UpstreamError | ValueError] = []
 

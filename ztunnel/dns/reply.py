@@ -37,12 +37,12 @@ _FARTHEST_POINTER = 0x3FFF
 
 
 def error_reply(query: Query, rcode: Rcode) -> bytes:
-    """A reply with a code and the question, without records and without EDNS."""
+    """Returns a reply with a code and the question, without records and without EDNS."""
     return echo(query.id, query.flags, rcode, 1, query.question)
 
 
 def reply_limit(query: Query, *, tcp: bool) -> int:
-    """How many bytes a reply of ours may have."""
+    """Returns how many bytes a reply of ours may have."""
     if tcp:
         return LONGEST_TCP
     payload = 0 if query.edns is None else query.edns.payload
@@ -50,7 +50,7 @@ def reply_limit(query: Query, *, tcp: bool) -> int:
 
 
 def own_reply(query: Query, answer: DnsAnswer, limit: int) -> bytes:
-    """The reply that a decision of kind RECORDS or NO_RECORDS asks for, of at most ``limit`` bytes.
+    """Returns the reply that a decision of kind RECORDS or NO_RECORDS asks for, of at most ``limit`` bytes.
 
     What does not fit is left out, record by record, and the reply says that it is truncated; the OPT record
     always fits. Owner names are in lower case and compressed.

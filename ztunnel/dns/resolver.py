@@ -40,7 +40,7 @@ class Client(Protocol):
         ...
 
     async def wait(self) -> Workload | None:
-        """The same, after a while in which it may come."""
+        """Returns the same, after a while in which it may come."""
         ...
 
 
@@ -75,7 +75,10 @@ class Resolver:
         self._random = random
 
     def from_mesh(self, query: Query, *, tcp: bool) -> bytes | None:
-        """The reply, if it can be given at once and is the mesh's to give. None: `resolve` is to be asked."""
+        """Returns the reply, if it can be given at once and is the mesh's to give.
+
+        None: `resolve` is to be asked.
+        """
         client = self._client.known()
         if client is None:
             return None
@@ -85,7 +88,7 @@ class Resolver:
         return self._own(client, query, decision, tcp=tcp)
 
     async def resolve(self, query: Query, *, tcp: bool) -> bytes:
-        """The reply, whoever gives it; SERVFAIL when nobody does."""
+        """Returns the reply, whoever gives it; SERVFAIL when nobody does."""
         client = self._client.known() or await self._client.wait()
         if client is None:
             return self._unknown(query, tcp=tcp)
@@ -127,7 +130,7 @@ class Resolver:
         return error_reply(query, Rcode.SERVFAIL)
 
     async def first_address(self, name: str, version: int) -> IPAddress | None:
-        """The first address of IP version 4 or 6 that a hostname has, None when it has none (or is none)."""
+        """Returns the first address (IP version 4 or 6) of a hostname, None if it has none or is invalid."""
         try:
             return parse_ip(name)
         except ValueError:
@@ -175,7 +178,7 @@ class Resolver:
         return own_reply(query, decision, reply_limit(query, tcp=tcp))
 
     async def _forward(self, client: Workload, query: Query, *, tcp: bool) -> bytes:
-        """The real resolver's reply, as it is. Raises UpstreamError."""
+        """Returns the real resolver's reply, as it is. Raises UpstreamError."""
         traffic = self._traffic
         labels = self._labels(client, query, tcp=tcp)
         traffic.dns_request(labels)
@@ -194,7 +197,7 @@ class Resolver:
         if problem is None:
             self._log(query, "forwarded", reply.answers)
         else:
-            # The existing implementation counts these so: its library makes errors of them.
+            # The Rust ztunnel counts these so: its library makes errors of them.
             traffic.dns_upstream_failure(labels)
             self._log(query, f"forwarding failed (net error: DNS error: {problem})", 0)
         return message
@@ -220,7 +223,7 @@ class Resolver:
 
 
 def _problem(query: Query, reply: Reply) -> str | None:
-    """What is wrong with an answer, in the existing implementation's words; None for one with records."""
+    """Returns what is wrong with an answer, in the Rust ztunnel's words; None for one with records."""
     if reply.rcode in _ERROR_NAMES:
         return f"error response: {_ERROR_NAMES[Rcode(reply.rcode)]}"
     if reply.rcode == Rcode.NXDOMAIN or (not reply.answers and not reply.truncated):

@@ -102,11 +102,11 @@ class Upstream:
         return len(self._exchanges)
 
     def is_own(self, client: SocketAddress) -> bool:
-        """Whether a query that came from ``client`` is one that we sent there ourselves."""
+        """Returns whether a query that came from ``client`` is one that we sent there ourselves."""
         return client in self._own
 
     async def ask(self, query: Query, *, tcp: bool) -> bytes:
-        """The answer of a nameserver, under the query's own id. Raises UpstreamError."""
+        """Returns the answer of a nameserver, under the query's own id. Raises UpstreamError."""
         key = (tcp, query.without_id)
         exchange = self._exchanges.get(key)
         if exchange is None:
@@ -140,7 +140,7 @@ class Upstream:
     # -- which server ------------------------------------------------------------------------------------
 
     def _order(self) -> list[IPAddress]:
-        """The nameservers in the order in which to ask them. Raises NoNameserverError."""
+        """Returns the nameservers in the order in which to ask them. Raises NoNameserverError."""
         servers = list(self._conf.nameservers)
         if not servers:
             raise NoNameserverError(self._conf.problem)

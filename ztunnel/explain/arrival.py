@@ -33,7 +33,7 @@ class Setting:
 
 
 def client_address(source: Workload) -> SocketAddress:
-    """The client's own address, with a port that says nothing."""
+    """Returns the client's own address, with a port that says nothing."""
     ip = source.addresses[0] if source.addresses else SocketAddress.parse("0.0.0.0:0").ip
     return SocketAddress(ip, 0)
 
@@ -46,7 +46,7 @@ def named(workload: Workload) -> str:
 def arrive(
     view: MeshView, source: Workload, plan: OutboundPlan, setting: Setting, notes: list[str]
 ) -> Slices[ArrivalView | None]:
-    """What happens at the next hop; None where the next hop has no ztunnel, or decides by itself.
+    """Returns what happens at the next hop; None where the next hop has no ztunnel, or decides by itself.
 
     ``notes`` gets what is odd on the way.
     """
@@ -107,7 +107,7 @@ def arrive(
 def arrive_plain(
     view: MeshView, source: Workload, workload: Workload, destination: SocketAddress, setting: Setting
 ) -> Slices[ArrivalView]:
-    """What happens to plain TCP that arrives at a workload of the mesh."""
+    """Returns what happens to plain TCP that arrives at a workload of the mesh."""
     admitted = admit_plaintext(
         view,
         workload,

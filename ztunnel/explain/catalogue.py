@@ -27,19 +27,19 @@ class Catalogue(Protocol):
         ...
 
     def uids(self) -> Iterator[Sequence[str]]:
-        """The uids of all workloads, in no order, at most `PART` at a time."""
+        """Returns the uids of all workloads, in no order, at most `PART` at a time."""
         ...
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
-        """The keys of all services, in no order, at most `PART` at a time."""
+        """Returns the keys of all services, in no order, at most `PART` at a time."""
         ...
 
     def read(self, uid: str) -> Workload | None:
-        """A workload, without taking the place of one that connections use in any cache."""
+        """Returns a workload, without taking the place of one that connections use in any cache."""
         ...
 
     def mentions(self, uid: str, text: str) -> bool:
-        """Whether a text occurs in what is known of a workload. Costs far less than reading it."""
+        """Returns whether a text occurs in what is known of a workload. Costs far less than reading it."""
         ...
 
 
@@ -55,21 +55,21 @@ class StoreCatalogue:
         return self._store
 
     def uids(self) -> Iterator[Sequence[str]]:
-        """The uids of all workloads."""
+        """Returns the uids of all workloads."""
         for shelf in range(self._store.workloads.shelves):
             yield from batches(self._store.workloads.uids_on(shelf), PART)
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
-        """The keys of all services."""
+        """Returns the keys of all services."""
         services = self._store.services
         for hostnames in batches(services.hostnames(), PART):
             yield [entry.key for hostname in hostnames for entry in services.by_hostname(hostname)]
 
     def read(self, uid: str) -> Workload | None:
-        """A workload, decoded for this once."""
+        """Returns a workload, decoded for this once."""
         return self._store.workloads.read(uid)
 
     def mentions(self, uid: str, text: str) -> bool:
-        """Whether the bytes of a workload hold a text."""
+        """Returns whether the bytes of a workload hold a text."""
         body = self._store.workloads.body(uid)
         return body is not None and text.encode() in body

@@ -111,7 +111,7 @@ def telling(
 
 
 def explain(catalogue: Catalogue, question: Question, setting: Setting) -> Explanation:
-    """The explanation, without pauses: where nobody is held up."""
+    """Returns the explanation, without pauses: where nobody is held up."""
     return at_once(telling(catalogue, question, setting)).explanation
 
 
@@ -212,7 +212,10 @@ class _Telling:
         )
 
     def _endpoints(self, plan: OutboundPlan | Refusal) -> Slices[tuple[EndpointView, ...]]:
-        """The endpoints of the service that was addressed; those of a waypoint or gateway are its own."""
+        """Returns the endpoints of the service that was addressed.
+
+        Those of a waypoint or gateway are its own.
+        """
         service = self.destination.service
         if service is None:
             service = service_by_address(
@@ -342,14 +345,14 @@ class _Telling:
 
 
 def plan_way(plan: OutboundPlan) -> str:
-    """What a connection goes through before its destination."""
+    """Returns what a connection goes through before its destination."""
     if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
         return "network gateway"
     return "waypoint" if plan.waypoint else ""
 
 
 def _state(one: Surveyed, chosen: str) -> int:
-    """The place of its state in `_STATES`: in this order endpoints are listed."""
+    """Returns the place of its state in `_STATES`: in this order endpoints are listed."""
     return 0 if one.uid == chosen else 1 if one.possible else 2
 
 

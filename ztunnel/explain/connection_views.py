@@ -106,18 +106,18 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def takes_closed(self, connection: str, pod: str, code: str, *, failed: bool) -> bool:
-        """Whether a connection that was is wanted, as far as these say; ``peer`` is for `takes`."""
+        """Returns whether a connection that was is wanted, as far as these say; ``peer`` is for `takes`."""
         if (self.id and connection != self.id) or (self.failed and not failed):
             return False
         return self.pod in ("", pod) and self.code in ("", code)
 
     def takes(self, view: ConnectionView) -> bool:
-        """Whether a connection has the peer that is wanted: by a name, an address or an identity."""
+        """Returns whether a connection has the peer that is wanted: by a name, an address or an identity."""
         others = (view.peer, view.peer_identity, view.service, *map(_host, (view.next_hop, view.destination)))
         return self.peer in (*others, _host(view.client), view.next_hop, view.destination, view.client)
 
     def rank(self, *, age: float, idle: float, count: int) -> float:
-        """What connections are ordered by, the greatest first: seconds, seconds, and bytes both ways."""
+        """Returns the sort key of a connection, greatest first: seconds, seconds, and bytes both ways."""
         return _ORDERS[self.sort](age, idle, count)
 
 
@@ -138,7 +138,7 @@ def ordered(views: Sequence[Mapping[str, Any]], selection: Selection) -> Slices[
 
 
 def connection_lines(view: Mapping[str, Any]) -> Iterable[str]:
-    """One connection as text, its explanation included."""
+    """Returns one connection as text, its explanation included."""
     yield f"Connection {view['id']} of pod {view['pod']}: {view['direction']}, {view['state']}"
     yield f"  from {view['client']} to {view['destination']}" + (
         f" (service {view['service']})" if view.get("service") else ""

@@ -72,14 +72,14 @@ class Converted:
 
 
 def static_strict(root: str) -> Authorization:
-    """The policy that workloads with strict mTLS refer to: no peer without an identity."""
+    """Returns the policy that workloads with strict mTLS refer to: no peer without an identity."""
     return Authorization(
         STATIC_STRICT, root, Scope.WORKLOAD_SELECTOR, Action.DENY, (((Match(not_principals=_NOBODY),),),)
     )
 
 
 def read_policies(text: str, root: str, where: str = "") -> list[Converted]:
-    """All policies of a YAML text of several documents, Lists included; other kinds are passed over.
+    """Returns all policies of a YAML text of several documents, Lists included; other kinds are passed over.
 
     root: the root namespace, whose policies apply everywhere. where: a name for the text in errors. Raises
     PolicyFileError.
@@ -174,7 +174,7 @@ def _authorization(
 
 
 def _rule(rule: Mapping[str, Any], namespace: str) -> tuple[Rule, set[str]]:
-    """One rule, and the layer 7 attributes in it."""
+    """Returns one rule, and the layer 7 attributes in it."""
     layer7: set[str] = set()
     clauses: list[Clause] = []
     to = []

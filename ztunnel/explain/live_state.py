@@ -17,7 +17,7 @@ _NO_CERTIFICATE = "ZT-CA-010"
 
 
 def merged_live(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The live parts of the answers of several data planes as one."""
+    """Returns the live parts of the answers of several data planes as one."""
     live: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():

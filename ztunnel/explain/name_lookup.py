@@ -49,7 +49,7 @@ class Destination:
 
 
 def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workload]:
-    """The workload that ``namespace/name``, a uid, or an address (``network/ip`` too) means.
+    """Returns the workload that ``namespace/name``, a uid, or an address (``network/ip`` too) means.
 
     Raises UnclearError.
     """
@@ -63,7 +63,7 @@ def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workloa
 def find_destination(
     catalogue: Catalogue, text: str, source: Workload, network: str, domain: str
 ) -> Slices[Destination]:
-    """The address that a client at ``source`` connects to, if it asks for ``text``.
+    """Returns the address that a client at ``source`` connects to, if it asks for ``text``.
 
     An ``ip:port``; a service as ``namespace/name``, or by a hostname as the pod's DNS completes it; a pod as
     ``namespace/name`` or uid; each with ``:port``, which may be left out where there is only one. Raises
@@ -148,7 +148,7 @@ def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> 
 
 
 def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Slices[Service | None]:
-    """A service by its object's name, where the hostname is another (ServiceEntry, another domain)."""
+    """Returns a service by its object's name, if its hostname differs (ServiceEntry, another domain)."""
     known: list[str] = []
     for keys in catalogue.services():
         hostnames = (key.hostname for key in keys if key.namespace == namespace)
@@ -164,7 +164,7 @@ def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Slices[Se
 
 
 def _as_shown(name: str, source: Workload) -> str:
-    """A hostname as `_service_names` would show it, if there were such a service."""
+    """Returns a hostname as `_service_names` would show it, if there were such a service."""
     if "/" in name:
         return name
     short, _, rest = name.partition(".")
@@ -200,7 +200,7 @@ def _workload(catalogue: Catalogue, text: str, network: str) -> Slices[Workload 
 
 
 def _by_own_name(catalogue: Catalogue, text: str) -> Slices[Workload | None]:
-    """A workload whose uid does not end in its name: the first of those that mention it, by uid."""
+    """Returns a workload whose uid does not end in its name: the first of those that mention it, by uid."""
     namespace, _, name = text.partition("/")
     known: list[str] = []
     for uids in catalogue.uids():

@@ -92,7 +92,7 @@ class PolicyChange:
             )
 
     def applied(self, workload: Workload) -> Workload:
-        """A workload with the policies that it would refer to."""
+        """Returns a workload with the policies that it would refer to."""
         keys = [key for key in workload.authorization_policies if key not in self._gone]
         for key, one in self._changed.items():
             new = self.view.policy(key) is None and key not in keys
@@ -109,7 +109,7 @@ class PolicyChange:
     # What `authorize` reads of a mesh; the rest stays as it is.
 
     def policy(self, key: str) -> Authorization | None:
-        """The policy under a key, after the change."""
+        """Returns the policy under a key, after the change."""
         if key in self._changed:
             return self._changed[key].policy
         if key in self._gone:
@@ -119,14 +119,14 @@ class PolicyChange:
         return self.view.policy(key)
 
     def namespace_policies(self, namespace: str) -> Sequence[Authorization]:
-        """The policies of a namespace, after the change."""
+        """Returns the policies of a namespace, after the change."""
         return self._merged(
             self.view.namespace_policies(namespace),
             lambda one: one.scope is Scope.NAMESPACE and one.namespace == namespace,
         )
 
     def global_policies(self) -> Sequence[Authorization]:
-        """The policies of the whole mesh, after the change."""
+        """Returns the policies of the whole mesh, after the change."""
         return self._merged(self.view.global_policies(), lambda one: one.scope is Scope.GLOBAL)
 
     def _merged(self, present: Sequence[Authorization], belongs: Any) -> Sequence[Authorization]:
@@ -135,7 +135,7 @@ class PolicyChange:
         return (*kept, *new)
 
     def effects(self, connections: Iterable[DecidedConnection]) -> Iterable[Change]:
-        """The connections that would end otherwise."""
+        """Returns the connections that would end otherwise."""
         for one in connections:
             before = authorize(self.view, one.pod, one.facts)
             after = authorize(self, self.applied(one.pod), one.facts)
@@ -160,12 +160,12 @@ def _change(one: DecidedConnection, after: Verdict) -> Change:
 
 
 def _attached(one: Converted) -> bool:
-    """Whether workloads refer to the policy, and it does not apply by itself."""
+    """Returns whether workloads refer to the policy, and it does not apply by itself."""
     return one.policy is not None and one.policy.scope is Scope.WORKLOAD_SELECTOR
 
 
 def _rank(one: Converted, root: str) -> int:
-    """The more specific later: mesh, namespace, workload."""
+    """Returns the more specific later: mesh, namespace, workload."""
     if one.labels is not None:
         return 2
     return 0 if one.namespace == root else 1

@@ -86,7 +86,7 @@ class SavedMesh:
 
 
 def read_dump(data: bytes) -> SavedMesh:
-    """The mesh of a dump's text. Raises DumpError."""
+    """Returns the mesh of a dump's text. Raises DumpError."""
     try:
         return SavedMesh(msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -110,14 +110,14 @@ def _service_keys(workload: Any) -> list[str]:
 
 
 def _workload(value: Any, services: Mapping[str, Mapping[int, int]]) -> Any:
-    """What is known of a workload, with these services; what newer versions add is left out."""
+    """Returns what is known of a workload, with these services; what newer versions add is left out."""
     if not isinstance(value, Mapping):
         return value
     return {**{key: item for key, item in value.items() if key in WORKLOAD.known}, "services": services}
 
 
 def _service(value: Any) -> Any:
-    """What is known of a service. Older dumps write a range as ``network/cidr``."""
+    """Returns what is known of a service. Older dumps write a range as ``network/cidr``."""
     if not isinstance(value, Mapping):
         return value
     known = {key: item for key, item in value.items() if key in SERVICE.known}

@@ -123,7 +123,7 @@ class GrpcChannel:
     async def unary(
         self, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
     ) -> bytes:
-        """One request, one answer, within ``deadline_seconds``.
+        """Returns one request, one answer, within ``deadline_seconds``.
 
         Raises GrpcStatusError (``DEADLINE_EXCEEDED`` when the time is over), GrpcChannelError for metadata
         that cannot be sent. Cancelling the task cancels the call.
@@ -200,7 +200,7 @@ class GrpcChannel:
                 self._names = [self._names[1]]
 
     async def _connects(self, channel: Any) -> bool:
-        """Whether a channel gets ready, that is, reaches the server and trusts it."""
+        """Returns whether a channel gets ready, that is, reaches the server and trusts it."""
         grpc = _grpc()
         settled = trio.Event()
         ready = False
@@ -278,7 +278,7 @@ class GrpcStream:
             raise self._ended
 
     async def receive(self) -> bytes:
-        """The next message. Raises GrpcStatusError when the call has ended, in good order or not."""
+        """Returns the next message. Raises GrpcStatusError when the call has ended, in good order or not."""
         try:
             return await self._messages.receive()
         except trio.EndOfChannel:
@@ -341,7 +341,7 @@ class _Requests(Iterator[bytes]):
     def __next__(self) -> bytes:
         message = self._queue.get()
         if message is None:
-            # For whoever asks again.
+            # For the caller again.
             self._queue.put(None)
             raise StopIteration
         try:

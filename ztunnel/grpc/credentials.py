@@ -26,7 +26,7 @@ class TokenError(ZtunnelError):
 
 
 def read_roots(source: RootCert) -> bytes:
-    """The roots as PEM. Raises `RootsError` for a file that cannot be read or an empty store."""
+    """Returns the roots as PEM. Raises `RootsError` for a file that cannot be read or an empty store."""
     match source:
         case RootFile(path):
             try:
@@ -45,7 +45,7 @@ def read_roots(source: RootCert) -> bytes:
 
 
 def read_token(source: AuthSource | None) -> str | None:
-    """The token, exactly as its file has it; None if there is none to show. Raises `TokenError`."""
+    """Returns the token, exactly as its file has it; None if there is none to show. Raises `TokenError`."""
     if source is None:
         return None
     if not isinstance(source, TokenFile):
@@ -62,7 +62,7 @@ def read_token(source: AuthSource | None) -> str | None:
 
 
 def authorization(source: AuthSource | None, cluster_id: str) -> list[tuple[str, str]]:
-    """The call metadata that authenticates us; empty without a token. Raises `TokenError`."""
+    """Returns the call metadata that authenticates us; empty without a token. Raises `TokenError`."""
     token = read_token(source)
     if token is None:
         return []

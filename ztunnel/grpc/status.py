@@ -15,7 +15,7 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _KEY: Final = re.compile(r"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
-# The words that the existing implementation's log lines use for the status codes.
+# The words that the Rust ztunnel's log lines use for the status codes.
 _MEANINGS: Final = {
     "OK": "The operation completed successfully",
     "CANCELLED": "The operation was cancelled",

@@ -145,16 +145,16 @@ class HboneConnection(ABC):
         return self._streams.open[stream_id]
 
     def is_open(self, stream_id: int) -> bool:
-        """Whether at least one direction of the stream is open."""
+        """Returns whether at least one direction of the stream is open."""
         return stream_id in self._streams.open
 
     def can_send(self, stream_id: int) -> bool:
-        """Whether this side may still send on the stream (a server: only after ``accept``)."""
+        """Returns whether this side may still send on the stream (a server: only after ``accept``)."""
         stream = self._streams.open.get(stream_id)
         return stream is not None and stream.state.sends
 
     def can_receive(self, stream_id: int) -> bool:
-        """Whether the peer may still send on the stream."""
+        """Returns whether the peer may still send on the stream."""
         stream = self._streams.open.get(stream_id)
         return stream is not None and not stream.state.end_received
 

@@ -88,7 +88,7 @@ def read_response(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields | Non
 
 
 def sound_trailers(fields: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the fields are well-formed trailers: these have no pseudo-header fields."""
+    """Returns whether the fields are well-formed trailers: these have no pseudo-header fields."""
     parts = _split(fields)
     return parts is not None and not parts[0]
 

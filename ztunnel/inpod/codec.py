@@ -54,7 +54,10 @@ def encode_hello() -> bytes:
 
 
 def encode_ack(error: str | None) -> bytes:
-    """The answer to one request; None for success. An error is cut to what fits in the agent's buffer."""
+    """Returns the answer to one request; None for success.
+
+    An error is cut to what fits in the agent's buffer.
+    """
     text = error or ""
     # Tag and length of the two nested fields take at most 6 bytes.
     fitting = text.encode("utf-8", "replace")[: LARGEST_PACKET - 8].decode("utf-8", "ignore")

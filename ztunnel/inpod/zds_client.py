@@ -98,11 +98,11 @@ class ZdsClient:
         self._receiving = trio.CancelScope()
 
     def counts(self) -> PodCounts:
-        """The values of the ``workload_manager_*`` metrics."""
+        """Returns the values of the ``workload_manager_*`` metrics."""
         return self._session.counts()
 
     def pods(self) -> Iterator[PodView]:
-        """The pods of the admin dump, without their connections."""
+        """Returns the pods of the admin dump, without their connections."""
         return self._session.pods()
 
     def pod_ended(self, uid: str) -> None:

@@ -19,7 +19,7 @@ once, by `Release`; in between it may be used by a `StartPod`. A `Release` comes
 can be interrupted, so that none is lost. A running pod keeps its namespace alive by its own sockets, so that
 only the identity has to be remembered here.
 
-Readiness keeps a peculiarity of the existing implementation: it is looked at anew after each request that
+Readiness keeps a peculiarity of the Rust ztunnel: it is looked at anew after each request that
 succeeds, and a failed add alone does not change it.
 """
 
@@ -187,12 +187,12 @@ class ZdsSession:
         return self._retry_at
 
     def counts(self) -> PodCounts:
-        """The values of the metrics."""
+        """Returns the values of the metrics."""
         retrying = self._start is not None and not self._start.requested
         return PodCounts(len(self._running), len(self._pending) + retrying, self._started, self._stopped)
 
     def pods(self) -> Iterator[PodView]:
-        """The pods of the admin dump: those that run, that wait for a retry, and that are being started."""
+        """Returns the pods of the admin dump: those that run, wait for a retry, or are being started."""
         for uid, running in self._running.items():
             yield PodView(uid, running.info, PodState.UP)
         for uid, pending in self._pending.items():

@@ -6,7 +6,7 @@ Trio's. A callback runs in the loop, between steps of tasks: it may reschedule a
 nothing else. Each belongs to a task that waits, or to an object that a task closes.
 
 Trio has no public way to its epoll object. Where it is not to be had (another version, another system) `own`
-gives None, and whoever asks falls back on Trio's ordinary waits, which are right too, and slower.
+gives None, and the caller falls back on Trio's ordinary waits, which are right too, and slower.
 
 A descriptor must not be waited for through Trio while it is registered here.
 """
@@ -75,7 +75,7 @@ class LoopEpoll:
 
 
 def own() -> LoopEpoll | None:
-    """The wrapper of the loop that runs; None where there is no epoll to wrap."""
+    """Returns the wrapper of the loop that runs; None where there is no epoll to wrap."""
     runner: Any = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)  # noqa: SLF001
     manager: Any = getattr(runner, "io_manager", None)
     epoll = getattr(manager, "_epoll", None)

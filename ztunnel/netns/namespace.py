@@ -166,7 +166,7 @@ def close_sockets(sockets: list[socket.socket]) -> None:
 
 
 async def ipv6_enabled_on_loopback(namespace: Namespace) -> bool:
-    """Whether a socket can be bound to ``::1`` in the namespace.
+    """Returns whether a socket can be bound to ``::1`` in the namespace.
 
     Asked by doing it, with a throw-away UDP socket, so that it covers each way of being without: no IPv6 in
     the kernel, switched off for the namespace or for its loopback, loopback down. Raises NamespaceError
@@ -176,7 +176,7 @@ async def ipv6_enabled_on_loopback(namespace: Namespace) -> bool:
 
 
 def own_ipv6_enabled_on_loopback() -> bool:
-    """The same for the namespace of the calling thread."""
+    """Returns the same for the namespace of the calling thread."""
     return _can_bind_ipv6_loopback()
 
 

@@ -63,7 +63,7 @@ class NamespaceIdentity(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: int) -> NamespaceIdentity:
-        """The identity behind an open descriptor. Raises OSError."""
+        """Returns the identity behind an open descriptor. Raises OSError."""
         status = os.fstat(descriptor)
         return cls(status.st_ino, status.st_dev)
 
@@ -182,7 +182,7 @@ class NamespaceThread:
         return (status.st_ino, status.st_dev) == self._home_identity
 
     def _go(self, visit: Visit[object]) -> tuple[outcome.Outcome[object], bool]:
-        """The result of one visit, and whether the thread is back at home."""
+        """Returns the result of one visit, and whether the thread is back at home."""
         try:
             set_namespace(visit.descriptor)
         except OSError as error:

@@ -1,7 +1,7 @@
 """The access log: what is known of a connection as fields in their order, and the three lines made of them.
 
 Up to `AccessLog` everything here is pure. Byte counts are named from the point of view of the workload that
-ztunnel serves, as the existing implementation has it: what it sent, what it received. Metrics count by
+ztunnel serves, as the Rust ztunnel has it: what it sent, what it received. Metrics count by
 client and server instead, so for an outgoing connection the two are crossed.
 """
 
@@ -49,7 +49,7 @@ class AccessLogEntry:
 
 
 def opened_fields(entry: AccessLogEntry) -> dict[str, Any]:
-    """The fields of ``connection opened``; unknown ones are None, which a logger leaves out."""
+    """Returns the fields of ``connection opened``; unknown ones are None, which a logger leaves out."""
     source, destination, mtls = entry.source, entry.destination, entry.mtls
     fields: dict[str, Any] = {"src.addr": entry.source_address}
     if source is not None:
@@ -79,10 +79,10 @@ def complete_fields(
     code: str | None = None,
     connection: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of ``connection complete``.
+    """Returns the fields of ``connection complete``.
 
     ``received`` is the number of bytes from client to server, ``sent`` from server to client, as in metrics.
-    ``code`` and ``connection`` (its id) are ours; they come after all that the existing implementation has.
+    ``code`` and ``connection`` (its id) are ours; they come after all that the Rust ztunnel has.
     """
     outbound = entry.direction is Direction.OUTBOUND
     fields = opened_fields(entry)
@@ -146,7 +146,7 @@ def set_sampling(sampling: Sampling) -> None:
 
 
 def current_sampling() -> Sampling:
-    """The sampling in force."""
+    """Returns the sampling in force."""
     return _Chosen.sampling or Sampling()
 
 

@@ -1,4 +1,4 @@
-"""Metrics as text: OpenMetrics 1.0, whatever content type was asked for, as the existing implementation does.
+"""Metrics as text: OpenMetrics 1.0, whatever content type was asked for, as the Rust ztunnel does.
 
 prometheus-client could write this too, but it sorts labels, adds ``_created`` series, prints families without
 samples, and takes over a second for 20,000 series with these labels. Here the text of a series' labels is
@@ -21,7 +21,10 @@ _KEPT = 500_000
 
 
 def content_type(accept: str | None) -> str:
-    """The content type to answer with. Items are compared as they stand: a blank after a comma counts."""
+    """Returns the content type to answer with.
+
+    Items are compared as they stand: a blank after a comma counts.
+    """
     for item in (accept or "").split(","):
         if item.split(";")[0].lower() == "application/openmetrics-text":
             return OPENMETRICS_TYPE
@@ -56,7 +59,7 @@ class Exposition:
         self._label_texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
 
     def page(self, totals: Mapping[str, Mapping[tuple[str, ...], float]]) -> Iterator[bytes]:
-        """The page in pieces of about 1000 series.
+        """Returns the page in pieces of about 1000 series.
 
         ``totals`` are values by sample name and label values; families come in the catalogue's order, and
         those without samples not at all. ``totals`` must not change before the last piece is taken.

@@ -20,7 +20,7 @@ class MetricKind(Enum):
 class Family:
     """One family. ``name`` is that of its TYPE line: without ``_total``.
 
-    help: as printed; registered families of the existing implementation end in a full stop.
+    help: as printed; registered families of the Rust ztunnel end in a full stop.
     labels: names in order; trailing ones may be missing from a series.
     """
 

@@ -61,7 +61,7 @@ class Filter:
         return Level.OFF
 
     def extended(self, other: Filter) -> Filter:
-        """The filter with the other's directives on top."""
+        """Returns the filter with the other's directives on top."""
         return _filter((*self.directives, *other.directives))
 
     def for_workload(self, workload: str) -> Filter:
@@ -69,7 +69,7 @@ class Filter:
         return Filter(tuple(d._replace(workload=workload) for d in self.directives))
 
     def without_workload(self, workload: str) -> Filter:
-        """The filter as if the workload had never been named."""
+        """Returns the filter as if the workload had never been named."""
         return Filter(tuple(d for d in self.directives if d.workload != workload))
 
     @property
@@ -133,5 +133,5 @@ def _directive(item: str) -> Directive:
 
 def _filter(directives: tuple[Directive, ...]) -> Filter:
     unique = {(d.workload, d.scope): d for d in directives}.values()
-    # the order in which the existing implementation prints them: the longer first
+    # the order in which the Rust ztunnel prints them: the longer first
     return Filter(tuple(sorted(unique, key=lambda d: (bool(d.workload), len(d.scope), d), reverse=True)))

@@ -75,7 +75,7 @@ UNKNOWN_END = End()
 
 
 def unknown_labels(names: Iterable[str]) -> list[str]:
-    """A warning for each name that is no traffic label whose value could be dropped."""
+    """Returns a warning for each name that is no traffic label whose value could be dropped."""
     warnings = []
     for name in sorted(names):
         if name in ("reporter", "response_flags"):
@@ -88,7 +88,10 @@ def unknown_labels(names: Iterable[str]) -> list[str]:
 
 
 def end_from_workload(workload: Workload, principal: Identity | None) -> End:
-    """An end that xDS knows. ``principal`` is separate: a source's is only what its certificate proves."""
+    """Returns an end that xDS knows.
+
+    ``principal`` is separate: a source's is only what its certificate proves.
+    """
     return End(
         shown=workload.name,
         workload=workload.workload_name,
@@ -104,7 +107,10 @@ def end_from_workload(workload: Workload, principal: Identity | None) -> End:
 
 
 def end_from_baggage(baggage: Baggage, principal: Identity | None, *, show_workload: bool = False) -> End:
-    """An end that describes itself. ``show_workload``: the log shows that name, not the canonical service."""
+    """Returns an end that describes itself.
+
+    ``show_workload``: the log shows that name, not the canonical service.
+    """
     workload = baggage.workload_name or ""
     service = baggage.service_name or ""
     return End(
@@ -124,7 +130,7 @@ def end_from_baggage(baggage: Baggage, principal: Identity | None, *, show_workl
 def inbound_source(
     workload: Workload | None, baggage: Baggage | None, principal: Identity | None
 ) -> End | None:
-    """The source as a destination sees it: found by its address, else self-described, else only proved.
+    """Returns the source as a destination sees it: by its address, else by baggage, else by its identity.
 
     None when nothing is known of it, not even an identity.
     """
@@ -143,7 +149,7 @@ def traffic_labels(
     *,
     mtls: bool,
 ) -> TrafficLabels:
-    """The label values of a connection, in the order of `TRAFFIC_LABELS`, with the flag ``-``.
+    """Returns the label values of a connection, in the order of `TRAFFIC_LABELS`, with the flag ``-``.
 
     Missing and empty values are ``unknown``. Region and zone are left out when neither end is known at all.
     """
@@ -185,5 +191,5 @@ def traffic_labels(
 
 
 def with_flag(labels: TrafficLabels, flag: str) -> TrafficLabels:
-    """The same labels with other response flags."""
+    """Returns the same labels with other response flags."""
     return (*labels[:FLAG], flag, *labels[FLAG + 1 :])

@@ -147,11 +147,14 @@ class Logger(structlog.BoundLoggerBase):
         getattr(self._logger, method)(event)
 
     def is_enabled(self, level: Level) -> bool:
-        """Whether a line of this level would be written: ask before collecting expensive fields."""
+        """Returns whether a line of this level would be written: ask before collecting expensive fields."""
         return level <= self._threshold.level
 
     def bind_span(self, name: str, /, **fields: Any) -> Logger:
-        """A logger whose lines belong to one more span. ``wl`` of a proxy span makes it the workload's."""
+        """Returns a logger whose lines belong to one more span.
+
+        ``wl`` of a proxy span makes it the workload's.
+        """
         origin: _Origin = self._context[_ORIGIN]
         threshold = origin.threshold
         if name in _WORKLOAD_SPANS and "wl" in fields:
@@ -159,7 +162,7 @@ class Logger(structlog.BoundLoggerBase):
         return self._derived(_Origin(threshold, (*origin.spans, make_span(name, fields))))
 
     def for_workload(self, workload: str) -> Logger:
-        """A logger that obeys the level of a workload (``namespace/pod``) without showing a span."""
+        """Returns a logger that obeys the level of a workload (``namespace/pod``) without showing a span."""
         origin: _Origin = self._context[_ORIGIN]
         return self._derived(origin._replace(threshold=_hub.threshold(origin.threshold.path, workload)))
 
@@ -222,7 +225,9 @@ _hub = _Hub()
 
 
 def get_logger(scope: str) -> Logger:
-    """The logger of a scope, given without ``ztunnel::`` (``proxy::inbound``; ``access`` has no such root).
+    """Returns the logger of a scope, given without ``ztunnel::`` (``proxy::inbound``.
+
+    ``access`` has no such root).
 
     May be called when modules are imported. Until `setup_logging` nothing is written anywhere.
     """
@@ -270,7 +275,7 @@ async def run_log_writer(*, task_status: trio.TaskStatus[None] = trio.TASK_STATU
 
 
 def current_filter() -> Filter:
-    """The filter in force."""
+    """Returns the filter in force."""
     return _hub.filter
 
 
@@ -281,7 +286,9 @@ def warn_regardless(message: str) -> None:
 
 
 def unknown_scopes(wanted: Filter) -> list[str]:
-    """A warning for each scope of a filter that no logger has; to be called when all modules are loaded.
+    """Returns a warning for each scope of a filter that no logger has.
+
+    To be called when all modules are loaded.
 
     What is always added to ``RUST_LOG`` is left out.
     """
@@ -306,7 +313,7 @@ def unknown_scopes(wanted: Filter) -> list[str]:
 
 
 def startup_filter() -> Filter:
-    """The filter that ``RUST_LOG`` gave, which ``reset`` goes back to."""
+    """Returns the filter that ``RUST_LOG`` gave, which ``reset`` goes back to."""
     return _hub.startup_filter
 
 

@@ -110,7 +110,7 @@ class ControlMetrics:
         self._bytes.labels(url).inc(size)
 
     def samples(self) -> list[Sample]:
-        """The present values."""
+        """Returns the present values."""
         wanted = {name for family, _ in self._all for name in family.samples}
         return [
             Sample(sample.name, tuple(sample.labels.values()), sample.value)

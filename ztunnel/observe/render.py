@@ -33,14 +33,14 @@ class Span(NamedTuple):
 
 
 def make_span(name: str, fields: Mapping[str, Any]) -> Span:
-    """A span, its values already texts, so that each line only has to append it."""
+    """Returns a span, its values already texts, so that each line only has to append it."""
     texts = {key: _text(value) for key, value in fields.items() if value is not None}
     pairs = " ".join(f"{key}={_bare(text)}" for key, text in texts.items())
     return Span(name, texts, f":{name}{{{pairs}}}")
 
 
 def quoted(text: str) -> str:
-    """A text in double quotes, with everything escaped that could end the quotes or the line."""
+    """Returns a text in double quotes, with everything escaped that could end the quotes or the line."""
     if text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     return '"' + "".join(_escaped(c) for c in text) + '"'
@@ -87,7 +87,7 @@ class Clock:
 
 
 def plain_line(time: str, level: Level, path: str, spans: tuple[Span, ...], said: Said) -> str:
-    """The line with its line break. Fields whose value is None are left out."""
+    """Returns the line with its line break. Fields whose value is None are left out."""
     message, fields = said
     scope = path.removeprefix(_ROOT)
     for span in spans:
@@ -102,7 +102,10 @@ def plain_line(time: str, level: Level, path: str, spans: tuple[Span, ...], said
 
 
 def json_line(time: str, level: Level, path: str, spans: tuple[Span, ...], said: Said) -> str:
-    """The object with its line break. Integers, floats and bools stay what they are, the rest is text."""
+    """Returns the object with its line break.
+
+    Integers, floats and bools stay what they are, the rest is text.
+    """
     message, fields = said
     line: dict[str, Any] = {"level": _NAMES[level], "time": time, "scope": path, "message": message}
     for key, value in fields.items():
@@ -117,7 +120,7 @@ def json_line(time: str, level: Level, path: str, spans: tuple[Span, ...], said:
 
 
 def _encodable(value: Any) -> Any:
-    """The same with lone surrogates escaped, and integers beyond 64 bits as text."""
+    """Returns the same with lone surrogates escaped, and integers beyond 64 bits as text."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):

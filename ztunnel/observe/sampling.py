@@ -55,12 +55,12 @@ class Sampling:
         return cls(tuple(_rule(item) for item in text.split(",") if item))
 
     def with_rule(self, rule: Rule) -> Sampling:
-        """The rules with one more; a share of 1 where no other rule fits is as good as none."""
+        """Returns the rules with one more; a share of 1 where no other rule fits is as good as none."""
         kept = [one for one in self.rules if one.place != rule.place]
         return Sampling((*kept, rule))
 
     def takes(self, outcome: str, direction: str, workload: str) -> bool:
-        """Whether the line of this connection is to be written."""
+        """Returns whether the line of this connection is to be written."""
         for rule in self.rules:
             if rule.outcome not in ("", outcome) or rule.direction not in ("", direction):
                 continue
@@ -76,7 +76,7 @@ class Sampling:
 
 
 def make_rule(share: str, outcome: str, direction: str, workload: str) -> Rule:
-    """A rule of texts. Raises SamplingError."""
+    """Returns a rule of texts. Raises SamplingError."""
     try:
         number = float(share)
     except ValueError:

@@ -1,7 +1,7 @@
 """The tree of tasks: who runs in which nursery, for how long, and what it waits for.
 
 Trio knows all of this but the ages, which `TaskAges` notes as tasks come, and the words: for a function of
-ours that is known to wait for something, whoever asks for the tree brings a function that reads its local
+ours that is known to wait for something, the caller for the tree brings a function that reads its local
 variables (`Words`). So nothing is kept for the tree while nobody asks.
 
 The tree is walked in one go or in slices; walked in slices it changes underway, so a task may be missing that
@@ -95,7 +95,7 @@ def task_nodes(
 def task_tree(
     ages: TaskAges | None = None, root: trio.lowlevel.Task | None = None, words: Words | None = None
 ) -> Iterator[str]:
-    """The same as lines without line breaks, indented by two spaces a level."""
+    """Returns the same as lines without line breaks, indented by two spaces a level."""
     return map(str, task_nodes(ages, root, words))
 
 
@@ -125,7 +125,7 @@ def _printable(text: str) -> str:
 
 
 def _nursery_name(nursery: trio.Nursery, frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
-    """The variable that holds a nursery, and the function that opened it."""
+    """Returns the variable that holds a nursery, and the function that opened it."""
     for frame, _ in frames:
         for name, value in frame.f_locals.items():
             if value is nursery:

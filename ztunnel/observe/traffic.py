@@ -219,7 +219,7 @@ class TrafficMetrics:
     # -- everything else ------------------------------------------------------------------------------
 
     def socket_open(self, reporter: str) -> _OpenSocket:
-        """A context manager that counts an accepted socket as open while its block runs."""
+        """Returns a context manager that counts an accepted socket as open while its block runs."""
         found = self._sockets.get(reporter)
         if found is None:
             found = self._sockets[reporter] = _OpenSocket()
@@ -293,11 +293,13 @@ class TrafficMetrics:
     # -- out ------------------------------------------------------------------------------------------
 
     def samples(self) -> list[Sample]:
-        """Everything counted since the start. `sample_slices` gives the same in pieces."""
+        """Returns everything counted since the start. `sample_slices` gives the same in pieces."""
         return [sample for part in self.sample_slices(len(self._series) + 1) for sample in part]
 
     def sample_slices(self, series: int = 500) -> Iterator[list[Sample]]:
-        """Everything counted, a bounded number of series a piece; the caller may await between pieces.
+        """Returns everything counted, a bounded number of series a piece.
+
+        The caller may await between pieces.
 
         A piece is consistent in itself; series that come while pieces are taken may be missing.
         """
@@ -331,7 +333,7 @@ def _samples_of(series: _Series) -> Iterator[Sample]:
 
 
 def dns_labels(query_type: str, protocol: str, source: Workload | None) -> tuple[str, ...]:
-    """The labels of DNS counters: type as text (``A``), ``udp`` or ``tcp``, and who asked."""
+    """Returns the labels of DNS counters: type as text (``A``), ``udp`` or ``tcp``, and who asked."""
     name = source.canonical_name if source is not None else ""
     revision = source.canonical_revision if source is not None else ""
     return (query_type.lower(), protocol, name or "unknown", revision or "unknown")

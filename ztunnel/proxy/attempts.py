@@ -125,7 +125,7 @@ class Attempts:
         self.waited = waited
 
     def has_tried(self, next_hop: SocketAddress) -> bool:
-        """Whether an address has failed, for any workload."""
+        """Returns whether an address has failed, for any workload."""
         return any(address == next_hop for _, address in self._tried)
 
     def failed(self, plan: OutboundPlan, progress: Progress, failure: ConnectionFailure) -> bool:

@@ -249,7 +249,7 @@ class _Connect:
             raise RelayError(end.error)
 
     async def _destined(self) -> Workload:
-        """The pod's own workload, when what is needed to decide is there."""
+        """Returns the pod's own workload, when what is needed to decide is there."""
         pod, shared = self._pod, self._pod.shared
         workload = await pod.local_workload()
         if shared.demands is not None:

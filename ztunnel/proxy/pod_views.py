@@ -85,7 +85,7 @@ def _judged_destination(entry: ConnectionEntry) -> SocketAddress | None:
 
 
 def _unestablished(pod: PodProxy, report: ConnectionReport) -> str:
-    """What a connection waits for before bytes can flow, "" if they can."""
+    """Returns what a connection waits for before bytes can flow, "" if they can."""
     phase = report.phase
     if phase is Phase.ENDPOINT:
         phase = _dialling(pod, report.next_hop) or phase
@@ -93,7 +93,7 @@ def _unestablished(pod: PodProxy, report: ConnectionReport) -> str:
 
 
 def _dialling(pod: PodProxy, next_hop: SocketAddress | None) -> Phase | None:
-    """How far the dial of a tunnel to a next hop has come, None if none is under way."""
+    """Returns how far the dial of a tunnel to a next hop has come, None if none is under way."""
     dials = {} if pod.outbound is None else pod.outbound.dials
     return next((phase for key, phase in dials.items() if key.next_hop == next_hop), None)
 

@@ -45,7 +45,7 @@ def check_policy(
 
 
 def is_foreign(peer: Sequence[Identity], workload: Workload) -> bool:
-    """Whether the peer has identities and all of them are of other trust domains than the workload.
+    """Returns whether the peer has identities and all of them are of other trust domains than the workload.
 
     A new handshake of such a peer would be refused. A tunnel may have been made before the workload's trust
     domain changed; its connections must be refused too.

@@ -94,7 +94,7 @@ def evict_stale(pod: PodProxy, uids: Collection[str]) -> None:
 
 
 def is_stale(key: PoolKey, workload: Workload | None) -> bool:
-    """Whether a new tunnel for the workload would get another key than this one.
+    """Returns whether a new tunnel for the workload would get another key than this one.
 
     A workload that is reached by hostname has no addresses to compare.
     """

@@ -27,12 +27,12 @@ def _ip(text: str) -> IPAddress:
 
 
 def from_sockaddr(sockaddr: Any) -> SocketAddress:
-    """What ``socket`` gives for an AF_INET or AF_INET6 address, canonical. A scope id is dropped."""
+    """Returns what ``socket`` gives for an AF_INET or AF_INET6 address, canonical. A scope id is dropped."""
     return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
 
 
 def local_address(sock: socket.socket) -> SocketAddress:
-    """The address of this end. Raises OSError when the socket is closed."""
+    """Returns the address of this end. Raises OSError when the socket is closed."""
     return from_sockaddr(sock.getsockname())
 
 
@@ -57,7 +57,7 @@ class OriginalDestination(NamedTuple):
 
 
 def original_destination(sock: socket.socket) -> OriginalDestination:
-    """Where an accepted connection wanted to go before an iptables REDIRECT.
+    """Returns where an accepted connection wanted to go before an iptables REDIRECT.
 
     Asks connection tracking by IPv4, then IPv6; when neither knows (TPROXY, or no redirection), it is the
     socket's local address. Raises OSError only when the socket has no local address either, that is, when

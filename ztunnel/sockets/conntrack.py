@@ -66,7 +66,7 @@ def encode_add(
     shown: ConntrackEndpoint,
     unused_seconds: float = DEFAULTS.connection.source_entry,
 ) -> bytes:
-    """A request to add a TCP connection from ``source`` that ``destination`` sees come from ``shown``.
+    """Returns a request to add a TCP connection from ``source`` that ``destination`` sees as from ``shown``.
 
     unused_seconds: how long it lives if its first packet does not come.
     """
@@ -86,12 +86,12 @@ def encode_add(
 
 
 def encode_get(sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint) -> bytes:
-    """A request for the entry whose replies go from ``source`` to ``destination``."""
+    """Returns a request for the entry whose replies go from ``source`` to ``destination``."""
     return _message(_GET, 0, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination))
 
 
 def encode_delete(sequence: int, source: ConntrackEndpoint, destination: ConntrackEndpoint) -> bytes:
-    """A request to remove the entry whose replies go from ``source`` to ``destination``."""
+    """Returns a request to remove the entry whose replies go from ``source`` to ``destination``."""
     return _message(
         _DELETE, _ACK, sequence, _FAMILIES[len(source.ip)], _tuple(_TUPLE_REPLY, source, destination)
     )
@@ -111,7 +111,7 @@ def _tuple(kind: int, source: ConntrackEndpoint, destination: ConntrackEndpoint)
 
 
 def _attribute(kind: int, data: bytes) -> bytes:
-    """A netlink attribute. All data here is of whole words, or it would have to be padded."""
+    """Returns a netlink attribute. All data here is of whole words, or it would have to be padded."""
     return _ATTRIBUTE.pack(4 + len(data), kind) + data
 
 

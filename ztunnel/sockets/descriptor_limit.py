@@ -44,7 +44,7 @@ class DescriptorBudget:
 
     @classmethod
     def current(cls) -> DescriptorBudget:
-        """The budget under the limit in force: a sixteenth is kept back, at least 16, at most 256."""
+        """Returns the budget under the limit in force: a sixteenth is kept back, at least 16, at most 256."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         limit = _UNLIMITED_STAND_IN if soft == resource.RLIM_INFINITY else soft
         return cls(limit, max(16, min(256, limit // 16)))
@@ -55,5 +55,5 @@ class DescriptorBudget:
         return max(0, self.limit - self.reserve)
 
     def spent(self, descriptor: int) -> bool:
-        """Whether a descriptor just made by traffic is one too many, to be closed again."""
+        """Returns whether a descriptor just made by traffic is one too many, to be closed again."""
         return descriptor >= self.limit - self.reserve

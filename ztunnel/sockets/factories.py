@@ -28,7 +28,7 @@ _BATCH = 8
 
 
 def make_netlink_socket() -> socket.socket:
-    """A non-blocking netlink socket of the calling thread's namespace, for its connection tracking."""
+    """Returns a non-blocking netlink socket for connection tracking in the calling thread's namespace."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_NETFILTER)
 
 
@@ -41,23 +41,23 @@ class SocketFactory(Protocol):
     """
 
     def ready(self, family: int) -> bool:
-        """Whether a TCP socket of this family is at hand."""
+        """Returns whether a TCP socket of this family is at hand."""
         ...
 
     async def stream(self, family: int) -> socket.socket:
-        """A TCP socket of AF_INET or AF_INET6, unbound."""
+        """Returns a TCP socket of AF_INET or AF_INET6, unbound."""
         ...
 
     async def datagram(self, family: int) -> socket.socket:
-        """A UDP socket of AF_INET or AF_INET6, unbound."""
+        """Returns a UDP socket of AF_INET or AF_INET6, unbound."""
         ...
 
     async def conntrack(self) -> socket.socket:
-        """A netlink socket for `ztunnel.sockets.conntrack`. It may use the reserve of descriptors."""
+        """Returns a netlink socket for `ztunnel.sockets.conntrack`. It may use the reserve of descriptors."""
         ...
 
     async def ipv6_on_loopback(self) -> bool:
-        """Whether ``::1`` can be bound there."""
+        """Returns whether ``::1`` can be bound there."""
         ...
 
 
@@ -84,19 +84,19 @@ class HostSockets:
         return True
 
     async def stream(self, family: int) -> socket.socket:
-        """A TCP socket; see `SocketFactory`."""
+        """Returns a TCP socket; see `SocketFactory`."""
         return _within(self._budget, socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
 
     async def datagram(self, family: int) -> socket.socket:
-        """A UDP socket; see `SocketFactory`."""
+        """Returns a UDP socket; see `SocketFactory`."""
         return _within(self._budget, socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
 
     async def conntrack(self) -> socket.socket:
-        """A netlink socket; see `SocketFactory`."""
+        """Returns a netlink socket; see `SocketFactory`."""
         return make_netlink_socket()
 
     async def ipv6_on_loopback(self) -> bool:
-        """Whether ``::1`` can be bound."""
+        """Returns whether ``::1`` can be bound."""
         return own_ipv6_enabled_on_loopback()
 
 
@@ -162,11 +162,11 @@ class NamespaceSockets:
             self._spares._left(self)  # noqa: SLF001
 
     def ready(self, family: int) -> bool:
-        """Whether there is a spare one."""
+        """Returns whether there is a spare one."""
         return bool(self._spare.get(family))
 
     async def stream(self, family: int) -> socket.socket:
-        """A TCP socket, a spare one if there is; see `SocketFactory`."""
+        """Returns a TCP socket, a spare one if there is; see `SocketFactory`."""
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         spare = self._spare.get(family)
@@ -181,15 +181,15 @@ class NamespaceSockets:
         return _within(self._budget, sock)
 
     async def datagram(self, family: int) -> socket.socket:
-        """A UDP socket; see `SocketFactory`."""
+        """Returns a UDP socket; see `SocketFactory`."""
         return _within(self._budget, (await self._namespace.sockets(family, socket.SOCK_DGRAM))[0])
 
     async def conntrack(self) -> socket.socket:
-        """A netlink socket of the pod; see `SocketFactory`."""
+        """Returns a netlink socket of the pod; see `SocketFactory`."""
         return await self._namespace.run(make_netlink_socket, lambda sock: sock.close())
 
     async def ipv6_on_loopback(self) -> bool:
-        """Whether ``::1`` can be bound in the pod."""
+        """Returns whether ``::1`` can be bound in the pod."""
         return await namespace_ipv6_enabled_on_loopback(self._namespace)
 
     def _order(self, family: int) -> None:

@@ -82,7 +82,7 @@ class Hangups:
         self._epoll.close()
 
     def watch(self, sock: socket.socket, gone: Callable[[], None] | None = None) -> Hangup:
-        """A context manager; ``gone`` is called when ``sock`` is found to have an error meanwhile."""
+        """Returns a context manager; ``gone`` is called when ``sock`` is found to have an error meanwhile."""
         return Hangup(self, sock.fileno(), gone)
 
     def enter(self, hangup: Hangup, descriptor: int) -> None:

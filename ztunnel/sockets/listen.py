@@ -101,7 +101,7 @@ async def listen(
     reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods. Where another
     process listens already, what comes from now on comes here: see `ztunnel.sockets.takeover`.
     transparent: True requires IP_TRANSPARENT, None tries, False does not. Only the IPv4 option is set, on
-    an IPv6 socket as well, as the existing implementation does.
+    an IPv6 socket as well, as the Rust ztunnel does.
 
     ``[::]`` accepts IPv4 as well. Where the kernel has no IPv6 at all it becomes ``0.0.0.0``, and
     `Listener.address` tells. A port of 0 is chosen by the kernel. Raises `BindError`.
@@ -191,7 +191,7 @@ def _set_reuse_port(sock: socket.socket) -> bool:
 
 
 def is_transparent(sock: socket.socket) -> bool:
-    """Whether a socket has IP_TRANSPARENT, by itself or from the listener that accepted it."""
+    """Returns whether a socket has IP_TRANSPARENT, by itself or from the listener that accepted it."""
     try:
         return bool(sock.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT))
     except OSError:

@@ -76,7 +76,7 @@ class MessageSocket(
                 os.close(descriptor)
 
     async def receive(self) -> _Message:
-        """The next message.
+        """Returns the next message.
 
         Raises EndOfChannel when the other end is gone, FrameError for bytes that are no frame.
         """
@@ -119,7 +119,7 @@ class MessageSocket(
         return message
 
     def _with_descriptors(self, message: PodAdded) -> PodAdded:
-        """The message with the descriptors that came beside it."""
+        """Returns the message with the descriptors that came beside it."""
         wanted = len(message.descriptors())
         if len(self._descriptors) < wanted:
             raise FrameError(f"The other process announced {wanted} descriptors and sent fewer.")
@@ -140,10 +140,10 @@ class MessageSocket(
 
 
 def worker_end(sock: socket.socket) -> MessageSocket[ToDataPlane]:
-    """The data plane's end."""
+    """Returns the data plane's end."""
     return MessageSocket(sock, msgspec.msgpack.Decoder(ToDataPlane))
 
 
 def control_end(sock: socket.socket) -> MessageSocket[FromDataPlane]:
-    """The control side's end."""
+    """Returns the control side's end."""
     return MessageSocket(sock, msgspec.msgpack.Decoder(FromDataPlane))

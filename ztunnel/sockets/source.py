@@ -85,7 +85,7 @@ class ClientSources:
             self._table = None
 
     def ready(self, version: int) -> bool:
-        """Whether `prepare` waits for nothing: it is known whether this IP version can be translated."""
+        """Whether `prepare` does not wait: it is known whether this IP version can be translated."""
         return version in self._translates and trio.current_time() < self._try_again.get(version, 0)
 
     async def prepare(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
@@ -145,7 +145,10 @@ class ClientSources:
         raise OSError(errno.EADDRNOTAVAIL, "no port of the client's address is free")
 
     def _hidden(self, version: int) -> ConntrackEndpoint:
-        """The next address and port to bind to; they come round after a hundred billion connections."""
+        """Returns the next address and port to bind to.
+
+        They come round after a hundred billion connections.
+        """
         self._next_hidden += 1
         host, port = divmod(self._next_hidden, len(_HIDDEN_PORTS))
         if version == 4:

@@ -81,7 +81,7 @@ class PipePool:
             self._idle.pop().close()
 
     def take(self) -> Pipe | None:
-        """An empty pipe, or None when there is no descriptor for one."""
+        """Returns an empty pipe, or None when there is no descriptor for one."""
         if self._idle:
             return self._idle.pop()
         try:

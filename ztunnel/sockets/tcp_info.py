@@ -46,7 +46,7 @@ class TcpInfo(NamedTuple):
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
-    """The state of a TCP socket; None for one that is closed or is no TCP socket."""
+    """Returns the state of a TCP socket; None for one that is closed or is no TCP socket."""
     try:
         data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEAD.size)
     except OSError:

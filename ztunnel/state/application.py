@@ -1,6 +1,6 @@
 """Putting one delta into force, in slices.
 
-How it works. The existing implementation takes a lock, applies a whole response, and joins endpoints to their
+How it works. The Rust ztunnel takes a lock, applies a whole response, and joins endpoints to their
 services at the end, so that the order of resources does not matter. Here nobody waits for a whole response:
 `Application.step` applies some resources, connections are served, and the next step goes on. Each resource
 comes into force as a whole. The order must still not matter, and a service should not be seen with only some

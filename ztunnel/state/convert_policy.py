@@ -1,7 +1,7 @@
 """From the bytes of one authorization policy to its model value.
 
 Single values inside a policy that cannot be read (an address of three bytes, a text match without a type)
-are dropped, as the existing implementation does: the policy stays, without them. In a DENY policy that can
+are dropped, as the Rust ztunnel does: the policy stays, without them. In a DENY policy that can
 only deny more, or what is left. In an ALLOW policy it could let in whom nobody meant: a match whose only
 readable field is a namespace would allow the whole namespace, whatever addresses were asked for. Here such a
 match of an ALLOW policy never holds. That is the one place where this differs from the existing

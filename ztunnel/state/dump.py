@@ -1,10 +1,10 @@
 """The mesh part of ``/config_dump``, as values that JSON can hold.
 
-Each function is a generator, so that a mesh of 100,000 workloads is never built in memory: whoever asks for
+Each function is a generator, so that a mesh of 100,000 workloads is never built in memory: the caller for
 the dump takes some objects, lets connections be served, and goes on. None in between says that some work was
 done, and it is time for a pause too. What is removed meanwhile is left out; what is added meanwhile may be.
 Readers (istioctl among them) depend on the shapes: a field is left out or
-not exactly as in the existing implementation.
+not exactly as in the Rust ztunnel.
 """
 
 from __future__ import annotations

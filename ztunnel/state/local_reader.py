@@ -1,6 +1,6 @@
 """Reading typed values out of untyped ones, with errors that name the place: ``workloads[0].status: …``.
 
-The texts are those that people know from the existing implementation (missing field, unknown field, unknown
+The texts are those that people know from the Rust ztunnel (missing field, unknown field, unknown
 variant, invalid type), after the place.
 """
 

@@ -1,7 +1,7 @@
 """Whether bytes are a protobuf message, strictly, and if not, where and why.
 
 The rules are those of https://protobuf.dev/programming-guides/encoding/: unknown fields are skipped (groups
-too), numbers may come packed or one by one. Stricter than most readers, and like the existing implementation:
+too), numbers may come packed or one by one. Stricter than most readers, and like the Rust ztunnel:
 a known field with another wire type is an error, and so is a number of more than 64 bits.
 
 Nothing is read here but the structure; the values are upb's (`ztunnel.state.wire`).
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ztunnel.state.varint import WireError, read_varint
 
 _MAX_KEY = 0xFFFFFFFF
-_MAX_GROUP_DEPTH = 100  # the limit of the existing implementation; our stack would bear more
+_MAX_GROUP_DEPTH = 100  # the limit of the Rust ztunnel; our stack would bear more
 _WIRE_TYPES = ("Varint", "SixtyFourBit", "LengthDelimited", "StartGroup", "EndGroup", "ThirtyTwoBit")
 _VARINT, _FIXED64, _DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 
@@ -75,12 +75,12 @@ def _check_value(field: _Field, wire_type: int, data: bytes, pos: int, end: int)
 
 @cache
 def _fields(descriptor: Any) -> dict[int, _Field]:
-    # The entries of maps are called so by the existing implementation.
+    # The entries of maps are called so by the Rust ztunnel.
     name = "Entry" if descriptor.name.endswith("Entry") else descriptor.name
     fields = {}
     for field in descriptor.fields:
         oneof = field.containing_oneof
-        # In the existing implementation, fields are called as is usual in Rust.
+        # In the Rust ztunnel, fields are called as is usual in Rust.
         snake = re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), field.name)
         shown = snake if oneof is None or oneof.name.startswith("_") else oneof.name
         numeric = field.type in {field.TYPE_UINT32, field.TYPE_BOOL}

@@ -1,6 +1,6 @@
 """From bytes to the mesh's messages, by the runtime of the protobuf package (upb).
 
-upb parses a workload in half a microsecond, and is more lenient than the existing implementation in one
+upb parses a workload in half a microsecond, and is more lenient than the Rust ztunnel in one
 respect: to it, a known field with another wire type is an unknown field. A workload or policy that was half
 read must never come into force, so `parse` finds out whether anything in the bytes was not understood, and
 then lets `ztunnel.state.strict` decide. That also gives the reasons of refusals, which the control plane sees

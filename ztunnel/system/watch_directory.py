@@ -95,7 +95,7 @@ def _drain(descriptor: int) -> bool:
 
 
 def _open(path: Path) -> int:
-    """An inotify descriptor that watches one directory. Raises OSError."""
+    """Returns an inotify descriptor that watches one directory. Raises OSError."""
     descriptor = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _call("inotify_add_watch", descriptor, os.fsencode(path), _CHANGES)

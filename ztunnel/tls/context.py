@@ -228,14 +228,14 @@ class TlsContext:
 def client_context(
     certificate: Certificate, options: TlsOptions, revocations: Revocations | None = None
 ) -> TlsContext:
-    """A context for connections that the certificate's workload opens. Raises TlsContextError."""
+    """Returns a context for connections that the certificate's workload opens. Raises TlsContextError."""
     return TlsContext(Side.CLIENT, certificate, options, revocations)
 
 
 def server_context(
     certificate: Certificate, options: TlsOptions, revocations: Revocations | None = None
 ) -> TlsContext:
-    """A context for connections that the certificate's workload accepts. Raises TlsContextError."""
+    """Returns a context for connections that the certificate's workload accepts. Raises TlsContextError."""
     return TlsContext(Side.SERVER, certificate, options, revocations)
 
 

@@ -43,17 +43,17 @@ _LONGEST_QUEUE: Final = 32
 
 
 def ssl_of(connection: SSL.Connection) -> Pointer:
-    """The SSL object inside a pyOpenSSL connection; it lives as long as the connection."""
+    """Returns the SSL object inside a pyOpenSSL connection; it lives as long as the connection."""
     return connection._ssl  # noqa: SLF001  # see the module's text
 
 
 def outgoing_bio_of(connection: SSL.Connection) -> Pointer:
-    """The memory BIO that a connection made without a socket writes its records into."""
+    """Returns the memory BIO that a connection made without a socket writes its records into."""
     return connection._from_ssl  # noqa: SLF001  # see the module's text
 
 
 def address_of(pointer: Pointer) -> int:
-    """A pointer's address, to know an object again in a callback."""
+    """Returns a pointer's address, to know an object again in a callback."""
     return int(ffi.cast("uintptr_t", pointer))
 
 
@@ -72,7 +72,7 @@ def take_errors() -> list[tuple[int, str]]:
 
 
 def certificate_der(certificate: Pointer) -> bytes:
-    """The DER bytes of an X509 object."""
+    """Returns the DER bytes of an X509 object."""
     bio = lib.BIO_new(lib.BIO_s_mem())
     try:
         if lib.i2d_X509_bio(bio, certificate) != 1:
@@ -184,7 +184,7 @@ def set_required_protocol(context: SSL.Context, protocol: bytes) -> Pointer:
 
 
 def split_protocols(offer: bytes) -> list[bytes]:
-    """The protocol names in an ALPN offer (RFC 7301 section 3.1: a length byte before each)."""
+    """Returns the protocol names in an ALPN offer (RFC 7301 section 3.1: a length byte before each)."""
     names = []
     while offer:
         length = offer[0]

@@ -49,7 +49,7 @@ _SIGNATURE_REASONS: Final = frozenset({"bad signature", "wrong signature type", 
 
 
 def explain_failure(side: Side, errors: Sequence[tuple[int, str]]) -> TlsHandshakeError:
-    """The error for what was in OpenSSL's queue, oldest first, after a handshake failed on our ``side``."""
+    """Returns the error for OpenSSL's error queue (oldest first) after a failed handshake on our ``side``."""
     for number, reason in errors:
         if ALERT_REASONS < number < ALERT_REASONS + 256:
             return AlertReceivedError(side, number - ALERT_REASONS)

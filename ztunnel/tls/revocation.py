@@ -63,7 +63,7 @@ class RevocationList:
         return cls(crl, issuer, frozenset(serials))
 
     def is_signed_by(self, key: CertificateIssuerPublicKeyTypes) -> bool:
-        """Whether this key made the list's signature. The answer is remembered."""
+        """Returns whether this key made the list's signature. The answer is remembered."""
         name = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         verdict = self._signed_by.get(name)
         if verdict is None:
@@ -109,14 +109,14 @@ class Revocations:
         return cls(RevocationList.parse(crl) for crl in crls)
 
     def __bool__(self) -> bool:
-        """Whether there is any list."""
+        """Returns whether there is any list."""
         return bool(self._by_issuer)
 
     def __len__(self) -> int:
         return sum(len(lists) for lists in self._by_issuer.values())
 
     def revoked(self, chain: Sequence[x509.Certificate]) -> x509.Certificate | None:
-        """The first revoked certificate of a verified chain (leaf first, trust anchor last), or None.
+        """Returns the first revoked certificate of a verified chain (leaf first, trust anchor last), or None.
 
         The trust anchor itself has nobody above it who could revoke it.
         """
@@ -130,6 +130,6 @@ class Revocations:
 
 
 def _key_of(certificate: x509.Certificate) -> CertificateIssuerPublicKeyTypes:
-    """An issuer's key. It has verified a signature in this chain, so it is of a kind that signs."""
+    """Returns an issuer's key. It has verified a signature in this chain, so it is of a kind that signs."""
     key: CertificateIssuerPublicKeyTypes = certificate.public_key()  # type: ignore[assignment]  # see above
     return key

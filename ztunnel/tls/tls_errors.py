@@ -1,6 +1,6 @@
 """Everything that can go wrong in mesh TLS, each with a code and the text that log consumers know.
 
-The texts are the existing implementation's (docs/protocol/data-path.md#texts-and-flags):
+The texts are the Rust ztunnel's (docs/protocol/data-path.md#texts-and-flags):
 at the server a debug form after ``tls handshake error: ``, at the client a readable form after ``io error:
 ``. They name the cause but hardly help, so each error has also an `explanation`: one sentence of what
 happened and where to look.
@@ -21,7 +21,7 @@ class Side(Enum):
     SERVER = "server"
 
 
-# RFC 8446 section 6 and RFC 5246 section 7.2, spelled as the existing implementation prints them.
+# RFC 8446 section 6 and RFC 5246 section 7.2, spelled as the Rust ztunnel prints them.
 ALERT_NAMES = {
     0: "CloseNotify",
     10: "UnexpectedMessage",
@@ -54,12 +54,12 @@ ALERT_NAMES = {
 
 
 def alert_name(number: int) -> str:
-    """The name of a TLS alert; an unassigned one is printed by number."""
+    """Returns the name of a TLS alert; an unassigned one is printed by number."""
     return ALERT_NAMES.get(number, f"Unknown({number})")
 
 
 def _also_means(alert: int) -> str:
-    """What a peer may mean by an alert beside its name: TLS has one for both ends of a certificate's life."""
+    """Returns another meaning of an alert: TLS has one alert for both ends of a certificate's life."""
     return " (our certificate has expired or is not valid yet, by the peer's clock)" if alert == 45 else ""
 
 

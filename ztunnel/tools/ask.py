@@ -52,7 +52,7 @@ def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET",
 
 
 def read_file(path: str) -> bytes:
-    """A file's bytes, of standard input for ``-``. Raises AskError."""
+    """Returns a file's bytes, of standard input for ``-``. Raises AskError."""
     try:
         return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:

@@ -26,7 +26,7 @@ exit status: 0 nothing fails, 1 something does.
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command line."""
     made = argparse.ArgumentParser(
         prog="ztunnel doctor",
         description="Checks what usually goes wrong on a node: capabilities, namespaces, ports, token and "
@@ -100,7 +100,10 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 
 def _running(admin: str) -> Iterator[Finding]:
-    """What the running ztunnel says of itself: its certificates. Raises AskError when there is none."""
+    """Returns what the running ztunnel says of itself: its certificates.
+
+    Raises AskError when there is none.
+    """
     answer = get(admin, "/debug/certificates", {})
     if answer.status != 200:
         yield skipped("ztunnel", f"what answers at {admin} does not know /debug/certificates")

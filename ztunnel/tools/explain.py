@@ -34,7 +34,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command line."""
     made = argparse.ArgumentParser(
         prog="ztunnel explain",
         description="Tells the whole way of a connection, step by step, with the decisions of the data path "

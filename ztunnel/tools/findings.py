@@ -53,7 +53,7 @@ def skipped(check: str, text: str) -> Finding:
 
 
 def lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """The findings for a terminal: one line each, what to do below it, and the sum at the end."""
+    """Returns the findings for a terminal: one line each, what to do below it, and the sum at the end."""
     count = dict.fromkeys(Severity, 0)
     for one in findings:
         count[one.state] += 1

@@ -27,7 +27,7 @@ _SMALL_MTU = 1280
 
 
 def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> Iterator[Finding]:
-    """Whether this process may do what a node's ztunnel does."""
+    """Returns whether this process may do what a node's ztunnel does."""
     if config.proxy_mode is not ProxyMode.SHARED:
         yield skipped("capabilities", "a dedicated ztunnel needs none")
         return
@@ -47,7 +47,7 @@ def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> It
 
 
 def namespaces(config: Config) -> Iterator[Finding]:
-    """Whether the CNI agent, which hands over pods' network namespaces, can be reached."""
+    """Returns whether the CNI agent, which hands over pods' network namespaces, can be reached."""
     if config.proxy_mode is not ProxyMode.SHARED:
         yield skipped("namespaces", "a dedicated ztunnel serves its own namespace")
         return
@@ -80,7 +80,7 @@ def namespaces(config: Config) -> Iterator[Finding]:
 
 
 def ports(config: Config, *, running: bool) -> Iterator[Finding]:
-    """Whether the node's own ports are free, or held by the ztunnel that runs here."""
+    """Returns whether the node's own ports are free, or held by the ztunnel that runs here."""
     wanted = {"admin": config.admin_addr, "metrics": config.stats_addr, "readiness": config.readiness_addr}
     taken = []
     for name, address in wanted.items():
@@ -105,7 +105,7 @@ def ports(config: Config, *, running: bool) -> Iterator[Finding]:
 
 
 def descriptors(limit: tuple[int, int] | None = None) -> Iterator[Finding]:
-    """Whether there may be enough descriptors: a connection takes two or three."""
+    """Returns whether there may be enough descriptors: a connection takes two or three."""
     soft, hard = limit or resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _FEW:
         yield warning(
@@ -118,7 +118,7 @@ def descriptors(limit: tuple[int, int] | None = None) -> Iterator[Finding]:
 
 
 def conntrack(directory: Path = Path("/proc/sys/net/netfilter")) -> Iterator[Finding]:
-    """Whether the kernel's table of connections is about to be full: then packets are dropped."""
+    """Returns whether the kernel's table of connections is about to be full: then packets are dropped."""
     try:
         count = int((directory / "nf_conntrack_count").read_text())
         most = int((directory / "nf_conntrack_max").read_text())
@@ -137,7 +137,7 @@ def conntrack(directory: Path = Path("/proc/sys/net/netfilter")) -> Iterator[Fin
 
 
 def mtu(directory: Path = Path("/sys/class/net")) -> Iterator[Finding]:
-    """Whether an interface has an MTU with which TLS records do not get through."""
+    """Returns whether an interface has an MTU with which TLS records do not get through."""
     found: dict[str, int] = {}
     for interface in sorted(directory.iterdir()) if directory.is_dir() else ():
         try:

@@ -42,7 +42,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def token(config: Config) -> Iterator[Finding]:
-    """Whether the token that authenticates us to the CA is there."""
+    """Returns whether the token that authenticates us to the CA is there."""
     if config.fake_ca:
         yield skipped("token", "FAKE_CA=true: nobody is asked")
         return
@@ -72,7 +72,7 @@ def token(config: Config) -> Iterator[Finding]:
 
 
 def _token_seconds(text: str) -> float | None:
-    """Seconds for which a JWT is valid, None where it does not say. Nothing of it is shown."""
+    """Returns seconds for which a JWT is valid, None where it does not say. Nothing of it is shown."""
     parts = text.split(".")
     if len(parts) != 3:
         return None
@@ -88,7 +88,7 @@ def _now() -> float:
 
 
 def root(name: str, configured: RootCert) -> Iterator[Finding]:
-    """Whether the root that a server's certificate is checked with can be read, and is valid."""
+    """Returns whether the root that a server's certificate is checked with can be read, and is valid."""
     check = f"{name} root"
     if isinstance(configured, RootFile):
         try:
@@ -149,7 +149,7 @@ def _short(name: x509.Name) -> str:
 
 
 def names(hosts: list[str], resolve: Callable[[str], list[str]] | None = None) -> Iterator[Finding]:
-    """Whether names resolve, and how quickly."""
+    """Returns whether names resolve, and how quickly."""
     lookup = resolve or _resolve
     for host in dict.fromkeys(hosts):
         began = time.monotonic()
@@ -183,7 +183,7 @@ def server(
     hostname: str | None,
     present: Callable[[str, int, RootCert, str], Served] | None = None,
 ) -> Iterator[Finding]:
-    """Whether istiod or the CA can be reached, who signed its certificate, and whether we trust that."""
+    """Checks whether istiod or the CA can be reached, who signed its certificate, and whether we trust it."""
     if address is None:
         yield skipped(name, "none is configured")
         return
@@ -220,7 +220,7 @@ def server(
 
 
 def _present(host: str, port: int, configured: RootCert, hostname: str) -> Served:
-    """The certificate of a TLS server, and whether it is trusted."""
+    """Returns the certificate of a TLS server, and whether it is trusted."""
     error = ""
     der: bytes | None = None
     for verify in (True, False):
@@ -254,7 +254,10 @@ def _context(configured: RootCert, *, verify: bool) -> ssl.SSLContext:
 
 
 def _connected(host: str, port: int, timeout: float) -> socket.socket:
-    """A connection that no redirection rule of a pod takes, where we may mark it. The caller closes it."""
+    """Returns a connection that no redirection rule of a pod takes, where we may mark it.
+
+    The caller closes it.
+    """
     family, kind, protocol, _, name = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -269,7 +272,7 @@ def _connected(host: str, port: int, timeout: float) -> socket.socket:
 
 
 def peer(address: str, timeout: float = TIMEOUT) -> Iterator[Finding]:
-    """Whether a peer's HBONE port is open, refused or filtered."""
+    """Returns whether a peer's HBONE port is open, refused or filtered."""
     host, port = address, 15008
     if address.count(":") == 1 or address.startswith("["):
         host, _, text = address.rpartition(":")

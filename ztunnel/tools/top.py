@@ -17,7 +17,7 @@ It shows what the front page of the admin port shows. textual is an extra: pip i
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command line."""
     made = argparse.ArgumentParser(
         prog="ztunnel top",
         description="The node live in a terminal: connections with rates and what they wait for, refusals "

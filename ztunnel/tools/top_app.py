@@ -31,7 +31,7 @@ class NodeSilentError(Exception):
 
 
 async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -> str:
-    """One answer of the admin server as text. Raises NodeSilentError."""
+    """Returns one answer of the admin server as text. Raises NodeSilentError."""
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     target = f"{path}?{urlencode(query)}" if query else path
     try:
@@ -52,7 +52,7 @@ async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -
 
 
 def span(seconds: float | None) -> str:
-    """A duration in few characters."""
+    """Returns a duration in few characters."""
     if seconds is None:
         return ""
     if abs(seconds) < 1:
@@ -65,7 +65,7 @@ def span(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes in few characters."""
+    """Returns a number of bytes in few characters."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
@@ -147,7 +147,7 @@ class ExplanationScreen(ModalScreen[None]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        """The text, which may be longer than the screen."""
+        """Returns the text, which may be longer than the screen."""
         with VerticalScroll():
             yield Static(self._text, markup=False)
 
@@ -174,7 +174,7 @@ class Top(App[None]):
         self.looked = 0
 
     def compose(self) -> ComposeResult:
-        """The node at a glance, the parts, and the keys."""
+        """Returns the node at a glance, the parts, and the keys."""
         yield Header()
         yield Static("…", id="glance", markup=False)
         with TabbedContent(initial="connections"):

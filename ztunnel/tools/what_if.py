@@ -35,7 +35,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command line."""
     made = argparse.ArgumentParser(
         prog="ztunnel what-if",
         description="Tells which open connections a change of policy would cut, and which of the remembered "
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(path: str, root: str) -> list[Converted]:
-    """The policies of a file, a directory, or standard input."""
+    """Returns the policies of a file, a directory, or standard input."""
     if path != "-" and Path(path).is_dir():
         files = sorted(one for one in Path(path).rglob("*") if one.suffix in (".yaml", ".yml", ".json"))
         return [policy for one in files for policy in _read(str(one), root)]

@@ -19,7 +19,7 @@ METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregated
 
 
 def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Connect:
-    """What opens a stream to ``config.xds_address``, which must be set.
+    """Returns what opens a stream to ``config.xds_address``, which must be set.
 
     The stream's context manager owns its connection and closes it. Entering raises `ZtunnelError` when the
     roots cannot be read or the metadata cannot be sent, and `StatusError` when the token cannot be read.

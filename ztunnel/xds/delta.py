@@ -50,7 +50,7 @@ class MalformedResponseError(ZtunnelError):
 
 
 def field(tag: int, value: bytes) -> bytes:
-    """A length-delimited field: its tag byte, the length, the value."""
+    """Returns a length-delimited field: its tag byte, the length, the value."""
     return bytes((tag,)) + write_varint(len(value)) + value
 
 
@@ -64,7 +64,7 @@ def encode_request(
     nonce: str = "",
     error: str | None = None,
 ) -> bytes:
-    """The bytes of a DeltaDiscoveryRequest.
+    """Returns the bytes of a DeltaDiscoveryRequest.
 
     ``node`` is an encoded Node message, left out if empty. ``versions`` are the initial resource versions.
     ``error`` makes a NACK: the sub-message is written even if the text is empty, since its presence alone
@@ -86,7 +86,7 @@ def encode_request(
 
 
 def encode_version(name: str, version: str) -> bytes:
-    """One entry of the map ``initial_resource_versions``, with its tag."""
+    """Returns one entry of the map ``initial_resource_versions``, with its tag."""
     key = name.encode()
     value = version.encode()
     if len(key) < 0x70 and len(value) < 0x0C:  # the whole entry is below 128 bytes: every length is one byte
@@ -210,7 +210,7 @@ class ResponseScanner:
 
 
 def _any_value(message: bytes, position: int, end: int, value: Span) -> Span:
-    """Where the payload of an Any between two positions is; ``value`` if it has none.
+    """Returns where the payload of an Any between two positions is; ``value`` if it has none.
 
     That is so because repeated sub-messages merge.
     """
@@ -239,7 +239,10 @@ class _BrokenError(Exception):
 
 
 def _skip(message: bytes, position: int, end: int) -> int:
-    """The position after the field at ``position``, whatever it is; it must end at or before ``end``."""
+    """Returns the position after the field at ``position``, whatever it is.
+
+    It must end at or before ``end``.
+    """
     tag, position = read_varint(message, position, len(message))
     kind = tag & 7
     if not 0 < tag >> 3 < 1 << 29:

@@ -4,7 +4,7 @@
     await local.load()                                  before anything starts; an error is fatal
     nursery.start_soon(local.watch, name="local xds")   then whatever the file becomes
 
-The existing implementation reads the file once. Here a change is put into force when it has been written, as
+The Rust ztunnel reads the file once. Here a change is put into force when it has been written, as
 the difference; a text that is broken, or a file that has gone, changes nothing, and a line says so. What the
 text means is `ztunnel.xds.local_file`'s business. Source: docs/protocol/state-and-xds.md#local-file.
 """

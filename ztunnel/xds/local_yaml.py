@@ -1,4 +1,4 @@
-"""YAML text to plain values, as the readers of the existing implementation understand it.
+"""YAML text to plain values, as the readers of the Rust ztunnel understand it.
 
 PyYAML's own loaders follow YAML 1.1, where ``no`` is false, ``1:30`` is a number and a key may come twice.
 This follows the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): a plain scalar is
@@ -51,7 +51,7 @@ _NO_KEY = object()
 
 
 def read_yaml(text: str) -> Any:
-    """The one document of the text, None for an empty one.
+    """Returns the one document of the text, None for an empty one.
 
     Values are dicts, lists, str, int, float, bool, None and `Tagged`. Raises YamlError.
     """

@@ -19,7 +19,7 @@ MAX_DEPTH = 30
 
 
 def node_metadata(config: Config) -> dict[str, Any]:
-    """The metadata as JSON values, in the order of precedence."""
+    """Returns the metadata as JSON values, in the order of precedence."""
     metadata: dict[str, Any] = {
         "NAME": config.pod_name,
         "NAMESPACE": config.pod_namespace,
@@ -32,7 +32,7 @@ def node_metadata(config: Config) -> dict[str, Any]:
 
 
 def encode_node(config: Config, problems: list[str]) -> bytes:
-    """The bytes of the Node message: id and metadata, no cluster, locality or user agent.
+    """Returns the bytes of the Node message: id and metadata, no cluster, locality or user agent.
 
     A value that protobuf cannot carry (nested too deep, a number too large) is left out, and a sentence
     about it is appended to ``problems``.
@@ -47,7 +47,7 @@ def encode_node(config: Config, problems: list[str]) -> bytes:
 
 
 def _value(value: Any, depth: int) -> Value:
-    """A JSON value as google.protobuf.Value; numbers become doubles."""
+    """Returns a JSON value as google.protobuf.Value; numbers become doubles."""
     if depth == 0:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     match value:

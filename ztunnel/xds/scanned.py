@@ -51,7 +51,7 @@ class ScannedResources(Sequence[Resource]):
         return len(self._spans) // _SPANS
 
     def name(self, number: int) -> str:
-        """The name of a resource."""
+        """Returns the name of a resource."""
         name = self._new_names.get(number)
         if name is None:
             at = number * _SPANS
@@ -59,12 +59,12 @@ class ScannedResources(Sequence[Resource]):
         return name
 
     def version(self, number: int) -> str:
-        """The version of a resource."""
+        """Returns the version of a resource."""
         at = number * _SPANS
         return self._message[self._spans[at + 2] : self._spans[at + 3]].decode()
 
     def names(self) -> Iterator[str]:
-        """The names of all resources, in order."""
+        """Returns the names of all resources, in order."""
         return map(self.name, range(self.total))
 
     def __len__(self) -> int:

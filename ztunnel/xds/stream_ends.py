@@ -4,7 +4,7 @@ The wait starts at 10 ms and doubles up to 3 s, without jitter. A successful con
 reset it; only the ends that are part of normal life do (istiod ends every stream after half an hour or so,
 and each of its restarts ends all of them).
 
-Where we differ from the existing implementation. Its waits grow to 15 s, in which a ztunnel that never
+Where we differ from the Rust ztunnel. Its waits grow to 15 s, in which a ztunnel that never
 synced is not ready, and a new pod is not known, though istiod is back. An unreadable root file, and any other
 trouble of our own, waits like an error (there it spins without a pause). A stream that the server ends
 cleanly without ever having said anything waits likewise.
@@ -89,7 +89,10 @@ class Retry:
 
 
 def after(end: StreamEnd, backoff: float, address: str, bounds: ControlBounds = DEFAULTS.control) -> Retry:
-    """What follows an end. ``backoff``: the state so far (`ControlBounds.xds_first_backoff` at first)."""
+    """Returns what follows an end.
+
+    ``backoff``: the state so far (`ControlBounds.xds_first_backoff` at first).
+    """
     first = bounds.xds_first_backoff
     longer = min(bounds.xds_longest_backoff, backoff * 2)
     match end:
@@ -121,7 +124,7 @@ def _is_orderly(end: StreamRefused) -> bool:
 
 
 def status_text(code: str, message: str, *, details: str = "", source: str = "") -> str:
-    """A gRPC status as log lines show it, with a hint where a common cause can be told from it."""
+    """Returns a gRPC status as log lines show it, with a hint where a common cause can be told from it."""
     text = f'status: {code}, message: "{message}"'
     if "authentication failure" in message:
         text += " (hint: check the control plane logs for more information)"

@@ -80,7 +80,10 @@ class XdsStream(Protocol):
         """Write one message. Raises `StatusError` if the call has ended."""
 
     async def receive(self) -> bytes:
-        """The next message. Raises `StatusError` at the end, trio.EndOfChannel if the status is OK."""
+        """Returns the next message.
+
+        Raises `StatusError` at the end, trio.EndOfChannel if the status is OK.
+        """
 
 
 Connect = Callable[[], AbstractAsyncContextManager[XdsStream]]

@@ -21,7 +21,7 @@ forgotten. The payloads go to the store unread.
 
 **Reconnect.** The first request of a type carries every known name with its version, so the server sends
 only the difference and lists what has gone. istiod refuses a message over 4 MiB though, which is some 45,000
-names: the existing implementation would then fail at every attempt, for good. So beyond `REQUEST_BUDGET` the
+names: the Rust ztunnel would then fail at every attempt, for good. So beyond `REQUEST_BUDGET` the
 names stay home and the answer is the whole mesh; what is unchanged by version is not applied again, and what
 is known and not in that answer is removed. istiod sends the whole of a type as one response, which this
 relies upon. In on-demand mode names are subscriptions and cannot be left out: they go in several requests.
@@ -122,7 +122,7 @@ class Reading:
         return True
 
     def delta(self) -> MeshDelta | None:
-        """What to apply; None for a type that we never asked for.
+        """Returns what to apply; None for a type that we never asked for.
 
         It is the whole response, empty or not, since the store gives it a meaning as a whole (a service finds
         all its endpoints, an ALLOW comes with the DENY beside it). Applying it in slices is the store's part.
@@ -194,7 +194,7 @@ class XdsSession:
         return frozenset(self._pending)
 
     def versions(self, type_url: str) -> dict[str, str]:
-        """The known names of a type with their versions: a copy, for the dump and for tests."""
+        """Returns the known names of a type with their versions: a copy, for the dump and for tests."""
         return dict(self._versions[type_url])
 
     @property
@@ -203,7 +203,7 @@ class XdsSession:
         return sum(map(len, self._versions.values()))
 
     def known(self, type_url: str) -> Container[str]:
-        """The known names of a type."""
+        """Returns the known names of a type."""
         return self._versions.get(type_url, ())
 
     def open(self) -> list[bytes]:
@@ -226,7 +226,7 @@ class XdsSession:
         self._subscribed.clear()
 
     def next_number(self) -> int:
-        """The number of the next delta."""
+        """Returns the number of the next delta."""
         return next(self._numbers)
 
     def receive(self, message: bytes) -> Reading:
