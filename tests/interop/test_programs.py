@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ async def test_redis(nodes: TwoNodes, tmp_path: Path) -> None:
 
 @needs_programs("pg_ctlcluster", "psql", "setpriv")
 async def test_postgresql(nodes: TwoNodes) -> None:
-    """Queries, COPY both ways, a query that is cancelled, one that is answered after a while of silence."""
+    """Queries, COPY both ways, cancelled queries, an answer after a while of silence, an idle session."""
     server, client = nodes.server, nodes.client
     nobody = pwd.getpwnam("nobody")
     binaries = POSTGRESQL
@@ -160,6 +161,14 @@ async def test_postgresql(nodes: TwoNodes) -> None:
     ask = ("psql", "-h", server.ipv4, "-U", "me", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-At", "-c")
     with running(nodes, server, "postgres", *command):
         await answers(client, *ask, "select 1")
+        # A session that says nothing for as long as all the others take.
+        go_on = nodes.mesh.machine.directory / "go-on"
+        wait = f"\\! while [ ! -e {go_on} ]; do sleep 0.1; done"
+        script = [word for line in ("select 'first'", wait, "select 'last'") for word in ("-c", line)]
+        idle = nodes.mesh.machine.spawn(
+            "idle", [*ask[:-1], *script], env=ENVIRONMENT, namespace=client.pod.namespace
+        )
+        await eventually(lambda: "first" in idle.output(), "in the session", 30)
         await succeeds(
             client, *ask, "create table t as select i, md5(i::text) as h from generate_series(1, 200000) as i"
         )
@@ -174,9 +183,29 @@ async def test_postgresql(nodes: TwoNodes) -> None:
         slow = await trio.to_thread.run_sync(
             partial(client.run, *ask, "set statement_timeout = 500; select pg_sleep(30)", timeout=20)
         )
-        assert "canceling statement" in slow.stderr
+        assert "canceling statement due to statement timeout" in slow.stderr
+        await cancelled_by_its_client(nodes, ask)
         assert await succeeds(client, *ask, "select pg_sleep(3), 'still here'") == "|still here\n"
+        go_on.touch()
+        assert await trio.to_thread.run_sync(idle.wait, 60) == 0, idle.output()
+        assert idle.output() == "first\nlast\n"
     await went_over_hbone(server, 5432)
+
+
+async def cancelled_by_its_client(nodes: TwoNodes, ask: tuple[str, ...]) -> None:
+    """Ctrl-C in psql: the cancellation comes over a second connection, which ends without an answer."""
+    query = "select pg_sleep(300)"
+    running_query = f"select count(*) from pg_stat_activity where query = '{query}'"
+    psql = nodes.mesh.machine.spawn(
+        "psql", [*ask, query], env=ENVIRONMENT, namespace=nodes.client.pod.namespace
+    )
+    with trio.fail_after(60):
+        while await succeeds(nodes.client, *ask, running_query) != "1\n":  # noqa: ASYNC110  # another process
+            await trio.sleep(0.1)
+    psql.signal(signal.SIGINT)
+    assert await trio.to_thread.run_sync(psql.wait, 60) == 1
+    assert "canceling statement due to user request" in psql.output()
+    assert await succeeds(nodes.client, *ask, running_query) == "0\n"
 
 
 @needs_programs("mariadbd", "mariadb", "setpriv")
