@@ -50,7 +50,7 @@ class TunnelBounds:
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
     turn_frames: int = count(500, "frames without payload in one turn, until a tunnel has to pause")
-    turn_requests: int = count(8, "requests of one tunnel that are begun before others have their turn")
+    turn_requests: int = count(3, "requests of one tunnel that are begun before others have their turn")
     lent_bytes: int = size(128 * MIB, "window lent for what stalled streams hold, over all tunnels")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
     settings_wait: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")

@@ -23,6 +23,7 @@ from ztunnel.messages import AtWork, FromDataPlane, ToDataPlane
 from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
 from ztunnel.sockets.descriptor_limit import raise_descriptor_limit
 from ztunnel.sockets.message_socket import MessageSocket, worker_end
+from ztunnel.system.memory import spare_collector
 
 
 async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
@@ -93,6 +94,7 @@ def run(config: Config, descriptor: int) -> None:
 def main() -> None:
     """Entry of a worker that is started by itself."""
     setup_logging(os.environ)
+    spare_collector()
     try:
         run(load_from_machine(os.environ), int(sys.argv[1]))
     finally:

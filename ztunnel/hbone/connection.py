@@ -9,6 +9,7 @@ It is made of parts with one task each:
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 
 from ztunnel.hbone.abuse import AbuseCounter
@@ -77,19 +78,25 @@ class HboneConnection(ABC):
         self._last_goaway_sent = False
         self._peer_is_draining = False
         self._last_processed = 0
+        self._unread: memoryview | None = None
         self._writer.opening(settings, client=client)
 
     # -- bytes ------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
+    def receive(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> list[Event]:
         """Process bytes from the transport, in pieces of any size. Returns what they mean, in wire order.
 
         DATA payload in the events is a view into ``data``, not a copy.
+
+        Stops when they have cost more than ``patience``, in the units of `take_work` since its last call.
+        The rest is kept (``unread``) for the next call, for which ``data`` may be empty.
         """
         if self._state.closed:
             return []
+        if self._unread is not None:
+            data = b"".join((self._unread, data)) if data else self._unread
         try:
-            self._reader.cut(data)
+            self._unread = self._reader.cut(data, patience)
         except Violation as violation:
             self._writer.goaway(self._last_processed, violation.code)
             self._events.append(ConnectionFailed(int(violation.code), str(violation)))
@@ -111,6 +118,11 @@ class HboneConnection(ABC):
         reason = "the transport ended inside a frame" if inside else "the transport ended"
         return [ConnectionFailed(ErrorCode.NO_ERROR, reason)]
 
+    @property
+    def unread(self) -> bool:
+        """Whether bytes are kept that `receive` had no patience for."""
+        return self._unread is not None
+
     def take_output(self) -> list[bytes | memoryview]:
         """Returns what to write next, in order. The list belongs to the caller; its payload is not copied."""
         return self._writer.take()
@@ -119,7 +131,8 @@ class HboneConnection(ABC):
         """Returns the CPU cost of the peer's frames since the last call, without payload.
 
         The unit is about two microseconds. One unit is: a frame; eight bytes of a large header block that
-        hpack decoded; four streams whose windows SETTINGS changed. A request counts as `REQUEST_WORK` units.
+        hpack decoded; four streams whose windows SETTINGS changed. A request counts as `REQUEST_WORK` units,
+        or as `REFUSED_WORK`.
         """
         work = self._reader.work + self._receiver.work
         self._reader.work = self._receiver.work = 0
@@ -333,4 +346,5 @@ class HboneConnection(ABC):
 
     def _finish(self) -> None:
         self._move(END)
+        self._unread = None
         self._streams.lose_all()

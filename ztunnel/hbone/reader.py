@@ -19,6 +19,7 @@ SETTINGS first. The `FrameHandler` decides what the frames mean.
 
 from __future__ import annotations
 
+import sys
 from typing import Final, Protocol
 
 from ztunnel.hbone.events import DataReceived, Event
@@ -69,7 +70,12 @@ _HEADER_FRAME_OVERHEAD = 1 + 5 + 255
 
 
 class FrameHandler(Protocol):
-    """What frames mean. Its methods may raise Violation."""
+    """What frames mean. Its methods may raise Violation.
+
+    work: what they have cost beside being frames; see ``FrameReader.work``.
+    """
+
+    work: int
 
     def data_began(self, stream_id: int, length: int, padded: int) -> bool:
         """A DATA frame of ``length`` bytes begins. Returns whether its payload is wanted.
@@ -159,10 +165,12 @@ class FrameReader:
         """How many bytes of an unfinished frame or header block are kept."""
         return len(self._held) + sum(map(len, self._block))
 
-    def cut(self, data: bytes | bytearray | memoryview) -> None:
+    def cut(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> memoryview | None:
         """Process the next bytes, in pieces of any size, and call the handler for what they complete.
 
-        Raises Violation when the peer broke a rule; the reader must not be used afterwards.
+        Stops when they have cost more than ``patience``, in units of ``work``. Returns the rest, which the
+        next call must begin with, or None. Raises Violation when the peer broke a rule; the reader must not
+        be used afterwards.
         """
         view = memoryview(data)
         end = len(view)
@@ -195,6 +203,9 @@ class FrameReader:
                         at = stop
                         continue
             at = self._step(view, at, end)
+            if self.work + self._handler.work > patience and at < end:
+                return view[at:]
+        return None
 
     def _step(self, view: memoryview, at: int, end: int) -> int:
         """Do one phase, or as much of it as the bytes allow. Returns the new position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
@@ -17,6 +18,9 @@ from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, 
 
 REQUEST_WORK = 50
 """What a request counts for in `take_work`: a part of what it costs to serve it."""
+
+REFUSED_WORK = 15
+"""What a request counts as that is refused here."""
 
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""
@@ -37,11 +41,12 @@ class HboneServer(HboneConnection):
         self._unseen_resets = 0
         self._unanswered_resets = 0
 
-    def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
+    def receive(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> list[Event]:
         """See `HboneConnection.receive`."""
-        self._unseen_above = self._last_processed
-        self._unseen_resets = 0
-        return super().receive(data)
+        if data:
+            self._unseen_above = self._last_processed
+            self._unseen_resets = 0
+        return super().receive(data, patience)
 
     def accept(self, stream_id: int, fields: Iterable[tuple[wire.Text, wire.Text]] = ()) -> bool:
         """Answer 200 with these fields. Returns False when the stream is gone or was answered before."""
@@ -99,6 +104,7 @@ class HboneServer(HboneConnection):
         """See Role."""
         stream = self._streams.enter(stream_id, REQUEST_RECEIVED)
         self._abuse.useful()
+        self._receiver.work += REFUSED_WORK
         if self._last_goaway_sent:
             # It crossed our last GOAWAY. REFUSED_STREAM tells the client that it may try another tunnel.
             self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
@@ -120,7 +126,7 @@ class HboneServer(HboneConnection):
             self._abuse.local_error()
             return
         self._last_processed = stream_id
-        self._receiver.work += REQUEST_WORK
+        self._receiver.work += REQUEST_WORK - REFUSED_WORK
         self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
         if end_stream:
             self._streams.peer_ended(stream)

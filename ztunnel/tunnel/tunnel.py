@@ -202,7 +202,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
 
     async def _read(self) -> None:
         tls = self.tls
-        receive = self.hbone.receive
+        hbone = self.hbone
+        receive = hbone.receive
         turn_limit = self.bounds.turn_frames
         # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
@@ -212,16 +213,16 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             work = 0
             try:
                 while reads < BATCH and work <= turn_limit:
-                    data = tls.try_receive(size)
+                    data = b"" if hbone.unread else tls.try_receive(size)
                     if data is None:
                         break
-                    if not data:
+                    if not data and not hbone.unread:
                         end = True
                         break
                     reads += 1
-                    for event in receive(data):
+                    for event in receive(data, turn_limit):
                         self._dispatch(event)
-                    work += self.hbone.take_work()
+                    work += hbone.take_work()
             except (OSError, TlsError) as error:
                 end = True
                 self._lost(f"io error: {error}")
