@@ -18,6 +18,7 @@ from tests.support.hbone_conversation import (
     settings,
 )
 from ztunnel.hbone import ConnectionFailed, ConnectReceived, ErrorCode, HboneSettings, Responded
+from ztunnel.hbone.receiver import SETTINGS_WORK
 from ztunnel.hbone.server import REQUEST_WORK
 
 CALM = ErrorCode.ENHANCE_YOUR_CALM
@@ -193,5 +194,5 @@ def test_what_a_peer_costs_is_told():
         peer.say(peer.headers(number, CONNECT))
     connection.take_work()
     peer.say(settings({4: 100}) * 10)
-    assert connection.take_work() == 10 + 10 * (5 // 4)
+    assert connection.take_work() == 10 * (1 + SETTINGS_WORK + 5 // 4)
     assert connection.take_work() == 0

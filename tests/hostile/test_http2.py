@@ -76,13 +76,25 @@ class Foreign:
         self._tls.close()
 
 
+async def converse(neighbour: Neighbour, over: trio.Event) -> None:
+    """Say something every second, and answer PING on the way, which a busy machine needs time for."""
+    while not over.is_set():
+        await neighbour.exchange(b"meanwhile")
+        with trio.move_on_after(1):
+            await over.wait()
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 async def test_an_attack_costs_little_and_hurts_nobody_else(attack: Attack) -> None:
     async with worker_process() as (control, process), server(echo) as port:
         async with Neighbour(control, f"127.0.0.1:{port}") as neighbour:
             await neighbour.exchange(b"before")
             before = resident(process.pid)
-            answers = [await attacked(control, attack, port) for _ in range(2)]
+            over = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(converse, neighbour, over)
+                answers = [await attacked(control, attack, port) for _ in range(2)]
+                over.set()
             assert resident(process.pid) - before < GROWTH
             await neighbour.exchange(b"after")
             assert process.poll() is None

@@ -35,6 +35,9 @@ from ztunnel.hbone.stream_state import (
 from ztunnel.hbone.windows import ConnectionWindows
 from ztunnel.hbone.writer import FrameWriter
 
+SETTINGS_WORK = 12
+"""What SETTINGS count for in `HboneConnection.take_work`, beside their values."""
+
 _FOR_THE_CONNECTION = frozenset((wire.SETTINGS, wire.PING, wire.GOAWAY))
 
 
@@ -273,6 +276,7 @@ class Receiver:
             if body:
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a body")
             return
+        self.work += SETTINGS_WORK + (len(body) >> 5)
         peer = self._engine
         before = peer.initial_window
         acknowledgement = peer.receive_settings(body)

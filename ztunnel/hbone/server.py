@@ -19,8 +19,8 @@ from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, 
 REQUEST_WORK = 50
 """What a request counts for in `take_work`: a part of what it costs to serve it."""
 
-REFUSED_WORK = 15
-"""What a request counts as that is refused here."""
+REFUSED_WORK = 5
+"""What a request counts for that is refused before the caller sees it."""
 
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""
