@@ -187,7 +187,7 @@ ATTACKS = [
     Attack("empty CONTINUATION", empty_continuation),
     Attack("header bomb", header_bomb),
     Attack("requests that are too large", large_requests),
-    Attack("windows to and fro", toggled_window, frozenset()),
+    Attack("windows to and fro", toggled_window, frozenset(), pieces=60),
     Attack("empty DATA", on_a_stream(data(1) * TURN)),
     Attack("padding only", on_a_stream(data(1, b"", padding=255) * TURN)),
     Attack("DATA past the end", data_past_the_end),

@@ -142,7 +142,7 @@ async def test_a_peer_that_answers_no_ping_is_left(autojump_clock, monkeypatch, 
         async with tunnel_pair(bounds=bounds) as pair:
             mine = pair.client if end == "client" else pair.server
             other = pair.server if end == "client" else pair.client
-            monkeypatch.setattr(other.hbone, "receive", lambda data, patience: [])
+            monkeypatch.setattr(other.hbone, "receive", lambda data, work_limit: [])
             with trio.fail_after(5):
                 await mine.ended.wait()
     assert mine.failure == "HBONE ping timeout"

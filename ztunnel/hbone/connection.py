@@ -83,12 +83,12 @@ class HboneConnection(ABC):
 
     # -- bytes ------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> list[Event]:
+    def receive(self, data: bytes | bytearray | memoryview, work_limit: int = sys.maxsize) -> list[Event]:
         """Process bytes from the transport, in pieces of any size. Returns what they mean, in wire order.
 
         DATA payload in the events is a view into ``data``, not a copy.
 
-        Stops when they have cost more than ``patience``, in the units of `take_work` since its last call.
+        Stops when they have cost more than ``work_limit``, in the units of `take_work` since its last call.
         The rest is kept (``unread``) for the next call, for which ``data`` may be empty.
         """
         if self._state.closed:
@@ -96,7 +96,7 @@ class HboneConnection(ABC):
         if self._unread is not None:
             data = b"".join((self._unread, data)) if data else self._unread
         try:
-            self._unread = self._reader.cut(data, patience)
+            self._unread = self._reader.cut(data, work_limit)
         except Violation as violation:
             self._writer.goaway(self._last_processed, violation.code)
             self._events.append(ConnectionFailed(int(violation.code), str(violation)))
@@ -120,7 +120,7 @@ class HboneConnection(ABC):
 
     @property
     def unread(self) -> bool:
-        """Whether bytes are kept that `receive` had no patience for."""
+        """Whether `receive` stopped at its limit, and keeps bytes for the next call."""
         return self._unread is not None
 
     def take_output(self) -> list[bytes | memoryview]:

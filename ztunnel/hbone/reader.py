@@ -165,10 +165,10 @@ class FrameReader:
         """How many bytes of an unfinished frame or header block are kept."""
         return len(self._held) + sum(map(len, self._block))
 
-    def cut(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> memoryview | None:
+    def cut(self, data: bytes | bytearray | memoryview, work_limit: int = sys.maxsize) -> memoryview | None:
         """Process the next bytes, in pieces of any size, and call the handler for what they complete.
 
-        Stops when they have cost more than ``patience``, in units of ``work``. Returns the rest, which the
+        Stops when they have cost more than ``work_limit``, in units of ``work``. Returns the rest, which the
         next call must begin with, or None. Raises Violation when the peer broke a rule; the reader must not
         be used afterwards.
         """
@@ -203,7 +203,7 @@ class FrameReader:
                         at = stop
                         continue
             at = self._step(view, at, end)
-            if self.work + self._handler.work > patience and at < end:
+            if self.work + self._handler.work > work_limit and at < end:
                 return view[at:]
         return None
 

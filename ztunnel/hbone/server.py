@@ -41,12 +41,12 @@ class HboneServer(HboneConnection):
         self._unseen_resets = 0
         self._unanswered_resets = 0
 
-    def receive(self, data: bytes | bytearray | memoryview, patience: int = sys.maxsize) -> list[Event]:
+    def receive(self, data: bytes | bytearray | memoryview, work_limit: int = sys.maxsize) -> list[Event]:
         """See `HboneConnection.receive`."""
         if data:
             self._unseen_above = self._last_processed
             self._unseen_resets = 0
-        return super().receive(data, patience)
+        return super().receive(data, work_limit)
 
     def accept(self, stream_id: int, fields: Iterable[tuple[wire.Text, wire.Text]] = ()) -> bool:
         """Answer 200 with these fields. Returns False when the stream is gone or was answered before."""

@@ -22,12 +22,12 @@ from ztunnel.hbone import ConnectionFailed, ConnectReceived, DataReceived, Error
 from ztunnel.hbone.server import REFUSED_WORK, REQUEST_WORK
 
 
-def taken(connection: Any, wire: bytes, patience: int) -> list[list[Event]]:
+def taken(connection: Any, wire: bytes, work_limit: int) -> list[list[Event]]:
     """The events of each turn until all has been taken."""
-    turns = [connection.receive(wire, patience)]
+    turns = [connection.receive(wire, work_limit)]
     connection.take_work()
     while connection.unread:
-        turns.append(connection.receive(b"", patience))
+        turns.append(connection.receive(b"", work_limit))
         connection.take_work()
     return turns
 
@@ -107,8 +107,8 @@ _FRAMES = st.one_of(
 )
 
 
-@given(wire=st.lists(_FRAMES, max_size=40), patience=st.integers(0, 12), cut=st.integers(1, 400))
-def test_it_makes_no_difference_in_what_comes_out(wire: list[bytes], patience: int, cut: int) -> None:
+@given(wire=st.lists(_FRAMES, max_size=40), work_limit=st.integers(0, 12), cut=st.integers(1, 400))
+def test_it_makes_no_difference_in_what_comes_out(wire: list[bytes], work_limit: int, cut: int) -> None:
     whole, whole_peer = accepted()
     slowly, slow_peer = accepted()
     joined = b"".join(wire)
@@ -116,7 +116,7 @@ def test_it_makes_no_difference_in_what_comes_out(wire: list[bytes], patience: i
     events = [
         event
         for at in range(0, len(joined), cut)
-        for turn in taken(slowly, joined[at : at + cut], patience)
+        for turn in taken(slowly, joined[at : at + cut], work_limit)
         for event in turn
     ]
     assert shown(events) == shown(at_once)
