@@ -1,1 +1,1 @@
-"""Certificates of the node's identities: asked for, renewed, dumped; revocation files; the built-in CA."""
+"""The certificates of the node's identities: CA client, rotation, dump, revocation lists, the built-in CA."""

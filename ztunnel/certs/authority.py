@@ -1,4 +1,4 @@
-"""What the secret manager needs of a certificate authority."""
+"""The interface of a certificate authority, as the certificate manager uses it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The client of the mesh's CA: one CreateCertificate call for each certificate.
 
-What is said is in docs/protocol/operations.md#ca-client.
+docs/protocol/operations.md#ca-client describes the call.
 
-Roots and token rotate under our feet, so both are read for each call. The channel is kept from call to call;
-when the roots' bytes have changed it is made anew, and if that fails, for instance because the file is being
-written, the old one stays in use.
+Roots and token rotate while the process runs, so both are read for each call. The channel stays open between
+calls. When the bytes of the roots have changed, a new channel is made; if that fails, for instance because
+the file is just being written, the old one stays in use.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ log = get_logger("identity::caclient")
 
 
 class Channel(Protocol):
-    """What the client needs of a gRPC channel."""
+    """The part of a gRPC channel that the client uses."""
 
     async def unary(
         self, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
     ) -> bytes:
-        """One call. Raises GrpcStatusError or GrpcChannelError."""
+        """Make one call and return its answer. Raises GrpcStatusError or GrpcChannelError."""
 
     def close(self) -> None:
-        """End it."""
+        """Close the channel."""
 
 
 class CaClient:
     """A `CertificateAuthority` behind ``config.ca_address``.
 
-    `close`, or leaving ``with``, ends its connection. ``make_channel`` makes a channel from the roots' PEM;
-    it is there for tests.
+    `close`, or leaving ``with``, ends its connection.
+
+    make_channel: makes a channel from the roots' PEM; a parameter for tests.
     """
 
     def __init__(
@@ -153,7 +154,10 @@ class CaClient:
 
 
 class _Connection:
-    """A channel, and the roots it was made with. Once retired it is closed when its last call has ended."""
+    """A channel, and the roots with which it was made.
+
+    Once retired, it is closed when its last call has ended.
+    """
 
     def __init__(self, channel: Channel, roots: bytes) -> None:
         self.channel = channel

@@ -14,7 +14,10 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class DumpedCertificate(TypedDict):
-    """One certificate. ``pem`` is base64 of the PEM text, which is base64 itself: dashboards expect it so."""
+    """One certificate.
+
+    ``pem``: base64 of the PEM text (which is base64 itself), because dashboards expect that.
+    """
 
     expirationTime: str
     pem: str
@@ -23,7 +26,7 @@ class DumpedCertificate(TypedDict):
 
 
 class DumpedIdentity(TypedDict):
-    """One identity: ``state`` is Available, Initializing, or Unavailable with its reason."""
+    """One identity. ``state``: Available, Initializing, or Unavailable with its reason."""
 
     certChain: list[DumpedCertificate]
     identity: str
@@ -40,9 +43,9 @@ def dump_certificates(rotations: Iterable[Rotation], now: float) -> list[DumpedI
 
 
 def certificate_states(rotations: Iterable[Rotation], now: float) -> list[dict[str, Any]]:
-    """Returns what is true of each identity's certificate, for people. No key and no PEM is in it.
+    """Returns the state of each identity's certificate, for people, without keys and PEM.
 
-    ``now`` is in epoch seconds. A time that is not known is None.
+    ``now`` is in epoch seconds. An unknown time is None.
     """
     return [_state(rotation, now) for rotation in rotations]
 

@@ -1,4 +1,4 @@
-"""What can go wrong between wanting a certificate and having one."""
+"""The errors of getting a certificate."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ztunnel.errors import ZtunnelError
 
 
 class CaError(ZtunnelError):
-    """There is no certificate. The text is what callers of the secret manager and the admin dump show."""
+    """There is no certificate. Callers of the certificate manager and the admin dump show the text."""
 
     code: ClassVar[str] = "ZT-CA-001"
 
 
 class CaUnreachableError(CaError):
-    """The CA answered with a gRPC status, or no answer came.
+    """The CA answered with a gRPC status, or did not answer.
 
-    ``status`` is the name of the gRPC status code, such as ``UNAVAILABLE``.
+    status: the name of the gRPC status code, such as ``UNAVAILABLE``.
     """
 
     code: ClassVar[str] = "ZT-CA-002"
@@ -27,7 +27,7 @@ class CaUnreachableError(CaError):
 
 
 class CaChainError(CaError):
-    """The CA answered, but not with a chain that can be used."""
+    """The CA answered, but with a chain that cannot be used."""
 
     code: ClassVar[str] = "ZT-CA-003"
 
@@ -42,13 +42,13 @@ class WrongIdentityError(CaError):
 
 
 class CaTokenError(CaError):
-    """The token that authenticates us to the CA cannot be had."""
+    """The token that authenticates us to the CA cannot be read."""
 
     code: ClassVar[str] = "ZT-CA-005"
 
 
 class CaRootsError(CaError):
-    """The roots that the CA's own certificate is verified with cannot be had."""
+    """The roots for verifying the CA's own certificate cannot be read."""
 
     code: ClassVar[str] = "ZT-CA-006"
 

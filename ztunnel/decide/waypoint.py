@@ -31,11 +31,11 @@ _MAX_TOTAL_WEIGHT = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The workload that a connection goes to next.
+    """The workload to which a connection goes next.
 
-    service: through which it was chosen, None when it was addressed itself.
-    port: at which it serves what was asked for (not where it takes tunnels, unless that was asked for).
-    target: the address by which an IP of it is chosen, see `choose_ip`.
+    service: the service through which it was chosen, None when it was addressed directly.
+    port: the port at which the workload serves the request (not its HBONE port, unless that was asked for).
+    target: the address for which one of its IP addresses is chosen (see `choose_ip`).
     """
 
     workload: Workload
@@ -45,18 +45,18 @@ class Hop:
 
     @property
     def ip(self) -> IPAddress | Resolve | None:
-        """The address to dial, or what to resolve to have one; None when it has neither."""
+        """The address to dial, or the hostname to resolve; None when it has neither."""
         families = None if self.service is None else self.service.ip_families
         return choose_ip(self.workload, families, self.target)
 
     @property
     def service_identities(self) -> tuple[str, ...]:
-        """The identities that the service vouches for, in its order, without what is no SPIFFE URI."""
+        """The SPIFFE identities in the service's subject alternative names, in their order."""
         return () if self.service is None else _spiffe_only(self.service.subject_alt_names)
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """Of these the peer must present one: the service's, then the workload's own."""
+        """The identities of which the peer must present one: the service's, then the workload's own."""
         own = str(self.workload.identity)
         by_service = self.service_identities
         return by_service if own in by_service else (*by_service, own)
@@ -78,7 +78,8 @@ def _is_spiffe(name: str) -> bool:
 def waypoint_of(service: Service, random: Random) -> GatewayAddress | None:
     """Returns the service's waypoint for one connection, chosen by weight if it has several.
 
-    A set whose weights are all zero, or too many for the Rust ztunnel's counter, counts as none.
+    Returns None for a set whose weights are all zero or whose sum is too large for the Rust ztunnel's
+    counter.
     """
     if service.weighted_waypoints:
         total = sum(one.weight for one in service.weighted_waypoints)
@@ -101,12 +102,13 @@ def resolve_gateway(
     random: Random,
     avoid: Collection[str] = (),
 ) -> Hop | Refusal:
-    """Find who a reference leads to: a waypoint (mode WAYPOINT) or a network gateway (STANDARD).
+    """Find the workload of a reference to a waypoint (mode WAYPOINT) or network gateway (STANDARD).
 
-    ``target`` is the client's original destination, after which the address family of a hostname's workload
-    goes; that of a reference by address goes after the reference. Services come before workloads. Refuses,
-    with the Rust ztunnel's text, when nothing is known under the reference or no endpoint serves
-    its port.
+    target: the client's original destination. For a reference by hostname it determines the IP version; a
+        reference by address determines it itself.
+
+    A service comes before a workload. Returns a refusal, with the Rust ztunnel's text, when nothing is known
+    under the reference or no endpoint serves its port.
     """
     port = reference.hbone_mtls_port
     destination = reference.destination
@@ -115,7 +117,8 @@ def resolve_gateway(
         target = destination.ip
         service = service_by_address(view, destination.network, target, source.namespace)
         if service is not None and is_passthrough(service):
-            # Mode PASSTHROUGH means "the original address", which for a reference is nobody in particular.
+            # Mode PASSTHROUGH means "the original address". A reference has no original address, so it leads
+            # nowhere.
             return _unknown(reference, mode, f"Service {service.key} passes through and chooses no endpoint.")
         workload = None if service else view.workload_by_address(destination.network, target)
     else:
@@ -140,7 +143,7 @@ def _unknown(reference: GatewayAddress, mode: SelectionMode, why: str) -> Refusa
 
 
 def _describe(reference: GatewayAddress) -> str:
-    """Returns the Rust ztunnel's text for a reference: its debug form, or the bare hostname."""
+    """Returns the Rust ztunnel's text for a reference: its debug form, or only the hostname."""
     destination = reference.destination
     if isinstance(destination, NetworkAddress):
         network = destination.network.replace("\\", "\\\\").replace('"', '\\"')

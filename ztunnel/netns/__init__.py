@@ -1,1 +1,1 @@
-"""Network namespaces: entering a pod's, and making sockets there. The only thread for it is in here."""
+"""Network namespaces: entering a pod's, and making sockets there. The helper thread for it is in here."""

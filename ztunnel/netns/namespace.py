@@ -1,7 +1,7 @@
 """Network namespaces, and making sockets inside them.
 
-A socket belongs for good to the namespace that its creator was in. How the creator gets there and safely
-back is the matter of `ztunnel.netns.namespace_thread`.
+A socket always stays in the namespace in which it was made. `ztunnel.netns.namespace_thread` enters the
+namespace and comes back safely.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 
 class Namespace:
-    """An open network namespace. Owns its descriptor; `close` it, or use it as a context manager.
+    """An open network namespace. It owns its descriptor: `close` it, or use it as a context manager.
 
-    thread: who visits it; None is the thread that the process keeps while any such namespace is open.
+    thread: the thread that enters it; None is the one that the process keeps while such a namespace is open.
     """
 
     def __init__(self, descriptor: int, thread: NamespaceThread | None = None) -> None:
-        """Take over ``descriptor``. Raises OSError when it is not open; it is then the caller's still.
+        """Take over ``descriptor``. Raises OSError when it is not open; the caller still owns it then.
 
-        With the process's thread, call it on the trio thread.
+        With the process's thread, call it on Trio's thread.
         """
         self.identity = NamespaceIdentity.of(descriptor)
         self._shares_thread = thread is None
@@ -48,7 +48,10 @@ class Namespace:
 
     @classmethod
     def duplicate(cls, descriptor: int, thread: NamespaceThread | None = None) -> Namespace:
-        """Open it on a descriptor of its own; ``descriptor`` stays the caller's. Raises OSError."""
+        """Open the namespace on a descriptor of its own. The caller still owns ``descriptor``.
+
+        Raises OSError.
+        """
         own = os.dup(descriptor)
         try:
             return cls(own, thread)
@@ -63,7 +66,7 @@ class Namespace:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor, after the visits under way: its number must not come to mean another."""
+        """Close the descriptor after the visits in progress, since its number may be reused at once."""
         with self._lock:
             if self._closed:
                 return
@@ -78,11 +81,13 @@ class Namespace:
         done: Callable[[outcome.Outcome[T]], None],
         discard: Callable[[T], None],
     ) -> None:
-        """Have ``work`` called inside the namespace; returns at once. Call it on the trio thread.
+        """Call ``work`` inside the namespace on the helper thread, and return at once.
 
-        ``work`` runs on the helper thread: it makes sockets and does nothing else. ``done`` gets its
-        outcome on the trio thread; if trio has ended by then, ``discard`` gets the value instead, on the
-        helper thread. Raises NamespaceThreadError, and OSError (EBADF) when this namespace is closed.
+        Call it on Trio's thread.
+
+        ``work`` must only make sockets. ``done`` gets its outcome on Trio's thread; if Trio has ended by
+        then, ``discard`` gets the value on the helper thread. Raises NamespaceThreadError, and OSError
+        (EBADF) when this namespace is closed.
         """
         with self._lock:
             if self._closed:
@@ -105,10 +110,10 @@ class Namespace:
             raise
 
     async def run(self, work: Callable[[], T], discard: Callable[[T], None] = lambda _: None) -> T:
-        """Call ``work`` inside the namespace and wait for its result.
+        """Call ``work`` inside the namespace, wait for its result and return it.
 
-        When the wait is cancelled and ``work`` succeeds all the same, ``discard`` gets what it made.
-        Raises what ``work`` raises, `NamespaceError`, and `NamespaceThreadError`.
+        When the wait is cancelled and ``work`` still succeeds, ``discard`` gets its result. Raises what
+        ``work`` raises, `NamespaceError`, and `NamespaceThreadError`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         task = trio.lowlevel.current_task()
@@ -147,11 +152,11 @@ class Namespace:
 
 
 def make_sockets(family: int, kind: int, count: int) -> list[socket.socket]:
-    """Non-blocking sockets in the calling thread's namespace; all or none. Raises OSError."""
+    """Make non-blocking sockets in the calling thread's namespace; all or none. Raises OSError."""
     made: list[socket.socket] = []
     try:
         while len(made) < count:
-            # The flag saves a system call against setblocking.
+            # The flag saves a system call compared with setblocking.
             made.append(socket.socket(family, kind | socket.SOCK_NONBLOCK))
     except BaseException:
         close_sockets(made)
@@ -168,9 +173,9 @@ def close_sockets(sockets: list[socket.socket]) -> None:
 async def ipv6_enabled_on_loopback(namespace: Namespace) -> bool:
     """Returns whether a socket can be bound to ``::1`` in the namespace.
 
-    Asked by doing it, with a throw-away UDP socket, so that it covers each way of being without: no IPv6 in
-    the kernel, switched off for the namespace or for its loopback, loopback down. Raises NamespaceError
-    when the namespace cannot be entered.
+    It tries to do so with a temporary UDP socket. This covers every reason: no IPv6 in the kernel, IPv6 off
+    for the namespace or its loopback, loopback down. Raises NamespaceError when the namespace cannot be
+    entered.
     """
     return await namespace.run(_can_bind_ipv6_loopback)
 

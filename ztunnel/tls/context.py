@@ -1,20 +1,20 @@
 """TLS contexts of the mesh: made from one workload's certificate, with every check built in.
 
-A context belongs to one certificate and one side. Making one costs a quarter of a millisecond (parsing keys
-and roots), so callers keep it until the certificate or the revocation lists change; connections made from it
-before that live on.
+A context belongs to one certificate and one side. Making one takes a quarter of a millisecond (parsing keys
+and roots), so callers keep it until the certificate or the revocation lists change. Connections that were
+made from it before stay valid.
 
-What is checked is fixed here and in the verify step below; nothing outside can take a check away:
+The checks are fixed here and in the verify step below; no caller can switch one off:
 
 - TLS 1.3 (1.2 only if the options say so), AES-GCM suites, the named groups, ALPN h2, no renegotiation, no
   resumption, no early data, no SNI;
 - the chain leads to one of the roots that came with our own certificate. As with webpki each root is a trust
-  anchor as it is: it may be an intermediate itself, and its dates are not looked at;
+  anchor as it is: it may itself be an intermediate, and its dates are ignored;
 - dates, and extended key usage if a certificate has one;
 - the revocation lists;
 - at the server the client's trust domain, at the client the expected identities.
 
-They all happen inside the handshake, so that a refused peer gets an alert that says why.
+All of them run inside the handshake, so a refused peer gets an alert that says why.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _POST_QUANTUM_GROUPS: Final = b"X25519MLKEM768"
 
 _MOST_INTERMEDIATES: Final = 6
 
-# OpenSSL turns an X509 error into an alert by a table. These are the errors whose alert is the wanted one:
-# this one is in no row of the table, which gives certificate_unknown.
+# A table in OpenSSL turns an X509 error into an alert. We choose errors for the alert that they give; this
+# one is not in the table, which gives certificate_unknown.
 _CERTIFICATE_UNKNOWN: Final[int] = lib.X509_V_ERR_PERMITTED_VIOLATION
 _CERTIFICATE_REVOKED: Final[int] = lib.X509_V_ERR_CERT_REVOKED
 _CERTIFICATE_EXPIRED: Final[int] = lib.X509_V_ERR_CERT_HAS_EXPIRED
@@ -97,10 +97,10 @@ _REFUSALS: Final[dict[int, type[PeerCertificateError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """What an operator may choose.
+    """The options that an operator may choose.
 
-    ``tls12``: TLS 1.2 beside 1.3 (TLS12_ENABLED). ``post_quantum_only``: no other key exchange than
-    X25519MLKEM768 (COMPLIANCE_POLICY=pqc).
+    tls12: TLS 1.2 in addition to 1.3 (TLS12_ENABLED).
+    post_quantum_only: only the key exchange X25519MLKEM768 (COMPLIANCE_POLICY=pqc).
     """
 
     tls12: bool = False
@@ -152,7 +152,7 @@ class TlsContext:
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         for root in roots:
             store.add_cert(crypto.X509.from_cryptography(root))
-        # The callbacks have to live as long as OpenSSL may call them.
+        # They must live as long as OpenSSL may call them.
         kept = [tls_openssl.set_verify(context, self._verify, require=True)]
         if side is Side.SERVER:
             for root in roots:
@@ -163,17 +163,17 @@ class TlsContext:
         self._kept = kept
 
     def begin(self, ssl: int, verification: Verification) -> None:
-        """Have the handshake of the SSL object at this address checked by ``verification``, until `end`."""
+        """Check the handshake of the SSL object at this address with ``verification``, until `end`."""
         self._running[ssl] = verification
 
     def end(self, ssl: int) -> None:
-        """The handshake is over, one way or another."""
+        """The handshake of the SSL object at this address has ended."""
         self._running.pop(ssl, None)
 
     def _verify(self, step: VerifyStep) -> bool:
         verification = self._running.get(step.connection)
         if verification is None:
-            # A handshake that nobody accounts for, such as a renegotiation: never.
+            # A handshake that was not registered, such as a renegotiation, is always refused.
             step.error = _CERTIFICATE_UNKNOWN
             return False
         try:
@@ -197,13 +197,14 @@ class TlsContext:
         return True
 
     def _overrule(self, step: VerifyStep, verification: Verification) -> bool:
-        """OpenSSL refuses a certificate; only the dates of a trust anchor are no reason."""
+        """OpenSSL refuses a certificate. Only a wrong date of a trust anchor is overruled."""
         error = step.error
         if error in _DATE_ERRORS:
             if step.depth > 0 and step.current in self._anchors:
                 step.error = lib.X509_V_OK
                 return True
-            # "not yet valid" would become bad_certificate; the mesh says certificate_expired for both.
+            # OpenSSL's alert for "not yet valid" is bad_certificate; in the mesh it is certificate_expired
+            # for both.
             verification.refusal = _REFUSALS[error](self.side)
             step.error = _CERTIFICATE_EXPIRED
             return False
@@ -214,7 +215,7 @@ class TlsContext:
         return False
 
     def _check_peer(self, step: VerifyStep, verification: Verification) -> None:
-        """The chain is sound; now the mesh's own rules. Raises PeerCertificateError."""
+        """Check the mesh's own rules, after OpenSSL has accepted the chain. Raises PeerCertificateError."""
         peer = PeerCertificate.from_chain(step.chain, self.side)
         if self.revocations and self.revocations.revoked(peer.chain) is not None:
             raise RevokedCertificateError(self.side)
@@ -240,7 +241,7 @@ def server_context(
 
 
 def _set_policy(context: SSL.Context, options: TlsOptions) -> None:
-    """Versions, suites, groups, and everything that is off."""
+    """Set versions, suites and groups, and switch off what is not used."""
     context.set_min_proto_version(SSL.TLS1_2_VERSION if options.tls12 else SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(_TLS13_SUITES)
@@ -249,11 +250,11 @@ def _set_policy(context: SSL.Context, options: TlsOptions) -> None:
         raise TlsContextError("this OpenSSL does not have all key exchange groups of the mesh")
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
-    # As webpki: no mesh has more intermediates, and each one costs a signature check.
+    # As webpki does. No mesh has more intermediates, and each one costs a signature check.
     context.set_verify_depth(_MOST_INTERMEDIATES)
-    # A connection gives its record buffers back while it has nothing to read or write: 6 to 33 KiB less.
+    # A connection frees its record buffers while it has nothing to read or write: 6 to 33 KiB less.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    # Records go into memory, which never blocks: one call may write several.
+    # Records are written into memory, which never blocks, so one call may write several.
     context.clear_mode(lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
 
 
@@ -263,11 +264,11 @@ def _set_identity(
     leaf: x509.Certificate,
     intermediates: Iterable[x509.Certificate],
 ) -> None:
-    """What we present: leaf and intermediates, never the root."""
+    """Set the certificate that we present: leaf and intermediates, never the root."""
     try:
         key = load_pem_private_key(certificate.private_key, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        # Without the cause: its text might quote from the key.
+        # Without the cause, because its text might quote a part of the key.
         raise TlsContextError(f"the private key of {certificate.identity} cannot be read") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise TlsContextError(f"the private key of {certificate.identity} is neither an EC nor an RSA key")
@@ -284,7 +285,7 @@ def _set_identity(
 
 
 def _certificates(pems: Iterable[bytes]) -> list[x509.Certificate]:
-    """Read PEM texts of one or more certificates each. Raises ValueError."""
+    """Read PEM texts, each of one or more certificates. Raises ValueError."""
     try:
         return [one for pem in pems for one in x509.load_pem_x509_certificates(pem)]
     except MALFORMED as error:

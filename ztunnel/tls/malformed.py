@@ -1,4 +1,4 @@
-"""What the cryptography package raises for certificates and lists that others made."""
+"""The exceptions of the cryptography package for malformed certificates and lists."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ MALFORMED = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-"""All that reading one, or a part of one, may end with. The last three are no ValueErrors."""
+"""All exceptions that reading one, or a part of one, may raise. The last three are no ValueErrors."""

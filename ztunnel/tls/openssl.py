@@ -1,21 +1,20 @@
-"""The few calls of OpenSSL that pyOpenSSL does not offer, or offers at a price.
+"""The OpenSSL calls that pyOpenSSL does not have, or has at a high cost.
 
-What is called is named here; `connection` and `transports` use it too, on the record path. pyOpenSSL makes
-contexts and connections for us. Under it lies cryptography's binding, whose ``lib`` and ``ffi`` are used here
-directly for:
+pyOpenSSL makes contexts and connections for us. It is built on cryptography's binding, whose ``lib`` and
+``ffi`` we use directly, here and on the record path in `tls_connection` and `socket_and_stream_tls`, for:
 
-- the verify callback. pyOpenSSL's can refuse a certificate but cannot say why, and OpenSSL picks the alert
-  from the reason; the alerts that the mesh promises need `X509_STORE_CTX_set_error`;
-- the ALPN callback, for which pyOpenSSL cannot answer "no_application_protocol";
+- the verify callback. pyOpenSSL's can refuse a certificate but cannot say why, and OpenSSL chooses the alert
+  by the reason. The alerts that the mesh promises need `X509_STORE_CTX_set_error`;
+- the ALPN callback, in which pyOpenSSL cannot answer "no_application_protocol";
 - the list of key exchange groups;
-- the record path: `SSL_read` and `SSL_write` on memory BIOs. pyOpenSSL allocates for each call what was
-  asked for, copies what came, and takes one record a call. Measured (AES-256-GCM, CPU-seconds a GiB,
-  kernel copies included, same machine): pyOpenSSL on a socket 0.32 to send and 0.74 to receive;
-  this way 0.28 and 0.26.
+- the record path: `SSL_read` and `SSL_write` on memory BIOs. For each call, pyOpenSSL allocates as much as
+  was asked for, copies what came, and reads one record. Measured (AES-256-GCM, CPU-seconds a GiB, kernel
+  copies included, same machine): pyOpenSSL on a socket 0.32 to send and 0.74 to receive; this way 0.28 and
+  0.26.
 
 The names used (``Context._context``, ``Connection._ssl``, ``Connection._from_ssl``) are private to pyOpenSSL.
-They have been stable since 2014, the lock file pins the version, and tests/tls/test_openssl.py fails at
-once if they go.
+They have not changed since 2014, the lock file pins the version, and tests/tls/test_openssl.py fails if they
+are gone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ lib: Final[Any] = Binding.lib
 ffi: Final[Any] = Binding.ffi
 
 Pointer: TypeAlias = Any
-"""A C pointer as cffi shows it."""
+"""A C pointer of cffi."""
 
 WANT_READ: Final[int] = lib.SSL_ERROR_WANT_READ
 ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
@@ -38,29 +37,29 @@ ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
 # OpenSSL numbers reasons that are received alerts from here on (SSL_AD_REASON_OFFSET).
 ALERT_REASONS: Final = 1000
 
-# Bits of an error code that are the reason, see ERR_GET_REASON; a code is only compared by it.
+# The bits of an error code that are the reason (see ERR_GET_REASON). Codes are compared only by them.
 _LONGEST_QUEUE: Final = 32
 
 
 def ssl_of(connection: SSL.Connection) -> Pointer:
-    """Returns the SSL object inside a pyOpenSSL connection; it lives as long as the connection."""
+    """Returns the SSL object inside a pyOpenSSL connection. It is valid as long as the connection."""
     return connection._ssl  # noqa: SLF001  # see the module's text
 
 
 def outgoing_bio_of(connection: SSL.Connection) -> Pointer:
-    """Returns the memory BIO that a connection made without a socket writes its records into."""
+    """Returns the memory BIO into which a connection without a socket writes its records."""
     return connection._from_ssl  # noqa: SLF001  # see the module's text
 
 
 def address_of(pointer: Pointer) -> int:
-    """Returns a pointer's address, to know an object again in a callback."""
+    """Returns a pointer's address, which identifies an object in a callback."""
     return int(ffi.cast("uintptr_t", pointer))
 
 
 def take_errors() -> list[tuple[int, str]]:
-    """Empty this thread's error queue: (reason number, reason text), oldest first.
+    """Empty this thread's error queue. Returns (reason number, reason text), oldest first.
 
-    It has to be empty before each call whose result is asked about with SSL_get_error.
+    The queue must be empty before each call whose result is examined with SSL_get_error.
     """
     errors: list[tuple[int, str]] = []
     while (code := lib.ERR_get_error()) != 0 and len(errors) < _LONGEST_QUEUE:
@@ -86,7 +85,7 @@ def certificate_der(certificate: Pointer) -> bytes:
 
 
 class VerifyStep:
-    """One call of OpenSSL's verify callback: what it found, and the means to change its mind.
+    """One call of OpenSSL's verify callback: what it found, and the means to change the result.
 
     Valid only during the callback.
     """
@@ -119,7 +118,7 @@ class VerifyStep:
 
     @property
     def depth(self) -> int:
-        """The place in the chain of the current certificate, 0 for the leaf."""
+        """The position of the current certificate in the chain, 0 for the leaf."""
         return int(lib.X509_STORE_CTX_get_error_depth(self._store))
 
     @property
@@ -143,10 +142,12 @@ class VerifyStep:
 
 
 def set_verify(context: SSL.Context, verify: Callable[[VerifyStep], bool], *, require: bool) -> Pointer:
-    """Have each certificate of the peer's chain go through ``verify``, which answers True to go on.
+    """Call ``verify`` for each certificate of the peer's chain; it returns True to continue.
 
-    ``require`` refuses a peer without a certificate. An exception inside ``verify`` refuses as well. The
-    caller keeps what is returned for as long as connections of the context live.
+    An exception in ``verify`` refuses the peer. The caller keeps the returned object as long as connections
+    of the context exist.
+
+    require: whether a peer without a certificate is refused.
     """
 
     def call(ok: int, store: Pointer) -> int:
@@ -161,7 +162,8 @@ def set_verify(context: SSL.Context, verify: Callable[[VerifyStep], bool], *, re
 def set_required_protocol(context: SSL.Context, protocol: bytes) -> Pointer:
     """As a server, answer an ALPN offer with ``protocol``, or with the alert no_application_protocol.
 
-    A client that offers nothing is not asked. The caller keeps what is returned, as for `set_verify`.
+    It is not called for a client that offers nothing. The caller keeps the returned object, as for
+    `set_verify`.
     """
     answer = ffi.new("unsigned char[]", protocol)
 
@@ -194,7 +196,7 @@ def split_protocols(offer: bytes) -> list[bytes]:
 
 
 def set_groups(context: SSL.Context, groups: bytes) -> bool:
-    """Set the key exchange groups, preferred first, separated by colons. False if one is unknown."""
+    """Set the key exchange groups, preferred first, separated by colons. Returns False if one is unknown."""
     done: bool = lib.SSL_CTX_set1_curves_list(_context(context), groups) == 1
     lib.ERR_clear_error()
     return done

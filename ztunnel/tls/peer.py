@@ -1,8 +1,8 @@
-"""Who the peer's certificate says it is, and whether that is whom we want. Pure functions.
+"""The identity in the peer's certificate, and whether it is an expected one. Pure functions.
 
-OpenSSL has verified the chain when these are asked: signatures, dates, extended key usage. What is left
-is the mesh's own: SPIFFE identities in the URI SANs, the trust domain, the list of expected identities,
-revocation. DNS names, IP addresses and the subject are never looked at.
+OpenSSL has verified the chain before: signatures, dates, extended key usage. These functions apply the mesh's
+own rules: SPIFFE identities in the URI SANs, the trust domain, the list of expected identities, revocation.
+DNS names, IP addresses and the subject are ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class MalformedCertificateError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ParsedCertificate:
-    """What is of interest in one certificate.
+    """The parts of one certificate that matter.
 
-    ``identities`` are the SPIFFE identities in order; ``skipped`` the URI SANs that are none.
+    identities: the SPIFFE identities in their order. skipped: the URI SANs that are not SPIFFE identities.
     """
 
     certificate: x509.Certificate
@@ -35,7 +35,7 @@ class ParsedCertificate:
     is_authority: bool
 
 
-# A node talks to some hundreds of workloads and the same few CAs again and again. One entry is about 3 KiB.
+# A node meets some hundreds of workloads and the same few CAs again and again. One entry is about 3 KiB.
 @lru_cache(maxsize=512)
 def parse_certificate(der: bytes) -> ParsedCertificate:
     """Read a certificate. Raises MalformedCertificateError."""
@@ -64,9 +64,10 @@ def parse_certificate(der: bytes) -> ParsedCertificate:
 class PeerCertificate:
     """The verified certificate of a peer.
 
-    ``chain`` is the leaf, its intermediates, the trust anchor: what `Revocations.revoked` takes when
-    the lists change. ``identities`` are the leaf's SPIFFE identities in order (empty for none),
-    ``skipped`` its URI SANs that are no SPIFFE identity, worth a warning.
+    chain: the leaf, its intermediates, the trust anchor; the argument of `Revocations.revoked` when the lists
+        change.
+    identities: the leaf's SPIFFE identities in their order, perhaps none.
+    skipped: its URI SANs that are not SPIFFE identities, for a warning.
     """
 
     identities: tuple[Identity, ...]
@@ -94,8 +95,8 @@ class PeerCertificate:
 def check_trust_domain(peer: PeerCertificate, trust_domain: str) -> Identity:
     """The server's rule: at least one identity of the client is in our own trust domain.
 
-    Returns the client's identity for policy, which is its first one, whichever matched.
-    Raises TrustDomainError.
+    Returns the client's identity for policy: its first one, even if another one matched. Raises
+    TrustDomainError.
     """
     if any(identity.trust_domain == trust_domain for identity in peer.identities):
         return peer.identities[0]
@@ -104,9 +105,9 @@ def check_trust_domain(peer: PeerCertificate, trust_domain: str) -> Identity:
 
 
 def check_expected_identity(peer: PeerCertificate, expected: Sequence[str]) -> Identity:
-    """The client's rule: at least one identity of the server is expected. An empty list admits nobody.
+    """The client's rule: at least one identity of the server is expected. An empty list admits no server.
 
-    Returns the first that matched. Raises PeerIdentityError.
+    Returns the first one that matched. Raises PeerIdentityError.
     """
     for identity in peer.identities:
         if str(identity) in expected:

@@ -1,4 +1,4 @@
-"""OpenSSL's reasons for a failed handshake, turned into our errors."""
+"""Turns OpenSSL's reasons for a failed handshake into our errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ztunnel.tls.tls_errors import (
     TlsHandshakeError,
 )
 
-# Reasons are known by their texts: their numbers are no part of OpenSSL's interface either, and say less.
+# Reasons are compared by their texts. Their numbers are no more part of OpenSSL's interface, and say less.
 _NOT_TLS_REASONS: Final = frozenset(
     {
         "http request",

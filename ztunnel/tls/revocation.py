@@ -1,13 +1,11 @@
-"""Which certificates their issuers have revoked.
+"""Checks whether issuers have revoked certificates.
 
-The rules (docs/protocol/operations.md#revocation-lists): the whole chain is looked at, a certificate without
-a list of its issuer counts as good, a list past its next update still counts. They are not OpenSSL's, so
-OpenSSL's own CRL checking stays off and `Revocations.revoked` decides, for a handshake as for a later look at
-an established connection.
+The rules (docs/protocol/operations.md#revocation-lists): the whole chain is checked; a certificate without a
+list of its issuer counts as good; a list past its next update still counts. OpenSSL's rules differ, so its
+own CRL check stays off, and `Revocations.revoked` decides, for a handshake and later for an open connection.
 
-A list is believed for a certificate if the list has the certificate's issuer as its own and is signed by
-the key that also signed the certificate. So during a root rotation, when two CAs share a name, each list
-speaks for its own CA only.
+A list applies to a certificate if it has the same issuer and is signed by the key that also signed the
+certificate. So during a root rotation, when two CAs have the same name, each list applies only to its own CA.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ztunnel.tls.malformed import MALFORMED
 
-# How many (list, key) pairs are remembered as verified. There are a few CAs in a mesh; the bound is only
-# there so that a peer's own intermediates cannot make it grow.
+# How many (list, key) pairs are cached as verified. A mesh has a few CAs; the limit only matters for the
+# intermediates that peers send.
 _MOST_VERDICTS = 256
 
 
 class InvalidRevocationListError(ValueError):
-    """The bytes are not a revocation list that can be used. ``str()`` says why."""
+    """The bytes are not a usable revocation list. ``str()`` says why."""
 
 
 @dataclass(slots=True, eq=False)
 class RevocationList:
-    """One issuer's list. Values that matter are read at once; the signature is checked when it is needed."""
+    """One issuer's list. Its values are read at once; its signature is checked when it is needed."""
 
     crl: x509.CertificateRevocationList
     issuer: x509.Name
@@ -63,14 +61,14 @@ class RevocationList:
         return cls(crl, issuer, frozenset(serials))
 
     def is_signed_by(self, key: CertificateIssuerPublicKeyTypes) -> bool:
-        """Returns whether this key made the list's signature. The answer is remembered."""
+        """Returns whether this key has signed the list. The result is cached."""
         name = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         verdict = self._signed_by.get(name)
         if verdict is None:
             try:
                 verdict = self.crl.is_signature_valid(key)
             except MALFORMED:
-                # A key of another kind than the signature's: not its signer.
+                # A key of another kind than the signature cannot be the signer.
                 verdict = False
             if len(self._signed_by) >= _MOST_VERDICTS:
                 self._signed_by.clear()
@@ -87,10 +85,7 @@ def _has_extension(entry: x509.RevokedCertificate, kind: type[x509.ExtensionType
 
 
 class Revocations:
-    """The lists in force. Immutable; when they change, a new value takes its place.
-
-    An empty one revokes nothing.
-    """
+    """The lists in force. Immutable: a new value replaces it when they change. May be empty."""
 
     __slots__ = ("_by_issuer",)
 
@@ -118,7 +113,7 @@ class Revocations:
     def revoked(self, chain: Sequence[x509.Certificate]) -> x509.Certificate | None:
         """Returns the first revoked certificate of a verified chain (leaf first, trust anchor last), or None.
 
-        The trust anchor itself has nobody above it who could revoke it.
+        The trust anchor is not checked, because it has no issuer that could revoke it.
         """
         if not self._by_issuer:
             return None
@@ -130,6 +125,6 @@ class Revocations:
 
 
 def _key_of(certificate: x509.Certificate) -> CertificateIssuerPublicKeyTypes:
-    """Returns an issuer's key. It has verified a signature in this chain, so it is of a kind that signs."""
+    """Returns an issuer's key. It has verified a signature in this chain, so it is of a signing kind."""
     key: CertificateIssuerPublicKeyTypes = certificate.public_key()  # type: ignore[assignment]  # see above
     return key

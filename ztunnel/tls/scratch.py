@@ -7,16 +7,19 @@ from typing import Final
 
 from ztunnel.tls.openssl import ffi
 
-# The most plaintext that one call encrypts, and about the most ciphertext that one call reads. Measured best
-# between 64 KiB and 256 KiB; eight full records.
+# Bytes of plaintext that one call encrypts at most, and about the bytes of ciphertext that one call reads.
+# Sizes between 64 KiB and 256 KiB were measured to be best; this is eight full records.
 CHUNK: Final = 128 * 1024
 RECORD: Final = 16 * 1024
-# What OpenSSL may have of a record from an earlier call comes out beside the chunk.
+# Room for the part of a record that OpenSSL kept from an earlier call.
 PLAIN_SIZE: Final = CHUNK + 2 * RECORD
 
 
 class Scratch(threading.local):
-    """The two buffers that all connections of a thread use in turn, never across an await."""
+    """The two buffers that all connections of a thread use in turn.
+
+    Their content is never needed across an await.
+    """
 
     def __init__(self) -> None:
         self.cipher = bytearray(CHUNK)

@@ -1,4 +1,4 @@
-"""The two transports of TLS connections: a socket, and any stream."""
+"""The two kinds of TLS connections: over a socket, and over any stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ztunnel.tls.tls_connection import TlsConnection
 
 
 class SocketTls(TlsConnection):
-    """TLS over a connected, non-blocking socket, which it owns from now on."""
+    """TLS over a connected, non-blocking socket. It owns the socket and closes it."""
 
     def __init__(
         self, context: TlsContext, sock: socket.socket, expected_identities: Sequence[str] | None = None
@@ -32,12 +32,12 @@ class SocketTls(TlsConnection):
 
     @property
     def socket(self) -> socket.socket:
-        """The socket, for its addresses and options; its bytes belong to the connection."""
+        """The socket, for its addresses and options. Only this connection may read and write it."""
         return self._socket
 
     @property
     def unacknowledged(self) -> int:
-        """What of it the peer's kernel has not acknowledged."""
+        """How many bytes the peer's kernel has not acknowledged."""
         if self._closed:
             return 0
         try:
@@ -46,8 +46,8 @@ class SocketTls(TlsConnection):
             return 0
 
     def _transport_receive(self, limit: int) -> int | None:
-        # A read that brought less than it could have emptied the socket: the next one would most likely only
-        # learn EAGAIN, and the wait that follows returns at once if it is not so.
+        # A short read has emptied the socket, so the next read would most likely only return EAGAIN. If bytes
+        # have come meanwhile, the wait that follows returns at once.
         if self._drained:
             self._drained = False
             return None
@@ -72,7 +72,7 @@ class SocketTls(TlsConnection):
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            return  # the peer knows already
+            return  # the peer has closed it already
 
     def _close_transport(self) -> None:
         if self._socket.fileno() >= 0:
@@ -80,7 +80,7 @@ class SocketTls(TlsConnection):
             self._socket.close()
 
     async def wait_receivable(self) -> None:
-        """Wait until the socket is readable; at once if plaintext is already here."""
+        """Wait until the socket is readable. Returns at once if plaintext is waiting here."""
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
         if not self._ahead:
@@ -96,7 +96,7 @@ class SocketTls(TlsConnection):
 
 
 class ByteStream(Protocol):
-    """What `StreamTls` needs of a stream, for instance a stream inside an HBONE tunnel."""
+    """The part of a stream that `StreamTls` uses, for instance of a stream inside an HBONE tunnel."""
 
     async def send_all(self, data: bytes) -> None:
         """Send all of it."""
@@ -109,11 +109,11 @@ class ByteStream(Protocol):
 
 
 class StreamTls(TlsConnection):
-    """TLS over any stream. `close` leaves the stream alone: who made it closes it.
+    """TLS over any stream. `close` does not close the stream; the caller closes it.
 
     A stream has no ``try_`` calls, so the waits do the work: `wait_receivable` reads from it, `wait_sendable`
-    writes to it. A write that is cancelled half way leaves the stream without a record boundary; after that
-    sending raises OSError.
+    writes to it. When a write is cancelled, a record may be incomplete on the stream; after that sending
+    raises OSError.
     """
 
     def __init__(
@@ -149,13 +149,13 @@ class StreamTls(TlsConnection):
         return 0
 
     def cut_off(self) -> None:
-        """Nothing: the stream below tells its own peer."""
+        """Does nothing: the stream itself informs its peer."""
 
     def _close_transport(self) -> None:
         self._arrived = None
 
     async def wait_receivable(self) -> None:
-        """Read from the stream once; at once if something is already here."""
+        """Read from the stream once. Returns at once if something is waiting here."""
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
         if self._ahead or self._arrived is not None or self._broken is not None:

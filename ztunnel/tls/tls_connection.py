@@ -1,23 +1,23 @@
-"""TLS connections for the tunnel driver: a narrow, non-blocking face over OpenSSL.
+"""TLS connections for the tunnel driver: a small, non-blocking interface over OpenSSL.
 
-How it works. OpenSSL never sees a socket. Records that arrived lie in a scratch buffer that all connections
-of a thread share; it is wrapped as a read-only BIO, OpenSSL decrypts all of it into a second scratch buffer,
-and one `bytes` of just the right size is cut from that. Records to send are written into the connection's own
-memory BIO, and the socket is given that memory directly. So there are one `recv` and one `send` for up to
-`CHUNK` bytes, where OpenSSL on a socket makes three system calls a record; nothing is allocated but what
-arrived; and an idle connection holds no buffer at all.
+How it works. OpenSSL never uses a socket. Received records are read into a scratch buffer that all
+connections of a thread share, and this is wrapped as a read-only BIO. OpenSSL decrypts all of it into a
+second scratch buffer, from which one `bytes` of exactly the right size is cut. Records to send are written
+into the connection's own memory BIO, and the socket's `send` reads that memory directly. So `CHUNK` bytes
+take one `recv` or one `send`, where OpenSSL on a socket makes three system calls for each record. Only what
+arrived is allocated, and an idle connection has no buffer at all.
 
-Two facts follow that a reader of the code needs:
+Two consequences matter for the reader of the code:
 
-- No ciphertext is ever left in the scratch buffer when a method returns, since the next connection will use
-  it. OpenSSL itself keeps a partial record; and if decrypting gave more than was asked for, the rest waits in
+- When a method returns, no ciphertext is left in the scratch buffer, because the next connection will use it.
+  OpenSSL itself keeps a partial record. If decrypting gave more than was asked for, the rest waits in
   ``_ahead`` (at most `CHUNK` bytes).
-- A record once made has to go out, in order. If the socket does not take all of it, `try_send` has nothing
-  that it could take back. It says "would block", notes how much plaintext the records stand for, and counts
-  that as sent when the caller, as callers do, comes back with the same bytes. Nothing is hidden from the
-  caller: what it was told is sent, is in the kernel.
+- A record that was made must be sent, in order. If the socket does not take all of it, `try_send` cannot take
+  it back. It returns "would block", notes how much plaintext these records contain, and counts that as sent
+  when the caller comes back with the same bytes. So bytes that were reported as sent are always in the
+  kernel.
 
-All methods of one connection belong to one thread. Reading and writing may be done by two tasks.
+All methods of one connection belong to one thread. One task may read while another one writes.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from ztunnel.tls.tls_errors import (
 )
 from ztunnel.tls.transport import TlsTransport
 
-# The memory of an outgoing BIO never shrinks. One that has held more than this is replaced once it is idle.
+# The memory of an outgoing BIO never shrinks. A BIO that has held more than this is replaced when it is idle.
 _KEPT_OUTGOING: Final = 2 * RECORD
 
 
 class TlsConnection(TlsTransport):
     """One TLS connection over some transport.
 
-    Call `handshake` first. After it, ``try_*`` never block and ``wait_*`` wait until it is worth trying
-    again. `close` frees everything and closes the transport if the connection owns it.
+    Call `handshake` first. Afterwards ``try_*`` never block, and ``wait_*`` wait until it makes sense to try
+    again. `close` frees everything, and closes the transport if the connection owns it.
     """
 
     def __init__(self, context: TlsContext, expected_identities: Sequence[str] | None) -> None:
@@ -93,11 +93,11 @@ class TlsConnection(TlsTransport):
         self._notified = False
         self._closed = False
 
-    # What is known after the handshake.
+    # Known after the handshake.
 
     @property
     def side(self) -> Side:
-        """Which side we are."""
+        """Our side: client or server."""
         return self._context.side
 
     @property
@@ -115,14 +115,14 @@ class TlsConnection(TlsTransport):
 
     @property
     def peer_identity(self) -> Identity:
-        """Who the peer is: for a server the client's first identity, for a client the first expected one."""
+        """The identity of the peer: a client's first one, or a server's first expected one."""
         if self._context.side is Side.CLIENT:
             return check_expected_identity(self.peer, self._verification.expected)
         return self.peer.identities[0]
 
     @property
     def alpn(self) -> str | None:
-        """The negotiated application protocol: ``h2``, or None if the peer does not do ALPN."""
+        """The negotiated application protocol: ``h2``, or None if the peer does not support ALPN."""
         return self._connection.get_alpn_proto_negotiated().decode("ascii", "replace") or None
 
     @property
@@ -145,10 +145,10 @@ class TlsConnection(TlsTransport):
     async def handshake(
         self, deadline_seconds: float, *, alert_seconds: float = DEFAULTS.connection.alert_timeout
     ) -> None:
-        """Agree on keys and check the peer, all of it, within ``deadline_seconds``.
+        """Do the handshake and check the peer completely, within ``deadline_seconds``.
 
-        Raises a TlsHandshakeError; the peer was told why as far as it can be reached. The connection is then
-        of no use but to be closed by the caller, as after a cancellation.
+        Raises a TlsHandshakeError; an alert was sent to the peer if possible. After that, or after a
+        cancellation, the caller can only close the connection.
         """
         address = address_of(self._ssl)
         self._context.begin(address, self._verification)
@@ -171,11 +171,11 @@ class TlsConnection(TlsTransport):
                     raise HandshakeEofError(self.side, silent=not heard)
                 heard = True
                 self._feed(size)
-            # A client's requests may have come with the last flight, a server's tickets too.
+            # Together with the last handshake message a client may have sent requests, a server tickets.
             self._ahead = self._decrypt()
             self._check_outcome()
-            # All that a TLS 1.3 server still has to send is tickets, which nobody needs: they go with the
-            # data.
+            # A TLS 1.3 server only has tickets left to send, and nobody waits for them: they go out with the
+            # first data.
             if not self._flush() and not (self.side is Side.SERVER and self.version == "TLSv1.3"):
                 await self._flushed()
         except (OSError, trio.BrokenResourceError) as error:
@@ -185,7 +185,7 @@ class TlsConnection(TlsTransport):
             raise
 
     def _advance(self) -> bool:
-        """Let OpenSSL do what it can with what came. True when the handshake is done."""
+        """Let OpenSSL process what came. Returns True when the handshake is complete."""
         lib.ERR_clear_error()
         result = lib.SSL_do_handshake(self._ssl)
         if result == 1:
@@ -197,14 +197,14 @@ class TlsConnection(TlsTransport):
         raise refusal or explain_failure(self.side, errors)
 
     def _check_outcome(self) -> None:
-        """What must be so after a handshake that OpenSSL is content with."""
+        """Check what must hold after a handshake that OpenSSL has accepted."""
         if self._verification.peer is None:
             raise NoCertificateError(self.side)
         if self._connection.get_alpn_proto_negotiated() not in {PROTOCOL, b""}:
             raise NoApplicationProtocolError(self.side)
 
     async def _send_alert(self, within_seconds: float) -> None:
-        """Tell the peer why, if it takes that soon."""
+        """Send the alert to the peer, if it can be sent soon."""
         with trio.move_on_after(within_seconds):
             try:
                 await self._flushed()
@@ -218,12 +218,12 @@ class TlsConnection(TlsTransport):
     # Data.
 
     def try_receive(self, max_bytes: int = CHUNK) -> bytes | None:
-        """Up to ``max_bytes`` (at least 1) of what the peer sent.
+        """Returns up to ``max_bytes`` (at least 1) of what the peer sent.
 
-        None: nothing now, `wait_receivable`. Empty: the peer said that it sends no more. Raises
-        TlsTruncatedError if its bytes ended without that, TlsAlertError if it gave an alert,
-        TlsProtocolError for bytes that are no valid record, OSError if the transport broke,
-        trio.ClosedResourceError after `close`. What came before an end or an error is delivered first.
+        None means that nothing is there now: use `wait_receivable`. Empty means that the peer sends no more.
+        Raises TlsTruncatedError if its bytes ended without a close_notify, TlsAlertError if it sent an alert,
+        TlsProtocolError for bytes that are no valid record, OSError if the transport failed,
+        trio.ClosedResourceError after `close`. What came before an end or an error is returned first.
         """
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
@@ -248,12 +248,12 @@ class TlsConnection(TlsTransport):
         return data
 
     def try_send(self, data: bytes | bytearray | memoryview) -> int:
-        """Encrypt and send from the beginning of ``data``; how many bytes were sent.
+        """Encrypt and send from the beginning of ``data``. Returns how many bytes were sent.
 
-        0: not now, `wait_sendable`. After fewer than all, the next call has to begin with the very bytes that
-        were not taken (wherever they lie in memory), and may bring more behind them. Raises OSError if the
-        transport broke, TlsError if the peer ended the connection with an alert, trio.ClosedResourceError
-        after `close`.
+        0 means not now: use `wait_sendable`. After a partial send, the next call must begin with exactly the
+        bytes that were not taken (at any place in memory) and may have more behind them. Raises OSError if
+        the transport failed, TlsError if the peer ended the connection with an alert,
+        trio.ClosedResourceError after `close`.
         """
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
@@ -288,14 +288,14 @@ class TlsConnection(TlsTransport):
 
     @property
     def unsent(self) -> int:
-        """How many bytes of records were made but not yet taken by the transport."""
+        """How many bytes of records were made and not yet taken by the transport."""
         return 0 if self._closed else int(lib.BIO_get_mem_data(self._outgoing, scratch.pending))
 
     def close_notify(self) -> bool:
-        """End our half: the peer reads an orderly end; what it sends can still be read.
+        """Send close_notify: the peer sees an orderly end. What it sends can still be read.
 
-        True if the transport took it, or is broken: nothing more can be done. If False, `wait_sendable` and
-        call again, or let it go.
+        Returns True if the transport took it, or has failed. Returns False if it would block: use
+        `wait_sendable` and call again, or do without.
         """
         if self._closed:
             return True
@@ -311,9 +311,9 @@ class TlsConnection(TlsTransport):
             return True
 
     def close(self) -> None:
-        """Close the transport, if it is ours. Whoever waits gets trio.ClosedResourceError.
+        """Close the transport, if the connection owns it. Tasks that wait get trio.ClosedResourceError.
 
-        Sends nothing: call `close_notify` before for an orderly end. Calling it twice is fine.
+        Sends nothing: call `close_notify` before for an orderly end. It may be called twice.
         """
         if not self._closed:
             self._closed = True
@@ -332,7 +332,7 @@ class TlsConnection(TlsTransport):
         lib.SSL_set_bio(self._ssl, bio, self._outgoing)
 
     def _decrypt(self) -> bytes:
-        """All plaintext of what was fed. Notes an end or a failure for the next call."""
+        """Returns all plaintext of what was fed. Notes an end or a failure for the next call."""
         total = 0
         ssl = self._ssl
         plain = scratch.plain
@@ -341,7 +341,7 @@ class TlsConnection(TlsTransport):
         while (size := read(ssl, plain + total, PLAIN_SIZE - total)) > 0:
             total += size
         error = lib.SSL_get_error(ssl, size)
-        # Copied before anything else uses the buffer.
+        # Copied before another connection uses the buffer.
         data = ffi.buffer(plain, total)[:] if total else b""
         if error != WANT_READ:
             self._note_end(error)
@@ -364,7 +364,7 @@ class TlsConnection(TlsTransport):
                 return
 
     def _flush(self) -> bool:
-        """Give the transport the records that are made. True when none are left. Raises OSError."""
+        """Write the waiting records to the transport. Returns True when none are left. Raises OSError."""
         outgoing = self._outgoing
         pending = scratch.pending
         while size := lib.BIO_get_mem_data(outgoing, pending):
@@ -384,7 +384,7 @@ class TlsConnection(TlsTransport):
             size -= dropped
 
     def _slim(self) -> None:
-        """Before a wait: give back the memory of an outgoing BIO that was large and is empty."""
+        """Before a wait: free the memory of an outgoing BIO that was large and is empty."""
         if self._largest > _KEPT_OUTGOING and self._incoming is not None and not self.unsent:
             self._largest = 0
             bio = lib.BIO_new(lib.BIO_s_mem())

@@ -1,9 +1,9 @@
-"""Everything that can go wrong in mesh TLS, each with a code and the text that log consumers know.
+"""All errors of mesh TLS, each with a code and the text that log queries know.
 
-The texts are the Rust ztunnel's (docs/protocol/data-path.md#texts-and-flags):
-at the server a debug form after ``tls handshake error: ``, at the client a readable form after ``io error:
-``. They name the cause but hardly help, so each error has also an `explanation`: one sentence of what
-happened and where to look.
+The texts are those of the Rust ztunnel (docs/protocol/data-path.md#texts-and-flags): at the server a debug
+form after ``tls handshake error: ``, at the client a readable form after ``io error: ``. They name the cause
+but do not help much, so each error also has an `explanation`: one sentence about what happened and where to
+look.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ztunnel.errors import ZtunnelError
 
 
 class Side(Enum):
-    """Which end of the handshake we are."""
+    """Our side of the handshake."""
 
     CLIENT = "client"
     SERVER = "server"
 
 
-# RFC 8446 section 6 and RFC 5246 section 7.2, spelled as the Rust ztunnel prints them.
+# Spelled as the Rust ztunnel prints them (RFC 8446 section 6, RFC 5246 section 7.2).
 ALERT_NAMES = {
     0: "CloseNotify",
     10: "UnexpectedMessage",
@@ -54,7 +54,7 @@ ALERT_NAMES = {
 
 
 def alert_name(number: int) -> str:
-    """Returns the name of a TLS alert; an unassigned one is printed by number."""
+    """Returns the name of a TLS alert; for an unassigned one its number."""
     return ALERT_NAMES.get(number, f"Unknown({number})")
 
 
@@ -64,7 +64,7 @@ def _also_means(alert: int) -> str:
 
 
 class TlsError(ZtunnelError):
-    """The base of all errors of mesh TLS."""
+    """The base class of all errors of mesh TLS."""
 
     code: ClassVar[str] = "ZT-TLS-001"
 
@@ -79,7 +79,7 @@ class TlsContextError(TlsError):
 
 
 class TlsTruncatedError(TlsError):
-    """The peer's bytes ended without a close_notify: it was cut off, or somebody cut the connection."""
+    """The peer's bytes ended without a close_notify: the peer was killed, or the connection was cut."""
 
     code: ClassVar[str] = "ZT-TLS-003"
 
@@ -101,7 +101,7 @@ class TlsAlertError(TlsError):
 
 
 class TlsProtocolError(TlsError):
-    """An established connection brought bytes that are not a valid record: damaged or forged."""
+    """An established connection received bytes that are not a valid record: damaged or forged."""
 
     code: ClassVar[str] = "ZT-TLS-005"
 
@@ -110,13 +110,13 @@ class TlsProtocolError(TlsError):
 
 
 class TlsHandshakeError(TlsError):
-    """The base of all reasons why a handshake did not come to an end. Nothing was forwarded.
+    """The base class of all reasons why a handshake failed. No application data was sent.
 
-    ``side`` is ours. ``explanation`` is a full sentence for a person.
+    side: our side. explanation: a full sentence for a person.
     """
 
     code: ClassVar[str] = "ZT-TLS-010"
-    # What the two forms of text are made of, for causes that need no more than a name.
+    # The parts of both texts, for causes that need only a name.
     debug_text: ClassVar[str] = "General"
     display_text: ClassVar[str] = "unexpected error"
     explanation: str = "The TLS handshake failed."
@@ -135,7 +135,7 @@ class TlsHandshakeError(TlsError):
 
 
 class HandshakeTimeoutError(TlsHandshakeError):
-    """The handshake took longer than it may."""
+    """The handshake took too long."""
 
     code: ClassVar[str] = "ZT-TLS-011"
     display_text = "deadline has elapsed"
@@ -149,7 +149,7 @@ class HandshakeTimeoutError(TlsHandshakeError):
 
 
 class HandshakeEofError(TlsHandshakeError):
-    """The peer closed or reset the connection in the handshake. ``silent``: before its first byte."""
+    """The peer closed or reset the connection during the handshake. ``silent``: before its first byte."""
 
     code: ClassVar[str] = "ZT-TLS-012"
     debug_text = '"tls handshake eof"'
@@ -169,7 +169,7 @@ class HandshakeEofError(TlsHandshakeError):
 
 
 class NotTlsError(TlsHandshakeError):
-    """What came is not TLS, for instance plain HTTP."""
+    """The peer does not speak TLS, but for instance plain HTTP."""
 
     code: ClassVar[str] = "ZT-TLS-013"
     debug_text = "InvalidMessage(InvalidContentType)"
@@ -187,7 +187,7 @@ class NoCertificateError(TlsHandshakeError):
 
 
 class NoApplicationProtocolError(TlsHandshakeError):
-    """The two ends have no ALPN protocol in common; only h2 will do."""
+    """The two ends have no ALPN protocol in common; only h2 is accepted."""
 
     code: ClassVar[str] = "ZT-TLS-015"
     debug_text = "NoApplicationProtocol"
@@ -210,7 +210,7 @@ class IncompatiblePeerError(TlsHandshakeError):
 
 
 class BadHandshakeError(TlsHandshakeError):
-    """The peer broke the rules of the handshake in a way that has no name of its own here."""
+    """The peer broke the rules of the handshake in a way that has no error of its own here."""
 
     code: ClassVar[str] = "ZT-TLS-017"
     explanation = "The peer's handshake messages are malformed or not allowed at their place."
@@ -220,7 +220,7 @@ class BadHandshakeError(TlsHandshakeError):
 
 
 class AlertReceivedError(TlsHandshakeError):
-    """The peer refused us with an alert."""
+    """The peer refused our handshake with an alert."""
 
     code: ClassVar[str] = "ZT-TLS-018"
     explanation = "The peer refused the handshake; the alert's name says why, the peer's own log says more."
@@ -233,7 +233,7 @@ class AlertReceivedError(TlsHandshakeError):
 
 
 class PeerCertificateError(TlsHandshakeError):
-    """The base of all reasons to refuse the peer's certificate."""
+    """The base class of all reasons to refuse the peer's certificate."""
 
     code: ClassVar[str] = "ZT-TLS-020"
     cause: ClassVar[str] = "Other"

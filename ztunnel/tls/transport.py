@@ -1,4 +1,4 @@
-"""What a TLS connection needs of what carries its records."""
+"""The interface between a TLS connection and the transport of its records."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ from abc import ABC, abstractmethod
 
 
 class TlsTransport(ABC):
-    """The transport's part of a TLS connection; `ztunnel.tls.socket_and_stream_tls` has both of them."""
+    """The transport's part of a TLS connection (implemented in `ztunnel.tls.socket_and_stream_tls`)."""
 
     @property
     def unacknowledged(self) -> int:
-        """How many bytes that were sent are not known to have arrived at the peer, as far as can be told."""
+        """How many sent bytes are not known to have arrived at the peer, as far as this is known."""
         return 0
 
     @abstractmethod
     def _transport_receive(self, limit: int) -> int | None:
-        """Read up to ``limit`` bytes into the ciphertext buffer: how many, 0 at the end, None for not now."""
+        """Read up to ``limit`` bytes into the ciphertext buffer.
+
+        Returns how many, 0 at the end, None for not now.
+        """
 
     @abstractmethod
     def _transport_send(self, data: memoryview) -> int:
-        """Send from the beginning of ``data``: how many bytes, 0 for not now. Raises OSError."""
+        """Send from the beginning of ``data``. Returns how many bytes, 0 for not now. Raises OSError."""
 
     @abstractmethod
     def cut_off(self) -> None:
-        """Tell the peer, below TLS, that nothing more comes, after a send that failed: it must not wait."""
+        """After a failed send: end our direction of the transport, so that the peer does not wait."""
 
     @abstractmethod
     def _close_transport(self) -> None:
-        """Close the transport if it is ours."""
+        """Close the transport if the connection owns it."""
 
     @abstractmethod
     async def wait_receivable(self) -> None:
@@ -35,4 +38,4 @@ class TlsTransport(ABC):
 
     @abstractmethod
     async def wait_sendable(self) -> None:
-        """Wait until `try_send` or `close_notify` may get on. Raises trio.ClosedResourceError if closed."""
+        """Wait until `try_send` or `close_notify` may continue. Raises trio.ClosedResourceError if closed."""

@@ -1,1 +1,1 @@
-"""The mesh from the control plane: the delta xDS session and its stream; and from the local file."""
+"""The sources of the mesh: delta xDS from the control plane, and the local file."""

@@ -1,4 +1,4 @@
-"""How a stream to the control plane is opened: a new connection each time, roots and token read anew."""
+"""Opens a stream to the control plane: each time a new connection, with roots and token read again."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregated
 
 
 def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Connect:
-    """Returns what opens a stream to ``config.xds_address``, which must be set.
+    """Returns a function that opens a stream to ``config.xds_address``, which must be set.
 
-    The stream's context manager owns its connection and closes it. Entering raises `ZtunnelError` when the
+    The stream's context manager owns its connection and closes it. Entering it raises `ZtunnelError` when the
     roots cannot be read or the metadata cannot be sent, and `StatusError` when the token cannot be read.
     """
     if config.xds_address is None:
@@ -49,7 +49,7 @@ def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Conne
 
 
 class _BridgedStream:
-    """A stream of the bridge in the words of the client."""
+    """Adapts a stream of the gRPC bridge to `XdsStream`."""
 
     def __init__(self, stream: GrpcStream) -> None:
         self._stream = stream

@@ -1,15 +1,15 @@
-"""The wire format of delta xDS, read and written by hand, because a mesh is big.
+"""Reads and writes the wire format of delta xDS by hand, because a mesh is large.
 
-A first sync of 100,000 pods is one message of tens of megabytes. A general decoder spends 40 µs on each of
-its resources, and would hold up every connection while it does; `ResponseScanner` needs about 2 µs and
-stops after each slice. It decodes only the envelope: the bytes of a resource stay the bytes that came, and
-are not even copied out of the message before somebody takes the resource (`ztunnel.xds.scanned`).
+The first sync of 100,000 pods is one message of tens of megabytes. A general decoder takes 40 µs for each of
+its resources and would block every connection meanwhile; `ResponseScanner` takes about 2 µs and stops after
+each slice. It decodes only the envelope. The bytes of a resource are not decoded, and not even copied out of
+the message before a caller takes the resource (`ztunnel.xds.scanned`).
 
-How the scanner works: a protobuf message is a run of fields, each a tag (field number and wire type) and a
-value. All fields of interest are length-delimited, have tags of one byte, and lengths of one or two bytes;
-that is the fast path, written out in one loop since a function call would cost as much as the rest.
-Everything else (a longer length, an unknown field, another wire type) goes through `_skip` and `_length`.
-Nothing is applied before the whole message has been scanned, so a broken message changes nothing.
+How the scanner works: a protobuf message is a sequence of fields, each with a tag (field number and wire
+type) and a value. All fields that matter are length-delimited, with tags of one byte and lengths of one or
+two bytes. This fast path is written out in one loop, because a function call would cost as much as the rest.
+Everything else (a longer length, an unknown field, another wire type) goes through `_skip` and `read_varint`.
+Nothing is applied before the whole message was scanned, so a broken message changes nothing.
 
 Sources: envoy.service.discovery.v3 (protos/xds.proto); protobuf encoding
 (protobuf.dev/programming-guides/encoding).
@@ -44,7 +44,7 @@ _ANY_VALUE = 0x12
 
 
 class MalformedResponseError(ZtunnelError):
-    """A message of the control plane is not a DeltaDiscoveryResponse; nothing of it has been applied."""
+    """A message of the control plane is not a DeltaDiscoveryResponse. Nothing of it was applied."""
 
     code = "ZT-XDS-001"
 
@@ -66,9 +66,10 @@ def encode_request(
 ) -> bytes:
     """Returns the bytes of a DeltaDiscoveryRequest.
 
-    ``node`` is an encoded Node message, left out if empty. ``versions`` are the initial resource versions.
-    ``error`` makes a NACK: the sub-message is written even if the text is empty, since its presence alone
-    is what the server looks at.
+    node: an encoded Node message, left out if empty.
+    versions: the initial resource versions.
+    error: makes the request a NACK. The sub-message is written even if the text is empty, because its
+        presence alone makes a NACK.
     """
     out: list[bytes] = []
     if node:
@@ -96,12 +97,14 @@ def encode_version(name: str, version: str) -> bytes:
 
 
 class ResponseScanner:
-    """Splits the bytes of a DeltaDiscoveryResponse into its resources, a slice at a time.
+    """Splits the bytes of a DeltaDiscoveryResponse into its resources, one slice at a time.
 
-    Call `scan` until it returns True; then the attributes are complete. ``resources`` are the resources in
-    order, as long as `release` has not been called; ``aliases`` are the other names of resources, all in one
-    list; ``value_bytes`` is the sum of the lengths of the resources' payloads. Field `Any.type_url`, the ttl
-    and the cache control are not looked at.
+    Call `scan` until it returns True; then the attributes are complete. `Any.type_url`, the ttl and the cache
+    control are ignored.
+
+    resources: the resources in order, until `release` is called.
+    aliases: the other names of all resources, in one list.
+    value_bytes: the sum of the lengths of the resources' payloads.
     """
 
     __slots__ = (
@@ -126,7 +129,7 @@ class ResponseScanner:
         self.value_bytes = 0
 
     def scan(self, slice_size: int) -> bool:
-        """Read on, for at most ``slice_size`` fields; True when the message is read to its end.
+        """Read at most ``slice_size`` more fields. Returns True when the message is read to its end.
 
         Raises `MalformedResponseError` if the bytes are not such a message.
         """
@@ -139,7 +142,7 @@ class ResponseScanner:
         return self._position >= len(self._message)
 
     def release(self) -> None:
-        """Let go of the message and of the resources in it."""
+        """Release the message and the resources in it."""
         self._message = b""
         self.resources = ScannedResources(b"")
 
@@ -210,9 +213,9 @@ class ResponseScanner:
 
 
 def _any_value(message: bytes, position: int, end: int, value: Span) -> Span:
-    """Returns where the payload of an Any between two positions is; ``value`` if it has none.
+    """Returns the position of the payload of an Any between two positions; ``value`` if it has none.
 
-    That is so because repeated sub-messages merge.
+    A field may come twice: repeated sub-messages merge, so the last payload counts.
     """
     while position < end:
         tag = message[position]
@@ -235,7 +238,7 @@ def _any_value(message: bytes, position: int, end: int, value: Span) -> Span:
 
 
 class _BrokenError(Exception):
-    """What is wrong with the bytes."""
+    """The bytes are not valid; the text says why."""
 
 
 def _skip(message: bytes, position: int, end: int) -> int:

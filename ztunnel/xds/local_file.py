@@ -1,9 +1,9 @@
-"""The text of the local file: workloads, services and policies without a control plane, or beside one.
+"""The content of the local file: workloads, services and policies without a control plane, or beside one.
 
-`parse` reads the YAML text, `deltas` says what is to be put into force: all of it at first, and after a
-change of the file only the difference, removals included. The file takes back only what is still its own,
-not what xDS has replaced meanwhile. Whoever watches the file (`ztunnel.xds.local_source`) keeps the last good
-`LocalConfig` when a new text is broken.
+`parse` reads the YAML text. `deltas` returns what to apply: everything at first, and after a change of the
+file only the difference, with removals. The file removes only objects that are still its own, not those that
+xDS has replaced meanwhile. `ztunnel.xds.local_source` watches the file and keeps the last good `LocalConfig`
+when a new text is broken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ztunnel.xds.local_yaml import YamlError, read_yaml
 
 @dataclass(frozen=True, slots=True)
 class LocalConfig:
-    """All that the file says, in its order."""
+    """The content of the file, in its order."""
 
     workloads: tuple[WorkloadParts, ...] = ()
     services: tuple[ServiceParts, ...] = ()
@@ -49,9 +49,9 @@ def parse(source: str) -> LocalConfig:
 
 
 def deltas(config: LocalConfig, previous: LocalConfig | None, numbers: Iterator[int]) -> list[MeshDelta]:
-    """Returns what turns a store that holds ``previous`` into one that holds ``config``; nothing for nothing.
+    """Returns the deltas that turn a store with ``previous`` into one with ``config``, perhaps none.
 
-    ``numbers`` gives each delta its number.
+    numbers: gives each delta its number.
     """
     result = []
     for kind, resources_of in ((ResourceKind.ADDRESS, _addresses), (ResourceKind.AUTHORIZATION, _policies)):
@@ -65,7 +65,7 @@ def deltas(config: LocalConfig, previous: LocalConfig | None, numbers: Iterator[
 
 
 def static_config(config: LocalConfig | None) -> dict[str, list[dict[str, Any]]]:
-    """Returns the ``staticConfig`` part of ``/config_dump``: what the file says, not what was made of it."""
+    """Returns the ``staticConfig`` part of ``/config_dump``: the content of the file as written."""
     if config is None:
         config = LocalConfig()
     return {

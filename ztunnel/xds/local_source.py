@@ -1,12 +1,12 @@
-"""The local file: workloads, services and policies that come from a file instead of, or beside, istiod.
+"""Applies the local file, instead of istiod or beside it, and follows its changes.
 
     local = LocalXds(config.local_xds, apply, numbers)
     await local.load()                                  before anything starts; an error is fatal
-    nursery.start_soon(local.watch, name="local xds")   then whatever the file becomes
+    nursery.start_soon(local.watch, name="local xds")   then each change of the file
 
-The Rust ztunnel reads the file once. Here a change is put into force when it has been written, as
-the difference; a text that is broken, or a file that has gone, changes nothing, and a line says so. What the
-text means is `ztunnel.xds.local_file`'s business. Source: docs/protocol/state-and-xds.md#local-file.
+The Rust ztunnel reads the file once. Here a change is applied when it has been written, as a difference. A
+broken text or a missing file changes nothing and is logged. `ztunnel.xds.local_file` reads the text. Source:
+docs/protocol/state-and-xds.md#local-file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ log = get_logger("state")
 
 
 class LocalFileError(ZtunnelError):
-    """The local file cannot be read, or something in it cannot be put into force."""
+    """The local file cannot be read, or an object in it cannot be applied."""
 
     code = "ZT-CFG-007"
 
 
 class _FileStatus(NamedTuple):
-    """What tells one content of a file from the next without reading it."""
+    """Identifies the content of a file without reading it: when the file changes, this changes."""
 
     device: int
     inode: int
@@ -43,7 +43,7 @@ class _FileStatus(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> _FileStatus | None:
-        """The present status, through symlinks; None if there is no such file, or it cannot be looked at."""
+        """Returns the present status, following symlinks; None if the file cannot be examined."""
         try:
             status = Path(path).stat()
         except (OSError, ValueError):
@@ -52,9 +52,10 @@ class _FileStatus(NamedTuple):
 
 
 class LocalXds:
-    """Keeps the mesh as the file says. ``apply`` puts a delta into force; ``numbers`` gives each its number.
+    """Keeps the mesh in line with the file.
 
-    ``config`` is what is in force of it; ``last_error`` why a later text is not, None if it is.
+    config: the content that was applied. last_error: why a later content was not applied, None if it was.
+    apply: applies a delta. numbers: gives each delta its number.
     """
 
     def __init__(
@@ -68,17 +69,17 @@ class LocalXds:
         self._source = source
         self._apply = apply
         self._numbers = numbers
-        # Of before the content in use was read, so that no change in between is missed.
+        # Taken before the content was read, so that no change in between is missed.
         self._seen: _FileStatus | None = None
         self._text: str | None = None
         self.config: LocalConfig | None = None
         self.last_error: str | None = None
 
     async def load(self) -> None:
-        """Read it for the first time and put all of it into force.
+        """Read the file for the first time and apply all of it.
 
-        Raises `LocalConfigError` for a text that is broken, `LocalFileError` for a file that cannot be read
-        or an entry that cannot be put into force. Any of them ends the process.
+        Raises `LocalConfigError` for a broken text, `LocalFileError` for a file that cannot be read or an
+        object that cannot be applied. Each of them ends the process.
         """
         if isinstance(self._source, LocalFile):
             self._seen = _FileStatus.of(self._source.path)
@@ -91,12 +92,15 @@ class LocalXds:
         self._tell("local config initialized", config)
 
     async def watch(self) -> None:
-        """Put each later content of the file into force, until cancelled. Returns at once for inline text."""
+        """Apply each later content of the file, until cancelled.
+
+        Returns at once if the source is inline text.
+        """
         if isinstance(self._source, LocalFile):
             await watch_directory(
                 Path(self._source.path).parent,
                 self._look,
-                # Not every editor writes in one go.
+                # Some editors write a file in several steps.
                 quiet_seconds=self._bounds.local_file_quiet,
                 retry_seconds=self._bounds.watch_retry,
             )

@@ -1,12 +1,12 @@
-"""YAML text to plain values, as the readers of the Rust ztunnel understand it.
+"""Reads YAML text into plain values, with the rules of the Rust ztunnel's parser.
 
 PyYAML's own loaders follow YAML 1.1, where ``no`` is false, ``1:30`` is a number and a key may come twice.
-This follows the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): a plain scalar is
-null, a truth value or a number only in the obvious spellings, and else a text. Local tags (``!Exact foo``)
+This one follows the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): a plain scalar is
+null, a boolean or a number only in the common spellings, and otherwise a string. Local tags (``!Exact foo``)
 are kept as `Tagged`.
 
-It takes PyYAML's events rather than its trees, so that neither nesting nor aliases can make it recurse, and
-counts what aliases multiply.
+It uses PyYAML's events and not its trees, so neither nesting nor aliases can make it recurse. It counts the
+values that aliases repeat.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _MAX_DIGITS = 40  # beyond this nothing is a number that anybody means, and int(
 
 
 class YamlError(ValueError):
-    """The text is not YAML, or not of the kind that is understood. ``str()`` says what and where."""
+    """The text is not YAML, or uses a part of YAML that is not supported. ``str()`` says what and where."""
 
 
 class _Open:
-    """A list or mapping whose end was not read yet."""
+    """A list or mapping that is being read."""
 
     __slots__ = ("anchor", "key", "size", "tag", "value")
 

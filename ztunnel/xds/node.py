@@ -1,8 +1,7 @@
-"""How this process introduces itself to the control plane: the Node message of the first requests.
+"""The Node message of the first xDS requests: how this process identifies itself to the control plane.
 
-Built once at start. Of the metadata, later entries override earlier ones: what we are, then the proxy
-metadata as strings, then the ``ISTIO_METAJSON_*`` values as parsed. Source:
-docs/protocol/state-and-xds.md#node.
+It is made once at start. Later entries of the metadata override earlier ones: our own values, then the proxy
+metadata as strings, then the parsed ``ISTIO_METAJSON_*`` values. Source: docs/protocol/state-and-xds.md#node.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from ztunnel.pb.envoy.service.discovery.v3 import Node
 from ztunnel.pb.google.protobuf import ListValue, NullValue, Struct, Value
 
 MAX_DEPTH = 30
-"""How deep a JSON value may nest: decoders refuse messages nested 100 deep, and each level takes three."""
+"""How deep a JSON value may be nested. Decoders refuse messages nested 100 deep, and each level takes three.
+
+"""
 
 
 def node_metadata(config: Config) -> dict[str, Any]:
@@ -32,10 +33,10 @@ def node_metadata(config: Config) -> dict[str, Any]:
 
 
 def encode_node(config: Config, problems: list[str]) -> bytes:
-    """Returns the bytes of the Node message: id and metadata, no cluster, locality or user agent.
+    """Returns the bytes of the Node message: id and metadata; no cluster, locality or user agent.
 
-    A value that protobuf cannot carry (nested too deep, a number too large) is left out, and a sentence
-    about it is appended to ``problems``.
+    A value that protobuf cannot carry (nested too deep, a number too large) is left out, and a sentence about
+    it is appended to ``problems``.
     """
     fields = {}
     for key, value in node_metadata(config).items():

@@ -1,12 +1,12 @@
-"""The resources of a response, left in the bytes of the message until somebody takes them.
+"""The resources of a response, which stay in the bytes of the message until a caller takes them.
 
-A full push of 100,000 pods would otherwise be there three times: as the message, as objects made of it, and
-as what the store still has. Here a resource is made when it is asked for and replaces its predecessor in the
-store at once, mostly in the memory that this one gives back; so memory stays where it was. What was measured
-is in docs/measurements/scale.md.
+Otherwise a full push of 100,000 pods would be in memory three times: as the message, as objects made from it,
+and as the old objects in the store. Here a resource is made when it is taken and at once replaces the old one
+in the store, mostly in the memory that the old one frees. So memory hardly grows (measured in
+docs/measurements/scale.md).
 
-The store and the session both keep the name of each object. Names that are new are therefore kept here from
-the first time they are asked for, so that both keep the same text; names that are known are theirs already.
+The store and the session both keep the name of each object. A new name is kept here from the first time it is
+taken, so that both keep the same string object; they already share known names.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from typing import TypeAlias, overload
 from ztunnel.messages import Resource
 
 Span: TypeAlias = tuple[int, int]
-"""Where something begins in the message, and where it has ended."""
+"""A position in the message where something begins, and the position after its end."""
 
 _SPANS = 6
 
 
 class ScannedResources(Sequence[Resource]):
-    """See the module. A sequence of the resources that count: of all, or of what ``chosen`` numbers.
+    """A sequence of the resources that count: all of them, or those whose numbers are in ``chosen``.
 
-    ``known`` holds the names that somebody keeps already. ``total`` is the number of all resources, chosen or
-    not; `name` and `version` go by that numbering.
+    known: the names that the session already keeps. total: the number of all resources, chosen or not; `name`
+        and `version` use this numbering.
     """
 
     __slots__ = ("_message", "_new_names", "_spans", "chosen", "known")
 
     def __init__(self, message: bytes) -> None:
         self._message = message
-        # For each resource where its name, version and payload begin and end. The bridge takes no message
-        # of more than 200 MiB.
+        # For each resource the begin and end of its name, version and payload. Four bytes each are enough:
+        # the bridge takes no message of more than 200 MiB.
         self._spans: array[int] = array("I")
         self._new_names: dict[int, str] = {}
         self.known: Container[str] = ()
         self.chosen: array[int] | None = None
 
     def add(self, name: Span, version: Span, body: Span) -> None:
-        """Another resource has been found."""
+        """Add a resource that was found."""
         self._spans.extend((*name, *version, *body))
 
     @property

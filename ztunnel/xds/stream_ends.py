@@ -1,13 +1,15 @@
-"""How a stream ended, what to say of it, and how long to wait before the next. A table; no clock, no I/O.
+"""What follows the end of an xDS stream: the log line, the counter's label and the backoff.
 
-The wait starts at 10 ms and doubles up to 3 s, without jitter. A successful connection alone does not
-reset it; only the ends that are part of normal life do (istiod ends every stream after half an hour or so,
-and each of its restarts ends all of them).
+A table, without I/O.
 
-Where we differ from the Rust ztunnel. Its waits grow to 15 s, in which a ztunnel that never
-synced is not ready, and a new pod is not known, though istiod is back. An unreadable root file, and any other
-trouble of our own, waits like an error (there it spins without a pause). A stream that the server ends
-cleanly without ever having said anything waits likewise.
+The backoff starts at 10 ms and doubles up to 3 s, without jitter. A successful connection alone does not
+reset it; only the ends of normal operation do (istiod ends every stream after about half an hour, and a
+restart of istiod ends all of them).
+
+Differences from the Rust ztunnel. Its backoff grows to 15 s; during that time a ztunnel that has never synced
+is not ready and new pods are unknown, although istiod is back. Errors of our own, such as an unreadable root
+file, get a backoff like other errors (the Rust ztunnel retries without a pause). So does a stream that the
+server ends cleanly without having sent anything.
 
 Sources: docs/protocol/state-and-xds.md#ends-and-retries; gRPC status codes
 (grpc.io/docs/guides/status-codes).
@@ -26,16 +28,18 @@ _CANCELLED = "Cancelled"
 _DEADLINE_EXCEEDED = "DeadlineExceeded"
 _UNAVAILABLE = "Unavailable"
 _ORDERLY = ("transport is closing", "received prior goaway", "GOAWAY received; Error code: 0")
-"""What the message of an Unavailable holds when a server went away in good order; the last is grpcio's."""
+"""Parts of the message of an Unavailable when the server shut down in an orderly way; the last is grpcio's.
+
+"""
 
 
 class StreamPhase(Enum):
-    """How far a stream had come when it ended."""
+    """The phase of a stream when it ended."""
 
     CONNECTING = "connecting"
-    """No response headers yet: dial, TLS, token, or refused by the server."""
+    """No response headers came: dialling, TLS, the token, or a refusal of the server."""
     ESTABLISHED = "established"
-    """Headers were in."""
+    """Response headers came."""
 
 
 class Reason(Enum):
@@ -49,7 +53,10 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StreamRefused:
-    """The stream ended with a gRPC status: its name in CamelCase, its message, and all of it for people."""
+    """The stream ended with a gRPC status.
+
+    code: the status name in CamelCase. message: its message. text: the whole status, for people.
+    """
 
     phase: StreamPhase
     code: str
@@ -59,14 +66,14 @@ class StreamRefused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The stream ended by trouble of our own: an unreadable file, a response that is none, no answer."""
+    """The stream ended by an error of our own: an unreadable file, an invalid response, no answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The server ended the stream with status OK. ``spoke``: it had sent at least one response."""
+    """The server ended the stream with status OK. ``spoke``: whether it sent at least one response."""
 
     spoke: bool
 
@@ -76,9 +83,9 @@ StreamEnd = StreamRefused | Failed | Closed
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What to do about an end: count it under ``reason``, log ``message`` at ``level``, wait (seconds).
+    """What to do after an end: count it under ``reason``, log ``message`` at ``level``, ``wait`` (seconds).
 
-    ``backoff`` is the state to hand to the next `after`.
+    backoff: the state to pass to the next `after`.
     """
 
     reason: Reason
@@ -89,9 +96,9 @@ class Retry:
 
 
 def after(end: StreamEnd, backoff: float, address: str, bounds: ControlBounds = DEFAULTS.control) -> Retry:
-    """Returns what follows an end.
+    """Returns what to do after an end.
 
-    ``backoff``: the state so far (`ControlBounds.xds_first_backoff` at first).
+    backoff: the state so far, at first `ControlBounds.xds_first_backoff`.
     """
     first = bounds.xds_first_backoff
     longer = min(bounds.xds_longest_backoff, backoff * 2)
@@ -124,7 +131,7 @@ def _is_orderly(end: StreamRefused) -> bool:
 
 
 def status_text(code: str, message: str, *, details: str = "", source: str = "") -> str:
-    """Returns a gRPC status as log lines show it, with a hint where a common cause can be told from it."""
+    """Returns a gRPC status as log lines show it, with a hint for some common causes."""
     text = f'status: {code}, message: "{message}"'
     if "authentication failure" in message:
         text += " (hint: check the control plane logs for more information)"

@@ -1,18 +1,18 @@
-"""The task that keeps a delta xDS stream to the control plane, for as long as the process lives.
+"""The task that keeps a delta xDS stream to the control plane open, as long as the process runs.
 
     client = XdsClient(session, connect, apply, address=..., metrics=...)
     nursery.start_soon(client.run, name="xds")
     await client.ready.wait()
 
-One stream after the other, each with three tasks: one reads and applies, one writes (ACKs and demands share
-it, so their order is kept), one watches for silence. What a response means is decided in `session`, what
-the end of a stream means in `ends`; here is only the order of things and the waiting. The state of the mesh
-is never cleared: while there is no control plane, traffic goes on with what is known.
+It opens one stream after the other. Each stream has three tasks: one reads and applies, one writes (ACKs and
+demands share it, so their order is kept), one watches for silence. `xds_session` decides what a response
+means, `stream_ends` what the end of a stream means; this module does the I/O and the waiting. The mesh is
+never cleared: without a control plane, traffic continues with what is known.
 
-Silence. istiod answers the first requests even if it has nothing to say. A server that takes the stream and
-does not answer (it hangs, or waits for its own caches) would be waited for without end; here an operator is
-told after `xds_silence_warning`, and after `xds_silence_limit` the stream is given up, which may lead to
-another replica. A connection that is dead is found by the HTTP/2 pings of the bridge, not here.
+Silence. istiod answers the first requests even if it has nothing to send. A server that accepts the stream
+and does not answer (it hangs, or waits for its own caches) would be waited for without end. So a warning is
+logged after `xds_silence_warning`, and after `xds_silence_limit` the stream is ended; the next one may reach
+another replica. The HTTP/2 pings of the bridge find dead connections.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from ztunnel.xds.stream_ends import (
 from ztunnel.xds.xds_session import ADDRESS_TYPE, Reading, XdsOutcome, XdsSession
 
 BIG = 2 * 1024 * 1024
-"""Bytes of payload from which on a response's memory is worth giving back."""
+"""Bytes of payload. After a larger response, free memory is given back to the kernel."""
 
 SMALL_MESH = 5_000
-"""Objects that the garbage collector may go through: 2 ms."""
+"""The number of objects up to which the garbage collector may traverse them all: it takes 2 ms."""
 
 log = get_logger("xds::client")
 
 
 class StatusError(Exception):
-    """What a `XdsStream` raises when the call has ended with a gRPC status that is not OK.
+    """An `XdsStream` raises it when the call has ended with a gRPC status that is not OK.
 
-    ``status`` is the status code's name in CamelCase; ``source`` is what caused it, if the transport tells.
+    status: the status code's name in CamelCase. source: the cause, if the transport knows it.
     """
 
     def __init__(self, status: str, message: str, *, details: str = "", source: str = "") -> None:
@@ -67,44 +67,47 @@ class StatusError(Exception):
 
 
 class XdsStream(Protocol):
-    """An open bidirectional call, as the gRPC bridge gives it. Closed by the context manager it came from."""
+    """An open bidirectional call, as the gRPC bridge provides it.
+
+    The context manager that opened it closes it.
+    """
 
     @property
     def established(self) -> bool:
-        """Whether response headers are in, as opposed to a refusal without any."""
+        """Whether response headers came. A refusal has none."""
 
     async def wait_established(self) -> None:
-        """Wait for response headers. Does not return if the call ends without any."""
+        """Wait for response headers. Does not return if the call ends without them."""
 
     async def send(self, message: bytes) -> None:
         """Write one message. Raises `StatusError` if the call has ended."""
 
     async def receive(self) -> bytes:
-        """Returns the next message.
+        """Wait for the next message and return it.
 
-        Raises `StatusError` at the end, trio.EndOfChannel if the status is OK.
+        Raises `StatusError` when the call has ended, trio.EndOfChannel if its status is OK.
         """
 
 
 Connect = Callable[[], AbstractAsyncContextManager[XdsStream]]
-"""Opens a new connection and a stream on it. Entering may raise `StatusError` or a `ZtunnelError` of ours."""
+"""Opens a new connection and a stream on it. Entering may raise `StatusError` or a `ZtunnelError`."""
 
 Apply = Callable[[MeshDelta], Awaitable[Sequence[Rejected]]]
-"""Puts a delta into force; returns, in order, what was rejected of it."""
+"""Applies a delta. Returns, in order, the resources of it that were rejected."""
 
 
 class XdsMetrics(Protocol):
     """The three counters of this client."""
 
     def terminated(self, reason: str) -> None:
-        """A stream has ended: ``istio_xds_connection_terminations_total``."""
+        """Count the end of a stream: ``istio_xds_connection_terminations_total``."""
 
     def message(self, url: str, size: int) -> None:
-        """A response came: ``istio_xds_message_total``, and its payloads' bytes ``…_message_bytes_total``."""
+        """Count a response (``istio_xds_message_total``) and the bytes of its payloads."""
 
 
 class XdsNoAnswerError(ZtunnelError):
-    """The control plane was asked, and said nothing."""
+    """The control plane has not answered a request."""
 
     code = "ZT-XDS-002"
 
@@ -116,7 +119,7 @@ class XdsNoAnswerError(ZtunnelError):
 
 
 class _Answer(Enum):
-    """How a response was answered, as the log shows it."""
+    """The answer to a response, as the log shows it."""
 
     ACK = "Ack"
     NACK = "Nack"
@@ -126,10 +129,11 @@ class _Answer(Enum):
 
 
 class XdsClient:
-    """See the module. All methods are for the trio thread.
+    """Keeps a stream open (see the module). All methods must be called on Trio's thread.
 
-    ``apply`` is called for one delta at a time; whatever it raises ends `run`. ``address`` is for log lines.
-    ``connected`` says that there is a stream, ``answered`` that a sound response has come on it.
+    apply: called for one delta at a time; what it raises ends `run`. address: the control plane's, for log
+        lines.
+    connected: whether there is a stream. answered: whether a valid response came on it.
     """
 
     def __init__(
@@ -158,12 +162,12 @@ class XdsClient:
 
     @property
     def address(self) -> str:
-        """Of the control plane, for log lines."""
+        """The address of the control plane, for log lines."""
         return self._address
 
     @property
     def waiting_for(self) -> str | None:
-        """Why the first sync is not over, for the readiness page; None when it is."""
+        """Why the first sync is not complete, for the readiness page; None when it is."""
         if self._session.ready:
             return None
         missing = " and ".join(url.rpartition("/")[2] for url in self._session.awaiting)
@@ -190,11 +194,11 @@ class XdsClient:
             await trio.sleep(retry.wait)
 
     async def demand(self, key: str) -> bool:
-        """Ask for an address on demand and wait for the answer, for as long as `ControlBounds.xds_demand`.
+        """Ask for an address on demand, and wait for the answer at most `ControlBounds.xds_demand`.
 
-        True when the control plane has answered; whether it knows the key, a look into the mesh tells. False
-        when it has not, or too many keys are waited for already. Many may wait for one key: it is asked for
-        once.
+        Returns True when the control plane has answered; the mesh then says whether the key is known. Returns
+        False when it has not, or when too many keys are waited for. Several callers may wait for one key; it
+        is asked for once.
         """
         request = self._session.demand(key)
         if request is None:
@@ -218,7 +222,7 @@ class XdsClient:
         return answered.is_set()
 
     async def _one_stream(self, stream_log: Logger) -> StreamEnd:
-        """Connect, and serve until the stream ends. Returns how it ended."""
+        """Open one stream and serve it until it ends. Returns how it ended."""
         phase = StreamPhase.CONNECTING
         try:
             async with self._connect() as stream:
@@ -238,10 +242,10 @@ class XdsClient:
             self._session.close()
 
     async def _converse(self, stream: XdsStream, stream_log: Logger) -> StreamEnd:
-        # Unbounded, but what goes in is bounded: an answer for each response, and the demands that are open.
+        # Unbounded, but its content is bounded: one answer for each response, and the open demands.
         sender, receiver = trio.open_memory_channel[bytes](math.inf)
         heard = trio.Event()
-        # Only silence, which cancels the reading, leaves this as it is.
+        # The value if silence has cancelled the reading; every other end replaces it.
         end: StreamEnd = Failed(str(XdsNoAnswerError(self._address, self._bounds.xds_silence_limit)))
         failure: StatusError | None = None
         async with sender, receiver, trio.open_nursery() as nursery:
@@ -270,7 +274,7 @@ class XdsClient:
         return end
 
     async def _write(self, stream: XdsStream, requests: trio.MemoryReceiveChannel[bytes]) -> None:
-        """Write what is to be sent, in order. That the call has ended is for the reader to notice."""
+        """Write requests in order. If the call has ended, the reader reports it."""
         try:
             async for request in requests:
                 await stream.send(request)
@@ -283,7 +287,7 @@ class XdsClient:
         stream_log.info("Stream established")
 
     async def _watch_silence(self, heard: trio.Event, stream: trio.CancelScope, stream_log: Logger) -> None:
-        """Tell of a stream without a first response, then give it up."""
+        """Log a warning about a stream without a first response, and later end the stream."""
         with trio.move_on_after(self._bounds.xds_silence_warning):
             await heard.wait()
             return
@@ -308,18 +312,18 @@ class XdsClient:
         heard: trio.Event,
         stream_log: Logger,
     ) -> None:
-        """Read and apply one response after the other, until the stream's end raises."""
+        """Read and apply one response after the other, until the end of the stream raises an exception."""
         while True:
             message = await stream.receive()
             heard.set()
             reading = self._session.receive(message)
-            del message  # tens of megabytes; the reading lets go of them when it is completed
+            del message  # tens of megabytes; the reading releases them when it is complete
             while not reading.scan():
                 await trio.lowlevel.checkpoint()
             self._metrics.message(reading.type_url, reading.value_bytes)
             is_big = reading.value_bytes > BIG
             if is_big:
-                release_unused_memory()  # the message's own, before what it brings is doubled by the store
+                release_unused_memory()  # the message's own, before the store needs memory for its content
             outcome = await self._take(reading, stream_log)
             answers.send_nowait(outcome.request)
             del reading
@@ -329,7 +333,7 @@ class XdsClient:
             self._tell(outcome, stream_log)
 
     async def _take(self, reading: Reading, stream_log: Logger) -> XdsOutcome:
-        """Apply a response that is read."""
+        """Apply a response that was read."""
         stream_log.info(
             "received response",
             type_url=reading.type_url,
@@ -347,7 +351,7 @@ class XdsClient:
         return self._session.complete(reading, rejected)
 
     def _tell(self, outcome: XdsOutcome, stream_log: Logger) -> None:
-        """Log the answer, and wake whoever waits for what has become true."""
+        """Log the answer, and wake the tasks that wait for what has become true."""
         if outcome.nack is None:
             stream_log.debug(
                 "sending response", type_url=outcome.type_url, nonce=outcome.nonce, type=_Answer.ACK

@@ -1,38 +1,39 @@
-"""One delta xDS conversation with the control plane, as a state machine without any I/O.
+"""One delta xDS conversation with the control plane, as a state machine without I/O.
 
-How it works. The client owns one `XdsSession` for the life of the process and opens stream after stream
-with it. What must outlive a stream lives here: the name and version of every resource the mesh was given,
-the keys somebody waits for, and whether the first sync has happened.
+How it works. The client has one `XdsSession` for the life of the process, and opens one stream after the
+other with it. The session holds what must survive a stream: the name and version of every resource of the
+mesh, the keys that are waited for, and whether the first sync is complete.
 
     requests = session.open()                     a stream opens: these bytes go out at once, in order
     reading = session.receive(message)            one message came in
     while not reading.scan(): ...                 read it, a slice at a time; the caller yields in between
-    delta = reading.delta()                       what changes; the store puts it into force
+    delta = reading.delta()                       what changes; the store applies it
     while not reading.record(rejected): ...       note names and versions, a slice at a time
-    outcome = session.complete(reading, rejected) the ACK or NACK to send, and what became true by it
-    session.close()                               the stream is gone
+    outcome = session.complete(reading, rejected) the ACK or NACK to send, and what became true
+    session.close()                               the stream has ended
 
-Both subscriptions are requested at once, before anything is heard: servers send their response headers
-with their first message, so waiting for either would deadlock.
+Both subscriptions are requested at once, before anything is received: servers send their response headers
+with their first message, so waiting for either would be a deadlock.
 
-What a response may change is decided here only as far as names and versions go: a rejected update keeps the
-version of what is in force, so that a reconnect makes the server send the new one again; a removed name is
-forgotten. The payloads go to the store unread.
+The session decides only about names and versions. A rejected update keeps the version of the object in force,
+so that after a reconnect the server sends the new one again. A removed name is dropped. The payloads go to
+the store unread.
 
-**Reconnect.** The first request of a type carries every known name with its version, so the server sends
-only the difference and lists what has gone. istiod refuses a message over 4 MiB though, which is some 45,000
-names: the Rust ztunnel would then fail at every attempt, for good. So beyond `REQUEST_BUDGET` the
-names stay home and the answer is the whole mesh; what is unchanged by version is not applied again, and what
-is known and not in that answer is removed. istiod sends the whole of a type as one response, which this
-relies upon. In on-demand mode names are subscriptions and cannot be left out: they go in several requests.
+**Reconnect.** The first request of a type contains every known name with its version, so the server sends
+only the difference and lists the removed names. But istiod refuses a message over 4 MiB, which is about
+45,000 names: the Rust ztunnel then fails at every attempt, forever. So above `REQUEST_BUDGET` the names are
+left out, and the response is the whole mesh. Resources with an unchanged version are not applied again, and
+known names that are not in the response are removed. This relies on istiod sending all resources of a type in
+one response. In on-demand mode names are subscriptions and cannot be left out: they are sent in several
+requests.
 
-**On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many wait
-for it. istiod answers an address with the object's own name and the address among its aliases, so aliases
-count as answers. It does not answer a key that is subscribed already, nor does it tell of an object that
-comes to hold an address later; a request that changes the subscriptions is answered though. So a key that was
-asked for before goes together with ``*``, subscribed and unsubscribed in one: a change that changes nothing.
-To unsubscribe the key first would be wrong: istiod answers a request that only unsubscribes by declaring all
-that is subscribed removed.
+**On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many callers
+wait for it. istiod answers an address with the object's own name and has the address among its aliases, so
+aliases count as answers. It does not answer a key that is already subscribed, and it does not report an
+object that gets an address later; but it answers every request that changes the subscriptions. So a key that
+was asked for before is sent together with ``*``, both subscribed and unsubscribed in the same request: this
+changes nothing but is answered. It would be wrong to unsubscribe the key first: istiod answers a request that
+only unsubscribes by declaring everything that is subscribed removed.
 
 Sources: Envoy xDS protocol, "Incremental xDS"; istio pilot/pkg/xds/{delta,workload}.go;
 docs/protocol/state-and-xds.md#requests-and-answers.
@@ -53,10 +54,10 @@ ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
 
 KINDS = {ADDRESS_TYPE: ResourceKind.ADDRESS, AUTHORIZATION_TYPE: ResourceKind.AUTHORIZATION}
-"""The types we ask for, in the order we ask for them."""
+"""The types that we subscribe to, in the order of the requests."""
 
 REQUEST_BUDGET = 4_000_000
-"""How large a request may get, in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
+"""The largest size of a request in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
 
 SLICE = 250
 """How many resources are read without a pause: half a millisecond."""
@@ -64,11 +65,12 @@ SLICE = 250
 
 @dataclass(frozen=True, slots=True)
 class XdsOutcome:
-    """What a response led to.
+    """The result of a response.
 
-    ``request`` is the ACK or NACK to send. ``nack`` is the NACK's text, None for an ACK. ``answered`` are the
-    demanded keys that need not wait any longer. ``became_ready`` is true once in a process's life: every
-    expected type has been ACKed now. ``known_type`` is false for a type that we never asked for.
+    request: the ACK or NACK to send. nack: the text of the NACK, None for an ACK.
+    answered: the demanded keys that are answered by now.
+    became_ready: true once in the life of a process, when every expected type has been ACKed.
+    known_type: false for a type that we never asked for.
     """
 
     type_url: str
@@ -81,7 +83,7 @@ class XdsOutcome:
 
 
 class Reading:
-    """One response on its way through: scanned, applied, completed. Made by `XdsSession.receive`."""
+    """One response while it is scanned, applied and completed. `XdsSession.receive` makes it."""
 
     __slots__ = ("_reconciling", "_recording", "_scanner", "_session")
 
@@ -93,7 +95,7 @@ class Reading:
 
     @property
     def type_url(self) -> str:
-        """The response's type; complete after `scan`."""
+        """The type of the response; complete after `scan`."""
         return self._scanner.type_url
 
     @property
@@ -103,13 +105,13 @@ class Reading:
 
     @property
     def envelope(self) -> ResponseScanner:
-        """The scanned envelope, for the session's books."""
+        """The scanned envelope."""
         return self._scanner
 
     def scan(self, slice_size: int = SLICE) -> bool:
-        """Read the next slice; True when all is read.
+        """Read the next slice. Returns True when everything is read.
 
-        Raises `MalformedResponseError`; then the stream is to be ended, and nothing has changed.
+        Raises `MalformedResponseError`; then nothing has changed, and the caller must end the stream.
         """
         scanner = self._scanner
         if self._reconciling is None:
@@ -122,10 +124,10 @@ class Reading:
         return True
 
     def delta(self) -> MeshDelta | None:
-        """Returns what to apply; None for a type that we never asked for.
+        """Returns the delta to apply; None for a type that we never asked for.
 
-        It is the whole response, empty or not, since the store gives it a meaning as a whole (a service finds
-        all its endpoints, an ALLOW comes with the DENY beside it). Applying it in slices is the store's part.
+        It is the whole response, empty or not, because the store treats it as one change: a service gets all
+        its endpoints, an ALLOW comes together with a DENY. The store itself applies it in slices.
         """
         scanner = self._scanner
         kind = KINDS.get(scanner.type_url)
@@ -134,9 +136,10 @@ class Reading:
         return MeshDelta(self._session.next_number(), kind, scanner.resources, tuple(scanner.removed))
 
     def record(self, rejected: Sequence[Rejected] = ()) -> bool:
-        """All of it is applied, or ``rejected``: note the next slice of names and versions; True when done.
+        """Note the next slice of names and versions, after the response was applied. Returns True when done.
 
-        `XdsSession.complete` does what is left of this.
+        rejected: the resources that were rejected. `XdsSession.complete` does the rest if this was not called
+            to the end.
         """
         if self._recording is None:
             self._recording = self._session.recording(self._scanner, rejected)
@@ -146,10 +149,10 @@ class Reading:
 
 
 class XdsSession:
-    """What the client knows of the conversation, over all its streams.
+    """The state of the conversation over all its streams.
 
-    ``node`` is the encoded Node message of the first requests. ``on_demand``: ask for addresses by key.
-    ``numbers`` gives each delta its number.
+    node: the encoded Node message of the first requests. on_demand: ask for addresses by key.
+    numbers: gives each delta its number.
     """
 
     def __init__(
@@ -175,12 +178,12 @@ class XdsSession:
 
     @property
     def ready(self) -> bool:
-        """Whether a response of each expected type has been ACKed, once, ever."""
+        """Whether a response of each expected type was ACKed at least once."""
         return not self._awaited
 
     @property
     def awaiting(self) -> tuple[str, ...]:
-        """The types of which no response has been ACKed yet, sorted."""
+        """The types of which no response was ACKed yet, sorted."""
         return tuple(sorted(self._awaited))
 
     @property
@@ -190,11 +193,11 @@ class XdsSession:
 
     @property
     def pending(self) -> frozenset[str]:
-        """The keys asked for and not answered yet."""
+        """The keys that were asked for and are not answered yet."""
         return frozenset(self._pending)
 
     def versions(self, type_url: str) -> dict[str, str]:
-        """Returns the known names of a type with their versions: a copy, for the dump and for tests."""
+        """Returns a copy of the known names of a type with their versions, for the dump and for tests."""
         return dict(self._versions[type_url])
 
     @property
@@ -207,7 +210,7 @@ class XdsSession:
         return self._versions.get(type_url, ())
 
     def open(self) -> list[bytes]:
-        """A stream opens: the first requests, to be sent in this order without waiting for anything."""
+        """A stream opens. Returns the first requests, to be sent at once and in this order."""
         self._is_open = True
         self._resync.clear()
         self._subscribed = set(self._pending)
@@ -220,7 +223,7 @@ class XdsSession:
         return requests
 
     def close(self) -> None:
-        """The stream is gone. What is known stays; keys still waited for are in the next `open`."""
+        """The stream has ended. What is known stays; keys still waited for are in the next `open`."""
         self._is_open = False
         self._resync.clear()
         self._subscribed.clear()
@@ -230,14 +233,14 @@ class XdsSession:
         return next(self._numbers)
 
     def receive(self, message: bytes) -> Reading:
-        """Begin to read a response. One at a time: complete it before the next."""
+        """Start to read a response. Complete it before the next one."""
         return Reading(self, message)
 
     def reconcile(self, response: ResponseScanner) -> Iterator[None]:
-        """Where the names stayed home (see above): turn the whole mesh that came into the difference.
+        """If the names were left out of the request: turn the whole mesh into the difference.
 
-        Changes what is chosen of the response, and its removals; does nothing to any other response. Called
-        by `Reading.scan`, which goes on a slice at a time.
+        Changes which resources of the response are chosen, and its removals; does nothing to other responses.
+        `Reading.scan` calls it and continues it one slice at a time.
         """
         if response.type_url not in self._resync:
             return
@@ -259,7 +262,7 @@ class XdsSession:
             yield
 
     def recording(self, response: ResponseScanner, rejected: Sequence[Rejected]) -> Iterator[None]:
-        """Note what is known after a response, a slice at a time. Called by `Reading.record`."""
+        """Note what is known after a response, one slice at a time. `Reading.record` calls it."""
         if response.type_url not in KINDS:
             return
         known = self._versions[response.type_url]
@@ -272,13 +275,18 @@ class XdsSession:
         for start in range(0, resources.total, SLICE):
             for number in range(start, min(start + SLICE, resources.total)):
                 name, version = resources.name(number), resources.version(number)
-                # A text that is there already is kept: it need not be stored anew.
+                # An equal string that is already stored is kept, so that it is not stored twice.
                 if known.get(name) != version and name not in refused:
                     known[name] = version
             yield
 
     def complete(self, reading: Reading, rejected: Sequence[Rejected] = ()) -> XdsOutcome:
-        """All of a response is applied, or rejected in this order: do the books, and say what to send."""
+        """The whole response was applied or rejected: update the state.
+
+        Returns the answer and what became true.
+
+        rejected: the rejected resources, in order.
+        """
         scanner = reading.envelope
         type_url = scanner.type_url
         known_type = type_url in KINDS
@@ -298,10 +306,10 @@ class XdsSession:
         return XdsOutcome(type_url, scanner.nonce, request, nack, answered, became_ready, known_type)
 
     def demand(self, key: str) -> bytes | None:
-        """Somebody waits for a key: the request to send now.
+        """A caller waits for a key. Returns the request to send now.
 
-        Empty if it is asked for already, or if no stream is open (the next one will ask). None if too many
-        keys are waited for: a miss.
+        Returns an empty request if the key was already asked for, or if no stream is open (the next one will
+        ask). Returns None if too many keys are waited for.
         """
         if key in self._pending:
             return b""
@@ -316,14 +324,14 @@ class XdsSession:
         return encode_request(ADDRESS_TYPE, subscribe=(key,))
 
     def abandon(self, key: str) -> None:
-        """Nobody waits for a key any more."""
+        """No caller waits for the key any more."""
         self._pending.discard(key)
 
     def _open_wildcard(self, type_url: str) -> bytes:
         known = self._versions[type_url]
         entries: list[bytes] = []
         size = 0
-        # At least so many bytes; known without encoding tens of thousands of entries in vain.
+        # A lower bound of the size, known without encoding tens of thousands of entries in vain.
         if self._exceeds_budget(known):
             self._resync.add(type_url)
             return encode_request(type_url, node=self._node)
