@@ -63,6 +63,49 @@ def test_a_patched_constant_is_seen():
     assert not PATCHED.search(patch.format('source, "Watch"'))
 
 
+ON_REAL_TIME = {"bare", "bench", "chaos", "cluster", "e2e", "fuzz", "interop", "soak", "support"}
+"""Suites with other processes, for whom no clock of ours stands still, and what they share."""
+
+
+def naps(text: str) -> list[str]:
+    """The tests that sleep on the real clock. A loop that looks for something may, and who says why may."""
+    found, lines = [], text.splitlines()
+    for test in ast.parse(text).body:
+        if not isinstance(test, ast.AsyncFunctionDef) or not test.name.startswith("test_"):
+            continue
+        fixtures = {argument.arg for argument in (*test.args.args, *test.args.kwonlyargs)}
+        looking = {
+            id(inner) for loop in ast.walk(test) if isinstance(loop, ast.While) for inner in ast.walk(loop)
+        }
+        if "autojump_clock" not in fixtures and any(
+            isinstance(call, ast.Call)
+            and ast.unparse(call.func) == "trio.sleep"
+            and id(call) not in looking
+            and "# real time: " not in lines[call.lineno - 1]
+            for call in ast.walk(test)
+        ):
+            found.append(test.name)
+    return found
+
+
+def test_no_test_sleeps_on_the_real_clock():
+    """It asks for ``autojump_clock``, or waits for what it is about."""
+    found = {
+        str(file.relative_to(TESTS)): names
+        for file in TESTS.rglob("test_*.py")
+        if file.relative_to(TESTS).parts[0] not in ON_REAL_TIME
+        and (names := naps(file.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def test_a_nap_is_seen():
+    test = "async def test_it({}):\n    {}await trio.sleep(1)"
+    assert naps(test.format("", "")) == ["test_it"]
+    assert naps(test.format("", "") + "  # real time: jitter") == []
+    assert naps(test.format("autojump_clock", "")) == naps(test.format("", "while wanting(): ")) == []
+
+
 def unused_fixtures(text: str) -> list[str]:
     """The asynchronous fixtures with ``autouse``: pytest-trio runs none that the test does not ask for."""
     return [

@@ -72,7 +72,7 @@ async def refusal(port: int) -> list[LogRecord]:
     return [line for line in lines if line.message in ("connection complete", "refused")]
 
 
-async def test_a_denial_is_explained_on_both_sides_right_after_the_access_line():
+async def test_a_denial_is_explained_on_both_sides_right_after_the_access_line(autojump_clock):
     async with running_plane() as control, server(echo) as port:
         await control.policies(deny_port(port))
         lines = await refusal(port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -37,6 +38,12 @@ async def fill(stream: trio.SocketStream) -> None:
             await stream.send_all(bytes(1 << 20))
 
 
+def _queued(listener: socket.socket) -> int:
+    """How many connections wait to be accepted: what the kernel says in ``tcpi_unacked`` of a listener."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int.from_bytes(info[24:28], sys.byteorder)
+
+
 @asynccontextmanager
 async def nobody_accepts(ip: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
     """An address where a dial gets no answer: the listener's queue is full."""
@@ -48,7 +55,8 @@ async def nobody_accepts(ip: str = "127.0.0.1", port: int = 0) -> AsyncIterator[
                 sock.setblocking(False)
                 filling.append(sock)
                 sock.connect_ex(full.getsockname())
-            await trio.sleep(0.1)
+            with trio.fail_after(SOON):
+                await until(lambda: _queued(full))
             number: int = full.getsockname()[1]
             yield number
         finally:

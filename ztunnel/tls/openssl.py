@@ -1,7 +1,8 @@
 """The OpenSSL calls that pyOpenSSL does not have, or has at a high cost.
 
 pyOpenSSL makes contexts and connections for us. It is built on cryptography's binding, whose ``lib`` and
-``ffi`` we use directly, here and on the record path in `tls_connection` and `socket_and_stream_tls`, for:
+``ffi`` are called directly, here and in `ztunnel.tls.context`, `ztunnel.tls.tls_connection`,
+`ztunnel.tls.socket_and_stream_tls` and `ztunnel.tls.scratch`, for:
 
 - the verify callback. pyOpenSSL's can refuse a certificate but cannot say why, and OpenSSL chooses the alert
   by the reason. The alerts that the mesh promises need `X509_STORE_CTX_set_error`;

@@ -5,11 +5,10 @@ Tasks. A tunnel has three tasks in one nursery: the reader (`Tunnel.run` itself)
 Receiving. Only the reader takes bytes from TLS. It reads until a short read says that the socket is empty,
 feeds the bytes to the sans-IO connection, and puts each stream's data into that stream's inbox. At the end of
 such a batch it delivers each inbox. If the stream has an application's socket, delivering is one ``sendmsg``
-in the
-reader itself: no queue, no other task, no wake-up. Only if that socket would block does the rest stay in the
-inbox, and a drain task waits for that socket (in the nursery of the connection, not of the tunnel). Window is
-given back only for bytes that the socket took. So a stalled application makes us hold at most its stream's
-window. Slow streams block others only when together they have filled the connection's window.
+in the reader itself: no queue, no other task, no wake-up. Only if that socket would block does the rest stay
+in the inbox, and a drain task waits for that socket (in the nursery of the connection, not of the tunnel).
+Window is given back only for bytes that the socket took. So a stalled application makes us hold at most its
+stream's window. Slow streams block others only when together they have filled the connection's window.
 
 Sending needs no task: the sender frames its data and calls `flush`, which writes to TLS at once. If TLS would
 block, the rest waits in the backlog, the writer task waits until the socket is writable, and `blocked` tells
