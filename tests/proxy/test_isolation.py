@@ -146,9 +146,7 @@ async def test_nothing_gets_mixed_up_when_all_of_it_happens_at_once(seed: int):
         async with trio.open_nursery() as nursery:
             for _ in range(ROUNDS):
                 nursery.start_soon(made.connect)
-                await trio.sleep(
-                    made.random.choice([0, 0, 0.01])
-                )  # real time: some changes come later than bytes
+                await trio.sleep(made.random.choice([0, 0, 0.01]))  # real time: changes come in between
                 await made.change()
         assert made.answered >= ROUNDS // 8
         tokens = [seen.data for seen in made.seen]
