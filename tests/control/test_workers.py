@@ -216,7 +216,7 @@ async def test_a_change_that_waits_while_a_new_worker_is_told_the_rest_reaches_i
         fakes.all[0].scope.cancel()
         await until(lambda: len(fakes.all) == 3 and fakes.all[2].mesh == {"a"})
         nursery.start_soon(workers.apply, delta("b"))
-        await trio.sleep(0.1)
+        await trio.testing.wait_all_tasks_blocked()
         assert fakes.all[2].mesh == {"a"}
         fakes.slow.set()
         await until(lambda: fakes.all[2].mesh == {"a", "b"})
