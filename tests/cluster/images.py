@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,17 +84,39 @@ class Images:
 
     def make_ours(self, name: str = f"{OURS}:1", source: Path = CHECKOUT) -> None:
         """Our own image, by the Dockerfile of the checkout, as it stands there."""
+        self.build_dockerfile(
+            name,
+            source,
+            [
+                f"--build-arg=ISTIO_VERSION={programs.ISTIO_RELEASE}",
+                f"--build-arg=VERSION={version('ztunnel')}",
+            ],
+        )
+
+    def build_dockerfile(self, name: str, source: Path, arguments: Sequence[str]) -> None:
+        """A checkout's Dockerfile with the stand-in for its base image, and what this machine needs."""
         self._progress.step(f"image {name}")
         machine = []  # what this machine needs to reach a package index: mounted, so that no layer has it
         for path in ("/etc/pip.conf", "/etc/ssl/certs"):
             if Path(path).exists():
                 machine += ["--volume", f"{path}:{path}:ro"]
-        arguments = [
-            f"--build-arg=PYTHON_IMAGE={PYTHON_BASE}",
-            f"--build-arg=ISTIO_VERSION={programs.ISTIO_RELEASE}",
-            f"--build-arg=VERSION={version('ztunnel')}",
-        ]
-        self._build(name, source / "Dockerfile", source, *machine, *arguments)
+        base = f"--build-arg=PYTHON_IMAGE={PYTHON_BASE}"
+        self._build(name, source / "Dockerfile", source, *machine, base, *arguments)
+
+    def push_into_nodes(self, name: str) -> None:
+        """Brings one image of buildah's into each node's containerd, as a pull from a registry would."""
+        archive = self._home / "one-image.tar"
+        archive.unlink(missing_ok=True)
+        try:
+            self._buildah("push", "--quiet", name, f"docker-archive:{archive}:{name}")
+            for node in NODES:
+                importer = nodes.inside(node, self._places, "ctr", "-n", "k8s.io", "images", "import", "-")
+                with archive.open("rb") as content:
+                    subprocess.run(
+                        importer, stdin=content, check=True, stdout=subprocess.DEVNULL, timeout=300
+                    )
+        finally:
+            archive.unlink(missing_ok=True)
 
     def into_nodes(self) -> str:
         """Brings what is new into each node's containerd. Answers the tag of our own image."""

@@ -91,13 +91,18 @@ def ztunnel_of(tools: Tools, node: Node) -> str:
     raise LookupError(f"no ztunnel on {node.name}")
 
 
-def kill(tools: Tools, node: Node, namespace: str, label: str) -> None:
-    """kill -9 of the first container's process 1 of a pod on that node, from the node."""
+def process(tools: Tools, node: Node, namespace: str, label: str) -> str:
+    """The number, in the node, of the first container's process 1 of a pod on that node."""
     [pod] = [one for one in pods(tools, namespace, label) if one["spec"].get("nodeName") == node.name]
     identity = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     tasks = run(*nodes.inside(node, tools.places, "ctr", "-n", "k8s.io", "task", "ls"))
     [pid] = [line.split()[1] for line in tasks.splitlines() if line.startswith(identity)]
-    run(*nodes.inside(node, tools.places, "kill", "-9", pid))
+    return pid
+
+
+def kill(tools: Tools, node: Node, namespace: str, label: str) -> None:
+    """kill -9 of the first container's process 1 of a pod on that node, from the node."""
+    run(*nodes.inside(node, tools.places, "kill", "-9", process(tools, node, namespace, label)))
 
 
 def logs(tools: Tools, pod: str, *, since: str = "60s") -> list[str]:

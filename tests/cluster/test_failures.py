@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.cluster.look import NODE1, NODE2, curl, is_ready, kill, pods, ztunnel_of
+from tests.cluster import nodes
+from tests.cluster.look import NODE1, NODE2, curl, is_ready, kill, pods, process, ztunnel_of
 from tests.cluster.mesh import NAMESPACE
 from tests.cluster.shell import run, until
 from tests.cluster.topology import NODES
@@ -176,24 +177,31 @@ def test_a_pod_deleted_by_force_costs_no_connection(tools, seen):
     assert outcome.new_failed == 0, outcome.errors
 
 
-def rss(tools, node):
-    """Resident memory of the node's ztunnel, in MB."""
-    status = tools.kubectl("-n", NAMESPACE, "exec", ztunnel_of(tools, node), "--", "cat", "/proc/1/status")
-    [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(kilobytes) / 1000
+def memory(tools, node):
+    """Resident and proportional memory of the node's ztunnel, all its processes, in MB."""
+    summed = "cat /proc/[0-9]*/smaps_rollup 2>/dev/null | awk '/^Rss:/{r+=$2} /^Pss:/{p+=$2} END{print r, p}'"
+    pid = process(tools, node, NAMESPACE, "app=ztunnel")
+    said = run(*nodes.inside(node, tools.places, "nsenter", "-t", pid, "-m", "-p", "sh", "-c", summed))
+    resident, proportional = (int(each) / 1000 for each in said.split())
+    assert resident > 10, "no process was measured"
+    return resident, proportional
 
 
 def test_60_pods_scaled_up_and_down(tools, seen):
-    before = rss(tools, NODE1)
+    before = memory(tools, NODE1)
     started = time.monotonic()
     scale(tools, "deployment/web", 60)
     up = time.monotonic() - started
     answers = {curl(tools, "http://web").body for _ in range(30)}
     assert len(answers) > 10
+    during = memory(tools, NODE1)
     scale(tools, "deployment/web", 2)
     until("the pods are gone", 90, lambda: len(pods(tools, "demo", "app=web")) == 2)
     assert curl(tools, "http://web").status == 200
-    seen(f"all ready after {up:.0f} s; RSS {before:.0f} MB before, {rss(tools, NODE1):.0f} MB after")
+    after = memory(tools, NODE1)
+    shown = (f"{resident:.0f} and {proportional:.0f}" for resident, proportional in (before, during, after))
+    seen(f"all ready after {up:.0f} s; RSS and PSS in MB before, with 60 pods, after: {'; '.join(shown)}")
+    assert during[0] < before[0] + 20, "half a megabyte for each pod would be a leak"
 
 
 def test_a_jobs_first_act_is_a_connection(tools, seen, apply):
