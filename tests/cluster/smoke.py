@@ -50,7 +50,7 @@ def why_not(places: Places, left: float) -> str | None:
 
 def smoke(left: float) -> int:
     """Runs it if it can be run in ``left`` seconds; the exit status."""
-    places = Places(Path(os.environ.get("CLUSTER_CACHE") or CACHE))
+    places = Places(Path(os.environ.get("CLUSTER_CACHE") or CACHE).resolve())
     reason = why_not(places, left)
     if reason is not None:
         print(f"real cluster: not run here: {reason} (make cluster-test runs it)")
