@@ -196,12 +196,12 @@ async def test_new_connections_follow_the_workload_of_the_moment(standard: Stand
         legacy.workload["workloadIps"] = ["10.99.0.1"]
     await mesh.update()
     before = len(client.access_log())
-    async with serve(legacy, 8080), await client.connect(legacy.ipv4, 8080) as stream:
-        await stream.send_all(b"x")
-        if change == "protocol":
-            # The mesh says HBONE, and nobody serves it there.
-            assert await ended_by(stream) in {"end", "reset"}
-        else:
-            assert await read_exactly(stream, 1) == b"x"
+    if change == "protocol":
+        # The mesh says HBONE, and nobody serves it there.
+        async with serve(legacy, 8080):
+            await refused_by(client, legacy.ipv4, 8080, say=b"x")
+    else:
+        async with established(client, legacy):
+            pass
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert ("dst.workload" in entry) == (change == "protocol")
