@@ -29,7 +29,7 @@ def test_a_wait_has_tests_that_exist(row: str) -> None:
     assert wait
     assert where
     assert ended
-    assert set(re.findall(r"`(\w+)`", bounded)) <= bounds() | ELSEWHERE
+    assert set(re.findall(r"`(\w+)`", bounded + ended)) <= bounds() | ELSEWHERE
     named = re.findall(r"`(\w+)(?:\[([^]]+)\])?`", tests)
     assert named
     known = defined()

@@ -43,6 +43,7 @@ class TunnelBounds:
     linger_interval: float = seconds(0.02, "between two looks at whether they have")
     linger_closed: float = seconds(0.25, "of these, for a peer that has got everything to close its end")
     stalled_application: float = seconds(60, "an application that takes nothing, after its stream is dead")
+    stalled_after_reset: float = seconds(5, "the same, for a stream that was cut off before its END_STREAM")
     answer_timeout: float = seconds(20, "for the answer to CONNECT; the peer may itself wait 10 s")
     probe_after: float = seconds(1, "without an answer to CONNECT, then a PING asks whether anybody is there")
     probe_timeout: float = seconds(2, "for any byte after that PING; then nobody is")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import select
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.e2e.conftest import StandardMesh
+from tests.e2e.conftest import StandardMesh, settle
+from tests.e2e.test_endings import PATHS, path
 from tests.support.pod import MeshPod, eventually
 from tests.support.traffic import pattern, read_exactly, receive_pattern, reset, serve
 from ztunnel.demo.network import set_kernel_setting
@@ -203,7 +207,7 @@ async def passes(client: MeshPod, address: str, port: int) -> None:
             assert await receive_pattern(stream, 2 * MEBIBYTE) == 2 * MEBIBYTE
 
 
-@pytest.mark.parametrize("stalled", [8, 25])
+@pytest.mark.parametrize("stalled", [6, 8, 25])
 @pytest.mark.parametrize("way", ["downloads", "uploads"])
 async def test_whoever_comes_gets_through_beside_connections_that_do_not_move(
     small: StandardMesh, way: str, stalled: int
@@ -222,11 +226,44 @@ async def test_whoever_comes_gets_through_beside_connections_that_do_not_move(
             await flood.stalled()
             await passes(client, server.ipv4, 8081)
             await passes(client, server.ipv4, 8081)
-            if stalled == 8:
+            if stalled <= 8:
                 # What they hold is lent, so those on their tunnel go on too.
                 await earlier.send_all(b"after")
                 assert await read_exactly(earlier, 5) == b"after"
             for stream in streams:
                 reset(stream)
             await passes(client, server.ipv4, 8081)
+        nursery.cancel_scope.cancel()
+
+
+def was_reset(sock: socket.socket) -> bool:
+    """Whether the peer has reset it; reads nothing."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+@pytest.mark.parametrize("way", PATHS)
+async def test_a_client_that_resets_while_its_upload_is_held_is_noticed(
+    small: StandardMesh, way: str
+) -> None:
+    """SO_LINGER 0, and an application that does not read: it is told, and nothing of it is left."""
+    client, server = path(small, way)
+    taken: list[socket.socket] = []
+
+    async def take(stream: trio.SocketStream) -> None:
+        taken.append(socket.socket(fileno=os.dup(stream.socket.fileno())))
+        await trio.sleep_forever()
+
+    flood = Flood()
+    async with serve(server, 8080, take), trio.open_nursery() as nursery:
+        stream = await client.connect(server.ipv4, 8080)
+        nursery.start_soon(upload, stream, flood)
+        await flood.stalled()
+        [sock] = taken
+        with sock:
+            assert not was_reset(sock)
+            reset(stream)
+            await eventually(lambda: was_reset(sock), "the application's socket to be reset", timeout=30)
+        await settle([pod for pod in (client, server) if pod is not small.outside])
         nursery.cancel_scope.cancel()

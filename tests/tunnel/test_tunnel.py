@@ -198,7 +198,7 @@ async def test_data_for_a_connection_that_is_just_being_cancelled_leaves_the_tun
 async def test_an_application_that_takes_nothing_is_not_waited_for_once_its_stream_is_dead(
     autojump_clock, monkeypatch, end
 ):
-    async with tunnel_pair(bounds=TunnelBounds(stalled_application=0.2)) as pair:
+    async with tunnel_pair(bounds=TunnelBounds(stalled_after_reset=0.2)) as pair:
         ours, theirs = await pair.open()
         plain, application = plain_pair()
         near = FullSocket(fileno=plain.detach())

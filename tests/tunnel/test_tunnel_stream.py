@@ -234,9 +234,10 @@ async def test_a_full_socket_holds_one_stream_window_at_most(link, stream, socke
     assert received == total
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("end", ["reset", "lost"])
-async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
-    link, stream, sockets, autojump_clock, end
+async def test_an_application_that_reads_nothing_is_left_a_while_after_the_end(
+    link, stream, sockets, autojump_clock, end, whole
 ):
     ours, _ = sockets
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
@@ -247,14 +248,37 @@ async def test_an_application_that_reads_nothing_is_left_a_minute_after_the_end(
             pass
         await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
+        if whole:
+            link.peer.end_stream(1)
+            link.flush()
         if end == "reset":
             link.peer.reset(1, ErrorCode.CANCEL)
             link.flush()
         else:
             link.lose()
         await stream.wait_download()
-        assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.stalled_application)
+        bounds = DEFAULTS.tunnel
+        left = bounds.stalled_application if whole else bounds.stalled_after_reset
+        assert trio.current_time() - began == pytest.approx(left)
     assert not stream._inbox
+
+
+async def test_an_application_that_still_writes_has_its_time_again(link, stream, sockets, autojump_clock):
+    ours, _ = sockets
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    left = DEFAULTS.tunnel.stalled_after_reset
+    async with trio.open_nursery() as nursery:
+        stream.attach(Watch(ours), lambda _: None)
+        stream.wait_in(nursery)
+        while link.send(bytes(50_000)):
+            pass
+        link.lose()
+        began = trio.current_time()
+        for _ in range(3):
+            await trio.sleep(left * 0.9)
+            stream.bound_stall()
+        await stream.wait_download()
+        assert trio.current_time() - began == pytest.approx(left * 3.7)
 
 
 async def test_an_application_that_is_gone_resets_the_stream(link, stream, sockets):
@@ -322,7 +346,7 @@ async def test_a_full_socket_ends_the_wait_of_a_relay_without_a_nursery(
     assert received == total
 
 
-async def test_a_stream_that_died_while_its_socket_was_full_is_left_a_minute(
+async def test_a_stream_that_died_while_its_socket_was_full_is_left_a_while(
     link, stream, sockets, autojump_clock
 ):
     ours, _ = sockets
@@ -335,5 +359,5 @@ async def test_a_stream_that_died_while_its_socket_was_full_is_left_a_minute(
     async with trio.open_nursery() as nursery:
         stream.wait_in(nursery)
         await stream.wait_download()
-    assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.stalled_application)
+    assert trio.current_time() - began == pytest.approx(DEFAULTS.tunnel.stalled_after_reset)
     assert not stream._inbox

@@ -114,7 +114,7 @@ async def _relay_with_tasks(
             dropping = trio.CancelScope()
             if stream.dead and not stream.download_done:
                 nursery.start_soon(
-                    _drop_input, watch, dropping, name=f"dropping what stream {stream.id} missed"
+                    _drop_input, watch, stream, dropping, name=f"dropping what stream {stream.id} missed"
                 )
             await stream.wait_download()
             dropping.cancel()
@@ -123,7 +123,7 @@ async def _relay_with_tasks(
             stream.detach()
 
 
-async def _drop_input(watch: Watch, scope: trio.CancelScope) -> None:
+async def _drop_input(watch: Watch, stream: TunnelStream, scope: trio.CancelScope) -> None:
     """Read and drop what an application sends to a dead stream: it may read only after it has written."""
     with scope:
         try:
@@ -136,6 +136,7 @@ async def _drop_input(watch: Watch, scope: trio.CancelScope) -> None:
                     continue
                 if not data:
                     return
+                stream.bound_stall()
                 await trio.lowlevel.checkpoint()
         except OSError:
             # The task that writes to this socket gets the error too, and handles it.

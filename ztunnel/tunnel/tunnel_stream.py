@@ -320,7 +320,7 @@ class TunnelStream:
                 self._drain_scope.cancel()
             self._give_back_inbox()
         self.interrupt()
-        self._bound_stall()
+        self.bound_stall()
         if self.on_death is not None:
             self.on_death()
 
@@ -342,7 +342,7 @@ class TunnelStream:
             self.interrupt()
             return
         self._drain_scope = trio.CancelScope()
-        self._bound_stall()
+        self.bound_stall()
         self._nursery.start_soon(self._drain, self._drain_scope, name=f"drain of stream {self.id}")
 
     async def _drain(self, scope: trio.CancelScope) -> None:
@@ -355,15 +355,21 @@ class TunnelStream:
                 self._carrier.flush()
                 if written:
                     break
-                self._bound_stall()
+                self.bound_stall()
         self._drain_scope = None
         if scope.cancelled_caught:
             self._give_back_inbox()
             self.end_download()
 
-    def _bound_stall(self) -> None:
+    def bound_stall(self) -> None:
+        """The application has done something. If the stream is dead, its time to take the rest begins anew.
+
+        What is whole may wait for longer than what was cut off, of which a reset would leave little anyway.
+        """
         if self._drain_scope is not None and self.dead:
-            self._drain_scope.deadline = trio.current_time() + self._carrier.bounds.stalled_application
+            bounds = self._carrier.bounds
+            left = bounds.stalled_application if self.end_received else bounds.stalled_after_reset
+            self._drain_scope.deadline = trio.current_time() + left
 
     def _write_inbox(self) -> bool:
         """Write until the inbox is empty, then half-close the socket if the peer has half-closed.
