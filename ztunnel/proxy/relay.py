@@ -28,11 +28,9 @@ LARGEST_READ = 256 * 1024
 """Bytes of one read.
 
 Reads start small, because most messages are small, and grow when they are filled: bulk data is
-four times faster with large reads.
+four times faster with large reads. Other tasks may run after each full one. With four of them in a row the
+bytes of other connections would wait twice as long (docs/performance.md).
 """
-
-TURN = 4
-"""Reads in a row before other tasks may run: at most 1 MiB."""
 
 RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 """The errors of a socket whose application is gone. They are no error of ztunnel."""
@@ -175,7 +173,6 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
     """
     sock = watch.sock
     size = FIRST_READ
-    turn = 0
     try:
         while not stream.interrupted:
             room = await stream.wait_room()
@@ -185,7 +182,6 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
             try:
                 data = sock.recv(wanted)
             except BlockingIOError:
-                turn = 0
                 watch.emptied()
                 await watch.readable()
                 continue
@@ -197,13 +193,9 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
             sent(count)
             if count == wanted:
                 size = min(size * 2, LARGEST_READ)
-                turn += 1
-                if turn == TURN:
-                    turn = 0
-                    await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
             else:
                 # A short read: the socket is empty. Waiting now saves a read that would only say EAGAIN.
-                turn = 0
                 watch.emptied()
                 await watch.readable()
     except StreamClosedError:
