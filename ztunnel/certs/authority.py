@@ -1,4 +1,4 @@
-"""The interface of a certificate authority, as the certificate manager uses it."""
+"""The interface of a certificate authority, as the secret manager uses it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ztunnel.errors import ZtunnelError
 
 
 class CaError(ZtunnelError):
-    """There is no certificate. Callers of the certificate manager and the admin dump show the text."""
+    """There is no certificate. Callers of the secret manager and the admin dump show the text."""
 
     code: ClassVar[str] = "ZT-CA-001"
 

@@ -1,8 +1,7 @@
-"""Reading what a CA answers with: leaf, intermediates, roots.
+"""Reads a CA's answer: leaf, intermediates, roots.
 
-The answer is a list of PEM texts: the leaf, the intermediates one by one, and as the last element the root
-bundle, which holds several certificates while a root rotation is under way
-(docs/protocol/operations.md#ca-client).
+The answer is a list of PEM texts: the leaf, the intermediates one by one, and at last the root bundle, which
+has several certificates during a root rotation (docs/protocol/operations.md#ca-client).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ztunnel.tls.malformed import MALFORMED
 
 
 def split_pem(pem: bytes) -> tuple[bytes, ...]:
-    """Split a PEM text into one PEM per certificate, in order. Raises ValueError if there is none in it."""
+    """Split a PEM text into one PEM for each certificate, in order. Raises ValueError if it has none."""
     try:
         return tuple(one.public_bytes(Encoding.PEM) for one in x509.load_pem_x509_certificates(pem))
     except MALFORMED as error:
@@ -30,10 +29,12 @@ def split_pem(pem: bytes) -> tuple[bytes, ...]:
 def read_chain(
     identity: Identity, private_key: bytes, answer: Sequence[str], *, check_identity: bool
 ) -> Certificate:
-    """Make a `Certificate` of a CA's answer to the request that ``private_key`` (PKCS#8 PEM) was made for.
+    """Make a `Certificate` from a CA's answer to the request with ``private_key`` (PKCS#8 PEM).
 
-    ``check_identity`` demands that the leaf's first URI SAN is ``identity``; in dedicated mode the CA issues
-    for the caller's own identity, whatever that is. Raises CaChainError or WrongIdentityError.
+    check_identity: whether the leaf's first URI SAN must be ``identity``. In dedicated mode the CA issues for
+        the caller's own identity, so it is not checked.
+
+    Raises CaChainError or WrongIdentityError.
     """
     if not answer:
         raise CaChainError(f"chain returned from CA is empty for: {identity}")

@@ -1,17 +1,17 @@
-"""The revocation file at CRL_PATH: what its bytes mean, and what each state of it leads to.
+"""The revocation file at CRL_PATH: how its bytes are read, and what follows from each of its states.
 
-As docs/protocol/operations.md#revocation-lists has it: PEM with several CRL blocks (others are skipped) or
-one DER list, told apart by the leading ``-----BEGIN``. An empty file, or one without blocks, revokes nothing.
-What counts is how the file was at the first look:
+As docs/protocol/operations.md#revocation-lists says: PEM with several CRL blocks (other blocks are skipped)
+or one DER list; PEM begins with ``-----BEGIN``. An empty file, or one without blocks, revokes nothing. The
+state of the file at the first read matters:
 
-| the file | at the first look | later |
-|---|---|---|
-| readable | its lists are in force | the new lists are in force |
-| missing or unreadable | nothing is revoked; looked at again | the lists before stay in force |
-| invalid | checking stays off for the life of the process | the lists before stay in force |
+    | the file              | at the first read                        | later                          |
+    |-----------------------|------------------------------------------|--------------------------------|
+    | readable              | its lists are in force                   | the new lists are in force     |
+    | missing or unreadable | nothing is revoked; it is read again     | the old lists stay in force    |
+    | invalid               | checking is off until the process ends   | the old lists stay in force    |
 
-`CrlFile` is that table; `watch_crl` is the task that feeds it. Whether an established connection is still
-good under new lists is asked of `Revocations.revoked` with the connection's verified chain.
+`CrlFile` implements this table; the task `watch_crl` gives it the content of the file. `Revocations.revoked`
+says whether an open connection is still good under new lists.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = get_logger("tls::crl")
 
 
 def parse_crl_file(data: bytes) -> tuple[bytes, ...]:
-    """Returns the single lists in a file, PEM or DER as they came; none for an empty file.
+    """Returns the single lists in a file, as PEM or DER; none for an empty file.
 
     Raises InvalidRevocationListError if one of them cannot be read.
     """
@@ -54,7 +54,7 @@ def parse_crl_file(data: bytes) -> tuple[bytes, ...]:
 
 
 class CrlState(Enum):
-    """What has become of the file so far."""
+    """The state of the file so far."""
 
     UNREAD = "unread"
     LOADED = "loaded"
@@ -63,9 +63,9 @@ class CrlState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CrlReading:
-    """What one look at the file means.
+    """The result of one read of the file.
 
-    ``changed``: the lists in force are new. ``problem``: a sentence worth a warning, or None.
+    changed: whether new lists are in force. problem: a sentence for a warning, or None.
     """
 
     changed: tuple[bytes, ...] | None = None
@@ -73,7 +73,7 @@ class CrlReading:
 
 
 class CrlFile:
-    """The table above: takes the file's contents, look by look, and says what is in force."""
+    """Implements the table above: gets each content of the file and says which lists are in force."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -113,10 +113,10 @@ async def watch_crl(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> Never:
-    """Keep the lists in force those of the file at ``path``, until cancelled.
+    """Keep the lists of the file at ``path`` in force, until cancelled.
 
-    The file is read once before ``started``, and whenever its directory has changed and been quiet for
-    `ControlBounds.crl_quiet`.
+    The file is read once before ``started`` is called. It is read again whenever its directory has changed
+    and no further change came for `ControlBounds.crl_quiet`.
     """
     file = CrlFile(str(path))
 

@@ -1,7 +1,9 @@
-"""The built-in CA of FAKE_CA=true: a root in memory that gives anybody any identity. For demos and tests.
+"""The built-in CA of FAKE_CA=true: a root in memory that issues every identity to everybody.
 
-`FakeCa` is the whole of it for the program. Beneath, `IssuingCa` issues single certificates with any options,
-and with deliberately wrong ones: that is what the tests of TLS make their bad peers from.
+For demos and tests.
+
+The program uses only `FakeCa`. It is built on `IssuingCa`, which issues single certificates with any options,
+also wrong ones: the TLS tests make their bad peers with it.
 """
 
 from __future__ import annotations
@@ -80,9 +82,10 @@ class IssuingCa:
         roots: Sequence[bytes] | None = None,
         is_authority: bool = False,
     ) -> Certificate:
-        """Returns a certificate with a new key. The chain holds this CA and those above it, without the root.
+        """Returns a certificate with a new key. Its chain has this CA and those above it, without the root.
 
-        ``roots`` is what its owner is to trust (None: the root above this CA); the rest as in `certify_key`.
+        ``roots``: the roots that its owner trusts (None: the root above this CA). Other arguments as in
+        `certify_key`.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = self.certify_key(
@@ -121,10 +124,10 @@ class IssuingCa:
         usages: Sequence[x509.ObjectIdentifier] = BOTH_USES,
         is_authority: bool = False,
     ) -> bytes:
-        """Returns a certificate (PEM) for somebody's public key.
+        """Returns a certificate (PEM) for a given public key.
 
-        ``dns_names`` are DNS SANs, ``uris`` the URI SANs (None: the identity's; empty: none), ``usages`` the
-        extended key usages (empty: no such extension).
+        dns_names: the DNS SANs. uris: the URI SANs (None: the identity's; empty: none). usages: the extended
+            key usages (empty: no such extension).
         """
         builder = (
             x509.CertificateBuilder()
@@ -149,10 +152,10 @@ class IssuingCa:
 
 
 class FakeCa:
-    """A `CertificateAuthority` that needs nobody: any identity, at once, for ``lifetime`` seconds.
+    """A `CertificateAuthority` in this process: it issues any identity at once, for ``lifetime`` seconds.
 
-    All its certificates chain to one root, its own or the one given (see `ztunnel.certs.shared_root`).
-    ``clock`` gives epoch seconds.
+    All its certificates chain to one root: its own, or the given one (see `ztunnel.certs.shared_root`).
+    ``clock`` returns epoch seconds.
     """
 
     def __init__(
@@ -163,14 +166,14 @@ class FakeCa:
         self.root = root if root is not None else IssuingCa(clock())
 
     async def issue(self, identity: Identity) -> Certificate:
-        """Returns a new certificate. Never fails for an identity that a URI can spell."""
+        """Returns a new certificate. It never fails for an identity that is a valid URI."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
         return self.root.certify(identity, not_before=now - _BACKDATE_SECONDS, not_after=now + self._lifetime)
 
 
 def _moment(seconds: float) -> datetime:
-    # Certificates know whole seconds only.
+    # Times in certificates are whole seconds.
     return datetime.fromtimestamp(int(seconds), UTC)
 
 

@@ -1,6 +1,6 @@
-"""CreateCertificate's two messages, as bytes.
+"""The two messages of CreateCertificate, as bytes.
 
-The generated modules load grpcio, which only a process that talks to a CA is to have. So they are imported
+The generated modules import grpcio, which only a process that talks to a CA should load. So they are imported
 when the first message is made.
 """
 
@@ -10,7 +10,10 @@ from ztunnel.model.identity import Identity
 
 
 def encode_request(csr: str, lifetime_seconds: int, impersonated: Identity | None) -> bytes:
-    """Returns an IstioCertificateRequest. ``impersonated``: for whom a node proxy asks; None: for itself."""
+    """Returns an IstioCertificateRequest.
+
+    ``impersonated``: the identity for which a node proxy asks; None: its own.
+    """
     from ztunnel.pb.google.protobuf import Struct, Value  # noqa: PLC0415  # see the module's text
     from ztunnel.pb.istio.v1.auth import IstioCertificateRequest  # noqa: PLC0415  # see the module's text
 
@@ -21,14 +24,17 @@ def encode_request(csr: str, lifetime_seconds: int, impersonated: Identity | Non
 
 
 def decode_response(data: bytes) -> list[str]:
-    """Returns the chain in an IstioCertificateResponse. Raises ValueError if the bytes are none."""
+    """Returns the chain in an IstioCertificateResponse.
+
+    Raises ValueError if the bytes are not such a message.
+    """
     from ztunnel.pb.istio.v1.auth import IstioCertificateResponse  # noqa: PLC0415  # see the module's text
 
     try:
         chain: list[object] = [*IstioCertificateResponse.parse(data).cert_chain]
-    except Exception as error:  # the decoder raises whatever bad bytes lead it to
+    except Exception as error:  # bad bytes may raise any exception in the decoder
         raise ValueError(f"it is not a certificate response: {error}") from error
-    # The decoder takes a field of another wire type for what it is, not for what it should be.
+    # The decoder accepts a field of another wire type, so types are checked here.
     texts = [one for one in chain if isinstance(one, str)]
     if len(texts) != len(chain):
         raise ValueError("it is not a certificate response: its chain is not text")

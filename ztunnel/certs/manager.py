@@ -1,9 +1,8 @@
-"""The secret manager: a certificate for each identity of the node, always a fresh one.
+"""The secret manager (Istio's term): keeps a valid certificate for each identity of the node.
 
-`Rotations` decides; here are the tasks that carry it out. Each identity has one task, named
-``certificate spiffe://...``, so that a dump of the nursery shows what becomes of each: it waits for its time,
-for its turn among the eight fetches that may run at once, fetches, and tells everybody. A task's failure is
-that of its identity alone.
+`Rotations` decides what to do; the tasks here do it. Each identity has one task, named ``certificate
+spiffe://...``, so the tree of tasks shows its state. The task waits until a fetch is due, then for one of the
+eight places for fetches, fetches, and publishes the result. If a task fails, only its identity is affected.
 
 Changes are published as the messages of `ztunnel.messages`: CertificateIssued, CertificateFailed (only while
 there is no valid certificate), CertificateForgotten.
@@ -33,9 +32,9 @@ Change: TypeAlias = CertificateIssued | CertificateFailed | CertificateForgotten
 
 
 class Expiry(NamedTuple):
-    """When an identity's certificate ends, for metrics and warnings. Times are epoch seconds.
+    """When an identity's certificate expires, for metrics and warnings. Times are epoch seconds.
 
-    ``renewal_failing`` is the reason why it was not renewed at its half-life, None if all is well.
+    renewal_failing: why it was not renewed at its half-life, None if it was or is not due.
     """
 
     identity: Identity
@@ -45,20 +44,20 @@ class Expiry(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """What an identity's task and everybody else share."""
+    """What an identity's task shares with its callers."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     nudge: trio.Event = field(default_factory=trio.Event)
     turn: bool = False
-    # Set, and replaced, whenever an attempt ends or the identity is forgotten.
+    # Set and then replaced whenever an attempt ends or the identity is forgotten.
     settled: trio.Event = field(default_factory=trio.Event)
 
 
 class SecretManager:
-    """Fetches, renews and forgets certificates. Use it inside ``run``.
+    """Fetches, renews and forgets certificates. It works only while `run` runs.
 
-    ``clock`` gives epoch seconds, ``random`` numbers in [0, 1), ``publish`` takes each change; it must not
-    block.
+    clock: returns epoch seconds. random: returns numbers in [0, 1). publish: gets each change; it must not
+        block.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class SecretManager:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the tasks of all identities until cancelled."""
+        """Run the tasks of all identities until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -95,11 +94,11 @@ class SecretManager:
     def want(
         self, identity: Identity, priority: Priority = Priority.REAL_TIME
     ) -> CertificateIssued | CertificateFailed | None:
-        """See to it that there is a certificate for ``identity``, and that it stays fresh until `forget`.
+        """Get a certificate for ``identity``, and renew it until `forget`.
 
-        Returns the answer that is known already: the certificate in force, or why there is none for now (a
-        connection that asks hastens the next attempt). None: a first attempt is under way, and its end will
-        be published.
+        Returns what is known already: the certificate in force, or why there is none now (a request by a
+        connection makes the next attempt earlier). Returns None while the first attempt is under way; its
+        result will be published.
         """
         nursery = self._nursery
         if nursery is None:
@@ -109,7 +108,7 @@ class SecretManager:
             task = self._tasks[identity] = _Task()
             nursery.start_soon(self._rotate, identity, task, name=f"certificate {identity}")
         else:
-            self._tasks[identity].nudge.set()  # its next attempt may have become due earlier
+            self._tasks[identity].nudge.set()  # its next attempt may be earlier now
         self._hand_out_turns()
         rotation = self._rotations.get(identity)
         answer = rotation.answer(now) if rotation is not None else None
@@ -121,7 +120,9 @@ class SecretManager:
         return None
 
     async def fetch(self, identity: Identity, priority: Priority = Priority.REAL_TIME) -> Certificate:
-        """`want`, and wait for the first attempt's end, however long that takes.
+        """Like `want`, but wait for the end of the first attempt, however long it takes.
+
+        Returns the certificate.
 
         Raises CaError: why there is no certificate, or that the identity was forgotten meanwhile.
         """
@@ -139,9 +140,9 @@ class SecretManager:
             await task.settled.wait()
 
     def forget(self, identity: Identity) -> None:
-        """The last workload with this identity has left the node.
+        """The last workload with this identity has left the node: drop its certificate and cancel its fetch.
 
-        Whoever waits is told; a fetch is cancelled.
+        All who wait get an error.
         """
         if self._rotations.forget(identity):
             task = self._tasks.pop(identity)
@@ -151,12 +152,12 @@ class SecretManager:
             self._hand_out_turns()
 
     def current(self, identity: Identity) -> Certificate | None:
-        """Returns the certificate in force, if there is one. Asks for nothing."""
+        """Returns the certificate in force, None if there is none. Starts no fetch."""
         rotation = self._rotations.get(identity)
         return rotation.valid(self._clock()) if rotation is not None else None
 
     def rotations(self) -> list[Rotation]:
-        """Returns all identities in the order of their URIs, for dumps. To look at only."""
+        """Returns all identities in the order of their URIs, for dumps. Do not change them."""
         return self._rotations.all()
 
     def expiries(self) -> list[Expiry]:
@@ -172,7 +173,7 @@ class SecretManager:
         ]
 
     async def _rotate(self, identity: Identity, task: _Task) -> None:
-        """One identity's life."""
+        """The task of one identity."""
         with task.scope:
             while True:
                 await self._wait_for_turn(identity, task)
@@ -192,7 +193,7 @@ class SecretManager:
         while not task.turn:
             delay = self._rotations.due(identity, self._clock())
             if delay > 0:
-                # Sleeping goes by Trio's clock, certificates by the wall clock, which somebody may set.
+                # Sleeping uses Trio's clock, certificates use the wall clock, which may be set at any time.
                 with trio.move_on_after(min(delay, self._bounds.ca_sleep)):
                     await task.nudge.wait()
             else:
@@ -213,7 +214,7 @@ class SecretManager:
         except CaError:
             raise
         except Exception as error:
-            # A fault of ours with one identity must not end the rotation of the others.
+            # A bug in the rotation of one identity must not end the rotation of the others.
             log.error("fetching a certificate failed unexpectedly", identity=identity, error=repr(error))
             raise CaError(f"internal error: {error!r}") from error
 

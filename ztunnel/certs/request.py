@@ -1,8 +1,8 @@
-"""The certificate signing request: a new key, and the one thing that is asked for.
+"""Makes the certificate signing request: a new key, and a CSR with the identity.
 
-As docs/protocol/operations.md#ca-client has it: EC P-256, signed with SHA-256, an empty subject, one
-extension: a critical subjectAltName with the identity as a URI. The CA goes by the impersonation metadata or
-by the caller's own token, and ignores the SAN, but older ones check it.
+As docs/protocol/operations.md#ca-client says: EC P-256, signed with SHA-256, an empty subject, and one
+extension: a critical subjectAltName with the identity as a URI. The CA uses the impersonation metadata or the
+caller's own token and ignores the SAN, but older CAs check it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ztunnel.model.identity import Identity
 
 @dataclass(frozen=True, slots=True)
 class SigningRequest:
-    """A CSR (PEM) and the key it is for (PKCS#8 PEM), which stays here."""
+    """A CSR (PEM) and its private key (PKCS#8 PEM), which is never sent."""
 
     csr: str
     private_key: bytes = field(repr=False)
@@ -28,7 +28,7 @@ class SigningRequest:
 def make_signing_request(identity: Identity) -> SigningRequest:
     """Make a new key and a CSR for ``identity``. Takes about 0.1 ms.
 
-    Raises ValueError if the identity has characters that no certificate can carry in a URI.
+    Raises ValueError if the identity has characters that cannot be in a URI SAN.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     csr = (

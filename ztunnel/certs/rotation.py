@@ -1,12 +1,12 @@
-"""When to fetch which certificate: the whole of the secret manager's judgement, without a clock or a task.
+"""Decides when to fetch which certificate. All rules of the secret manager are here, without clock or tasks.
 
 Each identity is in one phase:
 
     QUEUED ──start──▶ FETCHING ──issued / failed──▶ WAITING ──its time comes──▶ QUEUED ...
 
-and beside the phase stands what callers see: the certificate in force, or the error of the last attempt. The
-two are independent. An identity whose certificate is valid stays available while its renewal fails; one
-without a valid certificate is unavailable, and callers are told why at once, until an attempt succeeds.
+Independent of the phase is what callers see: the certificate in force, or the error of the last attempt. An
+identity with a valid certificate stays available while its renewal fails. One
+without a valid certificate is unavailable: callers get the reason at once, until an attempt succeeds.
 
 The rules (docs/protocol/operations.md#rotation):
 

@@ -1,8 +1,8 @@
 """A root of the built-in CA that several ztunnels share.
 
-``FAKE_CA=true`` makes each ztunnel a CA of its own, so two of them would not trust each other. With
-``ZTUNNEL_FAKE_CA_ROOT`` naming a PEM file of a key and its self-signed certificate, all that read the same
-file do. The demo and the tests write such a file.
+With ``FAKE_CA=true`` each ztunnel is a CA of its own, so two of them do not trust each other.
+``ZTUNNEL_FAKE_CA_ROOT`` names a PEM file with a key and its self-signed certificate; all ztunnels with the
+same file trust each other. The demo and the tests write such a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SharedRoot(IssuingCa):
     """A root CA that can be written to a file and read again."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
-        # Not IssuingCa's own: that would make another key.
+        # Not the constructor of IssuingCa, which would make another key.
         self._key = key
         self.parent = None
         self.subject = certificate.subject
@@ -61,7 +61,7 @@ class SharedRoot(IssuingCa):
 
     @property
     def pem_with_key(self) -> bytes:
-        """The key and the certificate. Whoever has this can be anybody in the mesh."""
+        """The key and the certificate. Whoever has it can take every identity of the mesh."""
         key = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return key + self.pem
 

@@ -1,20 +1,20 @@
-"""gRPC calls for trio tasks. Of our own code the only module that knows grpcio.
+"""gRPC calls for Trio tasks. It is the only module of our own code that imports grpcio.
 
-Its threads are beside one other of the program's: the one that enters network namespaces
-(`ztunnel.netns.namespace_thread`). The generated stubs in ztunnel/pb import grpcio too; nobody uses those.
+The program has threads only here and in `ztunnel.netns.namespace_thread`. The generated stubs in ztunnel/pb
+import grpcio too, but the program does not use those.
 
 How it works. grpcio has threads of its own and calls back from them. A unary call is a grpcio future: when it
-is done, grpcio's thread tells the trio loop (`TrioToken.run_sync_soon`), where the waiting task takes the
-result. A bidirectional stream has one thread that sits in grpcio's blocking iterator and hands each message
-to the task with `trio.from_thread.run`, which returns only when the task has taken it: that is the
-back-pressure. The thread is a `trio.to_thread` one inside the stream's own nursery; leaving the context
-manager cancels the call, which wakes the thread, and waits for it. So no thread outlives its stream, and none
-its channel.
+is done, grpcio's thread informs the Trio loop (`TrioToken.run_sync_soon`), where the waiting task takes the
+result. A bidirectional stream has one thread that blocks in grpcio's iterator and hands each message to the
+task with `trio.from_thread.run`, which returns only when the task has taken it: that is the back-pressure.
+The thread is a `trio.to_thread` one inside the stream's own nursery. Leaving the context manager cancels the
+call, which wakes the thread, and waits for it. So no thread lives longer than its stream, and no stream
+longer than its channel.
 
-grpcio is imported when the first channel is made: the control process needs it, a worker process must not
-have it (it takes some 15 MB, and it and fork do not go together).
+grpcio is imported when the first channel is made: the control process needs it, but a worker process must not
+    load it (it takes about 15 MB, and it does not work with fork).
 
-Everything is raw bytes; who calls knows the message types.
+Messages are raw bytes; the caller knows their types.
 
     with GrpcChannel("istiod.istio-system.svc:15012", roots=pem) as channel:
         answer = await channel.unary("/package.Service/Method", request, deadline_seconds=10)
@@ -22,7 +22,7 @@ Everything is raw bytes; who calls knows the message types.
             await stream.send(b"...")
             await stream.headers_received.wait()  # a trio.Event, never set if the call fails before
             message = await stream.receive()  # raises GrpcStatusError at the call's end, "OK" included
-            # stream.ended is a trio.Event too, for whoever waits for both.
+            # stream.ended is a trio.Event too, for a task that waits for both.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ import trio
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata, check_metadata
 
-# grpcio has no setting for the lowest version of TLS, but one for the suites up to TLS 1.2; those of 1.3
-# are always there. A suite of pre-shared keys, of which we have none, is never offered: TLS 1.3 is left.
+# grpcio cannot set the lowest version of TLS, but the suites up to TLS 1.2; those of 1.3 are always on. A
+# pre-shared-key suite, for which we have no key, is never offered. So only TLS 1.3 is left.
 _SUITES_OF_TLS13_ONLY: Final = "ECDHE-PSK-CHACHA20-POLY1305"
 _SUITES_WITH_TLS12: Final = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256:"
@@ -49,7 +49,7 @@ _SUITES_WITH_TLS12: Final = (
 
 
 def _grpc() -> ModuleType:
-    """Import grpcio, quiet and without its fork handlers."""
+    """Import grpcio, without its log lines and its fork handlers."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import grpc  # noqa: PLC0415  # see the module's text
@@ -58,15 +58,16 @@ def _grpc() -> ModuleType:
 
 
 class GrpcChannel:
-    """A connection to one server, made when the first call needs it and made again when it broke.
+    """A connection to one server. It is made when the first call needs it, and made again when it broke.
 
-    ``target`` is ``host:port`` (``[v6]:port``); the host is also the name that is asked for and verified.
-    ``roots`` is PEM text of the CAs that the server's certificate may be from; None speaks plaintext, which
-    is for tests on loopback only. ``alternative_hostname`` is verified instead if the real name fails.
-    ``tls12`` allows TLS 1.2 beside 1.3; grpcio takes it from the first channel of a process for all.
-    `close`, or leaving ``with``, ends all calls. Nothing else is shared between channels.
+    target: ``host:port`` (``[v6]:port``). The host is also the name that is sent and verified.
+    roots: PEM text of the CAs that may have signed the server's certificate. None uses plaintext, for tests
+        on loopback only.
+    alternative_hostname: verified instead if the real name fails. tls12: allow TLS 1.2 in addition to 1.3.
+        The first channel of a process decides it for all.
 
-    Raises GrpcChannelError if there is no certificate in ``roots``: grpcio would fall back to public CAs.
+    `close`, or leaving ``with``, ends all calls. Channels share nothing else. Raises GrpcChannelError if
+    ``roots`` has no certificate, since grpcio would then trust public CAs.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class GrpcChannel:
         self._roots = roots
         self._bounds = bounds
         self._suites = _SUITES_WITH_TLS12 if tls12 else _SUITES_OF_TLS13_ONLY
-        # The names still to try, the one in use first.
+        # The names that are still to try, the one in use first.
         self._names: list[str | None] = [None]
         if alternative_hostname is not None and roots is not None:
             self._names.append(alternative_hostname)
@@ -102,13 +103,13 @@ class GrpcChannel:
             ("grpc.keepalive_time_ms", int(bounds.grpc_ping_interval * 1000)),
             ("grpc.keepalive_timeout_ms", int(bounds.grpc_ping_timeout * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
-            # The least time for an attempt to connect, before it counts as failed.
+            # The minimum time for an attempt to connect before it counts as failed.
             ("grpc.min_reconnect_backoff_ms", int(bounds.xds_connect * 1000)),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
-            # A new channel is a new connection, and has no memory of another's failures.
+            # A new channel makes a new connection and has no backoff of an earlier channel.
             ("grpc.use_local_subchannel_pool", 1),
-            # The control plane is inside the cluster, whatever the environment says of proxies.
+            # The control plane is inside the cluster, so proxies in the environment are ignored.
             ("grpc.enable_http_proxy", 0),
             ("grpc.service_config_disable_resolution", 1),
         ]
@@ -123,7 +124,7 @@ class GrpcChannel:
     async def unary(
         self, method: str, request: bytes, *, metadata: Metadata = (), deadline_seconds: float
     ) -> bytes:
-        """Returns one request, one answer, within ``deadline_seconds``.
+        """Send one request and wait for its answer, at most ``deadline_seconds``. Returns the answer.
 
         Raises GrpcStatusError (``DEADLINE_EXCEEDED`` when the time is over), GrpcChannelError for metadata
         that cannot be sent. Cancelling the task cancels the call.
@@ -146,10 +147,10 @@ class GrpcChannel:
 
     @asynccontextmanager
     async def open_stream(self, method: str, metadata: Metadata = ()) -> AsyncIterator[GrpcStream]:
-        """A bidirectional stream. Leaving the block cancels the call if it is not over.
+        """A bidirectional stream. Leaving the block cancels the call if it has not ended.
 
-        Raises GrpcChannelError for metadata that cannot be sent. That the server cannot be reached, as every
-        other end of the call, is raised by `GrpcStream.receive` and `GrpcStream.send`.
+        Raises GrpcChannelError for metadata that cannot be sent. `GrpcStream.receive` and `GrpcStream.send`
+        raise every end of the call, also when the server cannot be reached.
         """
         check_metadata(metadata)
         await self._settle_name()
@@ -166,16 +167,17 @@ class GrpcChannel:
             finally:
                 requests.end()
                 call.cancel()
-                # The thread may be waiting for somebody to take a message, which nobody will.
+                # The thread may be waiting until a message is taken, and nobody will take it.
                 nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
     async def _settle_name(self) -> None:
-        """With an alternative name: find out once which of the two the server's certificate has."""
+        """With an alternative name: find out once which of the two names the server's certificate has."""
         await trio.lowlevel.checkpoint()
         if len(self._names) > 1:
-            # Calls that begin at the same time wait for one of them: only it may exchange the channel.
+            # Calls that begin at the same time wait for one of them, because only one may replace the
+            # channel.
             async with self._settling:
                 await self._choose_name()
         if self._closed:
@@ -189,7 +191,7 @@ class GrpcChannel:
             other = self._make(self._names[1])
             settled = False
             try:
-                # If not, the server cannot be reached, or is nobody we know: the call will say so.
+                # Otherwise the server cannot be reached or is not trusted: the call itself will report that.
                 settled = await self._connects(other)
             finally:
                 if not settled or self._closed:
@@ -200,7 +202,7 @@ class GrpcChannel:
                 self._names = [self._names[1]]
 
     async def _connects(self, channel: Any) -> bool:
-        """Returns whether a channel gets ready, that is, reaches the server and trusts it."""
+        """Returns whether a channel becomes ready, that is, reaches the server and trusts it."""
         grpc = _grpc()
         settled = trio.Event()
         ready = False
@@ -225,7 +227,7 @@ class GrpcChannel:
         return ready
 
     def close(self) -> None:
-        """End all calls and the connection. Calling it twice is fine."""
+        """End all calls and the connection. It may be called twice."""
         if not self._closed:
             self._closed = True
             self._channel.close()
@@ -240,25 +242,26 @@ class GrpcChannel:
 
 
 class GrpcStream:
-    """An open bidirectional call. Made and ended by `GrpcChannel.open_stream`.
+    """An open bidirectional call. `GrpcChannel.open_stream` makes and ends it.
 
-    ``headers_received`` is set when the server has accepted the call. Servers often do so only with their
-    first message, so send before waiting for it.
+    headers_received: set when the server has accepted the call. Many servers do that only with their first
+        message, so send something before waiting for it.
     """
 
     def __init__(self, call: Any, requests: _Requests) -> None:
         self._call = call
         self._requests = requests
         self._ended: GrpcStatusError | None = None
-        # Nothing is stored: a message counts as delivered when the task takes it.
+        # Nothing is buffered: a message counts as delivered when the task takes it.
         self._arrivals, self._messages = trio.open_memory_channel[bytes](0)
         self.headers_received = trio.Event()
         self.ended = trio.Event()
 
     async def send(self, message: bytes) -> None:
-        """Send one message, after waiting while too many are not yet written.
+        """Send one message. Waits while too many messages are not written yet.
 
-        Raises GrpcStatusError if the call is over. That it returns does not mean that the server has it.
+        Raises GrpcStatusError if the call has ended. When it returns, the server need not have the message
+        yet.
         """
         await trio.lowlevel.checkpoint()
         if self._ended is not None:
@@ -278,14 +281,17 @@ class GrpcStream:
             raise self._ended
 
     async def receive(self) -> bytes:
-        """Returns the next message. Raises GrpcStatusError when the call has ended, in good order or not."""
+        """Wait for the next message and return it.
+
+        Raises GrpcStatusError when the call has ended, also with OK.
+        """
         try:
             return await self._messages.receive()
         except trio.EndOfChannel:
             raise self._ended or GrpcStatusError("CANCELLED", "the call was cancelled") from None
 
     async def _run(self) -> None:
-        """Sit beside the thread that reads, until the call is over."""
+        """Run the reading thread until the call has ended."""
         try:
             self._ended = await trio.to_thread.run_sync(self._read, limiter=_threads())
         finally:
@@ -293,7 +299,7 @@ class GrpcStream:
             self.ended.set()
 
     def _read(self) -> GrpcStatusError:
-        """In a thread: hand over headers and messages as they come; the status in the end."""
+        """In a thread: pass headers and messages to the task as they come, and the status at the end."""
         call = self._call
         try:
             call.initial_metadata()
@@ -301,7 +307,7 @@ class GrpcStream:
                 trio.from_thread.run_sync(self.headers_received.set)
             for message in call:
                 trio.from_thread.run(self._deliver, message)
-                del message  # the next may be long in coming, and this one may be tens of megabytes
+                del message  # the next may take long, and this one may have tens of megabytes
         except _grpc().RpcError:
             pass
         return GrpcStatusError(call.code().name, call.details() or "")
@@ -312,7 +318,7 @@ class GrpcStream:
 
 
 class _Requests(Iterator[bytes]):
-    """What grpcio's writing thread takes messages from: it blocks in ``next`` until there is one."""
+    """The source of messages for grpcio's writing thread, which blocks in ``next`` until there is one."""
 
     def __init__(self, token: trio.lowlevel.TrioToken, most: int) -> None:
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -333,7 +339,7 @@ class _Requests(Iterator[bytes]):
         self._queue.put(message)
 
     def end(self) -> None:
-        """Let the thread go."""
+        """Let the thread end."""
         if not self._over:
             self._over = True
             self._queue.put(None)
@@ -352,7 +358,7 @@ class _Requests(Iterator[bytes]):
 
 
 def _tell(token: trio.lowlevel.TrioToken, event: trio.Event) -> None:
-    """From any thread: set an event of a trio loop, if there still is one."""
+    """From any thread: set an event of a Trio loop, if that loop still runs."""
     try:
         token.run_sync_soon(event.set)
     except trio.RunFinishedError:
@@ -363,7 +369,7 @@ _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("ztu
 
 
 def _threads() -> trio.CapacityLimiter:
-    """Threads of streams live as long as their streams, so they do not count against everybody's limit."""
+    """The limiter of streams' threads. They live as long as their streams, so they get their own limit."""
     try:
         return _limiter.get()
     except LookupError:

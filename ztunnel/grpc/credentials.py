@@ -1,7 +1,7 @@
-"""Roots to verify the control plane with, and the token to show it: read anew whenever they are needed.
+"""The roots for verifying the control plane, and the token for it: both are read again for each use.
 
-Both rotate while the process runs, so nothing is kept. The files are small and on a memory file system (a
-projected volume), so they are read in place.
+Both rotate while the process runs, so they are not cached. The files are small and in memory (a projected
+volume), so they are read without a thread.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class RootsError(ZtunnelError):
 
 
 class TokenError(ZtunnelError):
-    """The service account token cannot be read, or there is none in its file."""
+    """The service account token cannot be read, or its file is empty."""
 
     code = "ZT-NET-112"
 
 
 def read_roots(source: RootCert) -> bytes:
-    """Returns the roots as PEM. Raises `RootsError` for a file that cannot be read or an empty store."""
+    """Returns the roots as PEM. Raises `RootsError` for a file that cannot be read and for an empty store."""
     match source:
         case RootFile(path):
             try:
@@ -45,7 +45,7 @@ def read_roots(source: RootCert) -> bytes:
 
 
 def read_token(source: AuthSource | None) -> str | None:
-    """Returns the token, exactly as its file has it; None if there is none to show. Raises `TokenError`."""
+    """Returns the token exactly as in its file; None if none is configured. Raises `TokenError`."""
     if source is None:
         return None
     if not isinstance(source, TokenFile):

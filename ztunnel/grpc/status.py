@@ -1,4 +1,4 @@
-"""How a gRPC call can end, and what may be sent beside it: status codes, errors, metadata."""
+"""The results of gRPC calls: status codes, errors; and the check of metadata."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import ClassVar, Final, TypeAlias
 from ztunnel.errors import ZtunnelError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-"""Key, in lower case, and value; bytes only under a key that ends in ``-bin``."""
+"""Key (in lower case) and value. The value may be bytes only if the key ends in ``-bin``."""
 
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Custom-Metadata".
 _KEY: Final = re.compile(r"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
-# The words that the Rust ztunnel's log lines use for the status codes.
+# The texts of the status codes in the Rust ztunnel's log lines.
 _MEANINGS: Final = {
     "OK": "The operation completed successfully",
     "CANCELLED": "The operation was cancelled",
@@ -38,9 +38,10 @@ _MEANINGS: Final = {
 
 
 class GrpcStatusError(ZtunnelError):
-    """A call ended with this status. ``status`` is the code's name in capitals, ``details`` the peer's words.
+    """A call ended with this status.
 
-    A stream that the server ended in good order has the status ``OK``.
+    status: the code's name in capitals; a stream that the server ended without an error has ``OK``. details:
+        the peer's message.
     """
 
     code: ClassVar[str] = "ZT-NET-101"
@@ -52,18 +53,21 @@ class GrpcStatusError(ZtunnelError):
 
     @property
     def meaning(self) -> str:
-        """What the code means, in the words that the log lines of the mesh use."""
+        """The meaning of the code, as in the log lines of the mesh."""
         return _MEANINGS.get(self.status, "Unknown error")
 
 
 class GrpcChannelError(ZtunnelError):
-    """A channel cannot even be tried: no usable roots, or metadata that no header can carry."""
+    """A channel cannot be used: no usable roots, or metadata that a header cannot carry."""
 
     code: ClassVar[str] = "ZT-NET-102"
 
 
 def check_metadata(metadata: Metadata) -> None:
-    """Raise GrpcChannelError for what no header can carry; it shows no value, which may be a token."""
+    """Raise GrpcChannelError for what a header cannot carry.
+
+    The error shows no value, since it may be a token.
+    """
     for key, value in metadata:
         if not _KEY.fullmatch(key):
             raise GrpcChannelError(

@@ -1,5 +1,6 @@
-"""In-pod mode: which pods this node has, and their network namespaces, as the CNI agent tells over ZDS.
+"""In-pod mode: the pods of this node and their network namespaces, as the CNI agent reports them over ZDS.
 
-`codec` turns packets into requests, `session` decides what each means, `transport` owns the socket and the
-descriptors that come over it, `client` drives the three and starts and stops pods through a `PodManager`.
+`codec` reads packets, `zds_session` decides what each request means, `packet_connection` owns the socket and
+the descriptors that come over it, and `zds_client` drives the three and starts and stops pods through a
+`PodManager`.
 """

@@ -1,8 +1,8 @@
-"""ZDS packets: the requests of the CNI agent, and our hello and acks.
+"""Encodes and decodes ZDS packets: the requests of the CNI agent, and our hello and acks.
 
 One packet of a SOCK_SEQPACKET connection is one protobuf message of ``istio.workload.zds``, without a length
-before it. The packet that adds a pod carries the descriptor of its network namespace; no other carries any.
-Nothing here touches a descriptor: a packet says only how many came with it.
+prefix. The packet that adds a pod carries the descriptor of its network namespace; no other packet carries
+one. This module does not use descriptors; it only gets the number that came with a packet.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ztunnel.messages import PodInfo
 from ztunnel.pb.istio.workload import zds
 
 LARGEST_PACKET = 1024
-"""Bytes of a packet that either side reads; a longer one arrives truncated, which is an error."""
+"""The largest packet in bytes that either side reads. A longer one arrives truncated, which is an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddPod:
-    """A pod is to be served. ``info`` is None when the agent left it out, which breaks the protocol."""
+    """Serve a pod. ``info`` is None when the agent left it out, which breaks the protocol."""
 
     uid: str
     info: PodInfo | None
@@ -28,21 +28,21 @@ class AddPod:
 
 @dataclass(frozen=True, slots=True)
 class KeepPod:
-    """A pod that is being served stays, though the agent cannot say where its namespace is."""
+    """Keep serving a pod, although the agent does not know where its namespace is."""
 
     uid: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeletePod:
-    """A pod is gone."""
+    """A pod was removed."""
 
     uid: str
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSent:
-    """All pods that the agent knew when we connected have been told."""
+    """The agent has sent all pods that it knew when we connected."""
 
 
 Request: TypeAlias = AddPod | KeepPod | DeletePod | SnapshotSent
@@ -54,9 +54,9 @@ def encode_hello() -> bytes:
 
 
 def encode_ack(error: str | None) -> bytes:
-    """Returns the answer to one request; None for success.
+    """Returns the answer to one request.
 
-    An error is cut to what fits in the agent's buffer.
+    ``error``: None for success; it is cut to the size of the agent's buffer.
     """
     text = error or ""
     # Tag and length of the two nested fields take at most 6 bytes.
@@ -65,13 +65,13 @@ def encode_ack(error: str | None) -> bytes:
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:
-    """Read one packet that came with so many descriptors.
+    """Read one packet that came with this number of descriptors.
 
-    More than one descriptor with an add is tolerated; the first is the namespace. Raises `ZdsReadError`.
+    An add may come with more than one descriptor; the first is the namespace. Raises `ZdsReadError`.
     """
     try:
         message = zds.WorkloadRequest.parse(data)
-    except Exception as error:  # whatever the decoder stumbles over, the packet is bad
+    except Exception as error:  # any exception of the decoder means a bad packet
         raise ZdsReadError(f"failed to decode protobuf message: {error}") from error
     request = _request(message)
     if isinstance(request, AddPod):
@@ -90,7 +90,7 @@ def _request(message: zds.WorkloadRequest) -> Request:
     ]
     if len(payloads) != 1:
         raise ZdsReadError("a request has exactly one payload")
-    # The decoder takes a field of another wire type for what it is, so types are checked and not assumed.
+    # The decoder accepts a field of another wire type, so types are checked here.
     match payloads[0]:
         case zds.AddWorkload(uid=str(uid), workload_info=None):
             return AddPod(uid, None)

@@ -1,7 +1,7 @@
 """The connection to the CNI agent: packets, and the descriptors that come with them.
 
-A descriptor exists from the moment the kernel has put it into our table, whatever the packet turns out to
-be. So each packet owns its descriptors, and closes what nobody took when it is left.
+A descriptor is open from the moment the kernel has put it into our table, whatever the packet contains. So
+each packet owns its descriptors and closes those that were not taken.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ztunnel.inpod.zds_errors import ZdsReadError
 from ztunnel.netns.namespace_thread import NamespaceIdentity
 
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
-# Room for one descriptor, rounded up by the kernel's alignment to two. What does not fit the kernel closes,
-# and says so with MSG_CTRUNC.
+# Room for one descriptor; the kernel's alignment makes it two. The kernel closes descriptors that do not fit,
+# and sets MSG_CTRUNC.
 _CONTROL_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR_BYTES)
 
 
 class ReceivedNamespace:
-    """A network namespace that came with a packet. Owns the descriptor; `close` may be called again."""
+    """A network namespace that came with a packet. It owns the descriptor. `close` may be called twice."""
 
     __slots__ = ("_descriptor", "identity")
 
@@ -35,7 +35,7 @@ class ReceivedNamespace:
 
     @property
     def descriptor(self) -> int:
-        """The open descriptor, to be duplicated by whoever needs it for longer; -1 after `close`."""
+        """The open descriptor, -1 after `close`. A user that needs it for longer duplicates it."""
         return self._descriptor
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class ReceivedNamespace:
 
 
 class Packet:
-    """One packet with its descriptors. Use it as a context manager, which closes those not taken."""
+    """One packet with its descriptors. A context manager, which closes those that were not taken."""
 
     __slots__ = ("_descriptors", "data", "truncated")
 
@@ -66,18 +66,18 @@ class Packet:
 
     @property
     def descriptors(self) -> int:
-        """How many came."""
+        """How many descriptors came."""
         return len(self._descriptors)
 
     def check_complete(self) -> None:
-        """Raise `ZdsReadError` when data or descriptors did not fit into what is read of a packet."""
+        """Raise `ZdsReadError` when data or descriptors of the packet were truncated."""
         if self.truncated:
             raise ZdsReadError(
                 f"message is truncated, over {LARGEST_PACKET} bytes or with too much control data"
             )
 
     def take_namespace(self) -> ReceivedNamespace:
-        """Hand over the first descriptor."""
+        """Returns the first descriptor, which the caller closes from now on."""
         namespace = ReceivedNamespace(self._descriptors[0])
         del self._descriptors[0]
         return namespace
@@ -92,7 +92,7 @@ class PacketConnection:
 
     @classmethod
     def connect(cls, path: str) -> PacketConnection:
-        """Connect, which a Unix socket does at once or not at all. Raises OSError."""
+        """Connect; a Unix socket does that at once or fails. Raises OSError."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             sock.connect(path)
@@ -110,10 +110,10 @@ class PacketConnection:
         self._sock.close()
 
     async def receive(self) -> Packet | None:
-        """Wait for a packet, which the caller closes; None at the end of the connection.
+        """Wait for a packet and return it; the caller closes it. Returns None at the end of the connection.
 
-        Not a checkpoint when a packet is there. An empty packet cannot be told from the end and counts as
-        one. Raises OSError.
+        It is no checkpoint when a packet is there. An empty packet looks like the end and counts as one.
+        Raises OSError.
         """
         while True:
             try:
@@ -132,7 +132,7 @@ class PacketConnection:
             return packet
 
     async def send(self, data: bytes, seconds: float) -> None:
-        """Send one packet. Raises OSError; TimeoutError when the agent does not read for so long."""
+        """Send one packet. Raises OSError; TimeoutError when the agent does not read in time."""
         with trio.move_on_after(seconds):
             while True:
                 try:
@@ -149,7 +149,7 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
-            # A truncated message may end within a number.
+            # A truncated message may end inside a number.
             numbers.frombytes(data[: len(data) - len(data) % _DESCRIPTOR_BYTES])
             found.extend(numbers)
     return found

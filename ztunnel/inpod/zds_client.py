@@ -4,9 +4,8 @@ It takes one packet at a time. `ZdsSession` says what the packet means, and the 
 the next one. So acks go out in the order of the requests, each after the pod's sockets are bound. Pods
 continue to work while the agent is away.
 
-How soon to connect again: at once after a connection that was of use (its snapshot came), and after the
-first one that was not; then with growing pauses, so that an agent which accepts and hangs up is not
-besieged.
+Backoff: it reconnects at once after a useful connection (one whose snapshot came) and after the first useless
+one. After that the pauses grow, so an agent that accepts and closes at once is not flooded with connections.
 """
 
 from __future__ import annotations
@@ -48,34 +47,35 @@ pod_log = get_logger("inpod::statemanager")
 
 
 class PodManager(Protocol):
-    """Runs the proxies of the node's pods. Called by one task, one call at a time."""
+    """Runs the proxies of the node's pods. One task calls it, one call at a time."""
 
     async def start(self, uid: str, info: PodInfo, netns: int) -> None:
-        """Open all sockets of a pod, and serve it from then on; return when they are bound.
+        """Open all sockets of a pod and serve it from then on. Returns when they are bound.
 
-        netns: descriptor of its network namespace, the caller's, to be duplicated if it is needed for
-        longer than this call. Raises `PodStartError`; nothing of the pod is left then, nor when the call is
-        cancelled.
+        netns: the descriptor of its network namespace. The caller owns it; duplicate it if it is needed after
+            this call.
+
+        Raises `PodStartError`. Then, and after a cancellation, nothing of the pod is left.
         """
         ...
 
     async def stop(self, uid: str) -> None:
-        """Close a pod's listeners and cut its connections; return soon, without waiting for all that they do.
+        """Close a pod's listeners and connections. Returns soon, without waiting for their ends.
 
-        A pod of the same uid may be started right after.
+        A pod of the same uid may be started right after it.
         """
         ...
 
 
 class _ConnectionOver(Exception):
-    """The connection is of no more use. ``str()`` says why."""
+    """The connection cannot be used any more. ``str()`` says why."""
 
 
 class ZdsClient:
-    """Drives the conversation with the CNI agent at ``path`` for as long as `run` runs.
+    """Talks to the CNI agent at ``path`` while `run` runs.
 
-    on_ready: called with True and False as readiness changes; it begins as not ready.
-    randomness: for the jitter of pauses.
+    on_ready: called with True or False when readiness changes; at first it is not ready. randomness: for the
+        jitter of pauses.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class ZdsClient:
         return self._session.pods()
 
     def pod_ended(self, uid: str) -> None:
-        """Note that a pod which was running has ended without having been stopped.
+        """Note that a running pod has ended without having been stopped.
 
-        Nobody would ever tell us of it again, and its traffic would find no one. So the connection is begun
-        anew after a while: the agent then sends all pods, of which those that run are left as they are.
+        The agent would never mention it again, and its traffic would have no proxy. So the client reconnects
+        after a while: the agent then sends all pods, and running ones are left as they are.
         """
         self._session.ended(uid)
         if self._resync_at is None:
@@ -119,8 +119,8 @@ class ZdsClient:
     async def run(self) -> None:
         """Talk to the agent until cancelled.
 
-        Holds no descriptor when it ends. Pods that run go on running: they are the manager's.
-        Raises `ZdsProtocolError` when the agent breaks the protocol, which is to end the process.
+        Holds no descriptor when it ends. Running pods continue: they belong to the manager. Raises
+        `ZdsProtocolError` when the agent breaks the protocol; that has to end the process.
         """
         useless = 0
         while True:
@@ -139,7 +139,7 @@ class ZdsClient:
                 useful = self._session.phase is SessionPhase.UPDATES
                 self._disconnected()
             useless = 0 if useful else useless + 1
-            # The first useless connection costs no pause, unless not even our hello went through.
+            # There is no pause after the first useless connection, unless not even our hello could be sent.
             step = useless if not greeted else useless - 1
             seconds = self._pause(step)
             log.warn(f"connection to the Istio CNI node agent is lost, reconnecting: {reason}")
@@ -169,10 +169,10 @@ class ZdsClient:
                 return connection
 
     async def _converse(self, connection: PacketConnection) -> None:
-        """Serve a connection until it is over. Raises `_ConnectionOver`, OSError, `ZdsProtocolError`."""
+        """Serve a connection until it ends. Raises `_ConnectionOver`, OSError, `ZdsProtocolError`."""
         session = self._session
         while True:
-            # Requests come before retries: a packet that is there is taken even when the time has come.
+            # Requests come before retries: a waiting packet is taken first, even if a retry is due.
             await trio.lowlevel.checkpoint()
             packet: Packet | None = None
             deadlines = [at for at in (session.retry_at, self._resync_at) if at is not None]

@@ -1,4 +1,4 @@
-"""What can go wrong between ztunnel and the CNI agent."""
+"""The errors between ztunnel and the CNI agent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ztunnel.errors import ZtunnelError
 
 
 class ZdsReadError(ZtunnelError):
-    """A packet that is no valid request. It is refused, and the connection begun anew."""
+    """A packet is not a valid request. It is refused, and the client reconnects."""
 
     code = "ZT-ZDS-001"
 
@@ -15,7 +15,7 @@ class ZdsReadError(ZtunnelError):
 
 
 class ZdsProtocolError(ZtunnelError):
-    """The agent broke a rule of order or content; nothing it says can be relied on. Ends the process."""
+    """The agent broke a rule of order or content; its messages cannot be trusted. This ends the process."""
 
     code = "ZT-ZDS-002"
 

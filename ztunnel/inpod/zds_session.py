@@ -1,26 +1,26 @@
-"""What the agent's requests mean: a state machine without I/O, clock or descriptors.
+"""Decides what the agent's requests mean: a state machine without I/O, clock or descriptors.
 
-The driver (`ztunnel.inpod.zds_client`) tells what happened, one thing at a time, and carries out the commands
-that it gets back, in order, before it tells the next:
+The driver (`ztunnel.inpod.zds_client`) reports one event at a time and executes the commands that it gets
+back, in order, before it reports the next event:
 
-* `connected` and `disconnected`, once per connection;
+* `connected` and `disconnected`, once for each connection;
 * `receive` for a request, with the network namespace that came with an add;
-* `unreadable` for a packet that is no request;
+* `unreadable` for a packet that is not a valid request;
 * `retry` when `retry_at` has come;
 * `started` or `failed` as the answer to each `StartPod`, and nothing else in between.
 
-A pod is in at most one of two books: ``running`` holds what was started, ``pending`` what could not be.
-Each connection begins with a snapshot: what the agent adds or keeps before it says that the snapshot is
-complete is noted, and then each running pod that was not is stopped. So pods live on while the agent is
-away, and go when it comes back without them.
+A pod is in at most one of two tables: ``running`` has the pods that were started, ``pending`` those that
+could not be. Each connection begins with a snapshot. The pods that the agent adds or keeps before it says
+that the snapshot is complete are noted; then every running pod that was not noted is stopped. So pods
+continue while the agent is away, and are stopped when it comes back without them.
 
-A namespace is an opaque handle. The session owns what it is given with an add and gives each back exactly
-once, by `Release`; in between it may be used by a `StartPod`. A `Release` comes before all commands that
-can be interrupted, so that none is lost. A running pod keeps its namespace alive by its own sockets, so that
-only the identity has to be remembered here.
+A namespace is an opaque handle. The session owns the handle of an add and gives it back exactly once, by
+`Release`; in between a `StartPod` may use it. A `Release` comes before all commands that can be interrupted,
+so none is lost. The sockets of a running pod keep its namespace alive, so the session only remembers its
+identity.
 
-Readiness keeps a peculiarity of the Rust ztunnel: it is looked at anew after each request that
-succeeds, and a failed add alone does not change it.
+Readiness is updated as in the Rust ztunnel: after each request that succeeds. A failed add alone does not
+change it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ztunnel.messages import PodInfo
 
 
 class NamespaceHandle(Protocol):
-    """A network namespace that somebody holds open. The session asks only for its identity."""
+    """An open network namespace. The session asks only for its identity."""
 
     @property
     def identity(self) -> Hashable:
@@ -47,11 +47,11 @@ class NamespaceHandle(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """For whoever starts the pod."""
+        """The open descriptor, for starting the pod."""
         ...
 
     def close(self) -> None:
-        """For whoever carries out `Release`."""
+        """Close it; called for `Release`."""
         ...
 
 
@@ -69,7 +69,7 @@ class SendAck:
 
 @dataclass(frozen=True, slots=True)
 class StartPod:
-    """Open a pod's sockets, and tell `ZdsSession.started` or `ZdsSession.failed`. Always the last command."""
+    """Open a pod's sockets, then call `ZdsSession.started` or `failed`. Always the last command."""
 
     uid: str
     info: PodInfo
@@ -107,7 +107,7 @@ Commands: TypeAlias = list[Command]
 
 
 class SessionPhase(Enum):
-    """Where a connection is."""
+    """The phase of a connection."""
 
     DISCONNECTED = "disconnected"
     SNAPSHOT = "snapshot"
@@ -115,7 +115,7 @@ class SessionPhase(Enum):
 
 
 class PodState(Enum):
-    """Of a pod in the admin dump."""
+    """The state of a pod in the admin dump."""
 
     PENDING = "Pending"
     UP = "Up"
@@ -152,11 +152,11 @@ class _Start(NamedTuple):
     uid: str
     info: PodInfo
     netns: NamespaceHandle
-    requested: bool  # by a request, which is waiting for its ack; else it is a retry
+    requested: bool  # a request waits for its ack; otherwise it is a retry
 
 
 class ZdsSession:
-    """The books about the node's pods and the place in the protocol. Not for concurrent use."""
+    """The state of the node's pods and of the protocol. Not for concurrent use."""
 
     def __init__(self, retry_seconds: float = DEFAULTS.control.cni_retry) -> None:
         self._retry_seconds = retry_seconds
@@ -173,17 +173,17 @@ class ZdsSession:
 
     @property
     def phase(self) -> SessionPhase:
-        """Where the connection is."""
+        """The phase of the connection."""
         return self._phase
 
     @property
     def ready(self) -> bool:
-        """Whether the snapshot was complete and no pod waited for a retry, when it was last looked at."""
+        """Whether the snapshot was complete and no pod waited for a retry, at the last update."""
         return self._ready
 
     @property
     def retry_at(self) -> float | None:
-        """When `retry` is to be called, on the clock of the ``now`` arguments. None: not at all, so far."""
+        """When `retry` has to be called, on the clock of the ``now`` arguments. None: not at all, so far."""
         return self._retry_at
 
     def counts(self) -> PodCounts:
@@ -201,15 +201,15 @@ class ZdsSession:
             yield PodView(self._start.uid, self._start.info, PodState.PENDING)
 
     def connected(self) -> Commands:
-        """A connection stands."""
+        """A connection is established. Returns the commands."""
         _require(self._phase is SessionPhase.DISCONNECTED, "one connection at a time")
         self._phase = SessionPhase.SNAPSHOT
         return [SendHello()]
 
     def disconnected(self) -> Commands:
-        """The connection is gone, or we are ending. What was pending is forgotten; what runs goes on running.
+        """The connection has ended, or the process ends. Pending pods are forgotten; running pods continue.
 
-        May be called while a `StartPod` is unanswered; it then counts as not started.
+        May be called while a `StartPod` is unanswered; the pod then counts as not started.
         """
         self._phase = SessionPhase.DISCONNECTED
         self._ready = False
@@ -219,13 +219,13 @@ class ZdsSession:
         commands: Commands = [Release(pending.netns) for pending in self._pending.values()]
         self._pending.clear()
         if self._start is not None:
-            # A retry's namespace was in the book of pending pods no longer.
+            # The namespace of a retry was no longer in the table of pending pods.
             commands.append(Release(self._start.netns))
             self._start = None
         return commands
 
     def receive(self, request: Request, netns: NamespaceHandle | None) -> Commands:
-        """Take a request. ``netns`` comes with `AddPod` and no other; the session owns it from here on."""
+        """Process a request. ``netns`` comes with `AddPod` only; the session owns it from now on."""
         _require(self._start is None, "a start is still unanswered")
         _require(self._phase is not SessionPhase.DISCONNECTED, "a request needs a connection")
         if isinstance(request, AddPod):
@@ -235,12 +235,12 @@ class ZdsSession:
         return _HANDLERS[self._phase, type(request)](self, request)
 
     def unreadable(self, error: ZdsReadError) -> Commands:
-        """Take a packet that is no request: refuse it and connect anew."""
+        """Process a packet that is not a valid request: refuse it and reconnect."""
         _require(self._start is None, "a start is still unanswered")
         return [SendAck(str(error)), Reconnect()]
 
     def started(self) -> Commands:
-        """Report that the pod of the last `StartPod` is running."""
+        """The pod of the last `StartPod` is running."""
         start = self._take_start()
         self._running[start.uid] = _Running(start.info, start.netns.identity)
         self._started += 1
@@ -251,7 +251,7 @@ class ZdsSession:
         return commands
 
     def failed(self, error: PodStartError, now: float) -> Commands:
-        """Report that the pod of the last `StartPod` is not running, and that nothing of it is left."""
+        """The pod of the last `StartPod` could not be started, and nothing of it is left."""
         start = self._take_start()
         self._pending[start.uid] = _Pending(start.info, start.netns)
         if self._retry_at is None:
@@ -259,9 +259,9 @@ class ZdsSession:
         return [SendAck(str(error))] if start.requested else []
 
     def retry(self, now: float) -> Commands:
-        """Try the next of the pending pods; call it again until `retry_at` lies ahead.
+        """Try the next of the pending pods. Call it again until `retry_at` is in the future.
 
-        One pod at a time, so that a request that has come meanwhile need not wait for all of them.
+        It tries one pod at a time, so that a request does not have to wait for all of them.
         """
         _require(self._start is None, "a start is still unanswered")
         if not self._round:
@@ -270,7 +270,7 @@ class ZdsSession:
         while self._round and not commands:
             uid = self._round.popleft()
             pending = self._pending.pop(uid, None)
-            if pending is not None:  # else it was deleted or added anew since the round began
+            if pending is not None:  # otherwise it was deleted or added again since the round began
                 self._start = _Start(uid, pending.info, pending.netns, requested=False)
                 commands.append(StartPod(uid, pending.info, pending.netns))
         if self._round:
@@ -282,9 +282,9 @@ class ZdsSession:
         return commands
 
     def ended(self, uid: str) -> None:
-        """Note that a pod which ran has ended of itself; when the agent adds it again it is started again.
+        """A running pod has ended by itself. When the agent adds it again, it is started again.
 
-        Not for one that was stopped by a `StopPod`, whose uid may by now be another pod's.
+        Do not call it for a pod that a `StopPod` stopped: its uid may belong to another pod by now.
         """
         if self._running.pop(uid, None) is not None:
             self._stopped += 1
@@ -363,7 +363,8 @@ class ZdsSession:
             commands.append(Release(pending.netns))
 
 
-# The two phases differ in these three; an add means the same in both, but for the note in the snapshot.
+# The two phases differ in these three requests. An add means the same in both, except for the note in the
+# snapshot.
 _HANDLERS: dict[tuple[SessionPhase, type[Request]], Callable[..., Commands]] = {
     (SessionPhase.SNAPSHOT, KeepPod): ZdsSession._keep,  # noqa: SLF001 # the table belongs to the class
     (SessionPhase.SNAPSHOT, DeletePod): ZdsSession._delete_from_snapshot,  # noqa: SLF001
@@ -375,6 +376,6 @@ _HANDLERS: dict[tuple[SessionPhase, type[Request]], Callable[..., Commands]] = {
 
 
 def _require(condition: bool, text: str) -> None:  # noqa: FBT001 # reads like an assertion, which it is
-    """Raise RuntimeError when the driver calls out of turn: acks or descriptors would get lost."""
+    """Raise RuntimeError when the driver calls out of order: acks or descriptors would be lost."""
     if not condition:
         raise RuntimeError(text)

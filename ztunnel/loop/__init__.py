@@ -1,1 +1,1 @@
-"""Beside Trio's loop: waits for descriptors that Trio's own cannot express, or not as cheaply."""
+"""Extensions of Trio's loop: waits for descriptors that Trio does not have, or that are cheaper."""

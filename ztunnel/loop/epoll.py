@@ -1,14 +1,14 @@
-"""Trio's epoll object, with callbacks of ours for some descriptors.
+"""Adds our own callbacks for some descriptors to Trio's epoll object.
 
-How it works. Trio's epoll object is wrapped once for a loop. Descriptors of ours are registered in the same
-kernel object, with flags that Trio does not use; what ``poll`` gives for them goes to a callback, the rest is
-Trio's. A callback runs in the loop, between steps of tasks: it may reschedule a task and note something, and
-nothing else. Each belongs to a task that waits, or to an object that a task closes.
+How it works. Trio's epoll object is wrapped once for each loop. Our descriptors are registered in the same
+kernel object, with flags that Trio does not use. Events of our descriptors go to a callback, all others to
+Trio. A callback runs in the loop, between steps of tasks; it may only reschedule a task and set a flag. Each
+callback belongs to a task that waits, or to an object that a task closes.
 
-Trio has no public way to its epoll object. Where it is not to be had (another version, another system) `own`
-gives None, and the caller falls back on Trio's ordinary waits, which are right too, and slower.
+Trio has no public access to its epoll object. If it cannot be had (another version, another system), `own`
+returns None, and the caller uses Trio's ordinary waits, which are correct too, but slower.
 
-A descriptor must not be waited for through Trio while it is registered here.
+A descriptor that is registered here must not be waited for through Trio.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FEW = 64
 
 
 class _Taken(list[tuple[int, int]]):
-    """Events that are left for Trio; true even when none are, since an empty list means a timeout to Trio."""
+    """The events that are left for Trio. Always true, because for Trio an empty list means a timeout."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class _Taken(list[tuple[int, int]]):
 
 
 class LoopEpoll:
-    """The wrapper. ``callbacks`` are by descriptor, and get the flags of epoll(7)."""
+    """The wrapper. ``callbacks``: by descriptor; they are called with the flags of epoll(7)."""
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
@@ -44,7 +44,7 @@ class LoopEpoll:
         self.callbacks: dict[int, Callable[[int], None]] = {}
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        """As of ``select.epoll``, without the events that callbacks took."""
+        """Like ``select.epoll.poll``, without the events that callbacks took."""
         callbacks = self.callbacks
         if not callbacks:
             return self._epoll.poll(timeout, maxevents)
@@ -61,7 +61,7 @@ class LoopEpoll:
         return others
 
     def add(self, descriptor: int, flags: int, callback: Callable[[int], None]) -> None:
-        """Register a descriptor; what was left of one with the same number is forgotten. Raises OSError."""
+        """Register a descriptor. An old registration of the same number is dropped. Raises OSError."""
         try:
             self._epoll.register(descriptor, flags)
         except FileExistsError:
@@ -69,13 +69,13 @@ class LoopEpoll:
         self.callbacks[descriptor] = callback
 
     def remove(self, descriptor: int) -> None:
-        """Undo `add`; to be called before the descriptor is closed."""
+        """Undo `add`. Call it before the descriptor is closed."""
         if self.callbacks.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
 
 def own() -> LoopEpoll | None:
-    """Returns the wrapper of the loop that runs; None where there is no epoll to wrap."""
+    """Returns the wrapper of the running loop; None if there is no epoll object to wrap."""
     runner: Any = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)  # noqa: SLF001
     manager: Any = getattr(runner, "io_manager", None)
     epoll = getattr(manager, "_epoll", None)

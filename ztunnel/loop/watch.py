@@ -1,12 +1,13 @@
-"""Waiting for a socket that is waited for again and again: registered once, told by edges.
+"""Repeated waits for one socket: it is registered with the kernel once, edge-triggered.
 
-Trio tells the kernel anew for each wait. For a socket that lives as long as a connection and is waited for
-with each message that is a system call and a few microseconds of Python each time. A `Watch` registers it
-once, edge-triggered, and keeps what the kernel said until somebody asks.
+Trio registers a socket again for each wait. For a socket that lives as long as a connection and is waited for
+with each message, that costs a system call and a few microseconds of Python each time. A `Watch` registers it
+once and remembers what the kernel has reported.
 
-An edge is told once. So a socket counts as readable until whoever reads it says that it is empty
-(`Watch.emptied`), which a short read shows as well as EAGAIN: what comes later is a new edge. The end of the
-peer's bytes is never forgotten: it may have come with the last bytes, and a short read did not see it.
+The kernel reports an edge only once. So a socket counts as readable until its reader says that it is empty
+(`Watch.emptied`). A short read shows that as well as EAGAIN does: whatever comes later is a new edge. The end
+of the peer's bytes is always remembered, because it may have come with the last bytes, where a short read
+does not see it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Watch:
-    """The readiness of one socket, ``sock``, which stays its owner's.
+    """The readiness of one socket, ``sock``, which the caller owns.
 
     `close` it before the socket, or use it with ``with``. One task at a time may wait for each direction.
     """
@@ -36,7 +37,7 @@ class Watch:
     __slots__ = ("_closed", "_ended", "_epoll", "_flags", "_readable", "_reader", "_writer", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
-        """Begin to watch. Should the kernel refuse to, the waits are Trio's."""
+        """Start to watch. If the kernel refuses, Trio's waits are used."""
         self.sock = sock
         self._closed = False
         self._readable = self._ended = False
@@ -59,7 +60,7 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Watch no more; whoever waits gets trio.ClosedResourceError."""
+        """End the watch. Tasks that wait get trio.ClosedResourceError."""
         if self._closed:
             return
         self._closed = True
@@ -77,11 +78,11 @@ class Watch:
         self._reader = self._writer = None
 
     def emptied(self) -> None:
-        """A read has just found nothing, or less than it asked for."""
+        """Note that a read has found nothing, or less than it asked for."""
         self._readable = False
 
     def interrupt(self) -> None:
-        """Have whoever waits in `readable` come back, though there is nothing to read."""
+        """Wake the task in `readable`, although there may be nothing to read."""
         if self._epoll is None:
             if not self._closed and self.sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(self.sock)
@@ -90,7 +91,7 @@ class Watch:
             trio.lowlevel.reschedule(reader)
 
     async def readable(self) -> None:
-        """Wait until there may be something to read, an end or an error included; or for `interrupt`."""
+        """Wait until there may be something to read, also an end or an error; or until `interrupt`."""
         if self._epoll is None:
             await self._by_trio(trio.lowlevel.wait_readable)
             return
@@ -108,7 +109,8 @@ class Watch:
             return
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check(self._writer)
-        # Asked for at the first wait, since few sockets are ever full; the kernel then says how it is.
+        # Registered at the first wait, because few sockets are ever full. The kernel then reports the present
+        # state.
         self._flags |= _WRITE
         self._epoll.modify(self.sock.fileno(), self._flags)
         self._writer = trio.lowlevel.current_task()
@@ -118,7 +120,7 @@ class Watch:
         try:
             await wait(self.sock)
         except trio.ClosedResourceError:
-            # Not closed: interrupted, which Trio has no other way to do.
+            # Not closed but interrupted: Trio has no other way to wake this wait.
             if self._closed:
                 raise
 
@@ -137,7 +139,7 @@ class Watch:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _noticed(self, flags: int) -> None:
-        """The kernel's word."""
+        """The callback for the kernel's events."""
         if flags & _ENDED:
             self._ended = True
         if flags & ~_WRITE:

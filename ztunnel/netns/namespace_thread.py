@@ -1,24 +1,23 @@
 """The one thread that enters other network namespaces, to make sockets there.
 
-A network namespace is a property of a thread. ``setns`` moves only the thread that calls it, and a socket
-belongs for good to the namespace that its creator was in at that moment; binding, connecting and using it
-works from anywhere. So all that has to happen inside a pod is the call of ``socket()``.
+A network namespace is a property of a thread. ``setns`` moves only the calling thread, and a socket always
+stays in the namespace in which it was made; binding, connecting and using it works from everywhere. So only
+the call of ``socket()`` has to happen inside a pod.
 
-The thread that runs trio must never be the one that moves: an exception, a signal handler or a forgotten
-return would leave every later socket of the process in a stranger's pod. It is also the thread that starts
-all other threads, and a new thread begins where its creator is. So one helper thread does the visits, and
-it follows these rules:
+The thread that runs Trio must never move: after an exception, a signal handler or a forgotten return, every
+later socket of the process would be in the wrong pod. It also starts all other threads, and a new thread
+begins in the namespace of its creator. So one helper thread makes the visits, with these rules:
 
-* It does nothing else. A visit is: ``setns`` there, make the sockets, ``setns`` home. No await can come in
-  between, since there is none in a thread, and it starts no thread.
-* If the way there fails, it is still at home, and the visit fails.
-* If the way home fails, the thread ends. Nothing else of the process was with it. What it made is handed over
-  first, waiting visits fail, and the next visit gets a new thread, which begins at home because its
-  creator, the trio thread, never left.
+* It does nothing else. A visit is: ``setns`` to the namespace, make the sockets, ``setns`` back home. A
+  thread has no await, so nothing can come in between, and it starts no thread.
+* If entering fails, the thread is still at home, and the visit fails.
+* If returning fails, the thread ends; nothing else of the process ran in it. Its sockets are handed over
+  first, waiting visits fail, and the next visit starts a new thread. That begins at home, because its
+  creator, Trio's thread, never moved.
 * Each new thread checks that it begins at home, and refuses to work if it does not.
 
-A visit costs about 13 µs of system calls, and 45 µs with the way to the thread and back through trio's loop,
-which is why `ztunnel.sockets.factories` asks for several sockets at a time.
+A visit takes about 13 µs of system calls, and 45 µs with the way to the thread and back through Trio's loop.
+That is why `ztunnel.sockets.factories` makes several sockets in one visit.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ class NamespaceError(ZtunnelError, OSError):
 
 
 class NamespaceThreadError(NamespaceError):
-    """The thread that visits network namespaces is gone; a visit that waited for it did not take place."""
+    """The thread that visits network namespaces has ended; a visit that waited for it did not take place."""
 
     code = "ZT-NET-004"
 
 
 class NamespaceIdentity(NamedTuple):
-    """What tells two network namespaces apart: inode and device of their file."""
+    """Identifies a network namespace: inode and device of its file."""
 
     inode: int
     device: int
@@ -81,7 +80,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Visit(Generic[T]):
-    """One piece of work for one namespace, with the way its result takes back. Made on the trio thread."""
+    """One piece of work in one namespace, and where its result goes. Made on Trio's thread."""
 
     __slots__ = ("_done", "_late", "_token", "_work", "descriptor")
 
@@ -99,11 +98,11 @@ class Visit(Generic[T]):
         self._token = trio.lowlevel.current_trio_token()
 
     def work(self) -> outcome.Outcome[T]:
-        """Do what the visit is for, on the helper thread, and keep what comes of it."""
+        """Do the work, on the helper thread, and keep its result."""
         return outcome.capture(self._work)
 
     def finish(self, result: outcome.Outcome[T]) -> None:
-        """Hand over the result: to ``done`` on the trio thread, or to ``late`` here when trio has ended."""
+        """Deliver the result: to ``done`` on Trio's thread, or to ``late`` here if Trio has ended."""
         try:
             self._token.run_sync_soon(self._done, result)
         except trio.RunFinishedError:
@@ -127,7 +126,7 @@ class NamespaceThread:
 
     @property
     def home(self) -> NamespaceIdentity:
-        """The namespace that the process lives in."""
+        """The namespace of the process."""
         return self._home_identity
 
     def __enter__(self) -> Self:
@@ -137,7 +136,7 @@ class NamespaceThread:
         self.close()
 
     def close(self) -> None:
-        """End the thread after the visits that are under way. Later visits raise `NamespaceThreadError`."""
+        """End the thread after the visits in progress. Later visits raise `NamespaceThreadError`."""
         with self._lock:
             if self._closed:
                 return
@@ -147,12 +146,12 @@ class NamespaceThread:
                 os.close(self._home)
                 return
             self._visits.put(None)
-        # The thread closes what it needs for coming home, last of all. It may be the one that calls.
+        # The thread closes its descriptor of the home namespace last. It may be the thread that calls this.
         if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
 
     def submit(self, visit: Visit[T]) -> None:
-        """Queue a visit. Call it on the trio thread only: a thread begins where the one that starts it is."""
+        """Queue a visit. Call it on Trio's thread only: a new thread begins in its creator's namespace."""
         with self._lock:
             if self._closed:
                 raise NamespaceThreadError("The thread that visits network namespaces has been closed.")
@@ -170,7 +169,7 @@ class NamespaceThread:
                     visit.finish(result)
                     return
                 visit.finish(result)
-                # An idle thread holds nothing of its last visit.
+                # An idle thread keeps nothing alive of its last visit.
                 del visit, result
         self._end()
 
@@ -196,7 +195,7 @@ class NamespaceThread:
         return result, True
 
     def _end(self) -> None:
-        """Give up the place, so that the next visit starts a new thread, and let nobody wait for this one."""
+        """End this thread's role: the next visit starts a new thread, and waiting visits fail."""
         with self._lock:
             self._thread = None
             self._refuse_waiting()
@@ -220,7 +219,7 @@ class NamespaceThread:
 
 
 class _ProcessThread:
-    """The helper thread that all namespaces of a process share; there while one of them is open."""
+    """The helper thread that all namespaces of a process share. It exists while one of them is open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Whether this process may do what in-pod mode needs, found out at the start and not with the first pod."""
+"""Checks at start whether this process may do what in-pod mode needs, and not only with the first pod."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MissingPrivilegeError(ZtunnelError):
 
 
 async def verify_privileges(mark: int | None) -> None:
-    """Enter our own network namespace anew, and mark a socket. Raises MissingPrivilegeError."""
+    """Enter our own network namespace again, and mark a socket. Raises MissingPrivilegeError."""
     try:
         descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:

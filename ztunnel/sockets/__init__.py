@@ -1,1 +1,1 @@
-"""Sockets of the data path: listening, accepting, dialling, and plaintext from one socket to another."""
+"""Sockets of the data path: listening, accepting, dialling, and relaying plaintext by splice."""

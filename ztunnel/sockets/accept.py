@@ -1,9 +1,11 @@
-"""The accept loop: robust against what accept may answer, fair to other tasks, shedding load at the limit.
+"""The accept loop.
 
-Near the limit of descriptors a connection is still accepted, since one that is left in the backlog would
-make its client wait for nothing and the listener readable forever; it is then reset at once, and a log
-line at most once a second says how many were. When not even that is possible the loop pauses, and goes on
-by itself.
+It survives every error of accept, gives other tasks their turn, and sheds load at the limit.
+
+Near the limit of descriptors a connection is still accepted. If it stayed in the backlog, its client would
+wait for nothing, and the listener would stay readable forever. The connection is reset at once, and a log
+line says, at most once a second, how many were. When no descriptor is left for that, the loop pauses and then
+continues.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from ztunnel.sockets.listen import Listener
 from ztunnel.sockets.reset import close_with_reset
 
 Handler: TypeAlias = Callable[[socket.socket, SocketAddress], Awaitable[object]]
-"""Serves one accepted connection, which it closes in each case. An exception it lets out ends the nursery."""
+"""Serves one accepted connection and always closes it. An exception that it raises ends the nursery."""
 
 log = get_logger("proxy")
 
 _ACCEPTS_PER_WAKEUP = 16
 _LARGEST_BACKLOG = 4096
 
-# The connection is lost, the listener is well: accept(2) passes on what befell the new socket.
+# The connection is lost, the listener is not: accept(2) also returns errors of the new socket.
 _CONNECTION_ERRORS = frozenset(
     {
         errno.ECONNABORTED,
@@ -53,7 +55,7 @@ _CONNECTION_ERRORS = frozenset(
 
 
 class _Overload:
-    """Connections turned away since the last line about it."""
+    """The connections that were reset since the last log line about them."""
 
     def __init__(self, component: str, report: float) -> None:
         self._component = component
@@ -87,12 +89,12 @@ async def accept_forever(
     budget: DescriptorBudget | None = None,
     bounds: ConnectionBounds = DEFAULTS.connection,
 ) -> None:
-    """Accept until cancelled, or until the listener is closed; the listener stays its opener's to close.
+    """Accept until cancelled, or until the listener is closed. The caller closes the listener.
 
     handler: started in ``nursery`` for each connection, as ``{component} {peer}``; it owns the non-blocking
-    socket.
-    budget: connections whose descriptor lies beyond it are reset; None accepts until the process has none
-    left.
+        socket.
+    budget: connections with a descriptor beyond it are reset; None accepts until the process has no
+        descriptor left.
     """
     sock = listener.sock
     accept = sock.accept
@@ -132,9 +134,11 @@ def accept_waiting(
     component: str,
     budget: DescriptorBudget | None = None,
 ) -> int:
-    """Accept what waits in the listener's backlog. Returns how many; the kernel resets it at the close.
+    """Accept what waits in the listener's backlog.
 
-    Does not wait, so that the caller can close the listener right after. Arguments as of `accept_forever`.
+    Returns how many; the kernel would reset them at the close.
+
+    It does not wait, so the caller can close the listener right after it. Arguments as in `accept_forever`.
     """
     accepted = 0
     if listener.sock.fileno() < 0:

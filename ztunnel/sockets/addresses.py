@@ -1,7 +1,7 @@
-"""The addresses of a socket, canonical, and the address that its peer meant before a redirection.
+"""The addresses of a socket in canonical form, and the original destination of a redirected connection.
 
-A dual-stack socket shows an IPv4 peer as ``::ffff:a.b.c.d``. Every address that leaves this module is
-unmapped, so that nothing further in has to think of it.
+A dual-stack socket shows an IPv4 peer as ``::ffff:a.b.c.d``. This module unmaps every address, so no other
+module has to handle that form.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SOCKADDR_IN6 = struct.Struct("!HHI16sI")
 
 @lru_cache(maxsize=8192)
 def _ip(text: str) -> IPAddress:
-    # Parsing costs microseconds and a node sees the same addresses over and over.
+    # Parsing takes microseconds, and a node sees the same addresses again and again.
     return parse_ip(text)
 
 
 def from_sockaddr(sockaddr: Any) -> SocketAddress:
-    """Returns what ``socket`` gives for an AF_INET or AF_INET6 address, canonical. A scope id is dropped."""
+    """Returns an AF_INET or AF_INET6 address of ``socket`` in canonical form. A scope id is dropped."""
     return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
 
 
@@ -37,7 +37,7 @@ def local_address(sock: socket.socket) -> SocketAddress:
 
 
 class DestinationOrigin(Enum):
-    """Where an original destination was learnt from. The value is what a log calls it."""
+    """The source of an original destination. The value is its name in logs."""
 
     SO_ORIGINAL_DST = "SO_ORIGINAL_DST"
     IP6T_SO_ORIGINAL_DST = "IP6T_SO_ORIGINAL_DST"
@@ -45,10 +45,9 @@ class DestinationOrigin(Enum):
 
 
 class OriginalDestination(NamedTuple):
-    """The address that a redirected connection was made for, and how it is known.
+    """The original destination of a redirected connection, and its source.
 
-    errors: what the two questions to connection tracking answered, when both failed (IPv4 first); None
-    otherwise.
+    errors: the answers of connection tracking to both questions if both failed (IPv4 first); otherwise None.
     """
 
     address: SocketAddress
@@ -57,11 +56,11 @@ class OriginalDestination(NamedTuple):
 
 
 def original_destination(sock: socket.socket) -> OriginalDestination:
-    """Returns where an accepted connection wanted to go before an iptables REDIRECT.
+    """Returns the destination of an accepted connection before an iptables REDIRECT.
 
-    Asks connection tracking by IPv4, then IPv6; when neither knows (TPROXY, or no redirection), it is the
-    socket's local address. Raises OSError only when the socket has no local address either, that is, when
-    it is closed.
+    Asks connection tracking for IPv4, then for IPv6. If both fail (TPROXY, or no redirection), it is the
+    socket's local address. Raises OSError only if the socket has no local address either, that is, when it is
+    closed.
     """
     try:
         raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)

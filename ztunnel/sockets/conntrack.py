@@ -1,8 +1,8 @@
-"""Connection tracking's table, over netlink: an entry that translates one connection's source.
+"""Entries of connection tracking over netlink, each of which translates one connection's source address.
 
-The messages are nfnetlink's (linux/netfilter/nfnetlink_conntrack.h, ctnetlink). The kernel works on a message
-within ``send`` and has the answer ready when it returns, so nothing here waits. An entry belongs to the
-network namespace in which the netlink socket was made; adding and removing need CAP_NET_ADMIN.
+The messages are those of nfnetlink (linux/netfilter/nfnetlink_conntrack.h, ctnetlink). The kernel processes a
+message within ``send`` and has the answer ready when it returns, so nothing here waits. An entry belongs to
+the network namespace of the netlink socket; adding and removing need CAP_NET_ADMIN.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ERRNO = struct.Struct("=i")
 
 
 class ConntrackEndpoint(NamedTuple):
-    """An address as the network's bytes (4 or 16), and a port."""
+    """An address in network byte order (4 or 16 bytes), and a port."""
 
     ip: bytes
     port: int
@@ -47,7 +47,7 @@ class TcpState(IntEnum):
 
 
 class _Family(NamedTuple):
-    """What depends on the length of an address: the family's number, and those of its attributes."""
+    """The numbers that depend on the IP version: the family's, and those of its attributes."""
 
     number: int
     source: int
@@ -68,7 +68,7 @@ def encode_add(
 ) -> bytes:
     """Returns a request to add a TCP connection from ``source`` that ``destination`` sees as from ``shown``.
 
-    unused_seconds: how long it lives if its first packet does not come.
+    unused_seconds: how long the entry lives if the first packet does not come.
     """
     family = _FAMILIES[len(source.ip)]
     nat = (
@@ -111,7 +111,7 @@ def _tuple(kind: int, source: ConntrackEndpoint, destination: ConntrackEndpoint)
 
 
 def _attribute(kind: int, data: bytes) -> bytes:
-    """Returns a netlink attribute. All data here is of whole words, or it would have to be padded."""
+    """Returns a netlink attribute. All data here are whole 32-bit words, so no padding is needed."""
     return _ATTRIBUTE.pack(4 + len(data), kind) + data
 
 
@@ -123,7 +123,7 @@ _TCP = _ATTRIBUTE.pack(5, 1) + bytes((socket.IPPROTO_TCP, 0, 0, 0))
 
 
 class ConntrackReply(NamedTuple):
-    """What came back: for which request, the errno (0: done), and the state of a connection asked for."""
+    """The kernel's answer: number of the request, errno (0: done), and state of the connection."""
 
     sequence: int
     error: int
@@ -131,7 +131,7 @@ class ConntrackReply(NamedTuple):
 
 
 def decode_reply(message: bytes) -> ConntrackReply:
-    """Read one message of the kernel. Raises ValueError for what is none."""
+    """Read one message of the kernel. Raises ValueError if it is not valid."""
     if len(message) < _HEADER.size + 4:
         raise ValueError("a netlink message is cut short")
     _, kind, _, sequence, _ = _HEADER.unpack_from(message)
@@ -166,13 +166,13 @@ class Conntrack:
         self._sequence = 0
 
     def close(self) -> None:
-        """Close the socket. Entries stay until their connections have ended, and a while longer."""
+        """Close the socket. Entries stay until a while after their connections have ended."""
         self._sock.close()
 
     def add(
         self, source: ConntrackEndpoint, destination: ConntrackEndpoint, shown: ConntrackEndpoint
     ) -> bool:
-        """Have a connection that is about to be made translated. False when ``shown`` is taken there."""
+        """Translate a connection that is about to be made. Returns False when ``shown`` is in use there."""
         self._sequence += 1
         error = self._ask(encode_add(self._sequence, source, destination, shown)).error
         if error == errno.EEXIST:
@@ -182,7 +182,7 @@ class Conntrack:
         return True
 
     def forget_ended(self, destination: ConntrackEndpoint, shown: ConntrackEndpoint) -> bool:
-        """Remove the entry that keeps `add` from succeeding, if its connection has ended."""
+        """Remove the entry that prevents `add`, if its connection has ended."""
         self._sequence += 1
         found = self._ask(encode_get(self._sequence, destination, shown))
         if found.error or found.state not in {TcpState.TIME_WAIT, TcpState.CLOSE}:

@@ -1,9 +1,9 @@
-"""The limit of open descriptors, and the share of it that traffic may not take.
+"""The limit of open descriptors, and the reserve that traffic may not use.
 
-The kernel gives out the lowest free number. So a new descriptor with the number n tells that all below it are
-taken, and "is there enough left?" needs no counting: it is a comparison with the number just given. Traffic
-(accepted and dialled connections) stops at a line below the limit; what lies above the line is for the admin
-and metrics servers, the xDS and CA connections, and the descriptors that the CNI passes.
+The kernel gives out the lowest free number. So a new descriptor with number n means that all below n are
+taken, and it is enough to compare the new number with a line below the limit; nothing has to be counted.
+Traffic (accepted and dialled connections) stops at that line. The descriptors above it are for the admin and
+metrics servers, the xDS and CA connections, and the descriptors that the CNI passes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNLIMITED_STAND_IN = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DescriptorLimit:
-    """What the soft limit was and is. ``str()`` is the line for the log."""
+    """The soft limit before and after. ``str()`` is the text for the log."""
 
     before: int
     after: int
@@ -28,7 +28,7 @@ class DescriptorLimit:
 def raise_descriptor_limit() -> DescriptorLimit:
     """Raise the soft limit of open descriptors to the hard one.
 
-    Raises OSError or ValueError, for which a warning is enough.
+    Raises OSError or ValueError; the caller only logs a warning.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -37,14 +37,14 @@ def raise_descriptor_limit() -> DescriptorLimit:
 
 @dataclass(frozen=True, slots=True)
 class DescriptorBudget:
-    """How far traffic may go: descriptors numbered ``line`` and above are not for it."""
+    """The limit for traffic: descriptors numbered ``line`` and above are not for it."""
 
     limit: int
     reserve: int
 
     @classmethod
     def current(cls) -> DescriptorBudget:
-        """Returns the budget under the limit in force: a sixteenth is kept back, at least 16, at most 256."""
+        """Returns the budget under the limit in force. A sixteenth is reserved, at least 16, at most 256."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         limit = _UNLIMITED_STAND_IN if soft == resource.RLIM_INFINITY else soft
         return cls(limit, max(16, min(256, limit // 16)))
@@ -55,5 +55,5 @@ class DescriptorBudget:
         return max(0, self.limit - self.reserve)
 
     def spent(self, descriptor: int) -> bool:
-        """Returns whether a descriptor just made by traffic is one too many, to be closed again."""
+        """Returns whether a new descriptor of traffic is beyond the limit; the caller then closes it."""
         return descriptor >= self.limit - self.reserve

@@ -1,7 +1,7 @@
-"""Dialling: the options of a socket that connects, and the source address that it shows.
+"""Dialling: the options of a connecting socket, and the source address that it shows.
 
-The socket is a raw, non-blocking ``socket.socket``. The system call comes first and the wait
-(``trio.lowlevel.wait_writable``) only when it would block.
+The socket is a plain, non-blocking ``socket.socket``. The system call comes first, and the wait
+(``trio.lowlevel.wait_writable``) only if it would block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ztunnel.sockets.source import ClientSources
 
 
 class ConnectTimedOut(ZtunnelError, TimeoutError):
-    """A dial took longer than it may."""
+    """A dial took too long."""
 
     code = "ZT-NET-002"
 
@@ -40,18 +40,21 @@ async def connect(
     keepalive: Keepalive | None = None,
     timeout: float = DEFAULTS.connection.dial_timeout,  # noqa: ASYNC109 # the limit is part of the contract of a dial
 ) -> socket.socket:
-    """Dial; the caller closes the socket, which has TCP_NODELAY, and keepalive and mark when given.
+    """Dial a TCP connection. Returns the socket, which the caller closes. It has TCP_NODELAY.
 
-    client: whose address the application is to see, by means of ``sources``; without effect when it is the
-    destination's own (a pod that calls itself). Not a checkpoint when the connection is made at once, as
-    within one machine it is. Raises `ConnectTimedOut` after ``timeout`` seconds, and
-    OSError otherwise; a mark that cannot be set is one.
+    client: the address that the application should see as the source, with the help of ``sources``. It is
+        ignored if it is the destination's own address (a pod that connects to itself).
+    mark, keepalive: set on the socket if given.
+
+    It is no checkpoint when the connection is made at once, as it is within one machine. Raises
+    `ConnectTimedOut` after ``timeout`` seconds, and OSError for other failures, also when the mark cannot be
+    set.
     """
     version = destination.ip.version
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     if client == destination.ip:
         sources = None
-    # Most dials wait for nothing, and a cancel scope costs as much as the system calls.
+    # Most dials do not wait, and a cancel scope costs as much as their system calls.
     waits = not factory.ready(family) or not (sources is None or sources.ready(version))
     with trio.move_on_after(timeout) if waits else nullcontext():
         sock = await factory.stream(family)
@@ -81,11 +84,10 @@ def _prepare(sock: socket.socket, mark: int | None, keepalive: Keepalive | None)
 
 
 def _connects(sock: socket.socket, target: tuple[str, int]) -> bool:
-    """Begin to connect. Returns whether it is done already. Raises OSError."""
+    """Start to connect. Returns whether the connection is established already. Raises OSError."""
     status = sock.connect_ex(target)
     if status == errno.EINPROGRESS:
-        # Within one machine the other end has answered by now, and asking again saves a trip through trio's
-        # loop.
+        # Within one machine the other end has answered by now. Asking again saves a turn of Trio's loop.
         status = sock.connect_ex(target)
         if status in {errno.EALREADY, errno.EINPROGRESS}:
             return False

@@ -1,12 +1,12 @@
-"""Where sockets come from: the process's own network namespace, or a pod's.
+"""Makes sockets in the network namespace of the process, or of a pod.
 
-A socket for a pod is made by a visit of the helper thread (`ztunnel.netns.namespace`), and the way there
-costs more than the socket. So a pod that dials keeps a few spare ones, and a visit brings ``_BATCH``. A pod
-that never dials has none. What all pods of a process keep together is bounded by `SpareSockets`; beyond its
-size the pod that has not dialled for longest loses its own. There is no timer.
+The helper thread makes a pod's sockets (`ztunnel.netns.namespace`), and entering the namespace costs more
+than the socket. So a pod that dials keeps a few spare sockets; one visit makes ``_BATCH``. A pod that never
+dials has none. `SpareSockets` limits the spare sockets of all pods together: above the limit, the pod that
+has not dialled for the longest time loses its own. There is no timer.
 
-Measured (Python 3.11, 2 cores): a visit for one socket 45 µs and for eight 81 µs; dialling and accepting in a
-pod 122 µs with spare sockets, 325 µs with a visit for each.
+Measured (Python 3.11, 2 cores): a visit for one socket takes 45 µs and for eight 81 µs; dialling and
+accepting in a pod takes 122 µs with spare sockets, 325 µs with a visit for each.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def make_netlink_socket() -> socket.socket:
 
 
 class SocketFactory(Protocol):
-    """Makes non-blocking sockets in one network namespace. The caller closes what it gets.
+    """Makes non-blocking sockets in one network namespace. The caller closes them.
 
-    `stream` and `datagram` are no checkpoints when a socket is at hand. Both raise OSError: EAFNOSUPPORT
-    where the family does not exist, EMFILE when the process has no descriptor left for traffic,
-    NamespaceError when the namespace cannot be entered.
+    `stream` and `datagram` are no checkpoints when a socket is at hand. Both raise OSError: EAFNOSUPPORT if
+    the family does not exist, EMFILE when the process has no descriptor left for traffic, NamespaceError when
+    the namespace cannot be entered.
     """
 
     def ready(self, family: int) -> bool:
@@ -71,15 +71,14 @@ def _within(budget: DescriptorBudget | None, sock: socket.socket) -> socket.sock
 class HostSockets:
     """Sockets of the process's own network namespace.
 
-    budget: keeps traffic from taking the last descriptors; None for servers and clients that live in the
-    reserve.
+    budget: the limit for traffic; None for servers and clients that may use the reserve.
     """
 
     def __init__(self, budget: DescriptorBudget | None = None) -> None:
         self._budget = budget
 
     def ready(self, family: int) -> bool:
-        """Always: one is made at once."""
+        """Always true: a socket is made at once."""
         del family
         return True
 
@@ -101,7 +100,7 @@ class HostSockets:
 
 
 class SpareSockets:
-    """The unused sockets of all pods of a process: who has some, and how many there may be together."""
+    """The spare sockets of all pods of a process: which pods have some, and the common limit."""
 
     def __init__(self, size: int = 256) -> None:
         self._size = size
@@ -110,7 +109,7 @@ class SpareSockets:
 
     @property
     def kept(self) -> int:
-        """How many sockets lie here now."""
+        """How many spare sockets there are now."""
         return self._kept
 
     def _changed(self, owner: NamespaceSockets, difference: int) -> None:
@@ -126,9 +125,11 @@ class SpareSockets:
 
 
 class NamespaceSockets:
-    """Sockets of one pod's network namespace. `close` it when the pod goes; the namespace stays its owner's.
+    """Sockets of one pod's network namespace.
 
-    spares: shared by all pods of the process; None keeps no spare ones, so that each socket costs a visit.
+    `close` it when the pod is removed; the caller owns the namespace.
+
+    spares: shared by all pods of the process; None keeps no spare sockets, so each socket needs a visit.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class NamespaceSockets:
         self.drop_spares()
 
     def drop_spares(self) -> None:
-        """Close them and start again with none, as is asked of a pod that is idle."""
+        """Close the spare sockets of an idle pod. It can get new ones later."""
         dropped = 0
         for spare in self._spare.values():
             dropped += len(spare)
@@ -162,7 +163,7 @@ class NamespaceSockets:
             self._spares._left(self)  # noqa: SLF001
 
     def ready(self, family: int) -> bool:
-        """Returns whether there is a spare one."""
+        """Returns whether there is a spare socket."""
         return bool(self._spare.get(family))
 
     async def stream(self, family: int) -> socket.socket:
@@ -193,7 +194,7 @@ class NamespaceSockets:
         return await namespace_ipv6_enabled_on_loopback(self._namespace)
 
     def _order(self, family: int) -> None:
-        """Have spare ones made while nobody waits for it. A failure shows at the next request."""
+        """Have spare sockets made while nothing waits for them. A failure shows at the next request."""
         if self._spares is None or self._closed or family in self._ordered:
             return
 
@@ -211,7 +212,7 @@ class NamespaceSockets:
             self._ordered.discard(family)
 
     def _put(self, family: int, made: list[socket.socket]) -> None:
-        """Keep sockets, unless the pod has gone meanwhile or descriptors have become few."""
+        """Keep sockets as spare ones, unless the pod is closed by now or descriptors have become few."""
         budget = self._budget
         if self._closed or (budget is not None and any(budget.spent(sock.fileno()) for sock in made)):
             close_sockets(made)

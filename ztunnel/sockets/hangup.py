@@ -1,13 +1,13 @@
-"""Noticing that a socket was reset while nobody reads or writes it.
+"""Notices that a socket was reset while nobody reads or writes it.
 
-A relay that waits for room on one side leaves the other side's socket alone. A reset of that one would stay
-unseen, since a socket tells of it only to who asks. So each relay has its sockets watched by an epoll of the
-process that asks for nothing: the kernel reports errors all the same (epoll_ctl(2): EPOLLERR). One task looks
-at it, at most once a second, so that a watch costs two system calls and no more.
+A relay that waits for room on one side does not use the other side's socket meanwhile. Nobody would see a
+reset of that socket, because an error shows only when the socket is used. So an epoll of the process watches
+the sockets of all relays without asking for any event: the kernel reports errors anyway (epoll_ctl(2):
+EPOLLERR). One task checks it at most once a second, so a watch costs only two system calls.
 
-Only an error counts. The end of a stream is none: a client that has half-closed still wants its answer, and
-cannot be told from one that is gone. Nor does it end anything at once: bytes that came before the reset are
-still in the socket, and who reads it finds the error behind them. ``gone`` is for those who do not read.
+Only errors count. The end of a stream is no error: a client that has half-closed still wants its answer and
+looks the same as one that is gone. An error ends nothing at once either: bytes that came before the reset are
+still in the socket, and its reader finds the error after them. ``gone`` is for tasks that do not read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _EVENTS = 256
 
 
 class Hangup:
-    """One socket being watched, while the ``with`` block runs.
+    """One watched socket, while the ``with`` block runs.
 
-    gone: called when the socket is found to have an error; may be changed meanwhile. happened: it was called.
+    gone: called when the socket has an error; it may be replaced meanwhile. happened: whether it was called.
     """
 
     __slots__ = ("_descriptor", "_hangups", "gone", "happened")
@@ -58,7 +58,7 @@ class Hangup:
 class Hangups:
     """Watches sockets for all connections of a process while `run` runs. `close` it, or use it with ``with``.
 
-    interval: seconds between two looks.
+    interval: seconds between two checks.
     """
 
     def __init__(self, interval: float = DEFAULTS.connection.hangup_interval) -> None:
@@ -78,15 +78,15 @@ class Hangups:
         return len(self._watched)
 
     def close(self) -> None:
-        """Close the epoll. Later watches watch nothing."""
+        """Close the epoll. Later watches do nothing."""
         self._epoll.close()
 
     def watch(self, sock: socket.socket, gone: Callable[[], None] | None = None) -> Hangup:
-        """Returns a context manager; ``gone`` is called when ``sock`` is found to have an error meanwhile."""
+        """Returns a context manager. ``gone`` is called if ``sock`` has an error meanwhile."""
         return Hangup(self, sock.fileno(), gone)
 
     def enter(self, hangup: Hangup, descriptor: int) -> None:
-        """Begin a watch; a socket that cannot be watched is not."""
+        """Start a watch. A socket that the kernel refuses is not watched."""
         try:
             self._epoll.register(descriptor, select.EPOLLET)
         except (OSError, ValueError):
@@ -94,7 +94,7 @@ class Hangups:
         self._watched[descriptor] = hangup
 
     def leave(self, hangup: Hangup, descriptor: int) -> None:
-        """End a watch. The socket may have been closed meanwhile, and its number be another's by now."""
+        """End a watch. The socket may have been closed meanwhile, and its number reused."""
         if self._watched.get(descriptor) is hangup:
             del self._watched[descriptor]
             try:
@@ -103,14 +103,14 @@ class Hangups:
                 return
 
     async def run(self) -> None:
-        """Look after the sockets until cancelled."""
+        """Check the sockets until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self.look()
             await trio.sleep(self._interval)
 
     def look(self) -> None:
-        """Tell of the sockets that have an error now."""
+        """Call ``gone`` for the sockets that have an error now."""
         for descriptor, events in self._epoll.poll(0, _EVENTS):
             hangup = self._watched.get(descriptor)
             if events & select.EPOLLERR and hangup is not None:

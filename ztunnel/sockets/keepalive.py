@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-# The kernel takes these as a C int; tcp(7) allows less and refuses the rest.
+# The kernel takes these as a C int; tcp(7) allows smaller ranges and refuses the rest.
 _MAX_KEEPIDLE = 32767
 _MAX_KEEPINTVL = 32767
 _MAX_KEEPCNT = 127
@@ -13,11 +13,11 @@ _MAX_KEEPCNT = 127
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    """When the kernel probes a silent peer.
+    """When the kernel probes a silent peer (TCP keepalive), and the user timeout.
 
-    time: seconds of silence before the first probe; interval: seconds between probes; retries: probes
-    without an answer after which the connection is dead. user_timeout: seconds that sent data may stay
-    unacknowledged, None to leave the kernel's own rule.
+    time: seconds of silence before the first probe. interval: seconds between probes. retries: probes without
+        an answer after which the connection is dead.
+    user_timeout: seconds for which sent data may stay unacknowledged; None for the kernel's own rule.
     """
 
     time: float = 180.0
@@ -26,7 +26,10 @@ class Keepalive:
     user_timeout: float | None = None
 
     def apply(self, sock: socket.socket) -> None:
-        """Set the options on a TCP socket. What the kernel refuses is left as it was: none of it is vital."""
+        """Set the options on a TCP socket.
+
+        An option that the kernel refuses stays as it was: none is essential.
+        """
         _try_set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         _try_set(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _bounded(self.time, _MAX_KEEPIDLE))
         _try_set(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _bounded(self.interval, _MAX_KEEPINTVL))

@@ -1,8 +1,7 @@
-"""Listening: the options of a listening socket, which its connections inherit, and who closes it.
+"""Listening: the options of a listening socket, which its connections inherit.
 
-Options that an accepted socket is to have are set on the listening socket: Linux hands down TCP_NODELAY,
-keepalive, the user timeout, the mark and IP_TRANSPARENT to each connection, so that accepting costs no
-further system call.
+Linux copies TCP_NODELAY, keepalive, the user timeout, the mark and IP_TRANSPARENT from the listening socket
+to each accepted connection. So they are set there, and accepting needs no further system call.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ _BACKLOG = 1024
 
 
 class BindError(ZtunnelError, OSError):
-    """An address could not be listened on.
+    """An address cannot be listened on.
 
-    address: what was to be bound; text: the operating system's words. errno is that of the failing call.
+    address: the address to bind. text: the operating system's message. errno: that of the failed call.
     """
 
     code = "ZT-NET-001"
@@ -47,13 +46,13 @@ class BindError(ZtunnelError, OSError):
 
     @property
     def brief(self) -> str:
-        """What the CNI agent is told: ``Bind([::]:15008, Address already in use (os error 98))``."""
+        """The text for the CNI agent: ``Bind([::]:15008, Address already in use (os error 98))``."""
         return f"Bind({self.address}, {self.text})"
 
 
 @dataclass(frozen=True, slots=True)
 class SocketOptions:
-    """What a listening socket is given, and hands down to the connections that it accepts.
+    """The options of a listening socket, which the accepted connections inherit.
 
     mark: SO_MARK, None or 0 for none. keepalive: None to leave it off.
     """
@@ -66,8 +65,8 @@ class SocketOptions:
 class Listener:
     """A listening socket.
 
-    transparent: IP_TRANSPARENT is set on it, so sources may be spoofed. Other processes may accept from it
-    too: of those that wait for a connection one is woken.
+    transparent: IP_TRANSPARENT is set on it, so sources may be spoofed.
+    shared: other processes may accept from it too; the kernel wakes one of those that wait.
     """
 
     sock: socket.socket
@@ -81,7 +80,7 @@ class Listener:
         await shared_wait.readable(self.sock)
 
     def close(self) -> None:
-        """Close the socket; whoever waits in accept is told so."""
+        """Close the socket. Tasks that wait in accept get ClosedResourceError."""
         if self.sock.fileno() >= 0:
             shared_wait.closing(self.sock)
             self.sock.close()
@@ -96,15 +95,16 @@ async def listen(
     transparent: bool | None = False,
     backlog: int | None = None,
 ) -> Listener:
-    """Bind and listen; the caller closes the listener.
+    """Bind and listen. Returns the listener, which the caller closes.
 
-    reuse_port: SO_REUSEPORT (a failure only warns) and a backlog of 128, as in the pods. Where another
-    process listens already, what comes from now on comes here: see `ztunnel.sockets.takeover`.
-    transparent: True requires IP_TRANSPARENT, None tries, False does not. Only the IPv4 option is set, on
-    an IPv6 socket as well, as the Rust ztunnel does.
+    reuse_port: SO_REUSEPORT (a failure is only logged) and a backlog of 128, as in the pods. If another
+        process listens on the port already, new connections come to this socket from now on (see
+        `ztunnel.sockets.takeover`).
+    transparent: True requires IP_TRANSPARENT, None tries it, False does not set it. Only the IPv4 option is
+        set, also on an IPv6 socket, as in the Rust ztunnel.
 
-    ``[::]`` accepts IPv4 as well. Where the kernel has no IPv6 at all it becomes ``0.0.0.0``, and
-    `Listener.address` tells. A port of 0 is chosen by the kernel. Raises `BindError`.
+    ``[::]`` accepts IPv4 too. If the kernel has no IPv6 at all, it becomes ``0.0.0.0``, and
+    `Listener.address` shows that. For port 0 the kernel chooses a port. Raises `BindError`.
     """
     try:
         try:
@@ -136,8 +136,8 @@ async def _listen(
         if version_6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         shared = reuse_port and _set_reuse_port(sock)
-        # Beside SO_REUSEPORT as well: connections in TIME-WAIT inherit it, and without it would keep a
-        # successor that shares no ports from listening for a minute.
+        # Also with SO_REUSEPORT: connections in TIME-WAIT inherit this option. Without it they would prevent,
+        # for a minute, a successor that shares no ports from listening.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
@@ -159,9 +159,9 @@ async def _listen(
 async def bind_datagram(
     address: SocketAddress, *, factory: SocketFactory, mark: int | None = None, reuse_port: bool = False
 ) -> socket.socket:
-    """Bind a UDP socket, which the caller closes. mark: as in `SocketOptions`.
+    """Bind a UDP socket, which the caller closes. ``mark``: as in `SocketOptions`.
 
-    reuse_port: SO_REUSEPORT, a failure of which only warns. Raises `BindError`.
+    reuse_port: SO_REUSEPORT; a failure is only logged. Raises `BindError`.
     """
     version_6 = address.ip.version == 6
     try:

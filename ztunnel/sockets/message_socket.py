@@ -1,9 +1,8 @@
-"""Messages on a socketpair: length, MessagePack, and descriptors beside the bytes.
+"""Messages over a socketpair: a length, MessagePack, and descriptors.
 
-A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptors of a pod, of
-its network namespace and its listeners, travel as SCM_RIGHTS with the first byte of its frame. The kernel
-never merges bytes across such a boundary, so descriptors arrive in the order of the messages that they belong
-to.
+A frame is four bytes of length (big-endian) and a message encoded by msgspec. The descriptors of a pod (its
+network namespace and its listeners) travel as SCM_RIGHTS with the first byte of its frame. The kernel never
+merges bytes across such a boundary, so descriptors arrive in the order of their messages.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.messages import FromDataPlane, PodAdded, ToDataPlane
 
 LARGEST_FRAME = 256 * 1024 * 1024
-"""A length beyond this is not one of ours: xDS itself ends at 200 MiB."""
+"""The largest valid length. xDS responses end at 200 MiB, so a larger frame is an error."""
 
 _READ = 256 * 1024
 _LENGTH = 4
@@ -29,7 +28,7 @@ _Message = TypeVar("_Message")
 
 
 class FrameError(ZtunnelError):
-    """The other end of the socketpair sent what is no frame of ours."""
+    """The other end of the socketpair sent an invalid frame."""
 
     code = "ZT-INT-004"
 
@@ -46,16 +45,16 @@ class MessageSocket(
         sock.setblocking(False)  # noqa: FBT003  # the standard library has no other way
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._decoder = decoder
-        # Resources are made only as they are taken, in a sequence that msgspec does not know.
+        # A response's resources are in a lazy sequence that msgspec does not know.
         self._encoder = msgspec.msgpack.Encoder(enc_hook=list)
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
         self._sending = trio.Lock()
 
     async def send(self, value: ToDataPlane | FromDataPlane) -> None:
-        """Send a message; the descriptors of a PodAdded are sent along and closed here.
+        """Send a message. The descriptors of a PodAdded are sent with it and closed here.
 
-        Raises BrokenResourceError when the other end is gone.
+        Raises BrokenResourceError when the other end is closed.
         """
         body = self._encoder.encode(value)
         frame = memoryview(len(body).to_bytes(_LENGTH, "big") + body)
@@ -76,9 +75,9 @@ class MessageSocket(
                 os.close(descriptor)
 
     async def receive(self) -> _Message:
-        """Returns the next message.
+        """Wait for the next message and return it.
 
-        Raises EndOfChannel when the other end is gone, FrameError for bytes that are no frame.
+        Raises EndOfChannel when the other end is closed, FrameError for an invalid frame.
         """
         while True:
             message = self._next()
@@ -132,7 +131,7 @@ class MessageSocket(
         return msgspec.structs.replace(message, netns=netns, listeners=listeners)
 
     async def aclose(self) -> None:
-        """Close the socket, and every descriptor that came and nobody took."""
+        """Close the socket, and every descriptor that came and was not taken."""
         self._sock.close()
         while self._descriptors:
             os.close(self._descriptors.popleft())

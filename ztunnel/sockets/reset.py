@@ -1,4 +1,4 @@
-"""SO_LINGER with zero seconds: a socket whose close is a reset."""
+"""SO_LINGER with zero seconds: closing the socket sends a reset."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 def set_reset_on_close(sock: socket.socket) -> None:
-    """Have the peer see a reset when the socket is closed, and what is queued thrown away.
+    """Let the peer see a reset when the socket is closed. What is queued is discarded.
 
-    Does nothing to a socket that is closed already.
+    Does nothing to a closed socket.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)

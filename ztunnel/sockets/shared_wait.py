@@ -1,17 +1,17 @@
-"""Waiting for a socket that several processes wait for, so that one of them is woken and not all.
+"""Waits for a socket that several processes wait for, so that only one of them is woken.
 
-How it works. A listening socket that is shared with other processes is put into Trio's own epoll with
-EPOLLEXCLUSIVE. Of all processes that have it there, the kernel goes through those that came first, and wakes
-the first that waits in ``epoll_wait`` just then: one that is busy is passed over. So one worker takes all
-connections as long as it keeps up, and the next ones help when it does not.
+How it works. A listening socket that is shared with other processes is registered in Trio's own epoll with
+EPOLLEXCLUSIVE. The kernel goes through the processes in the order of registration and wakes the first one
+that is waiting in ``epoll_wait`` at that moment; it skips one that is busy. So one worker takes all
+connections as long as it keeps up, and others help when it does not.
 
-Trio's epoll cannot do that by itself: it registers with EPOLLONESHOT, which the kernel refuses together with
-EPOLLEXCLUSIVE; and an epoll of ours that Trio waits for counts as a waiter that is never busy, so all
-processes would be woken each time. See `ztunnel.loop.epoll` for how a socket gets there all the same; where
-that cannot be the wait is Trio's ordinary one, which is right too and wakes everybody.
+Trio's own registration cannot do that: it uses EPOLLONESHOT, which the kernel refuses together with
+EPOLLEXCLUSIVE. An epoll of ours that Trio waits for counts as a waiter that is never busy, so all processes
+would be woken each time. `ztunnel.loop.epoll` explains how the socket gets into Trio's epoll. Where that is
+not possible, Trio's ordinary wait is used, which is correct too and wakes all processes.
 
-While nobody waits, a socket that stays readable is taken out of the epoll, or the loop would spin. It is also
-taken out before it is closed: the kernel would not do so while another process has it open.
+While no task waits, a socket that stays readable is removed from the epoll, or the loop would spin. It is
+also removed before it is closed: the kernel does not do that while another process has it open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ztunnel.loop.epoll import LoopEpoll, own
 
 
 class _Waiting:
-    """A socket in the epoll, and the task that waits for it, None while none does."""
+    """A socket in the epoll, and the task that waits for it (None while none does)."""
 
     __slots__ = ("descriptor", "epoll", "task")
 
@@ -38,7 +38,7 @@ class _Waiting:
         epoll.add(descriptor, select.EPOLLIN | select.EPOLLEXCLUSIVE, self.noticed)
 
     def noticed(self, _flags: int) -> None:
-        """There is something, perhaps."""
+        """The kernel reported an event; another process may have taken the connection."""
         if self.task is None:
             self.epoll.remove(self.descriptor)
         else:
@@ -50,9 +50,9 @@ _sockets: WeakKeyDictionary[socket.socket, _Waiting] = WeakKeyDictionary()
 
 
 async def readable(sock: socket.socket) -> None:
-    """Wait until the socket is readable, or another process was quicker. Raises ClosedResourceError.
+    """Wait until the socket may be readable; another process may be faster. Raises ClosedResourceError.
 
-    One task at a time waits for a socket.
+    Only one task at a time may wait for a socket.
     """
     epoll = own()
     if epoll is None:
@@ -74,7 +74,7 @@ async def readable(sock: socket.socket) -> None:
 
 
 def closing(sock: socket.socket) -> None:
-    """To be called before the socket is closed: who waits for it gets a ClosedResourceError."""
+    """Call it before the socket is closed. A task that waits gets ClosedResourceError."""
     waiting = _sockets.pop(sock, None)
     if waiting is None:
         trio.lowlevel.notify_closing(sock)

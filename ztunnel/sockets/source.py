@@ -1,21 +1,21 @@
-"""How an application is shown its client's address, though it is ztunnel that connects to it.
+"""Lets an application see its client's address as the source, although ztunnel connects to it.
 
-The plain way is to bind the socket to the client's address (IP_TRANSPARENT). Its trouble is the port. To
-connection tracking a connection is addresses and ports, and a client that reaches this pod in plaintext has
-connections from that address to that application itself, which arrive in the same namespace. Where both use
-one port, the client's packets are taken for ours, or ours for the client's, and somebody waits forever. No
-choice of the port prevents it: the client may choose the same one a moment later.
+The simple way is to bind the socket to the client's address (IP_TRANSPARENT). The problem is the port.
+Connection tracking identifies a connection by addresses and ports. A client that also reaches this pod in
+plaintext has connections from the same address to the same application, in the same namespace. If both use
+one port, the client's packets are taken for ours or ours for the client's, and one of them waits forever. No
+choice of the port prevents that, because the client may choose the same one a moment later.
 
 So the socket is bound to an address that nobody else has (``127.64.0.0/10``, ``100::/64``), and connection
-tracking translates it to the client's. Its entry is added over netlink before the first packet
-(`ztunnel.sockets.conntrack`). The packets of client and ztunnel then never look the same on the way in, and
-the kernel refuses an entry whose answers could not be told apart, so that another port is tried. It costs
-18 µs a connection and 1 µs a round trip, the same at any number of connections; binding to an address with
+tracking translates it to the client's address. The entry for that is added over netlink before the first
+packet (`ztunnel.sockets.conntrack`). Packets of client and ztunnel then always differ on the way in. The
+kernel refuses an entry whose answers would be ambiguous, and another port is tried. This costs 18 µs for a
+connection and 1 µs for a round trip, independent of the number of connections; binding to an address with
 many ports in TIME-WAIT takes a third of a millisecond and more (docs/measurements/source-ports.md).
 
-The translation works only where the CNI's rules are: without a NAT rule in the namespace the kernel
-translates nothing. So each pod tries it once, with a listener of its own. Where it does not work the plain
-way is taken, which is logged, with ports from a range that clients seldom use.
+The translation works only with the CNI's rules: without a NAT rule in the namespace the kernel translates
+nothing. So each pod tries it once with a listener of its own. If it does not work, the simple way is used,
+with ports from a range that clients rarely use, and that is logged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRIES = 64
 
 
 class SharedPortsError(ZtunnelError):
-    """Ports that applications see are taken from those that clients use."""
+    """Applications see connections from ports that clients may use too."""
 
     code: ClassVar[str] = "ZT-NET-015"
 
@@ -78,7 +78,7 @@ class ClientSources:
         self._next_hidden = random.randrange(1 << 40)
 
     def close(self) -> None:
-        """Close what is open for it. Connections that were made stay as they are."""
+        """Close its sockets. Existing connections are not affected."""
         self._closed = True
         if self._table is not None:
             self._table.close()
@@ -89,9 +89,9 @@ class ClientSources:
         return version in self._translates and trio.current_time() < self._try_again.get(version, 0)
 
     async def prepare(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
-        """Have ``sock``, which is not bound yet and has its mark, come from ``client``.
+        """Let ``sock`` come from ``client``. It must have its mark and must not be bound yet.
 
-        A failure is only warned about; the application then sees this pod's address.
+        A failure is only logged; the application then sees this pod's address.
         """
         version = destination.ip.version
         if client.version != version:
@@ -110,17 +110,17 @@ class ClientSources:
                 return
         _bind_plain(sock, client, self._random)
 
-    # -- translated ----------------------------------------------------------------------------------------
+    # -- with translation --------------------------------------------------------------------------------
 
     def _bind_translated(self, sock: socket.socket, destination: SocketAddress, client: IPAddress) -> None:
-        """Bind to nobody's address, which the application sees as the client's. Raises _UntrackedError."""
+        """Bind to an unused address, which the application sees as the client's. Raises _UntrackedError."""
         if self._table is None:
             raise _UntrackedError("the pod is being closed")
         target = ConntrackEndpoint(destination.ip.packed, destination.port)
         try:
             if destination.ip.version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            # An application may want to listen on all addresses at a port that is in use here.
+            # The application may want to listen on all addresses at a port that is in use here.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for _ in range(_TRIES):
                 hidden = self._hidden(destination.ip.version)
@@ -132,14 +132,14 @@ class ClientSources:
         raise _UntrackedError("no address is free")
 
     def _add(self, hidden: ConntrackEndpoint, target: ConntrackEndpoint, client: bytes) -> None:
-        """Find a port of the client's for which the table takes an entry. Raises OSError."""
+        """Find a port of the client's address for which the table accepts an entry. Raises OSError."""
         assert self._table is not None
         for _ in range(_TRIES):
             self._next_port = (self._next_port + 1) % self._bounds.source_ports
             shown = ConntrackEndpoint(client, _FIRST_PORT + self._next_port)
             if self._table.add(hidden, target, shown):
                 return
-            # The ring has come round; what stood here has ended long since, or is skipped.
+            # All ports were used once. The old entry here has ended long ago, or it is skipped.
             if self._table.forget_ended(target, shown) and self._table.add(hidden, target, shown):
                 return
         raise OSError(errno.EADDRNOTAVAIL, "no port of the client's address is free")
@@ -147,7 +147,7 @@ class ClientSources:
     def _hidden(self, version: int) -> ConntrackEndpoint:
         """Returns the next address and port to bind to.
 
-        They come round after a hundred billion connections.
+        They repeat after a hundred billion connections.
         """
         self._next_hidden += 1
         host, port = divmod(self._next_hidden, len(_HIDDEN_PORTS))
@@ -160,27 +160,30 @@ class ClientSources:
     # -- the trial -----------------------------------------------------------------------------------------
 
     async def _find_out(self, own: IPAddress, client: IPAddress, mark: int) -> None:
-        """Try the translation out, once for all who wait."""
+        """Try the translation once, for all who wait."""
         version = own.version
         async with self._trial:
             if self.ready(version):
                 return
             problem = "no answer within the machine"
-            # It stays within the machine: only a lost packet makes it wait.
+            # It stays within the machine, so only a lost packet makes it wait.
             with trio.move_on_after(self._bounds.source_trial):
                 try:
                     problem = await self._tried(own, client, mark)
                 except (OSError, _UntrackedError) as error:
                     problem = os_error_text(error) if isinstance(error, OSError) else str(error)
             self._translates[version] = not problem
-            # The CNI's rules may have come meanwhile.
+            # The CNI's rules may have been installed meanwhile.
             again = trio.current_time() + self._bounds.source_retrial
             self._try_again[version] = again if problem else float("inf")
             if problem:
                 self._warn(version, problem)
 
     async def _tried(self, own: IPAddress, client: IPAddress, mark: int) -> str:
-        """Connect to a listener of ours and see what it sees; empty when it sees the client."""
+        """Connect to a listener of ours.
+
+        Returns what was wrong with the source it saw; empty if it saw the client.
+        """
         if self._closed:
             return "the pod is being closed"
         if self._table is None:
@@ -218,7 +221,7 @@ def _bound(sock: socket.socket, endpoint: ConntrackEndpoint) -> bool:
 
 
 def _bind_plain(sock: socket.socket, client: IPAddress, random: Random) -> None:
-    """Bind to an address that is not ours. A failure is only warned about; the application then sees ours."""
+    """Bind to a foreign address. A failure is only logged; the application then sees our address."""
     try:
         if client.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)

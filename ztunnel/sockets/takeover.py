@@ -1,26 +1,27 @@
-"""Handing listening sockets over to a successor without losing a connection.
+"""Hands listening sockets over to a successor without losing a connection.
 
-During an upgrade two processes listen on the same port of a pod (SO_REUSEPORT), and the kernel spreads new
-connections over both by a hash. When the old one closes its socket, the kernel resets the connections that
-were dealt to it and not accepted yet, and those whose handshake was under way: the client had a connection,
-and lost it. Accepting until nothing is left and closing right after does not mend that, since there is a
-moment in between, and a handshake takes a round trip.
+During an upgrade two processes listen on the same port of a pod (SO_REUSEPORT), and the kernel distributes
+new connections to both by a hash. When the old process closes its socket, the kernel resets the connections
+that were assigned to it and not accepted yet, and those in the middle of their handshake: the client had a
+connection and loses it. Accepting until the queue is empty and closing right after is not enough, because
+there is a moment in between, and a handshake takes a round trip.
 
-So the old socket must be given nothing for a while before it closes. The newcomer sees to it: it attaches a
-program to the group of sockets that picks the second socket, which is the newcomer. New connections come to
-it from then on, before it is ready, so before anybody tells the old process to end. A socket joins the
-group at its end, and when one leaves, the last takes its place. So the old one's end makes the newcomer the
-first of a group of one; there is no second then, the kernel falls back to the hash, and the next newcomer
-will be the second again. Should the newcomer die instead, the old one is alone, and gets all again.
+So the old socket must get no new connections for a while before it closes. The successor does that: it
+attaches a program to the group of sockets that always picks the second socket, which is the successor's. From
+then on new connections come to it, before it is ready, and so before anybody tells the old process to end. A
+new socket joins the group at its end, and when one leaves, the last takes its place. So after the end of the
+old process the successor is the first of a group of one; there is no second socket, the kernel falls back to
+the hash, and the next successor will be the second again. If the successor dies instead, the old process is
+alone and gets everything again.
 
-Should a third process join while two still listen, it shares a group in which the second is picked, and gets
-connections only when one of the others has gone; that is no loss, since all of them accept. The old process
-accepts what is left in its queue before it closes (`ztunnel.sockets.accept.accept_waiting`), which covers
-this case and a kernel that refuses the program, but for the moment in between.
+If a third process joins while two still listen, the program picks the second of three, and the third gets
+connections only when one of the others has ended. Nothing is lost, because all of them accept. The old
+process also accepts what is left in its queue before it closes (`ztunnel.sockets.accept.accept_waiting`).
+That covers this case, and a kernel that refuses the program, except for the moment in between.
 
-Of the alternatives, ``net.ipv4.tcp_migrate_req`` moves the queue of a socket that closes to another, but it
-is a setting of the pod's namespace, visible to its applications, and a container that is not privileged
-cannot write it. Measured in tests/e2e/test_inpod_upgrade.py.
+The alternative ``net.ipv4.tcp_migrate_req`` moves the queue of a closing socket to another one. But it is a
+setting of the pod's namespace, visible to its applications, and an unprivileged container cannot set it.
+Tested in tests/e2e/test_inpod_upgrade.py.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ _ATTACH = struct.pack("@HP", 1, ctypes.addressof(_PROGRAM))
 
 
 def steer_to_newest(sock: socket.socket) -> None:
-    """Have what arrives for the port come to this socket, which was bound (and listens, if it is TCP) last.
+    """Direct new connections of the port to this socket, which was bound last (and listens, if it is TCP).
 
-    Alone on its port it is not affected. Where the kernel refuses, connections are spread over all sockets.
+    A socket that is alone on its port is not affected. If the kernel refuses, it distributes connections to
+    all sockets.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, _ATTACH)

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection anyway: its state, queues, and when it last moved a byte.
+"""The kernel's data about a TCP connection: its state, its queues, and when it last moved a byte.
 
 Sources: tcp(7) for TCP_INFO and its structure (linux/tcp.h), SIOCOUTQ and SIOCINQ.
 """
@@ -32,9 +32,10 @@ _STATES = (
 
 
 class TcpInfo(NamedTuple):
-    """A moment of a connection.
+    """The state of a connection at one moment.
 
-    unsent: bytes in its send queue that the peer has not acknowledged; unread: received and not yet read.
+    unsent: bytes in the send queue that the peer has not acknowledged. unread: bytes received and not read
+        yet.
     idle, round_trip: seconds.
     """
 
@@ -46,7 +47,7 @@ class TcpInfo(NamedTuple):
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
-    """Returns the state of a TCP socket; None for one that is closed or is no TCP socket."""
+    """Returns the state of a TCP socket; None for a closed one and for other sockets."""
     try:
         data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEAD.size)
     except OSError:

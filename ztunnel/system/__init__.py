@@ -1,1 +1,1 @@
-"""What the operating system offers beside sockets: memory, and notice of changed files."""
+"""Services of the operating system other than sockets: memory, and notification of changed files."""

@@ -1,14 +1,13 @@
-"""Giving memory back to the kernel after something big has passed through, and sparing the collector.
+"""Gives memory back to the kernel after a large message, and keeps garbage collections short.
 
-A first sync of a big mesh is one message of tens of megabytes, which grpcio assembles from thousands of small
-buffers. The C library keeps what they took, in case: 40 MB measured with 100,000 workloads.
+The first sync of a large mesh is one message of tens of megabytes, which grpcio assembles from thousands of
+small buffers. The C library keeps their memory for later use: 40 MB were measured with 100,000 workloads.
 
-Python's collector of reference cycles goes through all containers that are alive, now and then, and nothing
-else is done meanwhile: 17 ms for the modules of the program alone, 45 to 65 ms with 100,000 workloads.
-Neither is ever garbage, so both are taken out of its sight (`gc.freeze`); what is left takes a few ms. What
-is frozen is still freed when its last reference goes. Only cycles that are garbage already would be frozen
-for good, which is why it is not done again and again but only when the mesh has grown by half
-(`GrowthWatch`).
+Python's garbage collector regularly traverses all live containers, and nothing else runs meanwhile: 17 ms for
+the modules of the program alone, 45 to 65 ms with 100,000 workloads. Neither modules nor workloads are ever
+garbage in cycles, so both are excluded from collection (`gc.freeze`); the rest takes a few ms. A frozen
+object is still freed when its last reference goes away. Only cycles that are garbage at that moment would
+never be freed. So freezing is not repeated often, but only when the mesh has grown by half (`GrowthWatch`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import gc
 
 
 def release_unused_memory() -> None:
-    """Ask the C library to give back what it holds and does not use: 3 to 12 ms after a big message.
+    """Ask the C library to give unused memory back to the kernel: 3 to 12 ms after a large message.
 
     Does nothing where the C library has no such call (it is glibc's malloc_trim).
     """
@@ -27,11 +26,10 @@ def release_unused_memory() -> None:
 
 
 def use_one_arena() -> None:
-    """Let all threads share one heap of the C library; to be called before there is a second thread.
+    """Let all threads share one heap of the C library. Call it before there is a second thread.
 
-    Each of grpcio's threads would get a heap of its own, and keep in it what a big message leaves behind: 10
-    to 15 MB. The threads need not allocate at the same time, since they have the interpreter's lock to wait
-    for anyway.
+    Otherwise each of grpcio's threads gets its own heap and keeps there what a large message leaves behind:
+    10 to 15 MB. Sharing costs little, because the threads wait for the interpreter's lock anyway.
     """
     if _mallopt is not None:
         _mallopt(_M_ARENA_MAX, 1)
@@ -45,9 +43,9 @@ _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 def spare_collector() -> None:
-    """Take everything that is there now out of the collector's sight, and let it work from now on.
+    """Exclude all present objects from garbage collection, and switch the collector on.
 
-    To be called once, when the modules are loaded. What is garbage by then stays: 0.3 MB, for which a search
+    Call it once, when the modules are loaded. Garbage that exists then stays: 0.3 MB, for which a collection
     would cost 25 to 40 ms of the start.
     """
     gc.freeze()
@@ -55,14 +53,17 @@ def spare_collector() -> None:
 
 
 class GrowthWatch:
-    """Spares the collector what a mesh holds, whenever that has grown by half. ``least``: from where on."""
+    """Freezes the objects of the mesh whenever their number has grown by half.
+
+    ``least``: the first such number.
+    """
 
     def __init__(self, least: int) -> None:
         self._frozen_at = least
 
     def grown(self, size: int) -> None:
-        """The mesh has this many objects now: a millisecond or two when they are frozen."""
+        """The mesh has this many objects now. Takes a millisecond or two when they are frozen."""
         if size * 2 > self._frozen_at * 3:
             self._frozen_at = size
-            gc.collect(1)  # the young ones only, of which most of the garbage is
+            gc.collect(1)  # only the young objects, which most garbage is
             gc.freeze()
