@@ -24,8 +24,8 @@ from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 
 # Clocks of a mesh differ a little; istiod backdates certificates by this much.
-_BACKDATE_SECONDS: Final = 120.0
-_ROOT_SECONDS: Final = 10 * 365 * 86_400.0
+_BACKDATE_SECONDS: Final = 120.0  # not a bound: a certificate's
+_ROOT_SECONDS: Final = 10 * 365 * 86_400.0  # not a bound: a certificate's
 BOTH_USES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 

@@ -85,9 +85,14 @@ def parse_address(text: str) -> str:
 
 def authority(address: str) -> str:
     """Returns ``host:port`` of an ``https://`` address, as gRPC dials it. A path is ignored."""
+    host, port = host_and_port(address)
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Returns the host of an ``https://`` address, IPv6 without brackets, and its port."""
     parts = urlsplit(address)
-    host = parts.hostname or ""
-    return f"{f'[{host}]' if ':' in host else host}:{443 if parts.port is None else parts.port}"
+    return parts.hostname or "", 443 if parts.port is None else parts.port
 
 
 def parse_cpu_quantity(text: str) -> int:

@@ -25,7 +25,7 @@ from ztunnel.model.workload import Workload
 
 TYPE_A = 1
 TYPE_AAAA = 28
-TTL = 30
+TTL = 30  # not a bound: it is part of each answer
 """Seconds for which our own answers may be cached."""
 
 

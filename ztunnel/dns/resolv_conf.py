@@ -11,7 +11,7 @@ DEFAULT_PATH = Path("/etc/resolv.conf")
 
 # The C library's bounds (resolv.conf(5)).
 _MOST_NAMESERVERS = 3
-_LONGEST_TIMEOUT = 30
+_LONGEST_TIMEOUT = 30  # not a bound: the C library's
 _MOST_ATTEMPTS = 5
 _MOST_DOTS = 15
 _LONGEST_FILE = 65536

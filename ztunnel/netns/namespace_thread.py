@@ -33,13 +33,13 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar
 import outcome
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.errors import ZtunnelError
 
 T = TypeVar("T")
 
 _CLONE_NEWNET: Final = 0x40000000
 _OWN_NAMESPACE: Final = "/proc/thread-self/ns/net"
-_JOIN_SECONDS: Final = 5.0
 
 
 class NamespaceError(ZtunnelError, OSError):
@@ -113,10 +113,11 @@ class NamespaceThread:
     """The helper thread of a process, started at the first visit. Use as a context manager, or call `close`.
 
     Home is the namespace of the thread that makes this object, which has to be trio's. Raises OSError when it
-    cannot be opened.
+    cannot be opened. end_seconds: `close` waits no longer for a visit that is under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end_seconds: float = DEFAULTS.connection.visit_end) -> None:
+        self._end_seconds = end_seconds
         self._home = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
         self._home_identity = NamespaceIdentity.of(self._home)
         self._lock = threading.Lock()
@@ -148,7 +149,7 @@ class NamespaceThread:
             self._visits.put(None)
         # The thread closes its descriptor of the home namespace last. It may be the thread that calls this.
         if thread is not threading.current_thread():
-            thread.join(_JOIN_SECONDS)
+            thread.join(self._end_seconds)
 
     def submit(self, visit: Visit[T]) -> None:
         """Queue a visit. Call it on Trio's thread only: a new thread begins in its creator's namespace."""

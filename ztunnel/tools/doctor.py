@@ -12,10 +12,11 @@ import msgspec
 from ztunnel.config.config_errors import ConfigError
 from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.model import Config
+from ztunnel.config.parse_values import host_and_port
 from ztunnel.tools.ask import ADMIN, AskError, get
 from ztunnel.tools.findings import Finding, exit_status, failure, lines, ok, skipped, warning
 from ztunnel.tools.machine_checks import capabilities, conntrack, descriptors, mtu, namespaces, ports
-from ztunnel.tools.network_checks import host_and_port, names, peer, root, server, token
+from ztunnel.tools.network_checks import names, peer, root, server, token
 
 _EPILOG = """\
 Run it where ztunnel runs, for it reads the same environment:

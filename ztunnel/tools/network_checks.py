@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from ztunnel.config.model import Config, RootCert, RootFile, RootStatic, TokenFile
+from ztunnel.config.parse_values import host_and_port
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
 TIMEOUT = 3.0
@@ -33,12 +33,6 @@ class Served(NamedTuple):
 
     certificate: x509.Certificate
     error: str
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Of an ``https://host:port``, as the configuration has it."""
-    parts = urlsplit(address)
-    return parts.hostname or "", parts.port or 443
 
 
 def token(config: Config) -> Iterator[Finding]:

@@ -59,9 +59,6 @@ PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
 SMALL_READ = 16 * 1024
 """Bytes of one read from a peer that sends many frames with little payload."""
 
-PAUSE = 8e-6
-"""Seconds of pause for each unit of a peer's work (`HboneConnection.take_work`): four times its CPU time."""
-
 HboneT = TypeVar("HboneT", bound=HboneConnection)
 StreamT = TypeVar("StreamT", bound=TunnelStream)
 
@@ -236,7 +233,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 # Many frames with little payload: such a peer gets at most a fifth of the CPU, in small
                 # pieces.
                 size = SMALL_READ
-                await trio.sleep(work * PAUSE)
+                await trio.sleep(work * self.bounds.turn_pause)
             elif reads == BATCH:
                 size = CHUNK
                 # More is waiting than one batch takes: other tasks run first.
