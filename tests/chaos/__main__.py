@@ -113,6 +113,18 @@ class Run:
         return found
 
 
+def last_words(mesh: WholeMesh) -> list[str]:
+    """What each ztunnel had to complain of last, for whoever looks into a failure."""
+    found = []
+    for name, node in mesh.deployment.nodes.items():
+        for number, ztunnel in enumerate(node.ztunnels, 1):
+            lines = ztunnel.process.output().splitlines()
+            wrong = [line for line in lines if '"level":"warn"' in line or '"level":"error"' in line]
+            refused = [line for line in lines if '"error":' in line and line not in wrong[-40:]]
+            found += [f"{name} {number}: {line}" for line in [*wrong[-40:], *refused[-10:]]]
+    return found
+
+
 def _inbound(output: str) -> Iterator[dict[str, str]]:
     """The access log lines of incoming connections. The last line may be just being written."""
     for text in output.rpartition("\n")[0].splitlines():
@@ -203,6 +215,8 @@ async def run(seed: int, seconds: float, only: list[str], pairs_only: bool) -> i
                     print(f"VIOLATION: {problem}", flush=True)
                     wrong = wrong or "a violation"
             if wrong:
+                for text in last_words(mesh):
+                    print(text, flush=True)
                 print(f"seed {seed} FAILED: {wrong}. Again: {again(seed, names)}", flush=True)
                 status = 1
             else:
