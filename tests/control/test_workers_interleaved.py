@@ -99,7 +99,7 @@ async def disturb(fakes: Fakes, random: Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(15))
-async def test_every_worker_knows_what_is_in_force(seed: int):
+async def test_every_worker_knows_what_is_in_force(seed: int, autojump_clock: trio.abc.Clock):
     random, truth = Random(seed), Known()
     async with running(2, BOUNDS) as (workers, fakes, _):
         await workers.apply(MeshDelta(1, ResourceKind.ADDRESS, (), ()))

@@ -46,6 +46,9 @@ WARM_UP = 15.0
 SPARE = 16
 """Sockets more or less that pods have in stock for their next dials (`ztunnel.sockets.factories`)."""
 
+HISTORY = 1000
+"""Past connections that each worker remembers: full after a minute, so that what grows later is a leak."""
+
 IDLE = 200
 """Connections that stay open and say nothing."""
 
@@ -181,7 +184,8 @@ async def take_anything(stream: trio.SocketStream) -> None:
 
 async def run(minutes: float, pause: float, directory: Path | None) -> int:
     """Returns the exit status."""
-    with WholeMesh.open(lifetime=LIFETIME) as mesh:
+    environment = {"ZTUNNEL_CONNECTION_HISTORY": str(HISTORY)}
+    with WholeMesh.open(lifetime=LIFETIME, environment=environment) as mesh:
         mesh.put_policy(only_the_client(mesh.client))
         mesh.put_server("default/only-the-client")
         await trio.to_thread.run_sync(mesh.istiod.wait_settled, AUTHORIZATION_TYPE)

@@ -9,6 +9,7 @@ something was lost. Bytes are compared by their place, which holds them to be ex
 from __future__ import annotations
 
 import socket
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,6 +24,8 @@ from ztunnel.pb.istio.security import Action, Authorization, Clause, Match, Rule
 OPEN_PORT = 8080
 DENIED_PORT = 9090
 LARGEST = 3_000_000
+RESET, IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+"""What closing a socket does, as SO_LINGER has it."""
 
 
 def only_the_client(client: MeshPod) -> Authorization:
@@ -134,11 +137,14 @@ class Applications:
         try:
             with trio.fail_after(timeout):
                 sock = trio.socket.from_stdlib_socket(nonblocking(pod.socket()))
+                # Trio closes a socket whose `connect` is cancelled, connected or not.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 async with trio.SocketStream(sock) as stream:
                     try:
                         await sock.connect((address, port))
                     except OSError:
                         return "refused"
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, IN_ORDER)
                     try:
                         await exchange(stream, answering=False, random=random)
                     except trio.Cancelled:

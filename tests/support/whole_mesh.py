@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +96,18 @@ class WholeMesh:
 
     @classmethod
     @contextmanager
-    def open(cls, *, lifetime: float = 60.0, workers: int = 2) -> Iterator[WholeMesh]:
-        """Such a mesh; nothing of it may be left afterwards. lifetime: of certificates, in seconds."""
-        environment = {"ZTUNNEL_WORKER_THREADS": str(workers), "ISTIO_META_DNS_CAPTURE": "true"}
-        with ControlledMesh.open(environment=environment) as controlled, _disk(controlled.mesh) as disk:
+    def open(
+        cls, *, lifetime: float = 60.0, workers: int = 2, environment: Mapping[str, str] | None = None
+    ) -> Iterator[WholeMesh]:
+        """Such a mesh; nothing of it may be left afterwards.
+
+        lifetime: of certificates, in seconds. environment: further variables of all ztunnels.
+        """
+        variables = {"ZTUNNEL_WORKER_THREADS": str(workers), "ISTIO_META_DNS_CAPTURE": "true"}
+        with (
+            ControlledMesh.open(environment=variables | dict(environment or {})) as controlled,
+            _disk(controlled.mesh) as disk,
+        ):
             mesh = controlled.mesh
             redirection = RedirectionOptions(dns=True)
             client = mesh.node("a").pod("client", redirection=redirection)
