@@ -23,6 +23,7 @@ from ztunnel.messages import (
     Resource,
     ResourceKind,
     RevocationsChanged,
+    ToDataPlane,
 )
 
 NAMES = ("a", "b", "c", "d")
@@ -65,7 +66,7 @@ class Known:
 async def change(workers: Workers, random: Random, truth: Known, number: int) -> None:
     """One change of something, and what is true from then on."""
     name = random.choice(NAMES)
-    message: MeshDelta | PodAdded | PodRemoved | LogLevels | RevocationsChanged
+    message: ToDataPlane
     match random.randrange(6):
         case 0 | 1:
             resources = (Resource(name, b"%d" % number),)
@@ -78,7 +79,7 @@ async def change(workers: Workers, random: Random, truth: Known, number: int) ->
             message = PodRemoved(f"pod-{name}")
         case _:
             text = str(number)
-            message = random.choice([LogLevels(text), RevocationsChanged((text.encode(),))])
+            message = LogLevels(text) if random.random() < 0.5 else RevocationsChanged((text.encode(),))
     truth.take(message)
     if isinstance(message, MeshDelta):
         await workers.apply(message)
