@@ -188,11 +188,14 @@ WORKER_ENVIRONMENT = {
 
 
 @asynccontextmanager
-async def worker_process():
-    """The same data plane in a child process, over a socketpair. Gives control, and the process."""
+async def worker_process(module: str = "ztunnel.dataplane.worker"):
+    """The same data plane in a child process, over a socketpair. Gives control, and the process.
+
+    module: what is run; its one argument is the descriptor of the socketpair.
+    """
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ztunnel.dataplane.worker", str(theirs.fileno())],
+        [sys.executable, "-m", module, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         env={**os.environ, **WORKER_ENVIRONMENT},
         stdout=subprocess.PIPE,

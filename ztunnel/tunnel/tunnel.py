@@ -173,6 +173,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     nursery.start_soon(self._ping, name="tunnel pings")
                     with self._reading:
                         await self._read()
+                    await self._lose_streams_in_turns()
                     self._lose_streams()
                     with trio.move_on_after(self.bounds.linger):
                         if not self._end_received and await self.finish():
@@ -191,6 +192,14 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self._lose_streams()
             self.tls.close_notify()
             self.tls.close()
+
+    async def _lose_streams_in_turns(self) -> None:
+        """Each lost stream wakes a connection, which ends now; other tunnels get their turn between them."""
+        each = self.bounds.turn_requests
+        for number, stream in enumerate(list(self.streams.values()), 1):
+            stream.tunnel_lost()
+            if not number % each:
+                await trio.lowlevel.checkpoint()
 
     def _lose_streams(self) -> None:
         for stream in list(self.streams.values()):
