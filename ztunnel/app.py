@@ -1,10 +1,10 @@
-"""Starting, supervising, draining and stopping a ztunnel: the outermost nursery.
+"""Starts, supervises, drains and stops a ztunnel: the outermost nursery.
 
-The order of the start is in docs/protocol/operations.md#start-order: readiness first, so that
-somebody who waits can see what for; then the local file, whose errors are fatal; admin; the proxies; metrics.
-A signal, or a POST to /quitquitquit, begins the one graceful end there is: the servers and all listeners
-close at once, connections have until the deadline, and the process ends with status 0. An error that reaches
-this file ends it with 1.
+The order of the start is in docs/protocol/operations.md#start-order: readiness first, so that anybody who
+waits can see why; then the local file, whose errors are fatal; admin; the proxies; metrics. A signal, or a
+POST to /quitquitquit, starts the only graceful shutdown: the servers and all listeners close at once,
+connections continue until the deadline, and the process ends with status 0. An error that reaches this module
+ends it with status 1.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ FAKE_CA_WARNING = (
 def run(config: Config, probed: Sequence[socket.socket], forks: Forks | None = None) -> int:
     """Run a ztunnel until it is told to stop. Returns the exit status.
 
-    probed: the readiness server's sockets, which listen already and are closed when it ends.
-    forks: starts the worker processes; None runs all in this one.
+    probed: the readiness server's sockets, which are listening already; they are closed at the end.
+    forks: starts the worker processes; None runs everything in this process.
 
-    Raises ZtunnelError for what makes a start impossible, with the sentence that is to be printed.
+    Raises ZtunnelError when it cannot start; its text is to be printed.
     """
     use_one_arena()
     spare_collector()
@@ -84,7 +84,7 @@ def run(config: Config, probed: Sequence[socket.socket], forks: Forks | None = N
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Returns the error that a person should be told of: ours if there is one, else the first."""
+    """Returns the error to show to a person: one of our own if there is one, else the first."""
     ours = group.subgroup(ZtunnelError)
     cause: BaseException = group if ours is None else ours
     while isinstance(cause, BaseExceptionGroup):
@@ -165,7 +165,8 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
         await server("admin", config.admin_addr, admin.handle, stop, name="admin server")
         page = MetricsPage(control.metrics)
         drained = trio.Event()
-        # In shared mode a successor has a namespace of its own, so the drain can be watched to its end.
+        # In shared mode a successor has a namespace of its own, so the metrics server can stay open to the
+        # end of the drain.
         until = drained if config.proxy_mode is ProxyMode.SHARED else stop
         await server("stats", config.stats_addr, page.handle, until, name="metrics server")
         async with trio.open_nursery() as controlling:
@@ -193,9 +194,9 @@ def _raise_limits() -> None:
 
 
 async def _watch_signals(stop: trio.Event, log_tasks: Callable[[], Awaitable[None]]) -> None:
-    """The first SIGTERM or SIGINT begins the drain, SIGUSR1 writes the tree of tasks into the log.
+    """The first SIGTERM or SIGINT starts the drain; SIGUSR1 logs the tree of tasks.
 
-    A second SIGINT after a first ends the process at once.
+    A second SIGINT ends the process at once.
     """
     interrupted = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:

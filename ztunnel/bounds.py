@@ -151,7 +151,7 @@ class ControlBounds:
     cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
     workers_end: float = seconds(5, "for worker processes to end with the control side; then they are killed")
-    journal_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
+    mesh_cache_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")
     worker_first_pause: float = seconds(0.1, "until one that ended sooner is replaced; doubled each time")

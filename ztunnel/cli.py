@@ -1,4 +1,4 @@
-"""The command line: which command is meant, and what its end means for the exit status."""
+"""The command line: selects the command, and turns its end into an exit status."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from ztunnel.version import build_info
 
 
 class Command(NamedTuple):
-    """A command: what the list says of it, and the module whose ``main`` takes its arguments.
+    """A command: its text in the list, and the module whose ``main`` gets its arguments.
 
-    An empty module: it is done here. extra: what has to be installed beside ztunnel for it.
+    module: empty if the command is implemented here. extra: what has to be installed for it in addition to
+        ztunnel.
     """
 
     summary: str
@@ -71,9 +72,9 @@ def main(
     *,
     early: socket.socket | None = None,
 ) -> int:
-    """Run a command; ``argv`` is without the program's name. Returns the exit status.
+    """Run a command. ``argv`` does not have the program's name. Returns the exit status.
 
-    ``early``: the readiness server's socket, where it listens already.
+    early: the readiness server's socket, if it is listening already.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     variables = os.environ if environ is None else environ
@@ -95,7 +96,7 @@ def main(
     if command is not None:
         try:
             return _command(command.module, args[1:])
-        except SystemExit as end:  # argparse's way to end
+        except SystemExit as end:  # argparse ends in this way
             return int(end.code or 0)
     meant = nearest(name, COMMANDS, 0.6)
     sys.stderr.write(f"unknown command: {name}" + (f"; did you mean {meant}?\n" if meant else "\n"))
@@ -116,7 +117,8 @@ def _asks_for_help(args: Sequence[str]) -> bool:
 
 
 def _proxy(args: Sequence[str], environ: Mapping[str, str], early: socket.socket | None) -> int:
-    # Process 1 of a container has no default for it. Until there is something to drain, just end.
+    # Process 1 of a container has no default action for SIGTERM. Until there is something to drain, just
+    # exit.
     before = signal.signal(signal.SIGTERM, _end_before_start)
     probed = [] if early is None else [early]
     try:
@@ -125,7 +127,8 @@ def _proxy(args: Sequence[str], environ: Mapping[str, str], early: socket.socket
         probed = bind("readiness", config.readiness_addr, early=early)
         if config.num_worker_threads == 1:
             return _delegate("ztunnel.app", "run", config, probed)
-        # Before the control side's libraries, of which workers need none, and before there is a thread.
+        # Before the control side's libraries are loaded, which workers do not need, and before there is a
+        # thread.
         with import_module("ztunnel.dataplane.fork_server").start_fork_server(config, probed) as forks:
             return _delegate("ztunnel.app", "run", config, probed, forks)
     except ConfigError as error:
@@ -155,7 +158,7 @@ def _delegate(module: str, function: str, *arguments: object) -> int:
 
 
 def _command(module: str, argument: object) -> int:
-    """Run a command's ``main``; an interrupt raises KeyboardInterrupt in it, as Python programs expect."""
+    """Run a command's ``main``. An interrupt raises KeyboardInterrupt in it, as usual in Python."""
     run = import_module(module).main
     gc.enable()  # see ztunnel.start
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ztunnel.start

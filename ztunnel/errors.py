@@ -1,8 +1,7 @@
-"""The base of every error that a person can meet, and how its code gets into a log line.
+"""The base class of all errors that a person can see, and how an error's code gets into a log line.
 
-Each concrete class names a stable code (``ZT-TLS-003``) and its text is a full sentence or, where log
-consumers depend on it, the Rust ztunnel's text. Each code has a row in docs/errors.md, which a
-test holds to be complete.
+Each concrete class has a stable code (``ZT-TLS-003``). Its text is a full sentence, or the Rust ztunnel's
+text where log queries depend on it. Each code has a row in docs/errors.md; a test checks that.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class ZtunnelError(Exception):
 
 
 def os_error_text(error: OSError) -> str:
-    """Returns the text that log consumers know for a system error: ``Connection refused (os error 111)``."""
+    """Returns the text of a system error that log queries know: ``Connection refused (os error 111)``."""
     if error.errno is None or error.strerror is None:
         return str(error)
     return f"{error.strerror} (os error {error.errno})"

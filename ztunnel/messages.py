@@ -1,8 +1,7 @@
-"""What the control side and the data plane say to each other: plain values, nothing shared.
+"""The messages between the control side and the data plane: plain values, nothing shared.
 
-In one process they go through memory channels; to a worker process they go over a socketpair, encoded as
-MessagePack by msgspec (descriptors beside them as SCM_RIGHTS). A data plane that has been given these
-messages needs nothing else of the control side.
+In one process they go through memory channels. To a worker process they go over a socketpair, encoded as
+MessagePack by msgspec, with descriptors as SCM_RIGHTS. A data plane needs nothing else from the control side.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ztunnel.model.identity import Identity
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
-    """The base of all messages: a value, tagged with its name on the wire."""
+    """The base class of all messages, tagged with the class name on the wire."""
 
 
 class ResourceKind(Enum):
@@ -29,24 +28,24 @@ class ResourceKind(Enum):
 
 
 class Origin(Enum):
-    """Where a resource came from: defaults for empty fields apply to xDS only."""
+    """The source of a resource. Defaults for empty fields apply to xDS only."""
 
     XDS = "xds"
     LOCAL = "local"
 
 
 class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One resource as it came: its name, and its bytes (istio.workload.Address, or a policy)."""
+    """One resource as received: its name and its bytes (istio.workload.Address, or a policy)."""
 
     name: str
     body: bytes
 
 
 class MeshDelta(Message, frozen=True):
-    """A change of the mesh, to be applied in order: resources first, then removals by name.
+    """A change of the mesh. It is applied in order: resources first, then removals by name.
 
-    ``number`` comes back in `DeltaApplied`. ``resources`` may be made only as they are taken; who applies
-    them takes them one by one, and lets go of the delta afterwards.
+    number: returned in `DeltaApplied`. resources: may be a lazy sequence; the receiver takes them one by one
+        and releases the delta afterwards.
     """
 
     number: int
@@ -57,20 +56,20 @@ class MeshDelta(Message, frozen=True):
 
 
 class CertificateIssued(Message, frozen=True):
-    """The certificate to use from now on for an identity."""
+    """The certificate of an identity to use from now on."""
 
     certificate: Certificate
 
 
 class CertificateFailed(Message, frozen=True):
-    """There is no usable certificate for an identity; whoever waits for it is told why."""
+    """There is no usable certificate for an identity; connections that wait for it get the reason."""
 
     identity: Identity
     error: str
 
 
 class CertificateForgotten(Message, frozen=True):
-    """No workload of this node has the identity any more; what is kept of it is dropped."""
+    """No workload of this node has the identity any more; drop its certificate."""
 
     identity: Identity
 
@@ -82,7 +81,7 @@ class RevocationsChanged(Message, frozen=True):
 
 
 class PodInfo(msgspec.Struct, frozen=True):
-    """The names of a pod as the CNI knows them."""
+    """The names of a pod in the CNI."""
 
     name: str
     namespace: str
@@ -90,10 +89,12 @@ class PodInfo(msgspec.Struct, frozen=True):
 
 
 class SharedSocket(msgspec.Struct, frozen=True, array_like=True):
-    """A listening socket of a pod that the control side has opened and keeps; several processes accept.
+    """A listening socket of a pod that the control side has opened and keeps.
 
-    role: which of the pod's. address: ``ip:port``. descriptor: travels beside, and is the receiver's.
-    transparent: IP_TRANSPARENT is set on it.
+    Several processes accept from it.
+
+    role: its component. address: ``ip:port``. descriptor: sent beside the message; the receiver owns it.
+        transparent: IP_TRANSPARENT is set on it.
     """
 
     role: str
@@ -103,12 +104,12 @@ class SharedSocket(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PodAdded(Message, frozen=True):
-    """Open a pod's listeners. The descriptor of its network namespace travels beside; None means our own.
+    """Open a pod's listeners. The descriptor of its network namespace is sent beside it; None means our own.
 
-    listeners: already open; None has them opened by who gets this.
-    inbound_only: just the HBONE port with ordinary sockets, for ztunnel's own pod in shared mode.
-    attempt: comes back in `PodStarted`, `PodFailed` and `PodStopped`, since a uid may be started anew while
-        what was started before is still ending.
+    listeners: already open sockets; None if the receiver has to open them.
+    inbound_only: only the HBONE port with ordinary sockets, for ztunnel's own pod in shared mode.
+    attempt: returned in `PodStarted`, `PodFailed` and `PodStopped`, because a uid may be started again while
+        its earlier start is still ending.
     """
 
     uid: str
@@ -119,7 +120,7 @@ class PodAdded(Message, frozen=True):
     listeners: tuple[SharedSocket, ...] | None = None
 
     def descriptors(self) -> list[int]:
-        """Returns all that travel beside it, in the order in which they travel."""
+        """Returns all descriptors that are sent beside it, in order."""
         first = [] if self.netns is None else [self.netns]
         return first + [one.descriptor for one in self.listeners or ()]
 
@@ -131,13 +132,13 @@ class PodRemoved(Message, frozen=True):
 
 
 class Drain(Message, frozen=True):
-    """Stop accepting, let connections end by themselves for ``deadline`` seconds, then cut them."""
+    """Stop accepting, let connections continue for ``deadline`` seconds, then close them."""
 
     deadline: float
 
 
 class DemandAnswered(Message, frozen=True):
-    """The control plane has answered a `ResourceDemanded`, or nobody waits for it to any longer."""
+    """The control plane has answered a `ResourceDemanded`, or the control side has given up."""
 
     key: str
 
@@ -150,7 +151,7 @@ class LogLevels(Message, frozen=True):
 
 
 class DumpSection(Enum):
-    """The parts of the admin dump that only a data plane knows."""
+    """The sections of the admin dump that only a data plane has."""
 
     WORKLOADS = "workloads"
     SERVICES = "services"
@@ -159,9 +160,9 @@ class DumpSection(Enum):
 
 
 class DumpWanted(Message, frozen=True):
-    """Ask for a part of the dump, in `DumpChunk` messages with the same number.
+    """Request a section of the dump, in `DumpChunk` messages with the same number.
 
-    The first few come at once, each further one for a `DumpTaken`.
+    The first few come at once, each further one after a `DumpTaken`.
     """
 
     number: int
@@ -169,14 +170,14 @@ class DumpWanted(Message, frozen=True):
 
 
 class DumpTaken(Message, frozen=True):
-    """A piece of a dump was taken, so that another may come; without ``more``, no other is wanted."""
+    """A piece of a dump was processed, so another may come. If ``more`` is false, no other is wanted."""
 
     number: int
     more: bool = True
 
 
 class Topic(Enum):
-    """What a person may ask of a data plane; see `ztunnel.dataplane.answers` for parameters and items."""
+    """The topics of questions; `ztunnel.dataplane.answers` has their parameters and items."""
 
     EXPLAIN = "explain"
     CONNECTIONS = "connections"
@@ -186,9 +187,9 @@ class Topic(Enum):
 
 
 class Asked(Message, frozen=True):
-    """A question of a person, answered in `DumpChunk` messages with the same number.
+    """A person's question, answered in `DumpChunk` messages with the same number.
 
-    Where there are several data planes each is asked, and the items are put together.
+    All data planes are asked, and their items are merged.
     """
 
     number: int
@@ -197,40 +198,40 @@ class Asked(Message, frozen=True):
 
 
 class ReportWanted(Message, frozen=True):
-    """Ask for a `Report` with the same number."""
+    """Request a `Report` with the same number."""
 
     number: int
 
 
 class Rejected(msgspec.Struct, frozen=True, array_like=True):
-    """A resource that was not taken, and why."""
+    """A resource that was not accepted, and why."""
 
     name: str
     reason: str
 
 
 class AtWork(Message, frozen=True):
-    """The first word of a data plane in a process of its own: which process that is."""
+    """The first message of a data plane in a process of its own: its process id."""
 
     pid: int
 
 
 class DeltaApplied(Message, frozen=True):
-    """All of a `MeshDelta` is in force, but for what was rejected."""
+    """All of a `MeshDelta` is applied, except what was rejected."""
 
     number: int
     rejected: tuple[Rejected, ...] = ()
 
 
 class CertificateWanted(Message, frozen=True):
-    """The certificate of an identity is needed: by a connection that waits, or soon (``warmup``)."""
+    """The certificate of an identity is needed: by a waiting connection, or soon (``warmup``)."""
 
     identity: Identity
     warmup: bool = False
 
 
 class CertificateUnneeded(Message, frozen=True):
-    """The last workload of this node with an identity has gone from the mesh."""
+    """The last workload of this node with an identity was removed from the mesh."""
 
     identity: Identity
 
@@ -248,7 +249,7 @@ class DumpChunk(Message, frozen=True):
 
 
 class ResourceDemanded(Message, frozen=True):
-    """A lookup found nothing and on-demand xDS is on."""
+    """A lookup found nothing, and on-demand xDS is on."""
 
     key: str
 
@@ -310,7 +311,7 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(Message, frozen=True):
-    """What a data plane has counted and holds open."""
+    """What a data plane has counted, and what it has open."""
 
     number: int
     samples: tuple[Sample, ...]
@@ -318,7 +319,7 @@ class Report(Message, frozen=True):
 
 
 class Drained(Message, frozen=True):
-    """The drain is over; nothing is open any more."""
+    """The drain is complete: nothing is open any more."""
 
 
 ToDataPlane: TypeAlias = (

@@ -1,8 +1,8 @@
-"""Long work of pure functions in slices: a generator that pauses, so that whoever runs it can let others run.
+"""Long work of pure functions in slices: a generator that pauses, so that other tasks can run in between.
 
-What is long is written as a generator that yields after each bounded piece of work and returns its result.
-A data plane runs one with a checkpoint at each pause; a command line, which holds up nobody, runs it at once.
-What a slice looks at may have changed when the next one begins.
+A long function is written as a generator that yields after each limited piece of work and returns its result.
+A data plane runs it with a checkpoint at each pause; a command-line tool, where nothing else runs, runs it at
+once. The data may change between two slices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 Slices: TypeAlias = Generator[None, None, T]
-"""Yields None at each pause; its return value is the result."""
+"""Yields None at each pause. Its return value is the result."""
 
 
 def at_once(slices: Slices[T]) -> T:

@@ -1,4 +1,4 @@
-"""Which build this is."""
+"""The version and build of this program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 try:
     from ztunnel._version import __version__
 except ImportError:
-    # A checkout that was never installed: the file is written when it is.
+    # Only an installation writes the file; this checkout was never installed.
     __version__ = "0.0.0+unknown"
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 class BuildInfo:
     """The facts of a build, under the Rust ztunnel's names.
 
-    ``rust_version`` is the Python that runs us: the field is expected, and what it is for is the same.
+    rust_version: the version of Python; the field is expected by readers.
     """
 
     version: str
@@ -52,7 +52,7 @@ class BuildInfo:
 
 
 def build_info(istio_version: str = "unknown") -> BuildInfo:
-    """Returns the build that runs. ``istio_version`` is what ``ISTIO_META_ISTIO_VERSION`` says."""
+    """Returns this build's facts. ``istio_version`` is the value of ``ISTIO_META_ISTIO_VERSION``."""
     return BuildInfo(
         version=__version__,
         git_revision=git_revision(_ROOT),

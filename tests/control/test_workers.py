@@ -17,7 +17,7 @@ import trio.testing
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
-from ztunnel.control.journal import PART
+from ztunnel.control.mesh_cache import PART
 from ztunnel.control.workers import Workers
 from ztunnel.messages import (
     Asked,

@@ -1,5 +1,5 @@
-"""The control side: where the mesh, the certificates and the pods come from, and who is told about them.
+"""The control side: the sources of the mesh, the certificates and the pods, and the servers.
 
-It owns the xDS stream, the CA client, the local file, the CNI connection and the servers, and talks to data
-planes in messages alone.
+It owns the xDS stream, the CA client, the local file, the CNI connection and the servers, and communicates
+with data planes only by messages.
 """

@@ -1,8 +1,8 @@
-"""The control side of one ztunnel: it feeds the data plane, and answers for it to the servers.
+"""The control side of one ztunnel: it provides the data plane with everything and answers for it.
 
-What comes from outside (the local file, the CA; the control plane and the CNI agent in their modes) goes to
-the data plane as messages; what the data plane wants (certificates) is fetched; what it knows (connections,
-the mesh) is asked of it when somebody looks.
+What comes from outside (the local file, the CA; the control plane and the CNI agent in their modes) is sent
+to the data plane as messages. Certificates that the data plane requests are fetched. What the data plane
+knows (connections, the mesh) is asked of it when somebody looks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from ztunnel.xds.local_file import static_config
 from ztunnel.xds.xds_client import XdsClient
 
 _COUNTED = 5000
-"""Samples that are added up between two checkpoints."""
+"""Samples that are added between two checkpoints."""
 
 _DECODED = 50
 """Items of an answer that are decoded between two checkpoints."""
@@ -76,7 +76,7 @@ MakePlanes: TypeAlias = Callable[[Callable[[FromDataPlane], None], Callable[[int
 
 
 class ProxyEndedError(ZtunnelError):
-    """The one proxy of a dedicated ztunnel has ended by itself: a bug, whose traceback is in the log."""
+    """The only proxy of a dedicated ztunnel has ended by itself: a bug, whose traceback is in the log."""
 
     code = "ZT-INT-005"
 
@@ -87,10 +87,10 @@ class ProxyEndedError(ZtunnelError):
 class Control:
     """Owns the control side's tasks. `run` is its life; the other methods are for the servers.
 
-    authority: who issues certificates.
-    planes: makes the line to the data planes of what takes their messages, and of what is told the number of
-        one that has ended.
-    bounds: timeouts and limits of its conversations.
+    authority: issues certificates.
+    planes: makes the `DataPlanes`. Its arguments: a function for their messages, and one for the number of a
+        data plane that has ended.
+    bounds: timeouts and limits.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Control:
         self._proxy_ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. ``started`` once the local file is in force.
+        """Run until cancelled. Calls ``started`` when the local file is applied.
 
-        Raises what makes a start impossible: a broken local file, a port of a dedicated proxy that is taken.
+        Raises what prevents a start: a broken local file, or a port of a dedicated proxy that is in use.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run, name="from data plane")
@@ -169,7 +169,7 @@ class Control:
             raise ProxyEndedError
 
     async def ready(self, request: Request) -> Response:
-        """Returns the readiness page. It says what the first sync waits for, and what is wrong later on."""
+        """Returns the readiness page: what the first sync waits for, and what is wrong later."""
         if self.mesh.waiting_for is not None:
             self._readiness.failed(STATE_MANAGER, self.mesh.waiting_for)
         self._readiness.remark("control plane", self.mesh.trouble)
@@ -179,10 +179,10 @@ class Control:
         return await self._readiness.handle(request)
 
     async def drain(self) -> None:
-        """Have the data plane drain; returns when nothing is open any more.
+        """Drain the data plane. Returns when nothing is open any more.
 
-        No pod is taken over any more: the agent is to hand them to our successor. The mesh, certificates and
-        the servers' questions go on as before, since connections do.
+        No new pod is served: the agent will give it to our successor. The mesh, certificates and the servers'
+        questions continue, because connections do.
         """
         self._draining = True
         self._enrolling.cancel()
@@ -198,7 +198,7 @@ class Control:
         await self.pods.start("dedicated", PodInfo(*info), None)
 
     def _warn_of_missing_workload(self) -> None:
-        """Say so when the local file, our only source, does not have the workload that we serve."""
+        """Warn if the local file is our only source and does not have the workload that we serve."""
         info, local = self._config.proxy_workload_info, self.mesh.local
         if info is None or local is None or local.config is None or self.mesh.xds is not None:
             return
@@ -220,7 +220,7 @@ class Control:
             )
 
     async def _start_own_pod(self) -> None:
-        """In shared mode: HBONE for our own pod, so that a captured client can reach our metrics port."""
+        """In shared mode: open the HBONE port for our own pod, so that captured clients reach its metrics."""
         info = self._config.ztunnel_workload
         if info is not None:
             await self.pods.start("ztunnel", PodInfo(*info), None, inbound_only=True)
@@ -257,7 +257,7 @@ class Control:
         self._outgoing.send_nowait(change)
 
     async def _answer_demands(self, xds: XdsClient) -> None:
-        """Ask the control plane for what connections wait for, many keys at a time."""
+        """Ask the control plane for the keys that connections wait for, many at a time."""
 
         async def ask(key: str) -> None:
             await xds.demand(key)
@@ -268,7 +268,7 @@ class Control:
                 nursery.start_soon(ask, key, name=f"demand {key}")
 
     async def _pass_on(self) -> None:
-        """Changes of certificates are few, but come where nothing may wait; here they wait their turn."""
+        """Send changes of certificates. They come where nothing may wait, so they are queued here."""
         async with self._to_send:
             async for message in self._to_send:
                 await self.link.send(message)
@@ -285,7 +285,7 @@ class Control:
         totals = self._reported.totals()
         workers = Sample(families.NUM_WORKERS.name, (), len(reports))
         own = by_family(self._metrics.samples(), process_samples(), [workers], self._certificate_samples())
-        if families.MAX_FDS.name in totals:  # a limit is not added up
+        if families.MAX_FDS.name in totals:  # a limit must not be summed
             del own[families.MAX_FDS.name]
         for family, values in own.items():
             series = totals.setdefault(family, {})
@@ -294,9 +294,9 @@ class Control:
         return totals
 
     def _certificate_samples(self) -> list[Sample]:
-        """Returns when each certificate ends, and how often its renewal has failed by now.
+        """Returns when each certificate expires, and how often its renewal has failed.
 
-        Bounded as traffic is.
+        Limited in number, like traffic metrics.
         """
         samples = []
         for rotation in self.certificates.rotations()[: self._config.metrics_max_series]:
@@ -316,7 +316,7 @@ class Control:
         metrics.proxies_stopped.inc(now.stopped - before.stopped)
 
     def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """Returns a section of the config dump that the data plane knows."""
+        """Returns a section of the config dump from the data plane."""
         return self.link.dump(section)
 
     async def dump_certificates(self) -> AsyncIterator[list[Any]]:
@@ -324,7 +324,7 @@ class Control:
         yield list(dump_certificates(self.certificates.rotations(), self._wall_clock()))
 
     async def overview(self) -> dict[str, Any]:
-        """Returns the node at a glance, for the front page."""
+        """Returns the overview of the node, for the front page."""
         reports = list((await self.link.reports()).values())
         pods = () if self.zds is None else self.zds.pods()
         expiries = self.certificates.expiries()
@@ -336,11 +336,11 @@ class Control:
         return overview(self._config, self.mesh, expiries, pods, reports, counts, process_samples())
 
     def certificate_states(self) -> list[dict[str, Any]]:
-        """Each identity's certificate: whose it is, until when, who signed it, and what renewal does."""
+        """Returns the state of each identity's certificate: expiry, issuer, and renewal."""
         return certificate_states(self.certificates.rotations(), self._wall_clock())
 
     async def workload_state(self) -> dict[str, Any] | None:
-        """``workloadState`` of the config dump; it exists in shared mode only."""
+        """Returns ``workloadState`` of the config dump; it exists only in shared mode."""
         if self.zds is None:
             return None
         connections = merged_connections((await self.link.reports()).values())
@@ -365,11 +365,11 @@ class Control:
         return state
 
     async def static_config(self) -> dict[str, Any]:
-        """``staticConfig`` of the config dump: what is in force of the local file."""
+        """Returns ``staticConfig`` of the config dump: the applied content of the local file."""
         return static_config(self.mesh.local.config if self.mesh.local is not None else None)
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[Any]:
-        """Returns the items of all data planes' answers to a question of a person, as JSON values."""
+        """Returns the items of all data planes' answers to a person's question, as JSON values."""
         decoded = []
         for number, item in enumerate(await self.link.ask(topic, parameters), 1):
             decoded.append(msgspec.json.decode(item))
@@ -378,7 +378,7 @@ class Control:
         return decoded
 
     def levels_changed(self, wanted: Filter) -> None:
-        """The log filter is another: data planes follow."""
+        """The log filter has changed: tell the data planes."""
         self._outgoing.send_nowait(LogLevels(str(wanted), str(current_sampling())))
 
 

@@ -1,4 +1,4 @@
-"""The control side's end of the line to one data plane: questions with numbers, answers matched to them."""
+"""The control side's connection to one data plane: numbered questions, and their answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ztunnel.sockets.message_socket import MessageSocket
 
 
 class DataPlaneGoneError(ZtunnelError):
-    """A data plane ended while an answer of it was awaited."""
+    """A data plane ended while its answer was awaited."""
 
     code = "ZT-INT-003"
 
@@ -44,7 +44,7 @@ class DataPlaneGoneError(ZtunnelError):
 
 
 class QuestionFailedError(ZtunnelError):
-    """A data plane met a bug when it answered a person's question. Traffic is not affected."""
+    """A data plane raised an unexpected exception for a person's question. Traffic is not affected."""
 
     code = "ZT-INT-006"
 
@@ -53,36 +53,36 @@ class QuestionFailedError(ZtunnelError):
 
 
 class DataPlanes(Protocol):
-    """One data plane or several that look like one: `DataPlaneLink`, `ztunnel.control.workers.Workers`."""
+    """One data plane, or several that act as one: `DataPlaneLink`, `ztunnel.control.workers.Workers`."""
 
     async def run(self) -> None:
-        """Take what they say until there is nobody left to say anything."""
+        """Process their messages until all have ended."""
 
     async def send(self, message: ToDataPlane) -> None:
-        """Tell them something that has no answer. The descriptors of a PodAdded are theirs from then on."""
+        """Send a message without an answer. They own the descriptors of a PodAdded from then on."""
 
     async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
-        """Put a change of the mesh into force. Returns what was rejected."""
+        """Apply a change of the mesh. Returns what was rejected."""
 
     async def drain(self, deadline: float) -> None:
-        """Stop accepting, and cut what is open after ``deadline`` seconds; returns when all is."""
+        """Stop accepting, and close what is open after ``deadline`` seconds. Returns when all is closed."""
 
     async def reports(self) -> dict[int, Report]:
-        """Returns what each has counted and holds open, by its number. Raises trio.TooSlowError."""
+        """Returns the report of each, by its number. Raises trio.TooSlowError."""
 
     def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """Returns a part of the admin dump that is the same in each. Raises trio.TooSlowError."""
+        """Returns a section of the admin dump, which is the same in each. Raises trio.TooSlowError."""
 
     async def ask(self, topic: Topic, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
         """Returns the items of the answers to a question. Raises trio.TooSlowError, QuestionFailedError."""
 
 
 class DataPlaneLink:
-    """Talks to one data plane.
+    """Communicates with one data plane.
 
-    send: gives it a message, waiting when it is far behind.
-    inbox: what comes back.
-    on_message: called with every message that is not an answer to a question of ours.
+    send: sends a message, and waits if the data plane is far behind.
+    inbox: the messages from it.
+    on_message: called with every message that is not an answer to one of our questions.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class DataPlaneLink:
         self.drained = trio.Event()
 
     async def run(self) -> None:
-        """Take what the data plane says until it has no more to say."""
+        """Process the data plane's messages until it has ended."""
         async with self._inbox:
             async for message in self._inbox:
                 match message:
@@ -119,9 +119,9 @@ class DataPlaneLink:
             waiting.close()
 
     async def send(self, message: ToDataPlane) -> None:
-        """Give it a message that has no answer. A data plane that is gone takes nothing any more.
+        """Send a message without an answer. A message to an ended data plane is dropped.
 
-        The descriptors of a PodAdded are its receiver's from then on; closed here when nobody receives it.
+        The receiver owns the descriptors of a PodAdded; they are closed here if there is no receiver.
         """
         sent = False
         try:
@@ -135,9 +135,9 @@ class DataPlaneLink:
                     os.close(descriptor)
 
     async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
-        """Give it a change of the mesh and wait until it is in force. Returns what was rejected.
+        """Send a change of the mesh and wait until it is applied. Returns what was rejected.
 
-        The number that the delta brings is replaced by one of this line.
+        The number in the delta is replaced by one of this link.
         """
         async with self._question() as (number, answers):
             await self.send(msgspec.structs.replace(delta, number=number))
@@ -146,12 +146,12 @@ class DataPlaneLink:
         return answer.rejected
 
     async def drain(self, deadline: float) -> None:
-        """Have it stop accepting, and cut what is open after ``deadline`` seconds; returns when all is."""
+        """Drain it: it closes what is open after ``deadline`` seconds. Returns when all is closed."""
         await self.send(Drain(deadline))
         await self.drained.wait()
 
     async def report(self) -> Report:
-        """Returns what it has counted and holds open. Raises trio.TooSlowError."""
+        """Returns its report. Raises trio.TooSlowError."""
         async with self._question() as (number, answers):
             with trio.fail_after(self._timeout):
                 await self.send(ReportWanted(number))
@@ -211,7 +211,8 @@ class DataPlaneLink:
         self,
     ) -> AsyncIterator[tuple[int, trio.MemoryReceiveChannel[DeltaApplied | Report | DumpChunk]]]:
         number = next(self._numbers)
-        # The data plane bounds what it sends for one question; the channel itself must never make `run` wait.
+        # The data plane limits what it sends for one question, and the channel itself must never make `run`
+        # wait.
         sender, receiver = trio.open_memory_channel[DeltaApplied | Report | DumpChunk](float("inf"))
         self._answers[number] = sender
         try:

@@ -1,7 +1,7 @@
-"""Putting together what several data planes have answered.
+"""Merges the answers of several data planes.
 
-Counters are added up by `ztunnel.observe.metrics.ReportedMetrics`, which has to remember what a data plane
-that has ended had counted; what is of the present is merged here.
+`ztunnel.observe.metrics.ReportedMetrics` adds up the counters, since it has to remember those of data planes
+that have ended. What is about the present is merged here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ztunnel.messages import PodConnections, Report
 
 
 def merged_connections(reports: Iterable[Report]) -> dict[str, PodConnections]:
-    """Returns what each pod has open in all data planes, by its uid."""
+    """Returns the open connections of each pod in all data planes, by its uid."""
     merged: dict[str, PodConnections] = {}
     for report in reports:
         for pod in report.pods:

@@ -1,4 +1,4 @@
-"""Where the mesh comes from: the control plane's stream, the local file, or both, in one order of numbers."""
+"""The sources of the mesh: the control plane's stream, the local file, or both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = get_logger("xds::client")
 
 
 class MeshSource:
-    """The xDS client and the local file of a configuration; either may be None."""
+    """The xDS client and the local file of a configuration. Either may be None."""
 
     def __init__(self, config: Config, apply: Apply, metrics: ControlMetrics, bounds: ControlBounds) -> None:
         numbers = count(1)
@@ -42,14 +42,14 @@ class MeshSource:
 
     @property
     def waiting_for(self) -> str | None:
-        """Why the first sync is not over, None when it is."""
+        """Why the first sync is not complete, None when it is."""
         return self.xds.waiting_for if self.xds is not None else None
 
     @property
     def trouble(self) -> str | None:
-        """Why the control plane does not answer although it once did, None when all is well.
+        """Why the control plane does not answer although it did before, None when it does.
 
-        A stream counts from its first response on: one that brings garbage is none.
+        A stream counts from its first valid response.
         """
         xds = self.xds
         if xds is None or xds.answered or xds.waiting_for is not None:
@@ -58,7 +58,7 @@ class MeshSource:
 
 
 class _Counted:
-    """The counters of the xDS client among the control side's metrics."""
+    """Counts for the xDS client in the control side's metrics."""
 
     def __init__(self, metrics: ControlMetrics) -> None:
         self._metrics = metrics

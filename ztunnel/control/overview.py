@@ -1,4 +1,4 @@
-"""The node at a glance: what the front page shows of the control side."""
+"""The overview of the node: what the front page shows from the control side."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def overview(
     counts: Mapping[str, float],
     process: Iterable[Sample],
 ) -> dict[str, Any]:
-    """Values that JSON can hold; see ``front.js`` for what becomes of each.
+    """Returns values for JSON; ``front.js`` shows them.
 
-    pods: those that the CNI agent told of; none in dedicated mode. reports: of the data planes. counts: of
-    their samples, by `count_into`. process: of `process_samples`.
+    pods: those that the CNI agent added; none in dedicated mode. reports: of the data planes. counts: of
+        their samples, by `count_into`. process: of `process_samples`.
     """
     held = dict(merged_connections(reports))
     own = {sample.family: sample.value for sample in process}
@@ -62,7 +62,7 @@ _SHOWN = frozenset((*families.LOOP_LAG.samples[:2], families.FAILURES.samples[0]
 
 
 def count_into(counts: dict[str, float], samples: Iterable[Sample]) -> None:
-    """Add up what the overview shows of some samples, of which there may be 100,000 in all."""
+    """Add up the samples that the overview shows. There may be 100,000 samples in all."""
     for one in samples:
         if one.family in _SHOWN:
             counts[one.family] = counts.get(one.family, 0) + one.value
@@ -95,7 +95,7 @@ def _pods(pods: Iterable[PodView], held: dict[str, PodConnections]) -> list[dict
 
 
 def _others(config: Config, held: dict[str, PodConnections]) -> list[dict[str, Any]]:
-    """Pods that no agent told of: the one of a dedicated ztunnel."""
+    """Returns pods that the agent did not add: the one of a dedicated ztunnel."""
     info = config.proxy_workload_info
     return [
         {

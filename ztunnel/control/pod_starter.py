@@ -1,4 +1,4 @@
-"""Starting and stopping pods on a data plane, and waiting for its word that their sockets are bound."""
+"""Starts and stops pods on a data plane, and waits until their sockets are bound."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ztunnel.messages import (
 class PodStarter:
     """The `ztunnel.inpod.zds_client.PodManager` of a process with one data plane.
 
-    A uid says which pod, and not which start of it: a pod is started anew, in another namespace, while its
-    former self is still ending. So each start has a number, by which the data plane's answers are told apart.
+    A uid identifies a pod but not its start: a pod may be started again, in another namespace, while its
+    earlier start is still ending. So each start has a number, and the data plane's answers contain it.
 
-    on_ended: called with the uid of a pod that ran and has ended without having been stopped.
+    on_ended: called with the uid of a running pod that has ended without having been stopped.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class PodStarter:
         self._running: dict[str, int] = {}
 
     async def start(self, uid: str, info: PodInfo, netns: int | None, *, inbound_only: bool = False) -> None:
-        """Have a pod's sockets opened; returns when they are bound.
+        """Open a pod's sockets. Returns when they are bound.
 
-        netns: the descriptor of its network namespace, which stays the caller's; None for our own.
-        inbound_only: as in `ztunnel.messages.PodAdded`. Raises PodStartError; when that is raised, or the
-        call is cancelled, the pod is stopped again.
+        netns: the descriptor of its network namespace, which the caller closes; None for our own.
+            inbound_only: as in `ztunnel.messages.PodAdded`.
+
+        Raises PodStartError. After that, and after a cancellation, the pod is stopped.
         """
         answer, outcome = trio.open_memory_channel[str | None](1)
         attempt = next(self._attempts)
@@ -73,12 +74,12 @@ class PodStarter:
                     await self._link.send(PodRemoved(uid))
 
     async def stop(self, uid: str) -> None:
-        """Have a pod's listeners and connections closed at once."""
+        """Close a pod's listeners and connections at once."""
         self._running.pop(uid, None)
         await self._link.send(PodRemoved(uid))
 
     def on_message(self, message: FromDataPlane) -> None:
-        """Take what the data plane says of pods; other messages are none of ours."""
+        """Process what the data plane reports about pods; ignore other messages."""
         match message:
             case PodStarted():
                 if message.attempt in self._waiting:

@@ -1,4 +1,4 @@
-"""One worker and one pod that all workers serve, as the control side keeps them."""
+"""The control side's records of one worker, and of one pod that all workers serve."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from ztunnel.proxy.pod_listeners import PodListeners
 
 
 class Forks(Protocol):
-    """Starts processes; see `ztunnel.dataplane.fork_server.ForkServer`."""
+    """Starts processes (see `ztunnel.dataplane.fork_server.ForkServer`)."""
 
     sock: socket.socket
 
     def order(self, worker: socket.socket) -> None:
-        """Ask for a worker that talks over this socket, which stays the caller's."""
+        """Start a worker that communicates over this socket, which the caller closes."""
 
     def told(self) -> list[tuple[int, int]]:
-        """Process ids and exit statuses of workers that have ended. Raises EOFError when it has itself."""
+        """Returns process ids and exit statuses of ended workers.
+
+        Raises EOFError when the fork server has ended.
+        """
 
 
 @dataclass(eq=False)
 class Worker:
-    """One worker. synced: it knows the mesh and the pods, and is told of each change."""
+    """One worker. ``synced``: it has the mesh and the pods, and gets each change."""
 
     number: int
     link: DataPlaneLink
@@ -39,7 +42,7 @@ class Worker:
 
 @dataclass(eq=False)
 class SharedPod:
-    """A pod that all workers serve: what they are told, and what the control side keeps of it."""
+    """A pod that all workers serve: the message for them, and the control side's sockets."""
 
     message: PodAdded
     listeners: PodListeners
@@ -48,7 +51,7 @@ class SharedPod:
     announced: bool = False
 
     def shared(self) -> PodAdded:
-        """Returns the message for one more worker, with descriptors of its own. Raises OSError."""
+        """Returns the message for one more worker, with duplicated descriptors. Raises OSError."""
         listeners = self.listeners.shared()
         netns = self.message.netns
         return msgspec.structs.replace(
@@ -56,14 +59,14 @@ class SharedPod:
         )
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the control side's sockets of the pod."""
         self.listeners.close()
         if self.message.netns is not None:
             os.close(self.message.netns)
 
 
 def kill(worker: Worker) -> None:
-    """Kill a worker that has said its process id and still runs."""
+    """Kill a worker that has reported its process id and still runs."""
     if worker.pid is not None:
         try:
             os.kill(worker.pid, signal.SIGKILL)

@@ -1,15 +1,15 @@
-"""Several data planes, each in a process of its own, that look like one.
+"""Several data planes, each in a process of its own, that act as one.
 
 How it works. The control side opens each pod's listening sockets, keeps them, and gives every worker
-descriptors of the same sockets. Whichever worker is free accepts (`ztunnel.sockets.shared_wait`), so one busy
-pod uses all workers, and a queue of connections outlives the worker that would have accepted them. What
-changes (mesh, certificates, pods, levels) is told to all; a change of the mesh is in force when all have
-said so; what is asked is asked of all.
+descriptors of the same sockets. A free worker accepts (`ztunnel.sockets.shared_wait`), so one busy pod uses
+all workers, and the accept queue stays when a worker ends. Changes (mesh, certificates, pods, log levels) are
+sent to all workers; a change of the mesh is in force when all have acknowledged it. Questions are sent to all
+workers too.
 
-A worker that ends is replaced at once. The new one is told all that is in force: the mesh from the journal,
-the revocation lists, the log filter, and last the pods, so that it accepts nothing before it knows the mesh.
-Certificates it asks for itself, as the mesh makes it want them. A worker that does not put a change of the
-mesh into force in time is killed, and replaced: the others would wait for it.
+A worker that ends is replaced at once. The new one gets all that is in force: the mesh from the cache, the
+revocation lists, the log filter, and last the pods, so it accepts nothing before it has the mesh. It requests
+certificates itself, when the mesh makes it need them. A worker that does not apply a change of the mesh in
+time is killed and replaced, because the others would wait for it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
-from ztunnel.control.journal import PART, MeshJournal
 from ztunnel.control.link import DataPlaneGoneError, DataPlaneLink, QuestionFailedError
+from ztunnel.control.mesh_cache import PART, MeshCache
 from ztunnel.control.worker_handle import Forks, SharedPod, Worker, kill
 from ztunnel.errors import os_error_text
 from ztunnel.messages import (
@@ -63,10 +63,10 @@ _T = TypeVar("_T")
 
 
 class Workers:
-    """Stands in for `DataPlaneLink`, with ``config.num_worker_threads`` processes behind it.
+    """Acts as a `DataPlaneLink`, with ``config.num_worker_threads`` processes behind it.
 
-    on_message: called with what is no answer, as if one data plane had said it.
-    on_ended: called with the number of a worker that has ended, of whose counters there will be no more.
+    on_message: called with messages that are no answers, as if one data plane had sent them.
+    on_ended: called with the number of a worker that has ended; its counters change no more.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Workers:
         self._on_message = on_message
         self._on_ended = on_ended
         self._workers: dict[int, Worker] = {}
-        self._journal = MeshJournal(bounds.journal_slack)
+        self._mesh_cache = MeshCache(bounds.mesh_cache_slack)
         self._in_order = trio.Lock()
         self._remembered: dict[type, ToDataPlane] = {}
         self._pods: dict[str, SharedPod] = {}
@@ -104,12 +104,12 @@ class Workers:
             for pod in self._pods.values():
                 pod.close()
             self._pods.clear()
-            self._journal.close()
+            self._mesh_cache.close()
 
     # -- processes ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Say how workers have ended; that they have is seen by the end of their socket."""
+        """Log how workers have ended. The end of its socket shows that a worker has ended."""
         while True:
             await trio.lowlevel.wait_readable(self._forks.sock)
             try:
@@ -123,7 +123,7 @@ class Workers:
                 say("a worker has ended", pid=pid, how=how)
 
     async def _keep(self, number: int) -> None:
-        """Run a worker, and another one in its place when it has ended."""
+        """Run a worker, and a new one when it has ended."""
         bounds = self._bounds
         pause = 0.0
         while not self._draining:
@@ -162,12 +162,12 @@ class Workers:
                 self._started(pod, worker, answered=False)
 
     async def _tell_all(self, worker: Worker) -> None:
-        """Bring a new worker to where the others are."""
-        for message in list(self._remembered.values()):  # one that comes meanwhile is sent to it as well
+        """Send a new worker everything that is in force."""
+        for message in list(self._remembered.values()):  # a change that comes meanwhile is sent to it too
             await worker.link.send(message)
         try:
             async with self._in_order:
-                for delta in self._journal.deltas():
+                for delta in self._mesh_cache.deltas():
                     await self._apply_at(worker, delta)
                 told: set[SharedPod] = set()
                 while missing := [pod for pod in self._pods.values() if pod not in told]:
@@ -175,13 +175,13 @@ class Workers:
                     await worker.link.send(missing[0].shared())
                 worker.synced = True
         except (DataPlaneGoneError, OSError):
-            return  # its end is seen elsewhere; a lack of descriptors ends it when it is asked next
+            return  # the end of its socket is noticed elsewhere; without descriptors its next question fails
         self._more.unpark_all()
         if sum(one.synced for one in self._workers.values()) == self._config.num_worker_threads:
             self._all_there.set()
 
     async def _synced(self) -> list[Worker]:
-        """Returns the workers that know everything; waits until there is one."""
+        """Returns the synced workers; waits until there is one."""
         await self._all_there.wait()
         while not (synced := self._now_synced()):
             await self._more.park()
@@ -193,7 +193,7 @@ class Workers:
     # -- what they are told ------------------------------------------------------------------------------
 
     async def send(self, message: ToDataPlane) -> None:
-        """Tell all of them. The descriptor of a PodAdded is ours from then on."""
+        """Send a message to all of them. We own the descriptor of a PodAdded from then on."""
         if isinstance(message, PodAdded):
             await self._add(message)
             return
@@ -207,18 +207,18 @@ class Workers:
             await worker.link.send(message)
 
     async def apply(self, delta: MeshDelta) -> tuple[Rejected, ...]:
-        """Have a change of the mesh put into force by all. Returns what was rejected."""
+        """Let all workers apply a change of the mesh. Returns what was rejected."""
         rejected: list[Rejected] = []
         for part in _parts(delta):
             answers: list[tuple[Rejected, ...]] = []
             while not answers:
-                # Not while others wait for their turn: a new worker needs it to become one that counts.
+                # Not while others wait for the lock: a new worker needs it to become synced.
                 await self._synced()
                 async with self._in_order:
-                    # Looked up in here: whoever has got all that is in force since counts as well.
+                    # Read here, since a worker that was synced meanwhile counts too.
                     await self._apply_at_all(self._now_synced(), part, answers)
                     if answers:
-                        self._journal.record(part, frozenset(one.name for one in answers[0]))
+                        self._mesh_cache.record(part, frozenset(one.name for one in answers[0]))
             rejected += answers[0]
         return tuple(rejected)
 
@@ -286,7 +286,7 @@ class Workers:
             await worker.link.send(shared)
 
     def _from(self, worker: Worker | None, message: FromDataPlane) -> None:
-        """What one of them says, as if there were only one."""
+        """Process a message of one worker, as if there were only one data plane."""
         assert worker is not None
         if isinstance(message, AtWork):
             worker.pid = message.pid
@@ -301,11 +301,11 @@ class Workers:
         if isinstance(message, PodStarted):
             self._started(pod, worker, answered=True)
         elif isinstance(message, PodFailed) or not self._draining:
-            # One that has ended in one process only has ended: the agent is asked for it again.
+            # A pod that has ended in one process counts as ended: the agent is asked for it again.
             self._on_message(message)
 
     def _started(self, pod: SharedPod, worker: Worker, *, answered: bool) -> None:
-        """A worker serves a pod, or will not because it has ended. The last one's word is passed on."""
+        """A worker serves a pod, or has ended and never will. The last worker's answer is passed on."""
         pod.starting.discard(worker)
         pod.started = pod.started or answered
         if pod.started and not pod.starting and not pod.announced:
@@ -315,11 +315,11 @@ class Workers:
     # -- what they are asked -----------------------------------------------------------------------------
 
     async def reports(self) -> dict[int, Report]:
-        """Returns what each has counted and holds open. Raises trio.TooSlowError."""
+        """Returns the report of each. Raises trio.TooSlowError."""
         return await self._of_all("report", DataPlaneLink.report)
 
     async def dump(self, section: DumpSection) -> AsyncGenerator[tuple[msgspec.Raw, ...], None]:
-        """Returns a part of the admin dump: all have the same mesh. Raises trio.TooSlowError."""
+        """Returns a section of the admin dump: all have the same mesh. Raises trio.TooSlowError."""
         async with aclosing((await self._synced())[0].link.dump(section)) as pieces:
             async for items in pieces:
                 yield items
@@ -330,7 +330,7 @@ class Workers:
         return [item for items in answers.values() for item in items]
 
     async def _of_all(self, what: str, ask: Callable[[DataPlaneLink], Awaitable[_T]]) -> dict[int, _T]:
-        """Returns what each answers, by its number; one that ends meanwhile is left out.
+        """Returns the answers of all, by number. A worker that ends meanwhile is left out.
 
         Raises what `ask` raises.
         """
@@ -354,9 +354,10 @@ class Workers:
         return dict(sorted(found.items()))
 
     async def drain(self, deadline: float) -> None:
-        """Have all stop accepting, and cut what is open after ``deadline`` seconds; returns when all is.
+        """Drain all: they close what is open after ``deadline`` seconds. Returns when all is closed.
 
-        Our own descriptors go first: the last worker that has accepted what waits closes a socket for good.
+        Our own descriptors are closed first, so that the socket is closed when the last worker has accepted
+        what waits.
         """
         self._draining = True
         pods = list(self._pods.values())

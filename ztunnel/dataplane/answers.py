@@ -1,13 +1,14 @@
-"""What a data plane answers to the questions of people (`ztunnel.messages.Asked`).
+"""The answers of a data plane to the questions of people (`ztunnel.messages.Asked`).
 
-By topic, the parameters and the items of the answer:
+For each topic, the parameters and the items of the answer:
 
-- EXPLAIN: ``from``, ``to``. One `Explanation`; where several data planes answer they agree but for ``live``.
-- CONNECTIONS: those of `ztunnel.explain.connection_views.Selection`. A `ConnectionView` each.
-- TASKS: the pid of this process, then a `TaskNode` each; with ``pid`` given, nothing if it is ours.
-- SOCKETS, POOL: a mapping for each descriptor or tunnel.
+- EXPLAIN: ``from``, ``to``. One `Explanation`; those of several data planes differ only in ``live``.
+- CONNECTIONS: the parameters of `ztunnel.explain.connection_views.Selection`. One `ConnectionView` for each.
+- TASKS: the pid of this process, then one `TaskNode` for each task; nothing if ``pid`` is given and is ours.
+- SOCKETS, POOL: one mapping for each descriptor or tunnel.
 
-An answer is a generator. It yields None where others may run, for long ones are gone through in slices.
+An answer is a generator. Long answers are made in slices: between them it yields None, so that other tasks
+can run.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ from ztunnel.proxy.waits import WORDS
 from ztunnel.slices import Slices
 
 SLICE = 50
-"""Connections, tasks or descriptors looked at between two checkpoints: a millisecond or so."""
+"""Connections, tasks or descriptors that are shown between two checkpoints: about a millisecond."""
 
 GLANCED = 500
-"""Connections of which only the destination is looked at between two checkpoints."""
+"""Connections whose destination alone is read between two checkpoints."""
 
 _TUNNELS = 5
-"""Tunnels looked at between two checkpoints, each with all of its streams."""
+"""Tunnels that are shown between two checkpoints, each with all of its streams."""
 
 _LATEST = 5
-"""Connections of the past that an explanation shows."""
+"""The most past connections that an explanation shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class AnswerContext:
     """What answers are made from."""
 
     config: Config
@@ -68,8 +69,8 @@ class Surroundings:
     pods: list[PodProxy]
 
 
-def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
-    """Returns the items of an answer, and None where others may run."""
+def answer(asked: Asked, here: AnswerContext) -> Iterator[Any]:
+    """Returns the items of an answer, and None where other tasks may run."""
     match asked.topic:
         case Topic.EXPLAIN:
             return _explain(asked.parameters, here)
@@ -84,7 +85,7 @@ def answer(asked: Asked, here: Surroundings) -> Iterator[Any]:
 
 
 def setting_of(config: Config) -> Setting:
-    """Returns what explanations need of the configuration."""
+    """Returns the settings that explanations need, from the configuration."""
     return Setting(
         network=config.network,
         illegal_ports=config.illegal_ports,
@@ -103,10 +104,12 @@ def _sliced(items: Iterator[Any], size: int = SLICE) -> Iterator[Any]:
 # -- connections -----------------------------------------------------------------------------------------
 
 
-def _connections(selection: Selection, here: Surroundings) -> Iterator[ConnectionView | None]:
-    """Returns those that are wanted, no more than wanted of them; the order is made where all answers meet.
+def _connections(selection: Selection, here: AnswerContext) -> Iterator[ConnectionView | None]:
+    """Returns the selected connections, at most as many as wanted.
 
-    A view costs some twenty times the look that tells whether it is wanted, so few are made.
+    The order is made where all answers are merged.
+
+    Making a view takes about twenty times as long as checking whether it is selected, so few are made.
     """
     now = here.shared.wall_clock()
     found: list[tuple[float, int, PodProxy | None, ConnectionEntry | ClosedConnection]] = []
@@ -129,11 +132,11 @@ def _connections(selection: Selection, here: Surroundings) -> Iterator[Connectio
 
 
 def _candidates(
-    selection: Selection, here: Surroundings
+    selection: Selection, here: AnswerContext
 ) -> Iterator[tuple[PodProxy | None, ConnectionEntry | ClosedConnection]]:
-    """Returns the open connections with their pods, then those that were.
+    """Returns the open connections with their pods, then the closed ones.
 
-    No states or pods that are not wanted.
+    Only those with a wanted state and pod.
     """
     if selection.state != "closed" and not (selection.failed or selection.code):
         for pod in here.pods:
@@ -148,7 +151,7 @@ def _candidates(
 def _rank(
     selection: Selection, pod: PodProxy | None, entry: ConnectionEntry | ClosedConnection, now: float
 ) -> float | None:
-    """Returns how far in front a connection comes, None if it is not wanted."""
+    """Returns the sort key of a connection, None if it is not selected."""
     if isinstance(entry, ClosedConnection):
         if not selection.takes_closed(entry.id, entry.pod, entry.code, failed=bool(entry.error)):
             return None
@@ -186,7 +189,7 @@ def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
 # -- explanations ----------------------------------------------------------------------------------------
 
 
-def _explain(parameters: dict[str, str], here: Surroundings) -> Iterator[Any]:
+def _explain(parameters: dict[str, str], here: AnswerContext) -> Iterator[Any]:
     catalogue, setting = StoreCatalogue(here.shared.store), setting_of(here.config)
     question = Question(parameters.get("from", ""), parameters.get("to", ""))
 
@@ -208,8 +211,8 @@ def _pod_of(workload: Workload, pods: list[PodProxy]) -> PodProxy | None:
     return None
 
 
-def _live(told: Told, source: Workload, here: Surroundings) -> Slices[dict[str, Any]]:
-    """Returns what is true at this moment: tunnels, who is avoided, the certificate, the last connections."""
+def _live(told: Told, source: Workload, here: AnswerContext) -> Slices[dict[str, Any]]:
+    """Returns the state at this moment: tunnels, ejected endpoints, the certificate, the last connections."""
     pod, plan = _pod_of(source, here.pods), told.plan
     if pod is None or pod.outbound is None:
         where = f"on node {source.node}" if source.node else "elsewhere"
@@ -231,8 +234,8 @@ def _live(told: Told, source: Workload, here: Surroundings) -> Slices[dict[str, 
     return live
 
 
-def _certificate(source: Workload, here: Surroundings) -> tuple[str, bool]:
-    """Returns what is to be said of the client's certificate, and whether that is why connections fail."""
+def _certificate(source: Workload, here: AnswerContext) -> tuple[str, bool]:
+    """Returns a text about the client's certificate, and whether it is the reason why connections fail."""
     held, identity = here.shared.certificates.state(source.identity), source.identity
     if held is None:
         return f"no certificate of {identity} has been asked for yet; the first connection does.", False
@@ -250,8 +253,8 @@ def _avoided(pod: PodProxy) -> Iterator[str]:
             yield f"endpoint {uid} failed {seconds:.1f} s ago and is avoided while there are others."
 
 
-def _latest(pod: PodProxy, address: SocketAddress, here: Surroundings) -> Slices[list[ConnectionView]]:
-    """Returns the last connections of a pod to a destination, those that are open first."""
+def _latest(pod: PodProxy, address: SocketAddress, here: AnswerContext) -> Slices[list[ConnectionView]]:
+    """Returns the last connections of a pod to a destination, open ones first."""
     found: list[ConnectionView] = []
     for number, entry in enumerate(list(pod.context.connections.outbound), 1):
         if entry.report is not None and entry.report.destination == address:

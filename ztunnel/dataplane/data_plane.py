@@ -1,4 +1,4 @@
-"""Takes the control side's messages, and keeps the mesh, the certificates and the pods accordingly."""
+"""Processes the control side's messages, and maintains the mesh, the certificates and the pods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.model import Config
-from ztunnel.dataplane.answers import Surroundings, answer
+from ztunnel.dataplane.answers import AnswerContext, answer
 from ztunnel.dataplane.dump_stream import Dumps
 from ztunnel.dataplane.pods import Pods
 from ztunnel.dns.on_demand import OnDemandResolver
@@ -62,19 +62,20 @@ from ztunnel.tls.revocation import Revocations
 log = get_logger("state")
 
 SLICE = 32
-"""Resources applied between two checkpoints: half a millisecond, which each step of a connection may wait."""
+"""Resources that are applied between two checkpoints: half a millisecond, which may delay any other task."""
 
 DUMP_SLICE = 64
-"""Objects of the admin dump made between two checkpoints."""
+"""Objects of the admin dump that are made between two checkpoints."""
 
 
 class DataPlane:
     """One data plane. `run` is its whole life.
 
-    send: gives a message to the control side; must not block.
+    send: sends a message to the control side; must not block.
     bounds: timeouts and limits of everything in it.
-    random, wall_clock: where randomness and the time of day come from.
-    own_process: it is alone in its process, whose descriptors and tasks are then part of the report.
+    random, wall_clock: the sources of randomness and of the time of day.
+    own_process: whether it is alone in its process; its report then includes the process's descriptors and
+        tasks.
     """
 
     def __init__(
@@ -118,11 +119,11 @@ class DataPlane:
         )
 
     async def run(self, inbox: trio.abc.ReceiveChannel[ToDataPlane]) -> None:
-        """Take messages until the channel closes or a drain is over.
+        """Process messages until the channel closes or a drain is complete.
 
-        Deltas are applied in order by a task of their own, in slices, so that a big one holds up neither
-        traffic nor a certificate. During a drain everything goes on but that no pod is started. At the end
-        every pod has stopped.
+        A task of its own applies the deltas in order and in slices, so a large one delays neither traffic nor
+        a certificate. During a drain everything continues, but no pod is started. When it returns, all pods
+        have stopped.
         """
         ending = trio.Event()
         with self._shared.pipes, self._shared.hangups as hangups:
@@ -138,7 +139,7 @@ class DataPlane:
                 nursery.cancel_scope.cancel()
 
     async def _watch_loop(self) -> None:
-        """Until cancelled: record how late this task is woken, that is for how long others kept the loop."""
+        """Until cancelled: measure how late this task is woken, which is how long others block the loop."""
         while True:
             due = trio.current_time() + self._bounds.log.loop_watch
             await trio.sleep_until(due)
@@ -151,7 +152,7 @@ class DataPlane:
         nursery: trio.Nursery,
         ending: trio.Event,
     ) -> None:
-        """Take messages until the channel closes; ``ending`` is set then, or when a drain begins."""
+        """Process messages until the channel closes. ``ending`` is set then, or when a drain begins."""
         deltas, delta_inbox = trio.open_memory_channel[MeshDelta](1000)
         nursery.start_soon(self._apply_deltas, delta_inbox, pods, name="mesh deltas")
         async with inbox, deltas:
@@ -162,8 +163,8 @@ class DataPlane:
                     self._handle(message, pods, nursery)
                     if isinstance(message, Drain):
                         ending.set()
-                del message  # the whole mesh, perhaps, and the next may be long in coming
-        # The control side is gone, and with it everything that could let pods go on for long.
+                del message  # perhaps the whole mesh, and the next message may take long
+        # The control process has ended, so nothing would ever end the pods.
         pods.stop()
         ending.set()
 
@@ -206,16 +207,18 @@ class DataPlane:
         async with inbox:
             try:
                 while True:
-                    # Nothing of a delta, which may be the whole mesh, is held while the next is waited for.
+                    # Nothing of a delta, which may be the whole mesh, is kept while the next one is waited
+                    # for.
                     self._send(await self._apply(await inbox.receive(), pods))
             except trio.EndOfChannel:
                 return
 
     async def _apply(self, delta: MeshDelta, pods: Pods) -> DeltaApplied:
-        """Put a delta into force. Returns what to answer."""
+        """Apply a delta. Returns the answer."""
         application = self.store.begin(delta)
         while not application.step(SLICE):
-            # Twice, since a connection takes some thirty steps to be set up, each of which waits its turn.
+            # Twice, because setting up a connection takes about thirty steps, each of which waits for its
+            # turn.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         for warning in application.warnings:
@@ -225,7 +228,7 @@ class DataPlane:
         return DeltaApplied(delta.number, rejected)
 
     def _changed(self, application: Application, pods: Pods) -> None:
-        """Wake who waits for the mesh, close what would be refused by now, and look after certificates."""
+        """Wake tasks that wait for the mesh, close what would be refused now, and request certificates."""
         self._shared.changed.unpark_all()
         for identity in application.wanted:
             self._send(CertificateWanted(identity, warmup=True))
@@ -241,7 +244,7 @@ class DataPlane:
             pods.workloads_changed(changed | gone if gone else changed)
 
     async def _report(self, number: int, pods: Pods) -> None:
-        """Collect the counters in pieces, so that a scrape of many series holds up no connection."""
+        """Collect the counters in slices, so that a scrape of many series does not delay connections."""
         traffic = self._shared.traffic
         traffic.expire(self._config.metrics_series_ttl)
         samples: list[Sample] = []
@@ -256,12 +259,12 @@ class DataPlane:
         self._send(Report(number, tuple(samples), await pods.connections()))
 
     async def _answer(self, asked: Asked, pods: Pods) -> None:
-        """Send the items of an answer a few at a time, so that nobody is held up by a long one."""
+        """Send the items of an answer a few at a time, so that a long one does not delay other tasks."""
         encode = msgspec.json.encode
         items: list[bytes] = []
         error = ""
         try:
-            for item in answer(asked, Surroundings(self._config, self._shared, pods.all())):
+            for item in answer(asked, AnswerContext(self._config, self._shared, pods.all())):
                 if item is not None:
                     items.append(encode(item))
                 if item is None or len(items) == DUMP_SLICE:
@@ -269,7 +272,7 @@ class DataPlane:
                     items = []
                     await trio.lowlevel.checkpoint()
         except Exception as failure:
-            # Whoever asks must not harm those who do not.
+            # A failing question must not harm traffic.
             log.error("a question could not be answered", topic=asked.topic.value, exc_info=failure)
             error = str(failure) or type(failure).__name__
         self._send(DumpChunk(asked.number, tuple(items), last=True, error=error))

@@ -1,8 +1,8 @@
-"""How a drain gets on: how many connections are left, of which pods, how old they are.
+"""The progress of a drain: how many connections are left, of which pods, and how old they are.
 
-Whoever waits for a node to be upgraded wants to know what holds it up. A line in the log says so each second
-in which something has changed, and every five seconds otherwise; the metrics page says so for each pod as
-long as there is one.
+Somebody who waits for a node to be upgraded wants to know what it waits for. A log line says so in each
+second in which something has changed, and every five seconds otherwise. The metrics page shows it for each
+pod.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _PODS_SHOWN = 8
 class PodProgress(NamedTuple):
     """What one pod still has open.
 
-    pod: namespace and name. connections: of applications. sockets: accepted and still served; a peer's tunnel
-    is one, however many connections it carries. age: seconds since the oldest connection began, None without
-    any.
+    pod: namespace and name. connections: those of applications. sockets: accepted and still served; a peer's
+        tunnel is one, whatever its number of connections. age: seconds since the oldest connection began,
+        None without any.
     """
 
     pod: tuple[str, str]
@@ -42,7 +42,7 @@ class PodProgress(NamedTuple):
 
 
 def progress(pods: Iterable[PodProxy]) -> list[PodProgress]:
-    """What pods still have open, those with the most connections first; pods with nothing are left out."""
+    """Returns what pods still have open, the largest number of connections first; idle pods are left out."""
     now = trio.current_time()
     left = []
     for pod in pods:
@@ -72,7 +72,7 @@ def drain_samples(pods: Iterable[PodProxy], deadline: float) -> list[Sample]:
 async def report_progress(
     pods: Callable[[], Iterable[PodProxy]], deadline: float, bounds: LogBounds = DEFAULTS.log
 ) -> None:
-    """Log what is left, until cancelled; nothing as long as nothing is."""
+    """Log what is left, until cancelled. Logs nothing when nothing is left."""
     said: list[tuple[tuple[str, str], int, int]] = []
     unchanged = 0
     while True:

@@ -1,7 +1,7 @@
-"""The config dump's part in a data plane: a stream in short steps, no faster than it is taken.
+"""The data plane's part of the config dump: a stream of pieces, sent no faster than they are read.
 
-Whoever asked has taken what it got when it says so (`DumpTaken`); only a few pieces are sent ahead of that.
-So neither the whole dump nor much of it is ever in memory, however slowly somebody reads it.
+The receiver acknowledges each piece (`DumpTaken`), and only a few pieces are sent ahead. So most of the dump
+is never in memory at the same time, however slowly it is read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_w
 from ztunnel.state.store import MeshStore
 
 PIECE = 64
-"""Items in a piece: each takes some ten microseconds."""
+"""Items in one piece: each takes about ten microseconds."""
 
 AHEAD = 8
-"""Pieces that are sent before the first of them was taken."""
+"""Pieces that are sent before the first acknowledgement."""
 
 _SECTIONS: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {
     DumpSection.WORKLOADS: dump_workloads,
@@ -31,7 +31,7 @@ _SECTIONS: dict[DumpSection, Callable[[MeshStore], Iterable[object]]] = {
 
 
 class Dumps:
-    """The dumps that are being sent, by the number of the question."""
+    """The dumps in progress, by the number of the question."""
 
     def __init__(self, store: MeshStore, send: Callable[[FromDataPlane], None], bounds: Bounds) -> None:
         self._store = store
@@ -40,14 +40,14 @@ class Dumps:
         self._under_way: dict[int, tuple[trio.Semaphore, trio.CancelScope]] = {}
 
     def handle(self, message: DumpWanted | DumpTaken, nursery: trio.Nursery) -> None:
-        """Begin a dump, as a task of the nursery, or go on with one."""
+        """Start a dump as a task of the nursery, or continue one."""
         if isinstance(message, DumpWanted):
             nursery.start_soon(self.send, message, name=f"dump of {message.section.value}")
         else:
             self.taken(message)
 
     def taken(self, message: DumpTaken) -> None:
-        """A piece was taken, or nobody wants any more. Nothing to do for a dump that is over."""
+        """A piece was acknowledged, or no more is wanted. Does nothing for a dump that has ended."""
         room, scope = self._under_way.get(message.number, (None, None))
         if room is not None and message.more:
             room.release()
@@ -55,7 +55,10 @@ class Dumps:
             scope.cancel()
 
     async def send(self, wanted: DumpWanted) -> None:
-        """Send a section of the dump. Ends early when nobody takes a piece for a minute, or wants no more."""
+        """Send a section of the dump.
+
+        Ends early when no piece is acknowledged for a minute, or no more is wanted.
+        """
         room = trio.Semaphore(AHEAD)
         with trio.CancelScope() as scope:
             self._under_way[wanted.number] = room, scope
@@ -75,7 +78,7 @@ class Dumps:
 
 
 def _pieces(items: Iterable[object]) -> Iterator[tuple[bytes, ...]]:
-    """Returns the items as JSON, some at a time; none where the section says that it is time for a pause."""
+    """Returns pieces of JSON; an empty one where the section asks for a pause."""
     encode = msgspec.json.Encoder(order="sorted").encode
     piece: list[bytes] = []
     for item in items:

@@ -1,14 +1,14 @@
-"""The process that workers are forked from: warm, single-threaded, and without the control side's libraries.
+"""The process from which workers are forked: single-threaded, without the control side's libraries.
 
-How it works. Before the control side loads what only it needs (grpcio above all), the process forks once.
-The child keeps what is loaded by then, the data plane, and waits. For each worker the control side sends it
-one end of a socketpair; it forks, and the new process runs a data plane over that socket. So a worker is
-there after a few milliseconds, and shares the pages of all modules with the others; forking from the control
-process itself would copy its threads' locks in whatever state they are. What is alive is frozen before
-(`gc.freeze`), so that no collection writes to pages that are shared.
+How it works. Before the control side loads its own libraries (most of all grpcio), the process forks once.
+The child keeps the modules of the data plane, and waits. For each worker the control side sends it one end of
+a socketpair; it forks, and the new process runs a data plane over that socket. So a worker starts in a few
+milliseconds and shares the memory of all modules with the others. Forking from the control process itself
+would copy the locks of its threads in an arbitrary state. All live objects are frozen before (`gc.freeze`),
+so that no garbage collection writes to shared memory pages.
 
-Workers are its children: it tells the control side how they end. It ends with the control side, whose death
-closes the socket.
+Workers are its children: it reports to the control side how they end. It ends with the control side, whose
+end closes the socket.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENDED = msgspec.msgpack.Decoder(tuple[int, int])
 
 
 class ForkServer:
-    """The control side's handle of the process. A context manager, at whose end the process ends."""
+    """The control side's handle of the process. A context manager, which ends the process."""
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
@@ -54,9 +54,10 @@ class ForkServer:
         os.waitpid(self._pid, 0)  # it waits no longer than `ControlBounds.workers_end`
 
     def order(self, worker: socket.socket) -> None:
-        """Ask for a worker that talks over this socket, which stays the caller's. Does not wait.
+        """Ask for a worker that communicates over this socket, which the caller closes. Does not wait.
 
-        Should the process be gone, the worker is started by itself: a second, and memory of its own.
+        If the fork server has ended, the worker is started as a program of its own; that takes a second and
+        more memory.
         """
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [worker.fileno()]))]
         try:
@@ -89,9 +90,9 @@ class ForkServer:
 def start_fork_server(
     config: Config, private: Sequence[socket.socket] = (), bounds: ControlBounds = DEFAULTS.control
 ) -> ForkServer:
-    """Fork it off. To be called before there is a thread, and before grpcio is imported.
+    """Fork the process. Call it before there is a thread and before grpcio is imported.
 
-    private: sockets that stay with this process alone.
+    private: sockets that the child closes.
     """
     spare_collector()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -107,7 +108,7 @@ def start_fork_server(
 
 
 def _ends_the_process(work: Callable[[], None]) -> None:
-    """Run what a forked process is for, and never come back into the code that it was forked in."""
+    """Run the code of a forked process and end it; never return into the code that forked."""
     status = 1
     try:
         work()
@@ -122,7 +123,7 @@ def _ends_the_process(work: Callable[[], None]) -> None:
 
 
 def _serve(config: Config, control: socket.socket, patience: float) -> None:
-    """Fork a worker for each order, and tell of each that has ended, until the control side is gone."""
+    """Fork a worker for each request, and report the ends of workers, until the control side has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -169,7 +170,7 @@ def _order(control: socket.socket) -> int | None:
 
 
 def _ended(workers: set[int]) -> Iterator[tuple[int, int]]:
-    """Returns those that have ended and were not asked after yet: process id and status."""
+    """Returns the workers that have ended since the last call: process id and status."""
     while workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:

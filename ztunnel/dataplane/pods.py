@@ -1,4 +1,4 @@
-"""The pods of a data plane: one nursery for each, so that none disturbs another."""
+"""The pods of a data plane: one nursery for each, so that they do not affect each other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = get_logger("inpod::statemanager")
 
 
 class Pods:
-    """Starts, stops and drains pods, each in a task of the nursery given."""
+    """Starts, stops and drains pods, each in a task of the given nursery."""
 
     def __init__(self, shared: Shared, send: Callable[[FromDataPlane], None], nursery: trio.Nursery) -> None:
         self._shared = shared
@@ -54,7 +54,7 @@ class Pods:
         self._emptied = trio.lowlevel.ParkingLot()
 
     async def recheck_policies(self) -> None:
-        """Until cancelled: after a change of policy ask it again about every connection that is open."""
+        """Until cancelled: after a change of policy, check it again for every open connection."""
         while True:
             await self._policy_changed.wait()
             self._policy_changed = trio.Event()
@@ -63,9 +63,11 @@ class Pods:
                 await trio.lowlevel.checkpoint()
 
     def add(self, message: PodAdded) -> None:
-        """Start a pod; PodStarted or PodFailed answers. One with the same uid is stopped, not awaited.
+        """Start a pod. PodStarted or PodFailed is the answer.
 
-        The descriptors become ours.
+        An old pod with the same uid is stopped, not waited for.
+
+        It owns the descriptors from now on.
         """
         if self._deadline is not None:
             for descriptor in message.descriptors():
@@ -105,15 +107,15 @@ class Pods:
         self._nursery.start_soon(self._run_pod, pod, namespace, in_namespace, message.attempt, name=name)
 
     def remove(self, uid: str) -> None:
-        """Stop a pod at once. PodStopped follows when it has ended. An unknown uid is no error."""
+        """Stop a pod at once. PodStopped follows when it has ended. An unknown uid is ignored."""
         pod = self._pods.pop(uid, None)
         if pod is not None:
             pod.stop()
 
     def drain(self, deadline: float) -> None:
-        """Drain all pods; `wait_empty` returns when the last one has ended.
+        """Drain all pods. `wait_empty` returns when the last one has ended.
 
-        Logs how it gets on. No pod is started any more.
+        Logs the progress. No pod is started any more.
         """
         if self._deadline is not None:
             return
@@ -126,11 +128,11 @@ class Pods:
         )
 
     def drain_samples(self) -> list[Sample]:
-        """Metrics of a drain under way; none otherwise."""
+        """Returns the metrics of a drain in progress; none otherwise."""
         return [] if self._deadline is None else drain_samples(self._alive, self._deadline)
 
     def stall_samples(self) -> list[Sample]:
-        """Metrics of what cannot move at this moment."""
+        """Returns the metrics of streams that are stalled now."""
         counted = [stalled(pod) for pod in self._pods.values()]
         ejected = sum(len(pod.outbound.ejection.since()) for pod in self._pods.values() if pod.outbound)
         return [
@@ -150,11 +152,11 @@ class Pods:
             await self._emptied.park()
 
     def policy_changed(self) -> None:
-        """Ask policy again about every connection that is open."""
+        """Check policy again for every open connection."""
         self._policy_changed.set()
 
     def workloads_changed(self, uids: Collection[str]) -> None:
-        """Workloads came, changed or went: tunnels to them may be stale, connections to ours refused."""
+        """Workloads were added, changed or removed: check tunnels to them, and connections to ours."""
         if not uids:
             return
         ours = False
@@ -167,16 +169,16 @@ class Pods:
             self.policy_changed()
 
     def revocations_changed(self, revocations: Revocations) -> None:
-        """New revocation lists: open tunnels are checked against them."""
+        """Check open tunnels against new revocation lists."""
         for pod in list(self._pods.values()):
             close_revoked(pod, revocations)
 
     def all(self) -> list[PodProxy]:
-        """Every pod that is served."""
+        """Returns every pod that is served."""
         return list(self._pods.values())
 
     async def connections(self) -> tuple[PodConnections, ...]:
-        """Returns what every pod has open, for the admin dump; others run in between."""
+        """Returns the open connections of every pod, for the admin dump; other tasks run in between."""
         shown: list[PodConnections] = []
         for uid, pod in list(self._pods.items()):
             if pod.context.inbound_only:
@@ -196,7 +198,7 @@ class Pods:
     async def _run_pod(
         self, pod: PodProxy, namespace: Namespace | None, sockets: NamespaceSockets | None, attempt: int
     ) -> None:
-        """One pod from its first socket to its last. Whatever happens to it ends here."""
+        """Run one pod from its start to its end. Every failure of it ends here."""
         uid = pod.context.uid
         started = False
         failure: str | None = None

@@ -1,8 +1,8 @@
 """A data plane in a process of its own: ``python -m ztunnel.dataplane.worker DESCRIPTOR``.
 
-The descriptor is one end of a socketpair whose other end the control process holds. The configuration comes
-from the environment, as there. The process ends when the control process closes its end, or when a drain is
-over.
+The descriptor is one end of a socketpair; the control process has the other end. The configuration comes from
+the environment, as in the control process. The process ends when the control process closes its end, or when
+a drain is complete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ztunnel.system.memory import spare_collector
 
 
 async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
-    """Run a data plane over a socketpair until either side is done. Closes the socket."""
+    """Run a data plane over a socketpair until either side ends. Closes the socket."""
     out_send, out_receive = trio.open_memory_channel[FromDataPlane](float("inf"))
     in_send, in_receive = trio.open_memory_channel[ToDataPlane](16)
 
@@ -37,7 +37,7 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
                 async for message in out_receive:
                     await control.send(message)
             except trio.BrokenResourceError:
-                # Nobody is there to be told; what arrives for us has ended as well.
+                # Nobody is left to receive messages, and nobody can send any.
                 return
 
     async def listen() -> None:
@@ -77,14 +77,15 @@ async def _main(config: Config, descriptor: int) -> None:
 
 
 def run(config: Config, descriptor: int) -> None:
-    """A worker's life. descriptor: of the socketpair; closed at the end."""
-    # The control process decides when to end; a signal to the whole group must not come before its word.
+    """Run a worker process. ``descriptor``: of the socketpair; closed at the end."""
+    # The control process decides when to end. A signal to the whole process group must not end workers
+    # earlier.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         raise_descriptor_limit()
     except (OSError, ValueError):
-        pass  # the control process has said so
+        pass  # the control process ended the worker
     try:
         trio.run(_main, config, descriptor)
     finally:
@@ -92,7 +93,7 @@ def run(config: Config, descriptor: int) -> None:
 
 
 def main() -> None:
-    """Entry of a worker that is started by itself."""
+    """The entry point of a worker that is started as a program."""
     setup_logging(os.environ)
     spare_collector()
     try:

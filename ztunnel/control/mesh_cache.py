@@ -1,9 +1,9 @@
-"""What a worker that starts late has to be told of the mesh: all resources in force, in a file in memory.
+"""The mesh for workers that start late: all resources in force, in a file in memory.
 
-Workers hold the mesh, each for itself; the control side keeps the bytes that came, so that a new worker can
-have them without asking the control plane. They are appended to a memfd as they come into force, removals
-too; when half of the file may be out of date, it is written anew with what is still in force. So it takes
-the size of the resources, up to twice, outside of Python's heap, and nothing for each object.
+Each worker has its own mesh. The control side keeps the bytes of the resources, so that a new worker gets
+them without a request to the control plane. Changes and removals are appended to a memfd as they come into
+force; when half of the file may be out of date, it is written again with what is still in force. So it takes
+at most twice the size of the resources, outside of Python's heap, and nothing for each object.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 
 PART = 2000
-"""Resources in one delta that is made of the journal."""
+"""Resources in one delta that is made from the cache."""
 
 _HEADER = struct.Struct("<BBHi")  # kind, origin, length of the name, length of the body or -1 for a removal
 _KINDS = tuple(ResourceKind)
@@ -24,10 +24,10 @@ _ORIGINS = tuple(Origin)
 _REMOVED = -1
 
 
-class MeshJournal:
-    """The file. `close` it in the end.
+class MeshCache:
+    """The file. `close` it at the end.
 
-    slack: bytes of what was replaced that the file may hold, beside as much as what is in force.
+    slack: bytes of replaced resources that the file may have, in addition to as many as are in force.
     """
 
     def __init__(self, slack: int) -> None:
@@ -37,16 +37,16 @@ class MeshJournal:
         self._compact_at = slack
 
     def close(self) -> None:
-        """Give up the file."""
+        """Close the file."""
         os.close(self._file)
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return self._size
 
     def record(self, delta: MeshDelta, rejected: frozenset[str]) -> None:
-        """A delta has come into force, but for the resources with these names."""
+        """A delta was applied, except for the resources with these names."""
         head = _KINDS.index(delta.kind), _ORIGINS.index(delta.origin)
         records = [
             _record(head, resource.name, resource.body)
@@ -59,7 +59,7 @@ class MeshJournal:
             self._compact()
 
     def deltas(self) -> Iterator[MeshDelta]:
-        """Returns the resources in force as deltas without numbers; the journal must not change meanwhile."""
+        """Returns the resources in force as deltas without numbers. The cache must not change meanwhile."""
         parts: dict[tuple[int, int], list[Resource]] = {}
         with self._mapped() as data:
             for (kind, origin, name), (start, end) in self._in_force(data).items():
@@ -79,13 +79,13 @@ class MeshJournal:
             view = view[written:]
 
     def _mapped(self) -> mmap.mmap:
-        # A mapping cannot be empty.
+        # An empty file cannot be mapped.
         if self._size == 0:
             return mmap.mmap(-1, mmap.PAGESIZE)
         return mmap.mmap(self._file, self._size, prot=mmap.PROT_READ)
 
     def _in_force(self, data: mmap.mmap) -> dict[tuple[int, int, str], tuple[int, int]]:
-        """Returns where the bodies are of what has not been replaced or removed."""
+        """Returns the positions of the bodies that were neither replaced nor removed."""
         found: dict[tuple[int, int, str], tuple[int, int]] = {}
         at = 0
         while at < self._size:

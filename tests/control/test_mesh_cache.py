@@ -1,4 +1,4 @@
-"""The journal gives back what is in force, however it came about."""
+"""The cache gives back what is in force, however it came about."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.control import journal as module
-from ztunnel.control.journal import MeshJournal
+from ztunnel.control import mesh_cache as module
+from ztunnel.control.mesh_cache import MeshCache
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 
 
 @pytest.fixture
-def journal() -> Iterator[MeshJournal]:
-    made = MeshJournal(10_000)
+def cache() -> Iterator[MeshCache]:
+    made = MeshCache(10_000)
     yield made
     made.close()
 
 
-def in_force(journal: MeshJournal) -> dict[tuple[ResourceKind, Origin, str], bytes]:
+def in_force(cache: MeshCache) -> dict[tuple[ResourceKind, Origin, str], bytes]:
     found = {}
-    for delta in journal.deltas():
+    for delta in cache.deltas():
         assert not delta.removed
         assert 0 < len(delta.resources) <= module.PART
         for one in delta.resources:
@@ -32,24 +32,24 @@ def in_force(journal: MeshJournal) -> dict[tuple[ResourceKind, Origin, str], byt
     return found
 
 
-def test_an_empty_one_has_nothing(journal):
-    assert list(journal.deltas()) == []
+def test_an_empty_one_has_nothing(cache):
+    assert list(cache.deltas()) == []
 
 
-def test_what_was_rejected_leaves_what_was_there(journal):
-    journal.record(MeshDelta(1, ResourceKind.ADDRESS, (Resource("a", b"first"),)), frozenset())
-    journal.record(
+def test_what_was_rejected_leaves_what_was_there(cache):
+    cache.record(MeshDelta(1, ResourceKind.ADDRESS, (Resource("a", b"first"),)), frozenset())
+    cache.record(
         MeshDelta(2, ResourceKind.ADDRESS, (Resource("a", b"bad"), Resource("b", b"good"))), frozenset({"a"})
     )
     address, xds = ResourceKind.ADDRESS, Origin.XDS
-    assert in_force(journal) == {(address, xds, "a"): b"first", (address, xds, "b"): b"good"}
+    assert in_force(cache) == {(address, xds, "a"): b"first", (address, xds, "b"): b"good"}
 
 
-def test_many_come_in_parts(journal):
+def test_many_come_in_parts(cache):
     many = tuple(Resource(f"cluster//Pod/ns/{number}", b"x" * (number % 7)) for number in range(5000))
-    journal.record(MeshDelta(1, ResourceKind.ADDRESS, many), frozenset())
-    assert [len(delta.resources) for delta in journal.deltas()] == [2000, 2000, 1000]
-    assert {resource for delta in journal.deltas() for resource in delta.resources} == set(many)
+    cache.record(MeshDelta(1, ResourceKind.ADDRESS, many), frozenset())
+    assert [len(delta.resources) for delta in cache.deltas()] == [2000, 2000, 1000]
+    assert {resource for delta in cache.deltas() for resource in delta.resources} == set(many)
 
 
 deltas = st.builds(
@@ -66,23 +66,23 @@ deltas = st.builds(
 
 @given(st.lists(deltas, max_size=30))
 def test_it_is_what_a_dictionary_would_hold_and_stays_small(changes):
-    journal = MeshJournal(500)
+    cache = MeshCache(500)
     try:
         naive: dict[tuple[ResourceKind, Origin, str], bytes] = {}
         for delta in changes:
-            journal.record(delta, frozenset({"c"}))
+            cache.record(delta, frozenset({"c"}))
             naive |= {(delta.kind, delta.origin, one.name): one.body for one in delta.resources}
             naive = {key: body for key, body in naive.items() if key[2] != "c"}
             for name in delta.removed:
                 naive.pop((delta.kind, delta.origin, name), None)
-            assert in_force(journal) == naive
+            assert in_force(cache) == naive
     finally:
-        journal.close()
+        cache.close()
 
 
-def test_what_is_replaced_again_and_again_does_not_fill_the_file(journal):
+def test_what_is_replaced_again_and_again_does_not_fill_the_file(cache):
     body = b"x" * 1000
     for _ in range(5000):
-        journal.record(MeshDelta(0, ResourceKind.ADDRESS, (Resource("a", body),)), frozenset())
-    assert journal.size < 20_000
-    assert in_force(journal) == {(ResourceKind.ADDRESS, Origin.XDS, "a"): body}
+        cache.record(MeshDelta(0, ResourceKind.ADDRESS, (Resource("a", body),)), frozenset())
+    assert cache.size < 20_000
+    assert in_force(cache) == {(ResourceKind.ADDRESS, Origin.XDS, "a"): body}
