@@ -27,7 +27,7 @@ class GenerationCache(Generic[_K, _V]):
         return len(self._young) + len(self._old)
 
     def get(self, key: _K) -> _V | None:
-        """The value for a key, None when it is not (or no longer) known."""
+        """Returns the value for a key, None when it is not (or no longer) known."""
         value = self._young.get(key)
         if value is None and self._old:
             value = self._old.pop(key, None)
@@ -44,6 +44,6 @@ class GenerationCache(Generic[_K, _V]):
         return value
 
     def drop(self, key: _K) -> None:
-        """Forget a value, if there is one."""
+        """Forgets a value, if there is one."""
         self._young.pop(key, None)
         self._old.pop(key, None)

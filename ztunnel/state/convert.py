@@ -43,7 +43,7 @@ class ServiceParts(NamedTuple):
 
 
 def decoded(kind: Any, body: bytes) -> Any:
-    """Read a protobuf message. Raises RejectedError, with the text that goes into a NACK."""
+    """Reads a protobuf message. Raises RejectedError, with the text that goes into a NACK."""
     try:
         return wire.parse(kind, body)
     except WireError as error:
@@ -59,7 +59,7 @@ def from_file(body: bytes, parse: Callable[[Any, str], Any]) -> Any:
 
 
 def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
-    """What the bytes of an ``istio.workload.Address`` hold, or those of the file. Raises RejectedError."""
+    """Returns what an ``istio.workload.Address`` holds, or an object of the file. Raises RejectedError."""
     if local:
         parts: WorkloadParts | ServiceParts = from_file(body, _FILE_OBJECT.parse)
         return parts
@@ -73,12 +73,12 @@ def address(body: bytes, *, local: bool) -> WorkloadParts | ServiceParts:
 
 
 def file_workload(value: Any, place: str = "") -> WorkloadParts:
-    """A workload from what the local file says. Raises LocalConfigError."""
+    """Returns a workload from what the local file says. Raises LocalConfigError."""
     return _workload_parts(WORKLOAD.parse_fields(value, place))
 
 
 def file_service(value: Any, place: str = "") -> ServiceParts:
-    """A service from what the local file says. Raises LocalConfigError."""
+    """Returns a service from what the local file says. Raises LocalConfigError."""
     fields = SERVICE.parse_fields(value, place)
     endpoints = fields.pop("endpoints")
     return ServiceParts(SERVICE.model(**fields), endpoints)
@@ -122,7 +122,7 @@ def _workload_parts(fields: dict[str, Any]) -> WorkloadParts:
 
 
 def pack_endpoint(ports: Mapping[int, int], status: HealthStatus) -> bytes:
-    """What a workload is as an endpoint, as few bytes. Many endpoints are the same and share them."""
+    """Returns what a workload is as an endpoint, as few bytes. Many endpoints are the same and share them."""
     pairs = [_PORT_PAIR.pack(service_port, target) for service_port, target in ports.items()]
     return (HEALTHY if status is HealthStatus.HEALTHY else UNHEALTHY) + b"".join(pairs)
 

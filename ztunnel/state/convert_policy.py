@@ -22,7 +22,7 @@ _NEVER = Match()
 
 
 def authorization(body: bytes, *, local: bool = False) -> Authorization:
-    """The policy that the bytes of an ``istio.security.Authorization`` hold, or of one of the local file.
+    """Returns the policy that an ``istio.security.Authorization`` holds, or one of the local file.
 
     Raises RejectedError for bytes that are no such message and for an unknown scope or action.
     """

@@ -158,7 +158,7 @@ SERVICE = Record(
     Field("ip_families", _FAMILIES),
     Field("canonical", TRUTH, always=True),
     Field("visibility", _VISIBILITY, always=True),
-    extra=(Field("endpoints", Kind(file.mapped(ENDPOINT.parse), default={})),),
+    extra=(Field("endpoints", Kind(file.mapped(ENDPOINT.parse, file.text), default={})),),
 )
 
 # -- policies ----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ _ENDPOINTS = 512
 
 
 def dump_workloads(store: MeshStore) -> Iterator[Any]:
-    """All workloads, sorted by uid."""
+    """Yields all workloads, sorted by uid."""
     for uid in _sorted(store.workloads.uids()):
         if uid is None:
             yield None
@@ -44,7 +44,7 @@ def dump_workloads(store: MeshStore) -> Iterator[Any]:
 
 
 def dump_services(store: MeshStore) -> Iterator[Any]:
-    """All services with their endpoints, sorted by hostname, those of one hostname in store order."""
+    """Yields all services with their endpoints, sorted by hostname, those of one hostname in store order."""
     services = store.services
     for hostname in _sorted(services.hostnames()):
         if hostname is None:
@@ -59,7 +59,7 @@ def dump_services(store: MeshStore) -> Iterator[Any]:
 
 
 def dump_policies(store: MeshStore) -> Iterator[Any]:
-    """All policies, sorted by the key under which they are stored."""
+    """Yields all policies, sorted by the key under which they are stored."""
     for key in _sorted(store.policies.keys()):
         policy = None if key is None else store.policies.get(key)
         if policy is not None:
@@ -69,7 +69,7 @@ def dump_policies(store: MeshStore) -> Iterator[Any]:
 
 
 def dump_staged(store: MeshStore) -> Iterator[Any]:
-    """The endpoints of services that were not received, as (``namespace/hostname``, endpoints by uid)."""
+    """Yields the endpoints of services that were not received: ``namespace/hostname``, endpoints by uid."""
     services = store.services
     for key in sorted(services.staged_keys()):
         shown = yield from _endpoints(services, services.staged(key))
@@ -79,7 +79,7 @@ def dump_staged(store: MeshStore) -> Iterator[Any]:
 def _endpoints(
     services: ServiceIndex, endpoints: Mapping[str, bytes | Endpoint]
 ) -> Generator[None, None, Json]:
-    """The endpoints of a service by workload uid, with pauses: there may be as many as workloads."""
+    """Returns the endpoints of a service by workload uid, with pauses: there may be as many as workloads."""
     shown: Json = {}
     kinds: dict[bytes | Endpoint, Json] = {}  # all are of few kinds
     for count, uid in enumerate(_sorted(list(endpoints)), 1):
@@ -99,7 +99,7 @@ def _endpoints(
 
 
 def _sorted(keys: list[str]) -> Iterator[str | None]:
-    """The keys in order, with pauses while many are being sorted."""
+    """Yields the keys in order, with pauses while many are being sorted."""
     if len(keys) <= _RUN:
         yield from sorted(keys)
         return

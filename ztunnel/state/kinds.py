@@ -30,7 +30,7 @@ class RejectedError(ValueError):
 
 
 def same(value: Any) -> Any:
-    """The value itself, where two forms are one."""
+    """Returns the value itself, where two forms are one."""
     return value
 
 
@@ -59,7 +59,7 @@ TEXT = Kind(text, default="")
 
 
 def many(kind: Kind) -> Kind:
-    """The kind of a repeated field: a tuple in the model, a list elsewhere."""
+    """Returns the kind of a repeated field: a tuple in the model, a list elsewhere."""
     read, show, display = kind.read, kind.show, kind.display
     return Kind(
         parse=listed(kind.parse),
@@ -210,15 +210,15 @@ class Record:
         self.messages = [field.wire_name for field in fields if field.kind.message]
 
     def kind(self, *, default: Any = None) -> Kind:
-        """Messages of this description as values of a field."""
+        """Returns the kind of a field that holds such messages."""
         return Kind(self.parse, self.read, self.show, default=default, message=True)
 
     def read(self, message: Any) -> Any:
-        """The model's value of a message. Raises RejectedError."""
+        """Returns the model's value of a message. Raises RejectedError."""
         return self.model(**self.read_fields(message))
 
     def read_fields(self, message: Any) -> dict[str, Any]:
-        """The fields of a message as the model's values. Raises RejectedError."""
+        """Returns the fields of a message as the model's values. Raises RejectedError."""
         values = dict(zip(self._names, self._get_same(message), strict=True))
         for name, wire, read, optional, default in self._reads:
             if optional and not message.HasField(wire):
@@ -228,7 +228,7 @@ class Record:
         return values
 
     def show(self, value: Any) -> dict[str, Json]:
-        """The form of the dump: without what is empty, but for what readers expect."""
+        """Returns the form of the dump: without what is empty, but for what readers expect."""
         return {
             shown: show(one)
             for (shown, show, always, empty), one in zip(self._shows, self._get(value), strict=True)
@@ -236,7 +236,7 @@ class Record:
         }
 
     def display(self, message: Any) -> dict[str, Json]:
-        """What `show` gives for the model's value of a message that is known to be readable."""
+        """Returns what `show` gives for the model's value of a message that is known to be readable."""
         shown = {
             name: value
             for (name, always), value in zip(self._same_shown, self._get_same(message), strict=True)
@@ -249,11 +249,11 @@ class Record:
         return shown
 
     def parse(self, value: Any, place: str) -> Any:
-        """The model's value of what the file says. Raises LocalConfigError."""
+        """Returns the model's value of what the file says. Raises LocalConfigError."""
         return self.model(**self.parse_fields(value, place))
 
     def parse_fields(self, value: Any, place: str) -> dict[str, Any]:
-        """The fields of what the file says. Raises LocalConfigError."""
+        """Returns the fields of what the file says. Raises LocalConfigError."""
         members = mapping(value, place, self._allowed)
         values: dict[str, Any] = {}
         for field in self._parsed:

@@ -15,6 +15,7 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import IPAddress
 
 _T = TypeVar("_T")
+_K = TypeVar("_K")
 _E = TypeVar("_E", bound=Enum)
 
 _PORT = 0xFFFF
@@ -35,44 +36,47 @@ class Tagged(NamedTuple):
 
 def mapping(value: object, place: str, known: Sequence[str] | None) -> Mapping[Any, Any]:
     """Returns the value, a mapping. known: all names that may occur, None where unknown ones are ignored."""
-    if not isinstance(value, Mapping):
-        raise wrong_type(value, "a mapping", place)
-    for name in value:
+    members: Mapping[Any, Any] = _instance(value, Mapping, "a mapping", place)
+    for name in members:
         if known is not None and name not in known:
             raise problem(place, f"unknown field `{name}`, expected {_one_of(known)}")
-    return value
+    return members
 
 
 def problem(place: str, text: str) -> LocalConfigError:
-    """An error at a place, which is empty for the whole file."""
+    """Returns an error at a place, which is empty for the whole file."""
     return LocalConfigError(f"{place}: {text}" if place else text)
 
 
 def wrong_type(value: object, expected: str, place: str) -> LocalConfigError:
-    """The error about a value of another kind than expected."""
+    """Returns the error about a value of another kind than expected."""
     return problem(place, f"invalid type: {_shown(value)}, expected {expected}")
 
 
+def _instance(value: object, kind: type, expected: str, place: str) -> Any:
+    """Returns the value, if it is of this kind."""
+    if not isinstance(value, kind):
+        raise wrong_type(value, expected, place)
+    return value
+
+
 def text(value: Any, place: str) -> str:
-    """A text."""
-    if not isinstance(value, str):
-        raise wrong_type(value, "a string", place)
+    """Returns the value, which is a text."""
+    found: str = _instance(value, str, "a string", place)
     try:
-        value.encode()
+        found.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from an escape
         raise problem(place, "invalid value: not Unicode text") from None
-    return value
+    return found
 
 
 def truth(value: Any, place: str) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise wrong_type(value, "a boolean", place)
-    return value
+    """Returns the value, which is true or false."""
+    return bool(_instance(value, bool, "a boolean", place))
 
 
 def integer(highest: int, kind: str) -> Callable[[Any, str], int]:
-    """A reader of numbers from 0 to ``highest``; ``kind`` is what an error calls them."""
+    """Returns a reader of numbers from 0 to ``highest``; ``kind`` is what an error calls them."""
 
     def read(value: Any, place: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -85,29 +89,29 @@ def integer(highest: int, kind: str) -> Callable[[Any, str], int]:
 
 
 def listed(read: Callable[[Any, str], _T]) -> Callable[[Any, str], tuple[_T, ...]]:
-    """A reader of lists of what ``read`` reads."""
+    """Returns a reader of lists of what ``read`` reads."""
 
     def read_all(value: Any, place: str) -> tuple[_T, ...]:
-        if not isinstance(value, list):
-            raise wrong_type(value, "a sequence", place)
-        return tuple([read(item, f"{place}[{index}]") for index, item in enumerate(value)])
+        items = _instance(value, list, "a sequence", place)
+        return tuple([read(item, f"{place}[{index}]") for index, item in enumerate(items)])
 
     return read_all
 
 
-def mapped(read: Callable[[Any, str], _T]) -> Callable[[Any, str], dict[str, _T]]:
-    """A reader of mappings from texts to what ``read`` reads."""
+def mapped(
+    read: Callable[[Any, str], _T], read_key: Callable[[Any, str], _K]
+) -> Callable[[Any, str], dict[_K, _T]]:
+    """Returns a reader of mappings from what ``read_key`` reads to what ``read`` reads."""
 
-    def read_all(value: Any, place: str) -> dict[str, _T]:
-        if not isinstance(value, Mapping):
-            raise wrong_type(value, "a map", place)
-        return {text(key, place): read(item, f"{place}.{key}") for key, item in value.items()}
+    def read_all(value: Any, place: str) -> dict[_K, _T]:
+        items = _instance(value, Mapping, "a map", place)
+        return {read_key(key, place): read(item, f"{place}.{key}") for key, item in items.items()}
 
     return read_all
 
 
 def variant(names: type[_E]) -> Callable[[Any, str], _E]:
-    """A reader of the names of an enumeration, which are case-sensitive."""
+    """Returns a reader of the names of an enumeration, which are case-sensitive."""
 
     def read(value: Any, place: str) -> _E:
         name = text(value, place)
@@ -124,20 +128,16 @@ port = integer(_PORT, "u16")
 number = integer(0xFFFFFFFF, "u32")
 
 
-def ports(value: Any, place: str) -> dict[int, int]:
-    """A map of ports. Keys may be texts too, as they are in the JSON of the dump."""
-    if not isinstance(value, Mapping):
-        raise wrong_type(value, "a map", place)
-    return {
-        port(int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key, place): port(
-            target, f"{place}.{key}"
-        )
-        for key, target in value.items()
-    }
+def _port_name(key: Any, place: str) -> int:
+    """Returns the port that a key is; it may be a text too, as it is in the JSON of the dump."""
+    return port(int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key, place)
+
+
+ports = mapped(port, _port_name)
 
 
 def address(value: Any, place: str) -> IPAddress:
-    """An IP address."""
+    """Returns the IP address that a text is."""
     # Python takes a scope id for part of an IPv6 address; none of the addresses here has one.
     plain = text(value, place).replace("%", " ")
     try:

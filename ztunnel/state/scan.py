@@ -76,7 +76,7 @@ class Scanner:
         self._inner: GenerationCache[tuple[bytes, ...], tuple[bytes, ...]] = GenerationCache(_MEMORY)
 
     def scan(self, body: bytes, *, local: bool) -> WorkloadKeys | ServiceParts:
-        """The keys of a workload, or the whole of a service, from the bytes of an Address.
+        """Returns the keys of a workload, or the whole of a service, from the bytes of an Address.
 
         ``local``: it is from the local file. Raises RejectedError.
         """
@@ -91,7 +91,7 @@ class Scanner:
         return self.keys(parts) if isinstance(parts, WorkloadParts) else parts
 
     def keys(self, parts: WorkloadParts) -> WorkloadKeys:
-        """The keys of a workload that was read in full."""
+        """Returns the keys of a workload that was read in full."""
         workload, services = parts
         on_node = self._node is None or workload.node == self._node
         return WorkloadKeys(
@@ -109,7 +109,7 @@ class Scanner:
         )
 
     def _quick(self, message: Any) -> WorkloadKeys:
-        """The same keys of a workload from the control plane. Raises what `scan` catches."""
+        """Returns the same keys of a workload from the control plane. Raises what `scan` catches."""
         inner = _INNER(message)
         if inner != _NO_INNER and not self._inner.get(inner):
             self._read_inner(inner)
@@ -146,7 +146,7 @@ class Scanner:
         )
 
     def _membership(self, body: bytes) -> tuple[Membership, Membership]:
-        """One entry of the map of services, as of a healthy and of an unhealthy workload."""
+        """Returns an entry of the map of services, as that of a healthy and of an unhealthy workload."""
         entry = wire.parse(wire.SERVICES_ENTRY, body)
         key, ports = namespaced_hostname(entry.key), read_ports(entry.value.ports)
         pair = (
@@ -156,7 +156,7 @@ class Scanner:
         return self._services.put(body, pair)
 
     def _read_inner(self, inner: tuple[bytes, ...]) -> None:
-        """Read these inner messages as those of a workload that has nothing else."""
+        """Reads these inner messages as those of a workload that has nothing else."""
         fields = {name: body for name, body in zip(_INNER_NAMES, inner, strict=True) if body}
         convert.address(wire.ADDRESS_KEYS(workload=fields).SerializeToString(), local=False)
         self._inner.put(inner, inner)

@@ -163,7 +163,7 @@ def _take_over(
     *,
     accepts_all: bool,
 ) -> None:
-    """Take over what workloads said about themselves; what a file wrote was part of the old service."""
+    """Takes over what workloads said about themselves; what a file wrote was part of the old service."""
     for uid, packed in others.items():
         if isinstance(packed, bytes):
             (into if accepts_all or packed[:1] == HEALTHY else refused)[uid] = packed

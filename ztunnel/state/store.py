@@ -37,7 +37,7 @@ class MeshStore:
         return self._version
 
     def begin(self, delta: MeshDelta) -> Application:
-        """Start to put a delta into force; call `Application.step` until it returns True.
+        """Starts to put a delta into force; call `Application.step` until it returns True.
 
         One delta at a time: finish it before the next begins.
         """
@@ -46,71 +46,71 @@ class MeshStore:
         return AddressApplication(delta, self._touch, self.workloads, self.services)
 
     def apply(self, delta: MeshDelta) -> Application:
-        """Put a delta into force at once. Returns what it did."""
+        """Puts a delta into force at once. Returns what it did."""
         application = self.begin(delta)
         while not application.step():
             pass
         return application
 
     def workload(self, uid: str) -> Workload | None:
-        """The workload with this uid."""
+        """Returns the workload with this uid."""
         return self.workloads.get(uid)
 
     def workload_by_address(self, network: str, ip: IPAddress) -> Workload | None:
-        """The best workload at an address: pods before others, HBONE before TCP, the last inserted wins."""
+        """Returns the best workload at an address: pods before others, then HBONE, then the last inserted."""
         return self.workloads.by_address(network, ip)
 
     def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
-        """A workload of this namespace that is known by hostname. No workload has the empty one."""
+        """Returns a workload of this namespace that is known by hostname. No workload has the empty one."""
         return self.workloads.by_hostname(namespace, hostname)
 
     def local_workload(self, name: str, namespace: str, service_account: str) -> Workload | None:
-        """A workload of this node (of any node, when ours has no name) by the names that the CNI knows."""
+        """Returns a workload of our node, of any if ours has no name, by the names that the CNI knows."""
         return self.workloads.on_node(name, namespace, service_account)
 
     def service(self, namespace: str, hostname: str) -> Service | None:
-        """The service with this key."""
+        """Returns the service with this key."""
         entry = self.services.entry(NamespacedHostname(namespace, hostname))
         return None if entry is None else self.services.service(entry)
 
     def services_by_vip(self, network: str, ip: IPAddress) -> Sequence[Service]:
-        """All services with exactly this virtual address, at most one a namespace, in store order."""
+        """Returns all services with exactly this virtual address, at most one a namespace, in store order."""
         return [self.services.service(entry) for entry in self.services.vips.exact(network, ip)]
 
     def services_by_cidr(self, network: str, ip: IPAddress) -> Sequence[tuple[CidrVip, Service]]:
-        """All virtual address ranges of this network that contain the address, in store order."""
+        """Returns all virtual address ranges of this network that contain the address, in store order."""
         return [
             (vip, self.services.service(entry)) for vip, entry in self.services.vips.containing(network, ip)
         ]
 
     def services_by_hostname(self, hostname: str) -> Sequence[Service]:
-        """All services with exactly this hostname, at most one a namespace, in store order."""
+        """Returns all services with exactly this hostname, at most one a namespace, in store order."""
         return [self.services.service(entry) for entry in self.services.by_hostname(hostname)]
 
     def endpoints(self, service: Service) -> Mapping[str, Endpoint]:
-        """The endpoints of a service by workload uid, filtered by its health policy; none if it is gone.
+        """Returns the endpoints that a service's health policy takes, by workload uid; none if it is gone.
 
         Not to be changed, nor held across an await: it changes with the store.
         """
         return self.services.endpoints(service.key)
 
     def services_of(self, workload: Workload) -> Iterator[Service]:
-        """The known services that list this workload's uid among their endpoints, in the workload's order."""
+        """Returns the known services that have this workload as an endpoint, in the workload's order."""
         for key in workload.services:
             entry = self.services.entry(key)
             if entry is not None and workload.uid in entry.endpoints:
                 yield self.services.service(entry)
 
     def policy(self, key: str) -> Authorization | None:
-        """The policy stored under ``namespace/name``."""
+        """Returns the policy stored under ``namespace/name``."""
         return self.policies.get(key)
 
     def namespace_policies(self, namespace: str) -> Sequence[Authorization]:
-        """All policies of scope NAMESPACE in this namespace."""
+        """Returns all policies of scope NAMESPACE in this namespace."""
         return self.policies.in_namespace(namespace)
 
     def global_policies(self) -> Sequence[Authorization]:
-        """All policies of scope GLOBAL."""
+        """Returns all policies of scope GLOBAL."""
         return self.policies.everywhere()
 
     def _touch(self) -> None:

@@ -32,7 +32,7 @@ class _Field(NamedTuple):
 
 
 def check(descriptor: Any, data: bytes, pos: int = 0, end: int = -1) -> None:
-    """Go over ``data[pos:end]`` (default: all) as a message of this type.
+    """Goes over ``data[pos:end]`` (default: all) as a message of this type.
 
     ``descriptor`` is one of the protobuf package. Raises WireError for whatever is not such a message.
     """
@@ -53,7 +53,7 @@ def check(descriptor: Any, data: bytes, pos: int = 0, end: int = -1) -> None:
 
 
 def _check_value(field: _Field, wire_type: int, data: bytes, pos: int, end: int) -> int:
-    """Check the value of a known field, and return where it ends."""
+    """Checks the value of a known field, and returns where it ends."""
     if wire_type != field.wire_type and not (field.packable and wire_type == _DELIMITED):
         raise _wrong_type(wire_type, field.wire_type)
     stop = _skip(data, pos, end, wire_type)

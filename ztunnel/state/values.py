@@ -28,7 +28,7 @@ WRAPPED_NUMBER = Kind(file.number, read=lambda message: message.value, message=T
 
 
 def ip_from_bytes(octets: bytes) -> IPAddress:
-    """An address from its 4 or 16 bytes. Raises RejectedError."""
+    """Returns an address from its 4 or 16 bytes. Raises RejectedError."""
     if len(octets) == 4:
         return IPv4Address(octets)
     if len(octets) == 16:
@@ -63,7 +63,7 @@ class _WrittenIPv6Network(_Written, IPv6Network):
 
 
 def written_network(ip: IPAddress, length: int) -> IPNetwork:
-    """The network of an address and a prefix length; it prints with the host bits. Raises RejectedError."""
+    """Returns the network of a prefix length, which prints with the host bits. Raises RejectedError."""
     if not 0 <= length <= ip.max_prefixlen:
         raise RejectedError("invalid cidr: invalid IP prefix length")
     # The stock class is smaller, and pickles and compares as such; most networks have no host bits.
@@ -75,7 +75,7 @@ def written_network(ip: IPAddress, length: int) -> IPNetwork:
 
 
 def _parse_network(value: Any, place: str) -> IPNetwork:
-    """A network with its prefix length; host bits are kept."""
+    """Returns a network with its prefix length; host bits are kept."""
     start, slash, length = file.text(value, place).partition("/")
     if not (slash and length.isascii() and length.isdigit() and len(length) <= 3):
         raise file.problem(place, "invalid IP address syntax")
@@ -89,7 +89,7 @@ def _parse_network(value: Any, place: str) -> IPNetwork:
 
 
 def namespaced_hostname(key: str) -> NamespacedHostname:
-    """The key of a service from ``namespace/hostname``. Raises RejectedError."""
+    """Returns the key of a service from ``namespace/hostname``. Raises RejectedError."""
     try:
         return NamespacedHostname.parse(key)
     except ValueError as error:
@@ -104,7 +104,7 @@ def _parse_hostname(value: str, place: str) -> NamespacedHostname:
 
 
 def _parse_destination(value: Any, place: str) -> NetworkAddress | NamespacedHostname:
-    """An address if what follows the first slash is one, else the name of a service."""
+    """Returns an address if what follows the first slash is one, else the name of a service."""
     first, _, rest = file.text(value, place).partition("/")
     try:
         return NetworkAddress(first, file.address(rest, place))
@@ -120,7 +120,7 @@ _GATEWAY_OF_FILE = Record(
 
 
 def _read_gateway(message: Any) -> GatewayAddress:
-    """A waypoint or network gateway. Raises RejectedError when it refers to nothing."""
+    """Returns a waypoint or network gateway. Raises RejectedError when it refers to nothing."""
     port = message.hbone_mtls_port & _PORT
     kind = message.WhichOneof("destination")
     if kind == "hostname":
@@ -139,12 +139,12 @@ GATEWAY = Kind(_GATEWAY_OF_FILE.parse, _read_gateway, _GATEWAY_OF_FILE.show, mes
 
 
 def read_ports(ports: Iterable[Any]) -> dict[int, int]:
-    """Service ports to target ports. Numbers are cut to 16 bits, and the last of equal ones wins."""
+    """Returns target ports by service port. Numbers are cut to 16 bits; the last of equal ones wins."""
     return {port.service_port & _PORT: port.target_port & _PORT for port in ports}
 
 
 def show_ports(ports: Mapping[int, int]) -> dict[str, int]:
-    """A port map; the names of members of a JSON object are texts."""
+    """Returns a port map as JSON has it, where names are texts."""
     return {str(port): target for port, target in ports.items()}
 
 
@@ -152,7 +152,7 @@ PORTS = Kind(file.ports, read_ports, show_ports, default={})
 
 
 def _parse_services(value: Any, place: str) -> tuple[tuple[NamespacedHostname, dict[int, int]], ...]:
-    services = file.mapped(file.ports)(value, place)
+    services = file.mapped(file.ports, file.text)(value, place)
     return tuple([(_parse_hostname(key, place), ports) for key, ports in services.items()])
 
 
@@ -185,7 +185,7 @@ def _parse_vip(value: Any, place: str) -> NetworkAddress:
 
 
 def _addresses(messages: Iterable[Any]) -> Iterable[tuple[str, IPAddress, int | None]]:
-    """Network, address and length; a length that is the whole address is none."""
+    """Yields network, address and length, None for a length that is the whole address."""
     for message in messages:
         ip = ip_from_bytes(message.address)
         length = message.length if message.HasField("length") else ip.max_prefixlen
@@ -236,7 +236,7 @@ def _show_string(match: StringMatch) -> dict[str, Any]:
 
 
 def _parse_string(value: Any, place: str) -> StringMatch:
-    """A tagged text, or the form of the dump: a mapping of one member."""
+    """Returns a tagged text, or the form of the dump: a mapping of one member."""
     if isinstance(value, Mapping) and len(value) == 1:
         ((tag, given),) = value.items()
     elif isinstance(value, file.Tagged):

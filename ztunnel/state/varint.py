@@ -20,7 +20,7 @@ class WireError(ValueError):
 
 
 def read_varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    """Read a number of up to 64 bits. Returns it and where it ends. Raises WireError."""
+    """Reads a number of up to 64 bits. Returns it and where it ends. Raises WireError."""
     result = shift = 0
     while pos < end:
         byte = data[pos]

@@ -39,7 +39,7 @@ AUTHORIZATION = _class("istio.security.Authorization")
 
 
 def parse(kind: Any, body: bytes) -> Any:
-    """The message of class ``kind``, one of this module, that the bytes are. Raises WireError."""
+    """Returns the message of class ``kind``, one of this module, that the bytes are. Raises WireError."""
     try:
         return understood(kind, body) or _checked(kind, body)
     except DecodeError as error:
@@ -48,7 +48,7 @@ def parse(kind: Any, body: bytes) -> Any:
 
 
 def understood(kind: Any, body: bytes) -> Any:
-    """The message if all of the bytes is understood and written as usual, else None. Raises DecodeError."""
+    """Returns the message, None unless all of it is understood and written as usual. Raises DecodeError."""
     message = kind.FromString(body)
     # Written anew it is as long as it came, with and without what is unknown: so nothing is.
     size = message.ByteSize()

@@ -52,7 +52,7 @@ class WorkloadIndex:
         return self._bodies[hash(uid) % _SHELVES]
 
     def uids(self) -> list[str]:
-        """The uids of all workloads, in no useful order."""
+        """Returns the uids of all workloads, in no useful order."""
         return list(chain.from_iterable(self._bodies))
 
     @property
@@ -61,15 +61,15 @@ class WorkloadIndex:
         return len(self._bodies)
 
     def uids_on(self, shelf: int) -> list[str]:
-        """The uids of one part: for going through all of them with pauses."""
+        """Returns the uids of one part: for going through all of them with pauses."""
         return list(self._bodies[shelf])
 
     def body(self, uid: str) -> bytes | None:
-        """The bytes of a workload's Address."""
+        """Returns the bytes of a workload's Address."""
         return self._shelf(uid).get(uid)
 
     def from_file(self, uid: str) -> bool:
-        """Whether the workload came from the local file."""
+        """Returns whether the workload came from the local file."""
         return uid in self._from_file
 
     def get(self, uid: str) -> Workload | None:
@@ -87,7 +87,7 @@ class WorkloadIndex:
         return None if body is None else self.stored(uid, body).workload
 
     def stored(self, uid: str, body: bytes) -> WorkloadParts:
-        """What the stored bytes of a workload hold."""
+        """Returns what the stored bytes of a workload hold."""
         parts = convert.address(body, local=uid in self._from_file)
         if not isinstance(parts, WorkloadParts):
             raise TypeError(f"what is stored as workload {uid} is a service")
@@ -112,13 +112,13 @@ class WorkloadIndex:
         return self.get(uids[-1]) if uids else None
 
     def has_account(self, namespace: str, service_account: str) -> bool:
-        """Whether any workload of our node has this service account."""
+        """Returns whether any workload of our node has this service account."""
         return (namespace, service_account) in self._by_account
 
     def insert(
         self, uid: str, keys: WorkloadKeys, body: bytes, scanner: Scanner, *, from_file: bool
     ) -> WorkloadKeys | None:
-        """Add a workload, in place of the one with its uid. Returns the keys of that one, if it differed.
+        """Adds a workload, in place of the one with its uid. Returns the keys of that one, if it differed.
 
         ``uid`` equals that of the keys; it is the text that is kept.
         """
@@ -137,7 +137,7 @@ class WorkloadIndex:
         return previous
 
     def remove(self, uid: str, scanner: Scanner) -> WorkloadKeys | None:
-        """Remove a workload. Returns its keys, or None if there is none."""
+        """Removes a workload. Returns its keys, or None if there is none."""
         body = self.body(uid)
         if body is None:
             return None
@@ -149,7 +149,7 @@ class WorkloadIndex:
         return keys
 
     def keys(self, uid: str, body: bytes, scanner: Scanner) -> WorkloadKeys:
-        """The keys of a stored workload, anew from its bytes."""
+        """Returns the keys of a stored workload, anew from its bytes."""
         keys = scanner.scan(body, local=uid in self._from_file)
         if not isinstance(keys, WorkloadKeys):
             raise TypeError(f"what is stored as workload {uid} is a service")
