@@ -12,7 +12,6 @@ from typing import Any
 
 import trio
 
-from ztunnel.bounds import DEFAULTS
 from ztunnel.explain.connection_views import ConnectionView
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
@@ -44,6 +43,7 @@ def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
     received, sent = report.counted
     other = None if known is None else known.destination if outbound else known.source
     info = tcp_info(entry.sock) if entry.sock is not None else None
+    bounds = pod.context.shared.bounds.connection
     stream = entry.stream
     window = None
     if stream is not None:
@@ -64,7 +64,7 @@ def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
         idle_seconds=None if info is None else info.idle,
         received_bytes=received,
         sent_bytes=sent,
-        waits_for=_unestablished(pod, report) or _waits_for(entry, info, outbound=outbound),
+        waits_for=_unestablished(pod, report) or _waits_for(entry, info, bounds.settled, outbound=outbound),
         send_window=window,
         held_bytes=0 if stream is None else stream.held,
         route=report.route,
@@ -98,7 +98,7 @@ def _dialling(pod: PodProxy, next_hop: SocketAddress | None) -> Phase | None:
     return next((phase for key, phase in dials.items() if key.next_hop == next_hop), None)
 
 
-def _waits_for(entry: ConnectionEntry, info: TcpInfo | None, *, outbound: bool) -> str:
+def _waits_for(entry: ConnectionEntry, info: TcpInfo | None, settled: float, *, outbound: bool) -> str:
     application, other = ("client", "server") if outbound else ("server", "client")
     stream = entry.stream
     if stream is not None:
@@ -108,7 +108,7 @@ def _waits_for(entry: ConnectionEntry, info: TcpInfo | None, *, outbound: bool) 
             return "the tunnel's peer to read"
         if not stream.end_sent and not stream.send_window:
             return "peer's window"
-    if info is not None and info.idle > DEFAULTS.connection.settled:
+    if info is not None and info.idle > settled:
         if info.unsent:
             return application
         if info.unread:
