@@ -30,6 +30,8 @@ _UNDER_PYTHON = (
     "ca-certificates,libssl3,libffi8,libsqlite3-0,libreadline8,libncursesw6,zlib1g,libbz2-1.0,liblzma5,libuuid1,libexpat1,"
     "netbase,tzdata"
 )
+_OF_THE_PAST = 3
+
 _PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # name in the cluster -> (Dockerfile, what it copies besides the files of image-context/)
@@ -127,6 +129,7 @@ class Images:
         tag = ours.removeprefix("sha256:")[:12]
         self._buildah("tag", f"{OURS}:1", f"{OURS}:{tag}")
         want[f"{OURS}:{tag}"] = ours
+        self._forget_the_past(layout, len(want))
         for name, identity in want.items():
             mark = self._home / "pushed" / hashlib.sha256(name.encode()).hexdigest()[:12]
             if mark.exists() and mark.read_text() == identity:
@@ -145,6 +148,16 @@ class Images:
                 subprocess.run(importer, stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL, timeout=300)
             known.write_text(json.dumps(want))
         return tag
+
+    def _forget_the_past(self, layout: Path, wanted: int) -> None:
+        """Begins the layout anew when there are more than a few images in it that nobody wants any more.
+
+        All of it goes into each node whenever something changes.
+        """
+        index = layout / "index.json"
+        if index.exists() and len(json.loads(index.read_text())["manifests"]) > wanted + _OF_THE_PAST:
+            self._remove(layout)
+            self._remove(self._home / "pushed")
 
     def _base(self, name: str, packages: str, interpreter: Path | None) -> None:
         wanted = hashlib.sha256(f"{DEBIAN} {packages} {interpreter}".encode()).hexdigest()
