@@ -26,6 +26,9 @@ def test_istioctl_ztunnel_config(tools, seen):
         "log --level": tools.istioctl("ztunnel-config", "log", pod, "--level", "access:debug,info"),
     }
     tools.istioctl("ztunnel-config", "log", pod, "--level", "info")
+    listed = tools.istioctl("ztunnel-config", "--help").partition("Available Commands:\n")[2]
+    subcommands = {line.split()[0] for line in listed.partition("\n\n")[0].splitlines()}
+    assert subcommands == {name.split()[0] for name in said}
     assert "HBONE" in said["workload"]
     assert "web" in said["service"]
     assert "spiffe://cluster.local/ns/demo/sa/sleep" in said["certificate"]
