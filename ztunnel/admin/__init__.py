@@ -1,1 +1,1 @@
-"""The node's own HTTP endpoints: is it ready, what has it counted, what does it know, what does it do."""
+"""The node's own HTTP servers: readiness, metrics, and the admin pages."""

@@ -1,8 +1,8 @@
-"""``/config_dump``: one JSON document of all that is known, written as it is collected.
+"""``/config_dump``: one JSON document of the whole state, written while it is collected.
 
-A mesh of 100,000 workloads is not built in memory to be shown: each section gives its items a few at a time,
-and they are laid out and sent before the next are asked for. Keys are sorted at every level and the layout
-is two spaces, as readers and their scripts expect.
+A mesh of 100,000 workloads is never built in memory as a whole: each section returns a few items at a time,
+and they are formatted and sent before the next ones are made. Keys are sorted at every level, with an indent
+of two spaces, as readers and their scripts expect.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ async def nothing() -> Items:
 
 @dataclass(frozen=True, slots=True)
 class AdminProviders:
-    """Where the parts of the dump come from.
+    """The sources of the dump's sections.
 
-    Values are what JSON can hold, or `msgspec.Raw` of them with sorted keys.
+    Values are JSON-ready, or `msgspec.Raw` with sorted keys.
 
     config_view, version: see `ztunnel.config.config_view.config_view` and `ztunnel.version.BuildInfo.view`.
-    certificates, policies, services, workloads: items in order, a few at a time, as often as called.
+    certificates, policies, services, workloads: items in order, a few at a time; may be called many times.
     staged: pairs of key and value, ordered by key, or Raw arrays of two.
-    static_config, workload_state: whole values; workload_state None leaves the section out.
+    static_config, workload_state: whole values; None for workload_state leaves the section out.
     """
 
     config_view: Mapping[str, Any]
@@ -50,7 +50,7 @@ class AdminProviders:
 
 
 async def config_dump(providers: AdminProviders) -> AsyncGenerator[bytes, None]:
-    """Returns the document in pieces. What may fail before anything is written is asked first."""
+    """Returns the document in pieces. Everything that may fail is done before the first piece."""
     static: Any = {"policies": [], "services": [], "workloads": []}
     if providers.static_config is not None:
         static = await providers.static_config()
@@ -112,7 +112,7 @@ async def _mapping(key: str, items: Items) -> AsyncGenerator[bytes, None]:
 
 
 async def _flat(items: Items) -> AsyncGenerator[Iterable[Any], None]:
-    """Returns the same, closed at once when the reader goes away."""
+    """Returns the same as one stream, which is closed when its reader ends early."""
     try:
         async for part in items:
             yield part

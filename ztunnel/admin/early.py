@@ -1,9 +1,8 @@
-"""A listening socket, and that of the readiness server before the modules of the program are loaded.
+"""Makes a listening socket, and opens that of the readiness server before the program's modules are loaded.
 
-A kubelet may probe at any moment of a start, most of which is loading modules. A probe that finds a
-listener waits for
-its answer; one that finds none is a warning in the pod's events. So this module imports nothing that takes
-time.
+A kubelet may probe at any moment of a start, and most of the start is loading modules. A probe waits for its
+answer if a socket listens; if none does, it is a warning in the pod's events. So this module imports nothing
+that takes time.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _BACKLOG = 128
 
 
 def listening(family: int, host: str, port: int) -> socket.socket:
-    """Returns a non-blocking socket that listens; the wildcard of IPv6 takes IPv4 too. Raises OSError."""
+    """Returns a non-blocking, listening socket; the IPv6 wildcard accepts IPv4 too. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(0)
@@ -35,11 +34,9 @@ def listening(family: int, host: str, port: int) -> socket.socket:
 def listen_early(
     arguments: Sequence[str], environ: Mapping[str, str], port: int = READINESS_PORT
 ) -> socket.socket | None:
-    """Returns the readiness server's socket, if the command is the proxy; where it can be had.
+    """Returns the readiness server's sockets if the command is the proxy and the address is free.
 
-    The caller closes it.
-
-    None is no error: whoever reads the configuration binds what it says, and tells what is wrong.
+    The caller closes them. None is no error: the configuration is read later, and errors are reported then.
     """
     if (arguments and arguments[0] != "proxy") or {"-h", "--help", "--version"} & set(arguments):
         return None

@@ -1,7 +1,7 @@
-"""The front page: the node at a glance, live, in a browser; without one, the list of all pages.
+"""The front page: a live overview of the node in a browser; for other clients the list of all pages.
 
-Its three files are served as they are. A policy keeps the page from loading anything from elsewhere and from
-taking what it is told for a script.
+Its three files are served unchanged. A content security policy keeps the page from loading anything from
+elsewhere, and data from being run as script.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES = {
 
 
 class FrontPage:
-    """Answers ``/`` and the files that it needs. ``pages`` is what it lists."""
+    """Serves ``/`` and its files. ``pages``: the list of pages that it shows."""
 
     def __init__(self, pages: Mapping[str, Page]) -> None:
         directory = files("ztunnel.admin.front")

@@ -1,16 +1,16 @@
 """A small HTTP/1 server for the node's own endpoints: readiness, metrics, admin.
 
-h11 has the protocol; here are its limits and its life. Each connection is one task that takes requests one
-after the other. What a client can make us hold or wait for is bounded: the head of a request in size and in
-time, its body, the time in which it must take a piece of our answer, the time a connection may be idle, and
-the number of connections. At that number the connections that have been idle the longest are closed for new
-ones, so that nobody who only keeps connections open can shut out the kubelet.
+h11 implements the protocol; this module adds limits and tasks. Each connection is one task that serves
+requests one after the other. Everything that a client can make us hold or wait for is limited: size and time
+of a request's head, its body, the time in which it must read a piece of our answer, the idle time, and the
+number of connections. At that number the connection that has been idle for the longest time is closed for a
+new one, so idle connections cannot shut out the kubelet.
 
 A client may close its sending side after its request and still gets the answer: nothing is read while a
-request is being answered.
+request is answered.
 
-An answer's body may come in pieces. Between them others run; the head goes out with the first piece, so a
-handler that fails before it has one is answered with 500.
+The body of an answer may come in pieces, and other tasks run in between. The head is sent with the first
+piece, so a handler that fails before it is answered with 500.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Body: TypeAlias = bytes | Iterable[bytes] | AsyncGenerator[bytes, None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. Header names are in lower case; of a repeated header the last counts.
+    """One request. Header names are in lower case; of a repeated header the last one counts.
 
-    ``query`` keeps parameters without a value, as empty texts.
+    query: parameters without a value are kept as empty strings.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. Without a content type there is no such header."""
+    """One response. Without a content type that header is left out."""
 
     status: int = 200
     body: Body = b""
@@ -65,7 +65,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 class HttpServer:
     """Serves one handler on some listeners.
 
-    name: for logs and tasks. bounds: how much and how long a client may.
+    name: for logs and tasks. bounds: the limits for clients.
     """
 
     def __init__(self, name: str, handler: Handler, bounds: AdminBounds = DEFAULTS.admin) -> None:
@@ -85,9 +85,9 @@ class HttpServer:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until ``stop`` is set: then close the listeners at once, finish current requests, and return.
+        """Serve until ``stop`` is set. Then close the listeners at once, finish current requests, and return.
 
-        The listeners are this call's to close, however it ends.
+        This call closes the listeners in every case.
         """
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
@@ -113,7 +113,7 @@ class HttpServer:
                     stream = await listener.accept()
                 except OSError as error:
                     log.warning("accept failed", server=self._name, error=str(error))
-                    # out of descriptors: trying again at once would only burn the processor
+                    # no descriptors are left: trying again at once would only use CPU
                     await trio.sleep(self.bounds.accept_pause)
                     continue
                 self._open += 1
@@ -132,19 +132,19 @@ class HttpServer:
             self._room.unpark()
 
     async def answer(self, request: Request) -> Response:
-        """Used by connections: what the handler says, or 500 with the error's text."""
+        """For connections: returns the handler's response, or 500 with the error's text."""
         try:
             return await self._handler(request)
         except Exception as error:  # noqa: BLE001 - the client is told, and the server goes on
             return self.failed(request, error)
 
     def failed(self, request: Request, error: Exception) -> Response:
-        """Used by connections: the answer for a handler that failed."""
+        """For connections: the response for a handler that failed."""
         log.warning("request failed", server=self._name, path=request.path, exc_info=error)
         return Response(500, (str(error) or type(error).__name__).encode(), "text/plain")
 
     def idle(self, connection: _Connection, *, now: bool) -> None:
-        """Used by connections: between requests they may be closed."""
+        """For connections: while idle between requests they may be closed."""
         if now:
             self._idle[connection] = None
             if self._open >= self._capacity:
@@ -154,7 +154,7 @@ class HttpServer:
 
     @property
     def stopping(self) -> bool:
-        """Whether connections are to end after their current request."""
+        """Whether connections have to end after their current request."""
         return self._stopping
 
 
@@ -166,7 +166,7 @@ class _Connection:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=server.bounds.head_bytes)
 
     async def run(self) -> None:
-        """Take requests until one side wants to end."""
+        """Serve requests until one side wants to end."""
         try:
             first = True
             while await self._one_request(first=first):
@@ -256,7 +256,10 @@ class _Connection:
                 await self.stream.send_all(data)
 
     async def _skip_body(self) -> None:
-        """Read what comes beside the request, if it is little; else the connection is not used again."""
+        """Read the body of a request if it is small.
+
+        Otherwise the connection is closed after the response.
+        """
         bounds = self.server.bounds
         deadline = trio.current_time() + bounds.head_timeout
         taken = 0
@@ -304,7 +307,7 @@ async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:
 def _request(event: h11.Request) -> Request:
     target = event.target.decode("latin-1")
     if "://" in target.partition("?")[0]:
-        # the form meant for proxies, which servers have to take as well (RFC 9112 section 3.2.2)
+        # the form meant for proxies, which servers must accept too (RFC 9112 section 3.2.2)
         target = "/" + target.partition("://")[2].partition("/")[2]
     path, _, query_text = target.partition("?")
     try:
@@ -320,7 +323,7 @@ def _request(event: h11.Request) -> Request:
 
 
 def no_delay(listener: trio.SocketListener) -> None:
-    """Set TCP_NODELAY on what a listener accepts: Linux hands it down."""
+    """Set TCP_NODELAY on a listener: Linux copies it to accepted sockets."""
     listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

@@ -1,7 +1,7 @@
-"""The pages that answer questions: explain, connections, and what is open, waits and expires.
+"""The pages that answer questions: explain, connections, tasks, sockets, pool and certificates.
 
-The data planes know, so each request becomes a question to them (`ztunnel.messages.Asked`), and what several
-answer is put together here. Nothing shows keys, tokens or payload.
+The data planes know the answers, so each request becomes a question to them (`ztunnel.messages.Asked`), and
+their answers are merged here. Nothing shows keys, tokens or payload.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _EXPLAIN_USAGE = (
 
 
 class Inspection:
-    """Answers the pages.
+    """Serves these pages.
 
-    ask: puts a question to all data planes, and gives the items of their answers. certificates: the state of
-    each identity's. ages, words: for the tasks of this process. overview: the node at a glance.
+    ask: sends a question to all data planes and returns the items of their answers. certificates: the state
+        of each identity's certificate. ages, words: for the tasks of this process. overview: the overview of
+        the node.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Inspection:
         }
 
     async def explain(self, request: Request) -> Response:
-        """Returns why a connection would go where it goes, or why one ended as it did."""
+        """``/debug/explain``: why a connection would go where it goes, or why one ended as it did."""
         query = request.query
         if "connection" in query:
             return await self._connection(request)
@@ -102,7 +103,7 @@ class Inspection:
         return Response(200, _text(connection_lines(found[0])), _TEXT)
 
     async def connections(self, request: Request) -> Response:
-        """Connections that are open or were."""
+        """``/connections``: open and closed connections."""
         parameters = {name: value for name, value in request.query.items() if name not in ("text", "json")}
         try:
             selection = Selection.parse(parameters)
@@ -116,14 +117,14 @@ class Inspection:
         return _json_items(shown)
 
     async def tasks(self, request: Request) -> Response:
-        """Returns the tree of this process, and those of the processes that carry traffic."""
+        """``/debug/tasks``: the tree of this process, and those of the processes that carry traffic."""
         processes = await self._trees()
         if request.query.get("format") == "json" or "json" in request.query:
             return Response(200, _json_trees(processes), "application/json")
         return Response(200, _in_slices(_tree_lines(processes)), _TEXT)
 
     async def log_tasks(self) -> None:
-        """Write the tree into the log, a line each. A data plane that does not answer is told of."""
+        """Log the tree, one line for each task. A data plane that does not answer is logged too."""
         try:
             processes = await self._trees()
         except (ZtunnelError, trio.TooSlowError) as error:
@@ -149,7 +150,7 @@ class Inspection:
         return _json(await self._overview())
 
     async def sockets(self, _request: Request) -> Response:
-        """Every descriptor of the processes that carry traffic."""
+        """``/debug/sockets``: every descriptor of the processes that carry traffic."""
         return _json_items(await self._ask(Topic.SOCKETS, {}))
 
     async def pool(self, _request: Request) -> Response:
@@ -162,7 +163,7 @@ class Inspection:
 
 
 async def _with_checkpoints(slices: Slices[T]) -> T:
-    """Returns the result of long work, while others run at its pauses."""
+    """Returns the result of long work. Other tasks run at its pauses."""
     while True:
         try:
             next(slices)
@@ -177,7 +178,7 @@ async def _nothing() -> dict[str, Any]:
 
 
 def _json_trees(processes: list[dict[str, Any]]) -> Iterator[bytes]:
-    """Returns the trees as JSON, a task a line, in pieces between which others run."""
+    """Returns the trees as JSON in pieces, one line for each task; other tasks run in between."""
     for number, process in enumerate(processes):
         yield b'%b{"pid": %d, "tasks": [' % (b",\n" if number else b"[", process["pid"])
         for start in range(0, len(process["tasks"]), _SLICE):
@@ -200,7 +201,7 @@ def _tree_lines(processes: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _by_process(items: list[Any]) -> list[dict[str, Any]]:
-    """Trees of other processes: each begins with its pid."""
+    """Returns the trees of other processes by their pid, which comes first in each."""
     processes: list[dict[str, Any]] = []
     for item in items:
         if "pid" in item:
@@ -223,7 +224,7 @@ def _laid_out(value: Any) -> bytes:
 
 
 def _json_items(items: Sequence[Any]) -> Response:
-    """Many items, laid out as `_json` would, in pieces between which others run."""
+    """Returns many items in pieces, formatted as `_json` does; other tasks run in between."""
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(items), _SLICE):

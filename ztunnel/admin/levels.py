@@ -1,4 +1,4 @@
-"""``POST /logging``: the filter at run time, for everything or for one workload for a while."""
+"""``POST /logging``: changes the log filter at run time, for all or for one workload for a limited time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ USAGE = (
 
 
 class LogLevelControl:
-    """Changes the filter of this process and tells others of it.
+    """Changes the filter of this process and informs the other processes.
 
-    changed: called with each new filter, so that data planes in other processes follow. `run` takes back the
-    levels of single workloads when their time is over.
+    changed: called with each new filter. `run` resets the levels of single workloads when their time is over.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class LogLevelControl:
         self._wake = trio.Event()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reset expired levels, until cancelled."""
         while True:
             self._wake = trio.Event()
             now = trio.current_time()

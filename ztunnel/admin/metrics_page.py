@@ -1,4 +1,4 @@
-"""The metrics server: collects, writes the page in pieces, compresses it if the scraper likes that."""
+"""The metrics page: collects the values, writes the page in pieces, compresses it on request."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ _WINDOW = {"gzip": 31, "deflate": 15}
 
 
 class MetricsPage:
-    """Answers scrapes. ``collect`` gives all present values by sample name and labels, made for the call."""
+    """Serves scrapes.
+
+    ``collect``: returns all present values by sample name and labels, for this call only.
+    """
 
     def __init__(self, collect: Callable[[], Awaitable[Totals]]) -> None:
         self._collect = collect
         self._exposition = Exposition()
 
     async def handle(self, request: Request) -> Response:
-        """Both paths, any method."""
+        """Serve both paths, with any method."""
         if request.path not in _PATHS:
             return Response(404)
         totals = await self._collect()
@@ -36,7 +39,7 @@ class MetricsPage:
 
 
 def _gathered(pieces: Iterator[bytes], size: int = 32 * 1024) -> Iterator[bytes]:
-    """Returns the same in pieces of at least ``size``, so that a small page is one write."""
+    """Returns the same in pieces of at least ``size`` bytes, so that a small page is one write."""
     gathered: list[bytes] = []
     length = 0
     for piece in pieces:

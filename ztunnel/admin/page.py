@@ -9,7 +9,7 @@ from ztunnel.admin.http import Handler
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the index says of a page, and who answers."""
+    """A page of the admin server: its text in the index, and its handler."""
 
     description: str
     handler: Handler

@@ -28,11 +28,11 @@ log = get_logger("admin")
 
 
 class Admin:
-    """Answers on the admin port.
+    """Serves the admin port.
 
-    shutdown: begins the drain that SIGTERM begins, and returns at once.
-    ages: when tasks came, for ``/debug/tasks``.
-    pages: further ones by path.
+    shutdown: starts the drain as SIGTERM does, and returns at once.
+    ages: when tasks were spawned, for ``/debug/tasks``.
+    pages: further pages by path.
     """
 
     def __init__(

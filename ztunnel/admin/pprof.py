@@ -1,12 +1,12 @@
-"""Profiles of this process in the format that ``go tool pprof`` reads.
+"""Profiles of this process in the format of ``go tool pprof``.
 
-CPU: the kernel's profiling timer counts processor time and sends SIGPROF; the handler, which Python runs
-between two instructions of the main thread, notes the stack that it interrupted. So only time in which the
-process worked is sampled, and nothing runs while no profile is taken. Other threads and other processes are
-not in it. Heap: the standard library's tracemalloc, switched on by request since it costs much.
+CPU: the kernel's profiling timer counts processor time and sends SIGPROF. Python runs the handler between two
+instructions of the main thread, and it records the interrupted stack. So only time in which the process
+worked is sampled, and there is no cost while no profile is taken. Other threads and processes are not
+included. Heap: the standard library's tracemalloc, switched on only by request because it is expensive.
 
-Source: https://github.com/google/pprof/blob/main/proto/profile.proto. Of it only varint and length-delimited
-fields are needed, which are written here.
+Source: https://github.com/google/pprof/blob/main/proto/profile.proto. Only its varint and length-delimited
+fields are needed; they are encoded here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the process still waits for before it is ready, and the server that tells the kubelet.
+"""What the process waits for before it is ready, and the server that answers the kubelet's probe.
 
-A kubelet's first probe may come in the middle of a start that takes half a second. Answered with "not ready"
-it would be a warning in the pod's events at every other start, and the next probe is seconds away. So during
-the start a probe's answer waits for the outcome, for a little less than the second that a kubelet grants.
+A kubelet's first probe may come in the middle of a start, which takes half a second. The answer "not ready"
+would be a warning in the pod's events at every other start, and the next probe comes seconds later. So during
+the start an answer waits for the outcome, for a little less than the second that a kubelet allows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class _Task:
 class Readiness:
     """Tasks by name. Ready means that none is pending; a task may become pending again.
 
-    ``now`` is a monotonic clock in seconds. ``hold``: seconds that an answer waits during the start, 0 for
-    none. ``start``: seconds after which a start is no normal one, and probes are answered at once.
+    now: returns seconds of a monotonic clock. hold: seconds that an answer waits during the start, 0 for
+        none. start: seconds after which the start counts as slow, and probes are answered at once.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class Readiness:
 
     @property
     def pending(self) -> list[str]:
-        """Names of what is waited for, sorted."""
+        """The names of pending tasks, sorted."""
         return sorted(self._pending)
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is waited for."""
+        """Whether no task is pending."""
         return not self._pending
 
     def register(self, name: str) -> None:
-        """Something is waited for from now on. Registered already, it stays as it is."""
+        """Add a pending task. A registered one stays as it is."""
         self._pending.setdefault(name, _Task(self._now()))
 
     def complete(self, name: str) -> None:
-        """It is waited for no more. Not pending, nothing happens."""
+        """The task is complete. Does nothing if it is not pending."""
         task = self._pending.pop(name, None)
         if task is None:
             return
@@ -77,7 +77,7 @@ class Readiness:
             self._begun.set()
 
     def uncomplete(self, name: str, error: str | None = None) -> None:
-        """It has to be waited for again, because of ``error``."""
+        """The task is pending again, because of ``error``."""
         if name not in self._pending:
             self._pending[name] = _Task(self._now())
             text = f"Task '{name}' is pending again, marking server not ready"
@@ -85,20 +85,20 @@ class Readiness:
         self.failed(name, error)
 
     def failed(self, name: str, error: str | None) -> None:
-        """An attempt at a pending task failed: what to show for it. Not pending, nothing happens."""
+        """An attempt at a pending task failed; its text is shown. Does nothing if the task is not pending."""
         task = self._pending.get(name)
         if task is not None and error is not None:
             task.error = error
 
     def remark(self, name: str, text: str | None) -> None:
-        """What is to be told of something that does not keep us from being ready; None: nothing any more."""
+        """Set a remark that is shown and does not affect readiness; None removes it."""
         if text is None:
             self._remarks.pop(name, None)
         else:
             self._remarks[name] = text
 
     def report(self) -> str:
-        """Returns a line a pending task: name, for how long, last error. Then one a remark."""
+        """Returns one line for each pending task: name, since when, last error. Then one for each remark."""
         now = self._now()
         lines = []
         for name in self.pending:

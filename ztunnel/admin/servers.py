@@ -1,6 +1,6 @@
-"""One server of the node (readiness, admin, metrics) as one task, from bind to the last answer.
+"""One HTTP server of the node (readiness, admin, metrics) as one task, from bind to the last response.
 
-Its listeners: where, in which families, and what is said when one cannot be opened.
+It opens the listeners: their addresses, the IP versions, and the errors when one cannot be opened.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def bind(
     has_ipv6: Callable[[], bool] = loopback_has_ipv6,
     early: socket.socket | None = None,
 ) -> list[socket.socket]:
-    """Bind and listen, before there is an event loop. ``name`` is the server's, for errors.
+    """Bind and listen, before there is an event loop. ``name``: the server's, for errors.
 
-    ``early`` listens already: it is taken if that is where, and closed if not.
-    The caller closes what is returned. The wildcard of IPv6 takes IPv4 too, and where the kernel has no IPv6
-    it becomes that of IPv4. Raises ListenError; then nothing is left open.
+    early: sockets that are listening already. They are used if they have the right address, and closed if
+        not.
+
+    The caller closes what is returned. The IPv6 wildcard accepts IPv4 too; if the kernel has no IPv6, the
+    IPv4 wildcard is used. Raises ListenError; then nothing is left open.
     """
     if early is not None:
         if early.getsockname()[:2] == _host_and_port(address):
@@ -88,7 +90,7 @@ def open_listeners(
 
 
 def listener(sock: socket.socket) -> trio.SocketListener:
-    """Returns a socket that listens, for the event loop; closing the one closes the other."""
+    """Returns the socket as a listener for the event loop. Closing one closes the other."""
     made = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     no_delay(made)
     return made
@@ -116,11 +118,11 @@ async def serve(
     bounds: AdminBounds = DEFAULTS.admin,
     task_status: trio.TaskStatus[list[SocketAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve a handler until ``stop`` is set and the requests that were under way are answered.
+    """Serve a handler until ``stop`` is set and the requests in progress are answered.
 
-    ``where`` is an address to bind, or listeners that are open already and that this call closes. ``started``
-    gives the addresses. When ``stop`` is set nothing is accepted any more from that moment on. Raises
-    ListenError when the address cannot be bound.
+    where: an address to bind, or open listeners, which this call closes. started: called with the addresses.
+
+    Nothing is accepted after ``stop`` is set. Raises ListenError when the address cannot be bound.
     """
     listeners = open_listeners(name, where) if isinstance(where, SocketAddress | Localhost) else list(where)
     try:

@@ -1,1 +1,1 @@
-"""The environment as one frozen value: `load_config` reads it at start, all else is handed a `Config`."""
+"""The environment as one frozen value: `load_config` reads it at start; everything else gets a `Config`."""

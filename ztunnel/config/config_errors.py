@@ -1,4 +1,4 @@
-"""Errors of the configuration: each names the variable, its value, and what would be right."""
+"""Errors of the configuration: each names the variable, its value, and what would be valid."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MeshConfigError(ConfigError):
 
 
 class ConflictingConfigError(ConfigError):
-    """Several values are right by themselves, but not together."""
+    """Several values are valid by themselves, but not together."""
 
     code: ClassVar[str] = "ZT-CFG-004"
 

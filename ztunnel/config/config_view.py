@@ -1,7 +1,7 @@
-"""What is shown of a configuration: the ``config`` key of the admin dump, and the YAML of the start-up log.
+"""The visible form of a configuration: ``config`` of the admin dump, and the YAML of the start-up log.
 
-Token, local configuration and inline roots are left out, and of headers only the names are shown, since
-their values may be secret.
+Token, local configuration and inline roots are left out. Of headers only the names are shown, because their
+values may be secret.
 """
 
 from __future__ import annotations

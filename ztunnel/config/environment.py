@@ -1,4 +1,4 @@
-"""Typed reads of environment variables; whatever is wrong names the variable."""
+"""Reads environment variables by type. Errors name the variable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ReadFile = Callable[[str], str | None]
 
 
 class Environment:
-    """Typed reads of variables; a failure names the variable.
+    """Reads variables by type. Errors name the variable.
 
-    ``known`` and ``prefixes`` are the names and the beginnings of names that were asked for.
+    known, prefixes: the names, and the beginnings of names, that were asked for.
     """
 
     def __init__(self, variables: Mapping[str, str], read_file: ReadFile) -> None:
@@ -25,7 +25,7 @@ class Environment:
         self.prefixes: set[str] = set()
 
     def text(self, name: str) -> str | None:
-        """Returns the value as it is."""
+        """Returns the value, None if the variable is not set."""
         self.known.add(name)
         return self.variables.get(name)
 
@@ -34,7 +34,7 @@ class Environment:
         return self.text(name) or None
 
     def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        """Returns the value through a parser that raises ValueError with what would be right."""
+        """Returns the value parsed by a function that raises ValueError with what would be valid."""
         value = self.text(name)
         if value is None:
             return default
@@ -44,11 +44,11 @@ class Environment:
             raise InvalidVariableError(name, value, str(error)) from error
 
     def flag(self, name: str, default: bool) -> bool:  # noqa: FBT001 - the default of a flag is a flag
-        """``true`` or ``false``."""
+        """Returns a bool; the value is ``true`` or ``false``."""
         return self.parsed(name, parse_bool, default)
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
-        """Returns a whole number within bounds."""
+        """Returns a whole number within limits."""
         return self.parsed(name, lambda text: parse_integer(text, low, high), default)
 
     def seconds(self, name: str, default: float) -> float:
@@ -56,7 +56,7 @@ class Environment:
         return self.parsed(name, parse_duration, default)
 
     def prefixed(self, prefix: str) -> list[tuple[str, str]]:
-        """(rest of the name, value) of each variable with this prefix, sorted by name."""
+        """Returns (rest of the name, value) of each variable with this prefix, sorted by name."""
         self.prefixes.add(prefix)
         names = sorted(name for name in self.variables if name.startswith(prefix) and name != prefix)
         return [(name[len(prefix) :], self.variables[name]) for name in names]
@@ -69,7 +69,7 @@ class Environment:
             raise UnreadableFileError(f"cannot read {path}: {error}") from error
 
     def exists(self, path: str) -> bool:
-        """Returns whether a path names something, readable or not."""
+        """Returns whether a path exists, readable or not."""
         try:
             return self._read_file(path) is not None
         except (OSError, UnicodeDecodeError):

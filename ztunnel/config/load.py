@@ -1,9 +1,9 @@
-"""From the environment to a `Config`.
+"""Reads the environment into a `Config`.
 
-`load_config` is a pure function of the environment and of the files that its reader gives. It takes the
-variables group by group; the functions below each know one group. A value that cannot be used ends the
-start, with the variable's name, its value and what would be right: a typing error in a DaemonSet is found
-when it is rolled out and not when the value is first used.
+`load_config` is a pure function of the environment and of the files that its reader returns. It reads the
+variables in groups, with one function for each group. An invalid value prevents the start, and the error
+names the variable, its value and what would be valid. So a typing error in a DaemonSet is found when it is
+rolled out, and not when the value is first used.
 """
 
 from __future__ import annotations
@@ -63,9 +63,11 @@ def load_config(
 ) -> Config:
     """Parse the environment.
 
-    ``read_file`` gives a file's text, or None when the path names nothing (and for texts that cannot be a
-    path), and raises OSError when it cannot be read. ``cpu_count`` is the number of logical CPUs, ``args``
-    the command line without the program's name. Raises ConfigError.
+    read_file: returns a file's text, or None when the path does not exist (and for text that cannot be a
+        path). It raises OSError when the file cannot be read.
+    cpu_count: the number of logical CPUs. args: the command line without the program's name.
+
+    Raises ConfigError.
     """
     env = Environment(environ, read_file)
     mesh = _mesh_config(env)
@@ -98,7 +100,7 @@ def load_config(
 
 
 def _misspelled(env: Environment) -> list[str]:
-    """Returns what was probably meant otherwise; to be called when all that is ours has been read."""
+    """Returns warnings for misspelled variables. Call it when all variables have been read."""
     for name in ("RUST_LOG", "CLUSTER_ID", "ISTIO_META_CLUSTER_ID"):
         env.text(name)
     found = [switch_warning(name, env.text(name)) for name in _TRUE_ALONE]
@@ -215,7 +217,7 @@ def _default_istiod(env: Environment) -> str:
 
 
 def _server_address(env: Environment, name: str, default: str) -> str | None:
-    """None when the variable is set to nothing, which switches the client off."""
+    """Returns None when the variable is empty, which switches the client off."""
     return env.parsed(name, lambda text: parse_address(text) if text else "", default) or None
 
 
@@ -253,7 +255,7 @@ def _xds(env: Environment, mesh: ProxyConfig, warnings: list[str]) -> dict[str, 
     local: LocalXdsSource | None = LocalFile(path) if path else LocalStatic(inline) if inline else None
     return {
         "xds_address": address,
-        # without a server there is nobody to trust, so nothing to warn of
+        # without a server there is nothing to verify, so no warning
         "xds_root_cert": _root_cert(env, "XDS_ROOT_CA", warnings if address else []),
         "xds_headers": _headers(env, "XDS_HEADER_"),
         "xds_on_demand": env.flag("XDS_ON_DEMAND", _DEFAULTS.xds_on_demand),
@@ -320,7 +322,7 @@ def _hbone(env: Environment) -> dict[str, Any]:
 
 
 def _own(env: Environment) -> dict[str, Any]:
-    """Variables that only this implementation has; all begin with ``ZTUNNEL_``."""
+    """Variables of this implementation only; all begin with ``ZTUNNEL_``."""
     dropped = env.text("ZTUNNEL_METRICS_DROP_LABELS") or ""
     return {
         "workload_wait": env.seconds("ZTUNNEL_WORKLOAD_WAIT", _DEFAULTS.workload_wait),
@@ -357,7 +359,7 @@ def _socket_config(env: Environment) -> SocketConfig:
 
 
 def _termination_deadline(env: Environment) -> float:
-    """The kubelet kills after the grace period; the rest is for closing down after the connections."""
+    """The kubelet kills after the grace period; a part of it is kept for shutting down after the drain."""
     grace = env.parsed(
         "TERMINATION_GRACE_PERIOD_SECONDS", lambda text: parse_integer(text, 0, _U32), default=None
     )

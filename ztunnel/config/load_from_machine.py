@@ -1,4 +1,4 @@
-"""The configuration of this process: of its environment, its files and its CPUs."""
+"""The configuration of this process, from its environment, the machine's files and its CPUs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ _NO_SUCH_PATH = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def load_from_machine(environ: Mapping[str, str], args: Sequence[str] = ()) -> Config:
-    """Returns `load_config` of the environment given, with the files and CPUs that are really there.
+    """Returns `load_config` of the given environment, with the files and CPUs of this machine.
 
-    A CPU counts when this process may run on it. Raises ConfigError.
+    Only CPUs on which this process may run count. Raises ConfigError.
     """
     return load_config(environ, read_file=read_text_file, cpu_count=len(os.sched_getaffinity(0)), args=args)
 
 
 def read_text_file(path: str) -> str | None:
-    """Returns a file's text.
+    """Returns a file's text. Returns None if it does not exist, or the text cannot be a path (as PEM cannot).
 
-    None when nothing is there, or when the text cannot be a path (as PEM text cannot).
-
-    Raises OSError or UnicodeDecodeError when something is there that cannot be read.
+    Raises OSError or UnicodeDecodeError when the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ _PREFIX = "ISTIO_META_"
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """What mesh config may decide. ``proxy_metadata`` has no ``ISTIO_META_`` prefixes any more."""
+    """The settings that mesh config may have. ``proxy_metadata`` is without the prefix ``ISTIO_META_``."""
 
     discovery_address: str | None = None
     proxy_admin_port: int | None = None
@@ -25,7 +25,7 @@ class ProxyConfig:
     proxy_metadata: Mapping[str, str] = field(default_factory=dict)
 
     def overridden_by(self, other: ProxyConfig) -> ProxyConfig:
-        """Field by field, the other's value if it has one. The metadata of both are merged."""
+        """Returns each field of ``other`` if it has a value, else ours. The metadata of both are merged."""
 
         def either(first: Any, second: Any) -> Any:
             return first if second is None else second
@@ -40,7 +40,7 @@ class ProxyConfig:
 
 
 def parse_mesh_file(text: str, path: str) -> ProxyConfig:
-    """Read the mesh config file. Without ``defaultConfig`` it decides nothing. Raises MeshConfigError."""
+    """Read the mesh config file. Without ``defaultConfig`` all settings are empty. Raises MeshConfigError."""
     where = f"mesh config file {path}"
     document = _load(text, where)
     if document is None:

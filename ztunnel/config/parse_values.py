@@ -1,4 +1,4 @@
-"""How one text becomes one value. Pure; each function raises ValueError with what would be right."""
+"""Parsers of single values. Pure; each raises ValueError with what would be valid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def parse_integer(text: str, low: int, high: int) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds. ``1h30m``, ``1h 5s``, ``90``; a bare number is seconds, units ignore case, no decimals."""
+    """Returns seconds.
+
+    ``1h30m``, ``1h 5s``, ``90``; a number alone is seconds; units in any case; no decimals.
+    """
     lowered = text.lower()
     total = position = terms = 0
     bare = False

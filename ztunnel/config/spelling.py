@@ -1,7 +1,7 @@
-"""Typing errors that would change behaviour in silence: which name was probably meant. Pure.
+"""Finds typing errors that would silently change behaviour, and the name that was probably meant. Pure.
 
-A variable that nobody reads and a word that nobody knows are no errors, since other programs have variables
-too and the Rust ztunnel ignores them as well. So each becomes a warning with the right spelling.
+An unknown variable or word is not an error, because other programs have variables too, and the Rust ztunnel
+ignores them. So it becomes a warning with the right spelling.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from difflib import SequenceMatcher
 
 _OURS = "ZTUNNEL_"
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-"""What Kubernetes sets for each Service of the namespace, one called ztunnel too
+"""The variables that Kubernetes sets for each Service of the namespace, for one with the name ztunnel too
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 """
 
 _SURE = 0.87
-"""How alike two names have to be (`SequenceMatcher.ratio`) before one is taken for the other."""
+"""The similarity of two names (`SequenceMatcher.ratio`) from which on one counts as a misspelling."""
 
 _FOREIGN = frozenset(
     {"INSTANCE_IPS", "INPOD_ENABLED", "ISTIO_META_ENABLE_HBONE", "ZTUNNEL_IDENTITY", "FAKE_SELF_INBOUND"}
 )
-"""Names that manifests for the Rust ztunnel set, and that mean nothing here."""
+"""Variables that manifests for the Rust ztunnel set, and that have no effect here."""
 
 
 def nearest(word: str, known: Iterable[str], sure: float = _SURE) -> str | None:
-    """Returns the known word that this one was probably meant to be, None when none is alike.
+    """Returns the known word that was probably meant, None when none is similar.
 
-    Case, ``-`` and ``_`` do not count. ``sure`` is from 0 (anything) to 1 (the same).
+    Case, ``-`` and ``_`` are ignored. ``sure``: the similarity, from 0 (anything) to 1 (the same).
     """
     wanted = _folded(word)
     best, score = None, 0.0

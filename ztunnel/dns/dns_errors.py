@@ -1,4 +1,4 @@
-"""Why a query could not be forwarded: the text is what its log line says behind ``net error:``."""
+"""The errors of forwarding a query. The text is that of its log line, after ``net error:``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class NameResolutionError(ZtunnelError):
 
 
 class UpstreamError(ZtunnelError):
-    """The real resolver gave no answer."""
+    """The real resolver did not answer."""
 
 
 class UpstreamTimedOut(UpstreamError):
-    """No nameserver answered in the time that it had."""
+    """No nameserver answered in time."""
 
     code = "ZT-DNS-002"
 
@@ -25,13 +25,13 @@ class UpstreamTimedOut(UpstreamError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No nameserver could be reached, or what they sent was no answer."""
+    """No nameserver could be reached, or none sent a valid answer."""
 
     code = "ZT-DNS-003"
 
 
 class NoNameserverError(UpstreamError):
-    """There is nobody to ask."""
+    """No nameserver is configured."""
 
     code = "ZT-DNS-004"
 
@@ -40,7 +40,7 @@ class NoNameserverError(UpstreamError):
 
 
 class TooManyQueriesError(UpstreamError):
-    """The pod has as many queries under way as it may."""
+    """The pod has reached its limit of queries in progress."""
 
     code = "ZT-DNS-005"
 

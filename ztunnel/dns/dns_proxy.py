@@ -1,16 +1,17 @@
 """The DNS proxy of one pod: its sockets on localhost:15053, UDP and TCP, and how they are served and closed.
 
-A datagram that the mesh answers is answered at once, in the loop that reads it. One that has to be forwarded,
-or whose pod we have not been told of, gets a task. Those are limited in number; beyond the limit there is an
-immediate SERVFAIL. A client that repeats itself while its query is under way gets one answer to both.
+A datagram that the mesh can answer is answered at once, in the loop that reads it. One that must be
+forwarded, or whose pod is unknown, gets a task. The number of these tasks is limited; above the limit the
+answer is SERVFAIL at once. If a client repeats its query while that is in progress, it gets one answer for
+both.
 
-TCP connections are limited too. The queries of one are answered in their order, one at a time; what a client
-sends ahead waits in its socket.
+TCP connections are limited too. The queries of one connection are answered in order, one at a time; what a
+client sends ahead waits in its socket.
 
-The end of a graceful drain is delicate with UDP. The socket must stay, since replies have to come from it.
-But with SO_REUSEPORT the kernel shares arriving queries out among all sockets of the address, and those that
-it gives to us would be lost to the ztunnel that takes over. So the socket is connected, to itself: then it
-gets nothing from anybody else, and still sends to whom we want. It is closed with the last reply.
+The end of a drain is difficult with UDP. The socket must stay open, because replies have to come from it. But
+with SO_REUSEPORT the kernel distributes arriving queries to all sockets of the address, and those for our
+socket would be lost for the ztunnel that takes over. So the socket is connected to itself: then it receives
+from nobody else, and can still send to everybody. It is closed after the last reply.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ _READS_PER_WAKEUP = 16
 
 
 class DnsProxy:
-    """The listeners of one pod. `serve`, then `shut` and `close`.
+    """The listeners of one pod. Call `serve`, then `shut` and `close`.
 
-    sockets: bound already; they are closed here. name: ``namespace/pod``.
-    address: as configured, for the log.
+    sockets: already bound; they are closed here. name: ``namespace/pod``. address: as configured, for the
+        log.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class DnsProxy:
         self._log.info("starting local DNS server", address=address, component="dns")
 
     async def serve(self, nursery: trio.Nursery) -> None:
-        """Read and accept until cancelled. What is begun goes on in ``nursery``."""
+        """Read and accept until cancelled. What was begun continues in ``nursery``."""
         self._nursery = nursery
         async with trio.open_nursery() as loops:
             for sock in self._sockets.datagrams:
@@ -82,7 +83,7 @@ class DnsProxy:
                 loops.start_soon(self._accept, listener, nursery, name=f"dns listener {listener.address}")
 
     def shut(self) -> None:
-        """Take no more queries, after those that have arrived. What is under way is still answered."""
+        """Accept no more queries after those that have arrived. What is in progress is still answered."""
         self._log.info("shutting down the DNS server")
         self._shut = True
         for scope in self._idle:
@@ -102,7 +103,7 @@ class DnsProxy:
             self._sockets.close_datagrams()
 
     def drained(self) -> None:
-        """Say that nothing is under way any more, after `shut`."""
+        """Log that nothing is in progress any more, after `shut`."""
         if self._shut:
             self._log.info("dns server drained")
 
@@ -132,7 +133,7 @@ class DnsProxy:
                 _send(sock, reply, peer)
 
     def _guarded(self, work: Callable[..., bytes | None], *arguments: Any) -> bytes | None:
-        """A bug that one query brings to light ends that query alone."""
+        """Run a task. A bug in the processing of one query ends this query only."""
         try:
             return work(*arguments)
         except Exception as error:  # noqa: BLE001  # the boundary of one query
@@ -140,7 +141,7 @@ class DnsProxy:
             return None
 
     def _on_datagram(self, sock: socket.socket, message: bytes, peer: Any) -> bytes | None:
-        """Returns what can be replied at once; the rest gets a task."""
+        """Returns the reply if it can be made at once; otherwise starts a task."""
         query = self._parsed(message)
         if not isinstance(query, Query):
             return query
@@ -224,7 +225,7 @@ class DnsProxy:
             message = await self._next_query(stream)
             if message is None:
                 return
-            # A client that sends faster than we answer must not keep others waiting.
+            # A client that sends faster than we answer must not delay others.
             await trio.lowlevel.checkpoint()
             query = self._parsed(message)
             if query is None:
@@ -237,7 +238,7 @@ class DnsProxy:
                 return
 
     async def _next_query(self, stream: MessageStream) -> bytes | None:
-        # Once shut, only what has arrived is read.
+        # After `shut`, only what has arrived is read.
         with trio.move_on_after(0 if self._shut else self._bounds.idle_timeout) as scope:
             self._idle.add(scope)
             try:
@@ -253,7 +254,7 @@ class DnsProxy:
         return await resolver.resolve(query, tcp=True)
 
     async def _transfer(self, stream: MessageStream, query: Query) -> None:
-        """A zone transfer is many messages, whose end only its client recognises."""
+        """A zone transfer has many messages; only its client recognises the last one."""
 
         async def pass_on(message: bytes) -> None:
             if not await _deliver(stream, message, self._bounds.idle_timeout):
@@ -263,7 +264,10 @@ class DnsProxy:
 
 
 def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:
-    """A client that is gone, or whose buffer is full, asks again or does not."""
+    """Send a datagram.
+
+    If the client is gone or its buffer is full, the reply is lost, as with UDP in general.
+    """
     try:
         sock.sendto(reply, peer)
     except OSError as error:
@@ -271,7 +275,7 @@ def _send(sock: socket.socket, reply: bytes, peer: Any) -> None:
 
 
 async def _deliver(stream: MessageStream, reply: bytes, seconds: float) -> bool:
-    """Send over TCP; False when the client does not take it."""
+    """Send over TCP. Returns False when the client does not read it."""
     with trio.move_on_after(seconds):
         await stream.send(reply)
         return True

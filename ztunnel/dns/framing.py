@@ -1,4 +1,4 @@
-"""DNS over TCP: each message behind two bytes that say how long it is (RFC 1035, 4.2.2)."""
+"""DNS over TCP: each message has a length of two bytes before it (RFC 1035, 4.2.2)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CHUNK = 4096
 
 
 class MessageStream:
-    """Messages over a connected, non-blocking socket, which stays its opener's to close.
+    """Messages over a connected, non-blocking socket, which the caller closes.
 
-    What a peer sends ahead stays in the socket's buffer, but for one message and a chunk at most.
+    What a peer sends ahead stays in the socket's buffer, except one message and a chunk at most.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -22,9 +22,11 @@ class MessageStream:
         self._received = bytearray()
 
     async def receive(self) -> bytes | None:
-        """Returns the next message, None when the peer has ended its side, in the middle of one or not.
+        """Wait for the next message and return it.
 
-        Raises OSError. Not a checkpoint when there is a message already.
+        None when the peer has ended its side, even inside a message.
+
+        Raises OSError. Not a checkpoint when a message is there already.
         """
         received = self._received
         while True:

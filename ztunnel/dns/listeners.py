@@ -23,14 +23,14 @@ class DnsSockets:
     listeners: list[Listener] = field(default_factory=list)
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all sockets."""
         for listener in self.listeners:
             listener.close()
         self.listeners.clear()
         self.close_datagrams()
 
     def close_datagrams(self) -> None:
-        """Close those for UDP."""
+        """Close the UDP sockets."""
         for sock in self.datagrams:
             sock.close()
         self.datagrams.clear()
@@ -39,9 +39,9 @@ class DnsSockets:
 async def open_dns_sockets(
     address: ListenAddress, sockets: SocketFactory, *, mark: int | None, reuse_port: bool
 ) -> DnsSockets:
-    """Bind them all, or none; the caller closes them. Raises BindError.
+    """Bind all sockets, or none. The caller closes them. Raises BindError.
 
-    mark, reuse_port: as of `ztunnel.sockets.listen`.
+    mark, reuse_port: as in `ztunnel.sockets.listen`.
     """
     made = DnsSockets()
     try:
@@ -67,7 +67,7 @@ async def _addresses(address: ListenAddress, sockets: SocketFactory) -> list[Soc
 
 
 def _enlarge(sock: socket.socket) -> None:
-    """Let a thousand queries that come at once wait in the socket; by default it holds about 270."""
+    """Enlarge the receive buffer for a thousand queries at once; by default it holds about 270."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
     except OSError:

@@ -1,4 +1,4 @@
-"""Addresses of a hostname, for our own use: what an answer says, CNAMEs followed."""
+"""Addresses of a hostname, for our own use: reads an answer and follows CNAMEs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ztunnel.model.address import IPAddress, parse_ip
 
 
 class Found(NamedTuple):
-    """What a name has: addresses, perhaps none, and the seconds for which that may be remembered."""
+    """The addresses of a name, perhaps none, and for how many seconds they may be cached."""
 
     addresses: tuple[IPAddress, ...]
     ttl: int
@@ -26,10 +26,7 @@ _NOTHING = Found((), 0)
 
 
 def addresses_in(reply: bytes) -> Found:
-    """Returns the addresses that a reply has for what it was asked.
-
-    None when it is an error, or no message.
-    """
+    """Returns the addresses in a reply for its question; None when it is an error or not a message."""
     # Few meshes ask for hostnames, and dnspython's parser is 3 % of the start's CPU time.
     import dns.message  # noqa: PLC0415
 
@@ -47,16 +44,16 @@ def addresses_in(reply: bytes) -> Found:
         return _NOTHING
     ttl = chain.minimum_ttl
     if chain.answer is None:
-        # Only an SOA record says how long nothing stays nothing (RFC 2308, section 5).
+        # Only an SOA record says how long a negative answer may be cached (RFC 2308, section 5).
         soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
         return Found((), ttl if soa else 0)
     return Found(tuple(parse_ip(record.to_text()) for record in chain.answer), ttl)
 
 
 async def look_up(upstream: Upstream, name: str, version: int) -> Found:
-    """Ask for the addresses of IP version 4 or 6 of an absolute hostname; over TCP if it takes that.
+    """Ask for the addresses of IP version 4 or 6 of an absolute hostname; over TCP if necessary.
 
-    Raises UpstreamError when no answer could be had, and ValueError for what is no hostname.
+    Raises UpstreamError when there is no answer, and ValueError for an invalid hostname.
     """
     query: Query = make_query(name, TYPE_A if version == 4 else TYPE_AAAA)
     reply = await upstream.ask(query, tcp=False)

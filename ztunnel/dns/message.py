@@ -31,7 +31,7 @@ import dns.rdatatype
 
 HEADER_LENGTH = 12
 LONGEST_UDP_WITHOUT_EDNS = 512
-"""What a reply over UDP may have when the client did not say (RFC 1035, 4.2.1)."""
+"""The largest reply over UDP when the client did not announce a size (RFC 1035, 4.2.1)."""
 LONGEST_TCP = 0xFFFF
 
 TYPE_OPT = 41
@@ -56,7 +56,7 @@ _LONGEST_NAME = 255
 
 
 class Rcode(IntEnum):
-    """The response codes that mean something here."""
+    """The response codes that are used here."""
 
     NOERROR = 0
     FORMERR = 1
@@ -67,11 +67,11 @@ class Rcode(IntEnum):
 
 
 BADVERS = 16
-"""The extended response code of a version of EDNS that is not spoken (RFC 6891, 6.1.3)."""
+"""The extended response code for an unsupported version of EDNS (RFC 6891, 6.1.3)."""
 
 
 class Edns(NamedTuple):
-    """A query's OPT record: the UDP payload that it takes, its version, and the DNSSEC OK flag."""
+    """A query's OPT record: the UDP payload that it accepts, its version, and the DNSSEC OK flag."""
 
     payload: int
     version: int
@@ -82,7 +82,7 @@ class Edns(NamedTuple):
 class Query:
     """A query with one question.
 
-    message: all of it, as it came. question: the bytes of the question section.
+    message: the whole message as received. question: the bytes of the question section.
     name: in presentation form, in the case that was sent, with the last dot.
     """
 
@@ -101,7 +101,7 @@ class Query:
 
     @property
     def without_id(self) -> bytes:
-        """What two queries share that have the same answer."""
+        """The bytes that are equal in queries with the same answer."""
         return self.message[2:]
 
     def with_id(self, number: int) -> bytes:
@@ -110,14 +110,14 @@ class Query:
 
 
 class Refused(NamedTuple):
-    """A message that is no query for us: what to answer, and why, for the log (empty: not worth a line)."""
+    """A message that is not a valid query: the answer to it, and the reason for the log ("" for no line)."""
 
     reply: bytes
     why: str = ""
 
 
 class _Malformed(Exception):
-    """The bytes are no message."""
+    """The bytes are not a valid message."""
 
 
 _WITHOUT_QUESTION = {Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED}
@@ -130,10 +130,7 @@ def type_name(number: int) -> str:
 
 
 def parse_query(message: bytes) -> Query | Refused | None:
-    """Returns what a client sent.
-
-    None: not to be answered at all, since it is too short or a response itself.
-    """
+    """Read what a client sent. Returns None if it gets no answer: it is too short, or itself a response."""
     if len(message) < HEADER_LENGTH:
         return None
     number, flags, questions, *records = _HEADER.unpack_from(message)
@@ -158,7 +155,7 @@ def parse_query(message: bytes) -> Query | Refused | None:
 
 
 def _read_questions(message: bytes, count: int) -> bytes:
-    """Returns the question section."""
+    """Read the question section."""
     end = HEADER_LENGTH
     for index in range(count):
         end = _skip_name(message, end, pointers=index > 0) + 4
@@ -206,9 +203,9 @@ def _find_edns(message: bytes, position: int, counts: list[int]) -> Edns | None:
 
 
 def _presentation(question: bytes) -> str:
-    """Returns the name with which a question section begins, as text.
+    """Returns the name at the begin of a question section as text.
 
-    Odd bytes are a backslash and three digits.
+    Other characters are written as a backslash and three digits.
     """
     labels = []
     position = 0
@@ -230,10 +227,7 @@ def _header(number: int, flags: int, rcode: int, questions: int) -> bytes:
 
 
 def echo(number: int, flags: int, rcode: int, questions: int, question: bytes) -> bytes:
-    """Returns a reply of an id, a code and the questions as they came.
-
-    Without these where they are very long.
-    """
+    """Returns a reply with an id, a code, and the questions as received (left out if they are very long)."""
     if HEADER_LENGTH + len(question) > LONGEST_UDP_WITHOUT_EDNS:
         return _header(number, flags, rcode, 0)
     return _header(number, flags, rcode, questions) + question
@@ -246,10 +240,7 @@ def encode_opt(edns: Edns, *, rcode: int = 0) -> bytes:
 
 
 def _bad_version(number: int, flags: int, questions: int, question: bytes, edns: Edns) -> bytes:
-    """Returns the reply to a version of EDNS that we do not speak.
-
-    It says in its OPT record which one we do.
-    """
+    """Returns the reply to an unsupported version of EDNS. Its OPT record has our version."""
     opt = encode_opt(edns, rcode=BADVERS)
     reply = bytearray(echo(number, flags, BADVERS & _RCODE, questions, question))
     if len(reply) + len(opt) > LONGEST_UDP_WITHOUT_EDNS:
@@ -262,7 +253,7 @@ def _bad_version(number: int, flags: int, questions: int, question: bytes, edns:
 
 
 class Reply(NamedTuple):
-    """What is read of a resolver's reply."""
+    """The parts of a resolver's reply that matter."""
 
     rcode: int
     truncated: bool
@@ -270,16 +261,16 @@ class Reply(NamedTuple):
 
 
 def read_reply(message: bytes) -> Reply:
-    """Of a message that `is_reply_to` has accepted."""
+    """Read a message that `is_reply_to` has accepted."""
     _, flags, _, answers, _, _ = _HEADER.unpack_from(message)
     return Reply(flags & _RCODE, bool(flags & _TC), answers)
 
 
 def is_reply_to(query: Query, number: int, message: bytes) -> bool:
-    """Returns whether ``message`` can be the answer to ``query`` when it was sent under the id ``number``.
+    """Returns whether ``message`` can be the answer to ``query``, sent under the id ``number``.
 
-    The question must be the same (RFC 5452, section 4), but for the case of its name, which some servers do
-    not keep. Servers that could not read a query answer with an error code and without a question.
+    The question must be the same (RFC 5452, section 4), except for the case of its name, which some servers
+    change. Servers that could not read a query answer with an error code and without a question.
     """
     if len(message) < HEADER_LENGTH:
         return False
@@ -300,9 +291,9 @@ def is_reply_to(query: Query, number: int, message: bytes) -> bool:
 
 
 def encode_name(name: str) -> bytes:
-    """Returns a hostname as it is sent.
+    """Returns a hostname in wire format.
 
-    Raises ValueError for one that cannot be: empty or long labels, non-ASCII.
+    Raises ValueError for an invalid one: empty or long labels, non-ASCII.
     """
     labels = name.removesuffix(".").encode("ascii").split(b".")
     if not all(0 < len(label) < 64 for label in labels):
@@ -314,7 +305,7 @@ def encode_name(name: str) -> bytes:
 
 
 def make_query(name: str, qtype: int) -> Query:
-    """Returns an ordinary query with EDNS, with the id 0. Raises ValueError for what is no hostname."""
+    """Returns an ordinary query with EDNS and the id 0. Raises ValueError for an invalid hostname."""
     question = encode_name(name) + _TWO.pack(qtype, CLASS_IN)
     opt = b"\0" + _RECORD.pack(TYPE_OPT, _OUR_PAYLOAD, 0, 0)
     message = _HEADER.pack(0, _RD, 1, 0, 0, 1) + question + opt

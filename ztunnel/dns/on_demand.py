@@ -1,8 +1,7 @@
 """On-demand DNS: the addresses of a workload that the control plane knows only by hostname.
 
-Resolved when a connection needs them, with our own ``/etc/resolv.conf``, its search list included, and in our
-own network namespace (not the pod's; that is the DNS proxy, which has other rules). The resolver behind both
-is the same.
+They are resolved when a connection needs them, with our own ``/etc/resolv.conf`` and its search list, in our
+own network namespace. (The pod's DNS proxy has other rules.) Both use the same upstream code.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ log = get_logger("dns::resolver")
 
 
 class OnDemandResolver:
-    """Resolves A and AAAA (A alone when ``ipv6`` is off) in parallel, with a cache that honours TTLs.
+    """Resolves A and AAAA (only A when ``ipv6`` is off) in parallel, with a cache that respects TTLs.
 
     conf, upstream: for tests; by default ``/etc/resolv.conf`` at the first use, asked from our own namespace.
     """
@@ -50,9 +49,9 @@ class OnDemandResolver:
     async def resolve(self, hostname: str) -> Sequence[IPAddress]:
         """Returns all addresses of a hostname, which may itself be an address.
 
-        None when it exists without any.
+        None if it exists without addresses.
 
-        Raises NameResolutionError when no answer could be had.
+        Raises NameResolutionError when there is no answer.
         """
         try:
             return [parse_ip(hostname)]

@@ -50,10 +50,10 @@ def reply_limit(query: Query, *, tcp: bool) -> int:
 
 
 def own_reply(query: Query, answer: DnsAnswer, limit: int) -> bytes:
-    """Returns the reply that a decision of kind RECORDS or NO_RECORDS asks for, of at most ``limit`` bytes.
+    """Returns the reply for a decision of kind RECORDS or NO_RECORDS, of at most ``limit`` bytes.
 
-    What does not fit is left out, record by record, and the reply says that it is truncated; the OPT record
-    always fits. Owner names are in lower case and compressed.
+    Records that do not fit are left out, and the reply is marked as truncated; the OPT record always fits.
+    Owner names are in lower case and compressed.
     """
     opt = encode_opt(query.edns) if query.edns is not None else b""
     names = _Names(query.question)
@@ -82,7 +82,10 @@ def own_reply(query: Query, answer: DnsAnswer, limit: int) -> bytes:
 
 
 def _records(answer: DnsAnswer) -> list[tuple[int, str, bytes]]:
-    """Type, owner and data of each; a CNAME's data is written by who knows what it can point to."""
+    """Returns type, owner and data of each record.
+
+    The caller writes a CNAME's data, because it is compressed.
+    """
     records = []
     if answer.cname is not None:
         records.append((TYPE_CNAME, answer.requested, b""))
@@ -93,9 +96,9 @@ def _records(answer: DnsAnswer) -> list[tuple[int, str, bytes]]:
 
 
 class _Names:
-    """Writes names behind a header and a question, with pointers to where the same ending already stands.
+    """Writes names after a header and a question. A pointer replaces an ending that was written before.
 
-    Compared with its case: a pointer into a question that was asked in mixed case would give mixed case back.
+    Names are compared with their case: a pointer into a question in mixed case would return mixed case.
     """
 
     def __init__(self, question: bytes) -> None:

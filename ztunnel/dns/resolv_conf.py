@@ -1,4 +1,4 @@
-"""What /etc/resolv.conf says, as far as forwarding needs it (resolv.conf(5))."""
+"""Reads the parts of /etc/resolv.conf that forwarding needs (resolv.conf(5))."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ztunnel.model.address import IPAddress, parse_ip
 
 DEFAULT_PATH = Path("/etc/resolv.conf")
 
-# The C library's bounds (resolv.conf(5)).
+# The limits of the C library (resolv.conf(5)).
 _MOST_NAMESERVERS = 3
 _LONGEST_TIMEOUT = 30  # not a bound: the C library's
 _MOST_ATTEMPTS = 5
@@ -36,12 +36,12 @@ class ResolvConf:
 
     @property
     def tries(self) -> int:
-        """How many times a query is sent in all; each server has at least one."""
+        """How many times a query is sent in total; each server gets at least one."""
         return max(1 + self.attempts, len(self.nameservers))
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:
-    """Read the text. As in the C library, what is not understood is passed over, and the last list counts."""
+    """Read the text. As in the C library, unknown parts are ignored, and the last list counts."""
     nameservers: list[IPAddress] = []
     search: tuple[str, ...] = ()
     options: dict[str, str] = {}
@@ -78,7 +78,7 @@ def _number(options: dict[str, str], name: str, default: int, low: int, high: in
 
 
 def read_resolv_conf(path: Path = DEFAULT_PATH) -> ResolvConf:
-    """Read the file; where that fails there is no nameserver, and ``problem`` says why."""
+    """Read the file. If that fails there is no nameserver, and ``problem`` says why."""
     try:
         with path.open("rb") as file:
             return parse_resolv_conf(file.read(_LONGEST_FILE).decode("utf-8", "replace"))

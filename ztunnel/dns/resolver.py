@@ -33,14 +33,14 @@ _ERROR_NAMES = {
 
 
 class Client(Protocol):
-    """The workload whose queries these are."""
+    """The workload that makes the queries."""
 
     def known(self) -> Workload | None:
-        """It, if the control plane has told of it."""
+        """Returns it if the control plane has sent it, else None."""
         ...
 
     async def wait(self) -> Workload | None:
-        """Returns the same, after a while in which it may come."""
+        """Wait a while for it. Returns None if it did not come."""
         ...
 
 
@@ -75,10 +75,7 @@ class Resolver:
         self._random = random
 
     def from_mesh(self, query: Query, *, tcp: bool) -> bytes | None:
-        """Returns the reply, if it can be given at once and is the mesh's to give.
-
-        None: `resolve` is to be asked.
-        """
+        """Returns the reply if the mesh can give it at once; None if `resolve` has to be called."""
         client = self._client.known()
         if client is None:
             return None
@@ -88,7 +85,7 @@ class Resolver:
         return self._own(client, query, decision, tcp=tcp)
 
     async def resolve(self, query: Query, *, tcp: bool) -> bytes:
-        """Returns the reply, whoever gives it; SERVFAIL when nobody does."""
+        """Returns the reply of the mesh or of the real resolver; SERVFAIL when there is none."""
         client = self._client.known() or await self._client.wait()
         if client is None:
             return self._unknown(query, tcp=tcp)
@@ -101,7 +98,7 @@ class Resolver:
             return error_reply(query, Rcode.SERVFAIL)
 
     async def transfer(self, query: Query, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Forward a query whose answer is many messages, and hand each to ``take``; SERVFAIL when none comes.
+        """Forward a query whose answer has many messages, and pass each to ``take``; SERVFAIL if none comes.
 
         Raises what ``take`` raises.
         """
@@ -122,7 +119,7 @@ class Resolver:
             self._log(query, "forwarded", messages)
 
     def refuse(self, query: Query, error: UpstreamError, *, tcp: bool) -> bytes:
-        """SERVFAIL for a query that is not even tried."""
+        """Returns SERVFAIL for a query that is not processed."""
         labels = self._labels(self._client.known(), query, tcp=tcp)
         self._traffic.dns_request(labels)
         self._traffic.dns_upstream_failure(labels)
@@ -197,7 +194,7 @@ class Resolver:
         if problem is None:
             self._log(query, "forwarded", reply.answers)
         else:
-            # The Rust ztunnel counts these so: its library makes errors of them.
+            # The Rust ztunnel counts these as errors, because its library does.
             traffic.dns_upstream_failure(labels)
             self._log(query, f"forwarding failed (net error: DNS error: {problem})", 0)
         return message

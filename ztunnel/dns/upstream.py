@@ -1,25 +1,25 @@
-"""The real resolver: bytes of a query go there, and the bytes of its answer come back.
+"""The real resolver: sends the bytes of a query to it and returns the bytes of its answer.
 
-How a query goes. A nameserver is asked through a socket of the query's own, so that the kernel picks a port
-at random, and under an id at random; the socket is connected, so that the kernel drops what does not come
-from that server. Believed is only what has the id and repeats the question. Everything else is passed over
-while the time runs; when much of it comes, somebody is guessing, and the next try has another port and id.
+How a query goes. Each query has a socket of its own, so the kernel chooses a random port, and a random id.
+The socket is connected, so the kernel drops datagrams from other addresses. Only an answer with the right id
+and question is accepted. Everything else is ignored until the time is over; if much of it comes, somebody may
+be guessing, and the next try has another port and id.
 
-A try is ``timeout`` seconds long. The next one goes to the next server, or to the same one, again through the
-same socket, so that an answer to the first that was only slow still counts. SERVFAIL and REFUSED are tried
-elsewhere too, and handed on when nobody had anything better. A server that was silent is asked last for a
+A try takes ``timeout`` seconds. The next one goes to the next server, or through the same socket to the same
+server, so a late answer to an earlier try still counts. After SERVFAIL and REFUSED another server is tried;
+the error is returned if no server has a better answer. A server that did not answer is asked last for a
 while.
 
-A query over TCP is forwarded over TCP: its client has seen a truncated answer, or wants no such thing.
+A query over TCP is forwarded over TCP: its client has seen a truncated answer, or wants none.
 
-Nothing here grows without bound. Queries that are the same but for their ids share one exchange (which also
-takes an attacker's chance to have many guesses at once, RFC 5452 section 5, and makes that a query that a
-resolver sends back to us waits for itself, and does not go round); the rest is limited in number, and is
-over after ``tries`` times ``timeout`` seconds.
+Everything here is limited. Queries that differ only in their ids share one exchange. (This also prevents an
+attacker from having many guesses at the same time, RFC 5452 section 5, and a query that a resolver sends back
+to us waits for itself and does not loop.) The number of exchanges is limited, and each ends after ``tries``
+times ``timeout`` seconds.
 
 There is no cache. The answer must be the resolver's for exactly these bytes (EDNS options, DNSSEC flags, the
-case of the name), whose variety leaves a cache little to do; the resolver has one, and so do applications
-that care.
+case of the name), and these vary so much that a cache would rarely help. The resolver has a cache, and so do
+applications that need one.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import SocketFactory
 
 PORT = 53
-"""Datagrams that are no answer, after which a socket is given up."""
+"""Datagrams that are no valid answer, after which a socket is closed."""
 _TRY_ELSEWHERE = {Rcode.SERVFAIL, Rcode.REFUSED}
 
 
 class _Exchange:
-    """One query on its way, for all who wait for it."""
+    """One query in progress, for all who wait for it."""
 
     __slots__ = ("done", "error", "reply")
 
@@ -65,13 +65,13 @@ class _Exchange:
 
 
 class _NoAnswerError(Exception):
-    """What came was no answer, over UDP time and again."""
+    """Too many datagrams over UDP were no valid answer."""
 
 
 class Upstream:
     """The nameservers of one pod, asked from its network namespace.
 
-    mark: SO_MARK of the sockets, which keeps them out of the redirection to ourselves. port: for tests.
+    mark: SO_MARK of the sockets, so that they are not redirected to ourselves. port: for tests.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Upstream:
 
     @property
     def under_way(self) -> int:
-        """How many different queries are being asked."""
+        """How many different queries are in progress."""
         return len(self._exchanges)
 
     def is_own(self, client: SocketAddress) -> bool:
-        """Returns whether a query that came from ``client`` is one that we sent there ourselves."""
+        """Returns whether a query from ``client`` is one that we sent ourselves."""
         return client in self._own
 
     async def ask(self, query: Query, *, tcp: bool) -> bytes:
@@ -118,7 +118,7 @@ class Upstream:
         return query.message[:2] + exchange.reply[2:]
 
     async def _lead(self, key: tuple[bool, bytes], query: Query, *, tcp: bool) -> _Exchange:
-        """Ask on behalf of everybody who will want to know the same meanwhile."""
+        """Ask for all who wait for the same query."""
         size = len(query.message)
         bounds = self._bounds
         if len(self._exchanges) >= bounds.forwarded or self._bytes + size > bounds.query_bytes:
@@ -247,10 +247,10 @@ class Upstream:
         return messages[0]
 
     async def transfer(self, query: Query, take: Callable[[bytes], Awaitable[None]]) -> int:
-        """Ask over TCP for something that comes in several messages (AXFR), and hand each to ``take``.
+        """Ask over TCP for an answer of several messages (AXFR), and pass each to ``take``.
 
-        Under the query's own id. Ends when the server hangs up or is silent for ``timeout`` seconds after a
-        message, and gives the number of messages. Raises UpstreamError when there was none, and what ``take``
+        Returns the number of messages. It ends when the server closes the connection, or is silent for
+        ``timeout`` seconds after a message. Raises UpstreamError when there was no message, and what ``take``
         raises.
         """
         problem: UpstreamError = UpstreamTimedOut()
@@ -313,7 +313,7 @@ class Upstream:
 
 
 class _Datagrams:
-    """A query and one server: a port, an id, and as many tries as are wanted, until too much else came."""
+    """A query to one server: one port, one id, and the tries, until too many invalid datagrams came."""
 
     __slots__ = ("_message", "_number", "_query", "_sock", "_wrong_left", "local", "server")
 
@@ -332,17 +332,16 @@ class _Datagrams:
         self._sock.close()
 
     async def ask(self, timeout: float) -> bytes | None:  # noqa: ASYNC109  # one try, of several, has it
-        """Send, and wait for the answer. None: it did not come in time.
+        """Send, and wait for the answer. Returns None if it did not come in time.
 
-        Raises OSError when the server's machine says that nobody listens there, or there is no way to it, and
-        _NoAnswerError.
+        Raises OSError when nobody listens there or there is no route, and _NoAnswerError.
         """
         sock = self._sock
         with trio.move_on_after(timeout):
             try:
                 sock.send(self._message)
             except BlockingIOError:
-                pass  # lost, as on the wire; the next try repeats it
+                pass  # lost, as packets may be; the next try sends it again
             while True:
                 try:
                     reply = sock.recv(LONGEST_TCP)

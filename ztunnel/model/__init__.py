@@ -1,4 +1,4 @@
-"""The nouns of the mesh as frozen values: identities, addresses, workloads, services, policies.
+"""The objects of the mesh as frozen values: identities, addresses, workloads, services, policies.
 
-Nothing here does I/O, reads a clock or knows where a value came from.
+This package does no I/O and reads no clock, and its values do not depend on their source.
 """

@@ -1,4 +1,4 @@
-"""A workload's certificate as the CA gave it."""
+"""A workload's certificate, as the CA issued it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ztunnel.model.identity import Identity
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a workload proves its identity with, and what it trusts.
+    """The certificate of a workload, its key, and the roots that it trusts.
 
-    All PEM. ``chain`` is the leaf, then its intermediates; ``roots`` may be several (a rotation is under
-    way). ``not_before`` and ``not_after`` are the leaf's, in seconds since the epoch. The key is never
-    shown by ``repr()``, logged or dumped.
+    All in PEM. chain: the leaf, then its intermediates. roots: several during a root rotation. not_before,
+    not_after: of the leaf, in seconds since the epoch. The key is never shown by ``repr()``, logged or
+    dumped.
     """
 
     identity: Identity
@@ -25,5 +25,5 @@ class Certificate:
 
     @property
     def refresh_at(self) -> float:
-        """When to fetch the next one: at half of this one's life."""
+        """When to renew it: at half of its life."""
         return self.not_before + (self.not_after - self.not_before) / 2

@@ -13,10 +13,10 @@ class InvalidIdentityError(ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Identity:
-    """Who a workload is: a trust domain, a namespace in it, a service account in that.
+    """The identity of a workload: a trust domain, a namespace in it, and a service account in that.
 
-    ``str()`` gives the SPIFFE URI. Parts may be empty: an identity made from incomplete input is still a
-    value that compares unequal to every real one.
+    ``str()`` gives the SPIFFE URI. Parts may be empty: an identity from incomplete input is a value that
+    differs from every real one.
     """
 
     trust_domain: str

@@ -1,7 +1,7 @@
-"""Authorization policies, already in the shape in which they are evaluated.
+"""Authorization policies, in the form in which they are evaluated.
 
-rules (any) → clauses (all) → matches (any) → fields of a match (all) → values of a field (any;
-``not_*``: none).
+rules (any) → clauses (all) → matches (any) → fields of a match (all) → values of a field (any; ``not_*``:
+none).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ServiceAccountMatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Fields that must all hold. An empty field does not constrain; a match without any field never holds."""
+    """Fields that must all hold. An empty field allows everything; a match without any field never holds."""
 
     namespaces: tuple[StringMatch, ...] = ()
     not_namespaces: tuple[StringMatch, ...] = ()

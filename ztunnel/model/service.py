@@ -12,7 +12,7 @@ from ztunnel.model.workload import HealthStatus
 
 
 class LoadBalancerMode(Enum):
-    """What the routing preferences mean for a service."""
+    """How a service uses its routing preferences."""
 
     STANDARD = "Standard"
     STRICT = "Strict"
@@ -21,7 +21,7 @@ class LoadBalancerMode(Enum):
 
 
 class HealthPolicy(Enum):
-    """Which endpoints a service keeps."""
+    """Which endpoints a service keeps, by their health."""
 
     ONLY_HEALTHY = "OnlyHealthy"
     ALLOW_ALL = "AllowAll"
@@ -48,7 +48,7 @@ class LoadBalancer:
 
 
 class IpFamilies(Enum):
-    """The address families that a service is offered on."""
+    """The IP versions on which a service is offered."""
 
     DUAL = "Dual"
     IPV4 = "IPv4"
@@ -56,7 +56,7 @@ class IpFamilies(Enum):
 
 
 class Visibility(Enum):
-    """Who sees a service."""
+    """Which namespaces can see a service."""
 
     PUBLIC = "Public"
     NAMESPACE = "Namespace"
@@ -71,7 +71,7 @@ class CidrVip(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WeightedWaypoint:
-    """One of several waypoints among which a connection is drawn by weight."""
+    """One of several waypoints; a connection chooses one by weight."""
 
     destination: GatewayAddress
     weight: int
@@ -88,9 +88,9 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service as the control plane describes it, without its endpoints (the store joins those).
+    """One service, as the control plane describes it, without its endpoints (the store adds those).
 
-    ``ports`` maps service ports to target ports; target 0 is a named port that each endpoint maps itself.
+    ports: service ports to target ports. Target 0 is a named port, which each endpoint maps itself.
     """
 
     name: str

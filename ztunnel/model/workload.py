@@ -1,4 +1,4 @@
-"""Workloads: what runs somewhere and has addresses."""
+"""Workloads: pods and other processes with addresses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ztunnel.model.identity import Identity
 
 
 class Protocol(Enum):
-    """How a workload wants to be reached (``tunnel_protocol`` on the wire)."""
+    """How a workload is reached (``tunnel_protocol`` on the wire)."""
 
     TCP = "TCP"
     HBONE = "HBONE"
@@ -32,7 +32,7 @@ class HealthStatus(Enum):
 
 
 class AppTunnelProtocol(Enum):
-    """What a sandwiched application wants before its bytes."""
+    """What a sandwiched application expects before the bytes of a connection."""
 
     NONE = "NONE"
     PROXY = "PROXY"
@@ -40,7 +40,7 @@ class AppTunnelProtocol(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ApplicationTunnel:
-    """The application is reached at ``port`` (None: the port asked for) with ``protocol`` in front."""
+    """The application is reached at ``port`` (None: the requested one), with ``protocol`` before it."""
 
     protocol: AppTunnelProtocol
     port: int | None

@@ -1,1 +1,1 @@
-"""What people and programs get to see of the process: logs, access log, metrics, the task tree."""
+"""What people and programs see of the process: logs, access log, metrics, the task tree."""

@@ -1,8 +1,8 @@
-"""The access log: what is known of a connection as fields in their order, and the three lines made of them.
+"""The access log: the fields of a connection in their order, and the three lines made from them.
 
-Up to `AccessLog` everything here is pure. Byte counts are named from the point of view of the workload that
-ztunnel serves, as the Rust ztunnel has it: what it sent, what it received. Metrics count by
-client and server instead, so for an outgoing connection the two are crossed.
+Everything before `AccessLog` is pure. Byte counts have the point of view of the workload that ztunnel serves,
+as in the Rust ztunnel: what it sent, what it received. Metrics count by client and server instead, so for an
+outgoing connection the two are swapped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ztunnel.observe.sampling import Sampling
 
 
 class Direction(Enum):
-    """Which way a connection goes, seen from the workload that ztunnel serves."""
+    """The direction of a connection, from the point of view of the workload that ztunnel serves."""
 
     INBOUND = "inbound"
     OUTBOUND = "outbound"
@@ -34,8 +34,8 @@ class AccessLogEntry:
     """What is known of a connection when it is opened.
 
     hbone_address: the CONNECT's authority, None for plaintext.
-    service: hostname of the service that was addressed.
-    mtls: whether identities are proved; otherwise they are not shown.
+    service: the hostname of the service that was addressed.
+    mtls: whether the identities were verified; if not, they are not shown.
     """
 
     direction: Direction
@@ -104,7 +104,7 @@ def failed_fields(
     code: str | None = None,
     connection: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of ``connection failed``: refused before anything is known of the connection."""
+    """Returns the fields of ``connection failed``: a connection that was refused before it was opened."""
     return {
         "src.addr": source,
         "dst.addr": destination,
@@ -116,7 +116,7 @@ def failed_fields(
 
 
 class _Bare:
-    """A text that the plain format shows without quotes, as it does addresses."""
+    """A text that the plain format shows without quotes, like an address."""
 
     __slots__ = ("_text",)
 
@@ -128,14 +128,14 @@ class _Bare:
 
 
 def _authority(value: str | SocketAddress | None) -> object:
-    """Without quotes, unless the peer sent something that could pass for further fields."""
+    """Returns the authority without quotes, unless it contains something that looks like further fields."""
     if isinstance(value, str):
         return _Bare(value) if value and _PLAIN_AUTHORITY.issuperset(value) else value or None
     return value
 
 
 class _Chosen:
-    """The sampling in force, for all access logs of the process; None while every line is written."""
+    """The sampling in force for all access logs of the process; None when every line is written."""
 
     sampling: Sampling | None = None
 
@@ -161,7 +161,7 @@ class AccessLog:
         self._log = log if workload is None else log.for_workload(workload)
 
     def opened(self, entry: AccessLogEntry, connection: str | None = None) -> None:
-        """At debug, when the counters are opened."""
+        """Write a line at debug, when the connection is opened."""
         if self._log.is_enabled(Level.DEBUG):
             fields = {**opened_fields(entry), "connection": connection}
             self._log.log(Level.DEBUG, "connection opened", fields)
@@ -177,7 +177,10 @@ class AccessLog:
         code: str | None = None,
         connection: str | None = None,
     ) -> None:
-        """At info, or at error if it failed, when it is over. The rest is as for `complete_fields`."""
+        """Write a line at info, or at error if the connection failed, when it has ended.
+
+        Arguments as in `complete_fields`.
+        """
         level = Level.INFO if error is None else Level.ERROR
         if self._log.is_enabled(level):
             sampling = _Chosen.sampling
@@ -206,7 +209,7 @@ class AccessLog:
         code: str | None = None,
         connection: str | None = None,
     ) -> None:
-        """At warn, for a connection that is refused before it is known what it is."""
+        """Write a line at warn, for a connection that was refused before it was opened."""
         if self._log.is_enabled(Level.WARN):
             fields = failed_fields(direction, source, destination, error, code=code, connection=connection)
             self._log.log(Level.WARN, "connection failed", fields)

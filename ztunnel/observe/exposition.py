@@ -1,8 +1,8 @@
-"""Metrics as text: OpenMetrics 1.0, whatever content type was asked for, as the Rust ztunnel does.
+"""Metrics as text: OpenMetrics 1.0, whatever content type was asked for, as in the Rust ztunnel.
 
-prometheus-client could write this too, but it sorts labels, adds ``_created`` series, prints families without
-samples, and takes over a second for 20,000 series with these labels. Here the text of a series' labels is
-made once and kept, and the page comes in pieces, so that others may run between them.
+prometheus-client could write this too. But it sorts labels, adds ``_created`` series, prints families without
+samples, and takes over a second for 20,000 series with these labels. Here the label text of a series is made
+once and cached, and the page comes in pieces, so that other tasks can run in between.
 
 Sources: https://prometheus.io/docs/specs/om/open_metrics_spec/, docs/protocol/operations.md#metrics-page.
 """
@@ -21,9 +21,9 @@ _KEPT = 500_000
 
 
 def content_type(accept: str | None) -> str:
-    """Returns the content type to answer with.
+    """Returns the content type of the response.
 
-    Items are compared as they stand: a blank after a comma counts.
+    Items are compared literally: a space after a comma counts.
     """
     for item in (accept or "").split(","):
         if item.split(";")[0].lower() == "application/openmetrics-text":
@@ -32,9 +32,9 @@ def content_type(accept: str | None) -> str:
 
 
 def content_encoding(accept_encoding: str | None) -> str | None:
-    """``gzip`` or ``deflate``, whichever is wanted more, or None for neither (RFC 9110 section 12.5.3).
+    """Returns ``gzip`` or ``deflate``, whichever is preferred, or None (RFC 9110 section 12.5.3).
 
-    br and zstd would need libraries that nothing else here needs.
+    br and zstd would need libraries that nothing else needs.
     """
     wanted: dict[str, float] = {}
     for item in (accept_encoding or "").lower().split(","):
@@ -53,7 +53,7 @@ def content_encoding(accept_encoding: str | None) -> str | None:
 
 
 class Exposition:
-    """Writes pages. One object is kept for all of them, for the label texts that it remembers."""
+    """Writes pages. One object is kept for all of them, because it caches label texts."""
 
     def __init__(self) -> None:
         self._label_texts: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
@@ -61,8 +61,8 @@ class Exposition:
     def page(self, totals: Mapping[str, Mapping[tuple[str, ...], float]]) -> Iterator[bytes]:
         """Returns the page in pieces of about 1000 series.
 
-        ``totals`` are values by sample name and label values; families come in the catalogue's order, and
-        those without samples not at all. ``totals`` must not change before the last piece is taken.
+        totals: values by sample name and label values; must not change before the last piece is taken.
+            Families come in the order of the catalogue; those without samples are left out.
         """
         if len(self._label_texts) > _KEPT:
             self._label_texts.clear()

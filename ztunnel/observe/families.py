@@ -1,4 +1,4 @@
-"""The catalogue of metrics: names, kinds, labels and help texts, in the order in which they are printed."""
+"""The catalogue of metrics: names, types, labels and help texts, in the order of the page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class MetricKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family. ``name`` is that of its TYPE line: without ``_total``.
+    """One family. ``name``: as in its TYPE line, without ``_total``.
 
-    help: as printed; registered families of the Rust ztunnel end in a full stop.
-    labels: names in order; trailing ones may be missing from a series.
+    help: as printed; those of the Rust ztunnel end in a full stop.
+    labels: names in order; the last ones may be missing from a series.
     """
 
     name: str

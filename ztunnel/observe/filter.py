@@ -1,10 +1,10 @@
-"""Which log lines are wanted: the language of ``RUST_LOG`` and of ``POST /logging``, as a pure value.
+"""The log filter: the syntax of ``RUST_LOG`` and of ``POST /logging``, as a pure value.
 
-A filter is a set of directives, each a scope and a level. The directive with the longest scope that is a
-prefix of a line's module path decides; a directive without a scope fits every path; when none fits, the
-line is off. Our addition are directives for one workload, ``[namespace/pod]scope=level``: those that fit
-are asked first. They come only from ``/logging``, and are printed with the rest, so that one text carries
-the whole filter to other processes.
+A filter is a set of directives, each with a scope and a level. The directive with the longest scope that is a
+prefix of a line's module path decides; a directive without a scope matches every path; if none matches, the
+line is not written. In addition to the Rust ztunnel's there are directives for one workload,
+``[namespace/pod]scope=level``, which are checked first. They come only from ``/logging``. They are printed
+with the others, so one text can transfer the whole filter to other processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT_FILTER = "hickory_server::server=off"
 
 
 class Level(IntEnum):
-    """How important a line is, and how much a filter lets through."""
+    """The importance of a line, and the level of a filter."""
 
     OFF = 0
     ERROR = 1
@@ -31,11 +31,11 @@ _BY_NAME = {level.name.lower(): level for level in Level}
 
 
 class FilterError(ValueError):
-    """A filter's text cannot be read. ``str()`` says which item."""
+    """The text of a filter cannot be read. ``str()`` says which item."""
 
 
 class Directive(NamedTuple):
-    """Lines of this scope (empty: all), of this workload (empty: any), are let through up to this level."""
+    """Lines of this scope ("": all), of this workload ("": any), are written up to this level."""
 
     workload: str
     scope: str
@@ -54,7 +54,7 @@ class Filter:
     directives: tuple[Directive, ...]
 
     def level(self, path: str, workload: str = "") -> Level:
-        """Up to which level lines of a module path are wanted, where they concern this workload."""
+        """Returns the level up to which lines of a module path and workload are written."""
         for directive in self.directives:
             if path.startswith(directive.scope) and directive.workload in ("", workload):
                 return directive.level
@@ -65,11 +65,11 @@ class Filter:
         return _filter((*self.directives, *other.directives))
 
     def for_workload(self, workload: str) -> Filter:
-        """These directives, for one workload only."""
+        """Returns these directives for one workload only."""
         return Filter(tuple(d._replace(workload=workload) for d in self.directives))
 
     def without_workload(self, workload: str) -> Filter:
-        """Returns the filter as if the workload had never been named."""
+        """Returns the filter without the directives of a workload."""
         return Filter(tuple(d for d in self.directives if d.workload != workload))
 
     @property
@@ -90,7 +90,10 @@ def parse_filter(text: str) -> Filter:
 
 
 def parse_startup_filter(text: str | None) -> Filter:
-    """``RUST_LOG`` (unset: ``info``) with what is always added in front. Raises FilterError."""
+    """Read ``RUST_LOG`` (default ``info``), with the directives that are always added before it.
+
+    Raises FilterError.
+    """
     return parse_filter(f"{DEFAULT_FILTER},{'info' if text is None else text}")
 
 

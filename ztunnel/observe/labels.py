@@ -1,8 +1,8 @@
-"""What is said of a connection's two ends, in metrics and in the access log. Pure.
+"""The labels of a connection's two ends, in metrics and in the access log. Pure.
 
-An end is described by the workload that xDS knows, or else by what the peer said of itself (baggage) and
-proved of itself (its certificate). The two differ: ``app`` is the canonical name in the first case, and the
-workload's name in the second.
+An end is described by its workload if xDS knows it, otherwise by what the peer said (baggage) and proved (its
+certificate). The two differ: ``app`` is the canonical name in the first case, and the workload's name in the
+second.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TRAFFIC_LABELS: tuple[str, ...] = (
     "destination_region",
     "destination_zone",
 )
-"""The names of the values that `traffic_labels` gives; the last four may be missing together."""
+"""The names of the values that `traffic_labels` returns. The last four may be missing together."""
 
 FLAG = TRAFFIC_LABELS.index("response_flags")
 _UNKNOWN = "unknown"
@@ -56,7 +56,7 @@ _UNKNOWN = "unknown"
 class End:
     """One end of a connection. Empty fields are unknown.
 
-    ``shown`` is the name that the access log gives it: the pod's, where the pod is known.
+    shown: its name in the access log: the pod's, if the pod is known.
     """
 
     shown: str = ""
@@ -90,7 +90,7 @@ def unknown_labels(names: Iterable[str]) -> list[str]:
 def end_from_workload(workload: Workload, principal: Identity | None) -> End:
     """Returns an end that xDS knows.
 
-    ``principal`` is separate: a source's is only what its certificate proves.
+    principal: the verified identity; for a source it is only what its certificate proves.
     """
     return End(
         shown=workload.name,
@@ -109,7 +109,7 @@ def end_from_workload(workload: Workload, principal: Identity | None) -> End:
 def end_from_baggage(baggage: Baggage, principal: Identity | None, *, show_workload: bool = False) -> End:
     """Returns an end that describes itself.
 
-    ``show_workload``: the log shows that name, not the canonical service.
+    show_workload: whether the log shows the workload's name, and not the canonical service.
     """
     workload = baggage.workload_name or ""
     service = baggage.service_name or ""

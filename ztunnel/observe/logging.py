@@ -1,13 +1,12 @@
-"""Loggers: `get_logger(scope)` gives one, on structlog's bound loggers.
+"""Loggers: `get_logger(scope)` returns one, based on structlog's bound loggers.
 
-How a line comes about. Each logger holds a `_Threshold`, shared by all loggers of the same scope (and
-workload): one integer, up to which level lines are wanted. A call below it returns after one comparison.
-Changing the filter recomputes the thresholds that exist, so a call never looks at the filter. What passes
-goes through structlog's processors, of which there is one: it adds the time, and renders. The text goes to
-the `Sink`.
+How a line is made. Each logger has a `_Threshold`, shared by all loggers of the same scope (and workload):
+one integer, the level up to which lines are written. A call above it returns after one comparison. Changing
+the filter recomputes all thresholds, so a call never evaluates the filter. Other lines go through structlog's
+processors; there is one, which adds the time and renders. The text goes to the `Sink`.
 
-Spans (`Logger.bind_span`) are rendered when they are bound, not with each line. A logger bound to the span
-``proxy{wl=namespace/pod}`` belongs to that workload, whose level can be set by itself at run time.
+Spans (`Logger.bind_span`) are rendered when they are bound, not for each line. A logger with the span
+``proxy{wl=namespace/pod}`` belongs to that workload, whose level can be changed at run time.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _MESSAGE = "\0message"
 
 
 class _Threshold:
-    """Up to which level lines of a module path, and perhaps of one workload, are wanted."""
+    """The level up to which lines of a module path, and perhaps of one workload, are written."""
 
     __slots__ = ("__weakref__", "level", "path", "workload")
 
@@ -58,7 +57,7 @@ class _Origin(NamedTuple):
 
 
 class LogRecord(NamedTuple):
-    """One line before it became text, as `capture_logs` gives it."""
+    """One line before it is rendered, as `capture_logs` returns it."""
 
     level: Level
     scope: str
@@ -68,14 +67,14 @@ class LogRecord(NamedTuple):
 
 
 class Output(Protocol):
-    """What takes rendered lines."""
+    """The destination of rendered lines."""
 
     def write(self, line: str) -> None:
-        """Take one line, with its line break."""
+        """Write one line, with its line break."""
 
 
 class _Lines:
-    """What structlog calls with the rendered line; the level is in it already."""
+    """The object that structlog calls with a rendered line, which contains the level already."""
 
     __slots__ = ("debug", "error", "info", "trace", "warn")
 
@@ -92,10 +91,10 @@ def _drop(line: str) -> None:
 
 
 class Logger(structlog.BoundLoggerBase):
-    """Writes lines of one scope. Made by `get_logger`; immutable, each ``bind`` gives another one.
+    """Writes lines of one scope. `get_logger` makes it; it is immutable, each ``bind`` returns a new one.
 
     Strings among the fields are quoted, None is left out, other objects are printed with ``str()``.
-    ``exc_info=`` takes an exception, whose traceback becomes the field ``backtrace``.
+    ``exc_info=`` takes an exception; its traceback becomes the field ``backtrace``.
     """
 
     def __init__(self, logger: Any, processors: Any, context: Any) -> None:
@@ -135,7 +134,7 @@ class Logger(structlog.BoundLoggerBase):
             self._emit("error", message, {"exc_info": sys.exception(), **fields})
 
     def log(self, level: Level, message: str, fields: Mapping[str, Any]) -> None:
-        """Write at a level that is known only now, with fields in a mapping."""
+        """Write at a level that is given as an argument, with the fields in a mapping."""
         if 0 < level <= self._threshold.level:
             self._emit(_METHODS[level], message, fields)
 
@@ -147,13 +146,16 @@ class Logger(structlog.BoundLoggerBase):
         getattr(self._logger, method)(event)
 
     def is_enabled(self, level: Level) -> bool:
-        """Returns whether a line of this level would be written: ask before collecting expensive fields."""
+        """Returns whether a line of this level would be written.
+
+        Ask it before collecting expensive fields.
+        """
         return level <= self._threshold.level
 
     def bind_span(self, name: str, /, **fields: Any) -> Logger:
-        """Returns a logger whose lines belong to one more span.
+        """Returns a logger whose lines have one more span.
 
-        ``wl`` of a proxy span makes it the workload's.
+        ``wl`` of a proxy span makes it the workload's logger.
         """
         origin: _Origin = self._context[_ORIGIN]
         threshold = origin.threshold
@@ -162,7 +164,7 @@ class Logger(structlog.BoundLoggerBase):
         return self._derived(_Origin(threshold, (*origin.spans, make_span(name, fields))))
 
     def for_workload(self, workload: str) -> Logger:
-        """Returns a logger that obeys the level of a workload (``namespace/pod``) without showing a span."""
+        """Returns a logger with the level of a workload (``namespace/pod``), without a span."""
         origin: _Origin = self._context[_ORIGIN]
         return self._derived(origin._replace(threshold=_hub.threshold(origin.threshold.path, workload)))
 
@@ -225,11 +227,11 @@ _hub = _Hub()
 
 
 def get_logger(scope: str) -> Logger:
-    """Returns the logger of a scope, given without ``ztunnel::`` (``proxy::inbound``.
+    """Returns the logger of a scope.
 
-    ``access`` has no such root).
+    The scope is without ``ztunnel::`` (``proxy::inbound``; ``access`` is a root itself).
 
-    May be called when modules are imported. Until `setup_logging` nothing is written anywhere.
+    May be called while modules are imported. Nothing is written before `setup_logging`.
     """
     path = scope if scope in _OUTER_SCOPES or scope.startswith("ztunnel::") else f"ztunnel::{scope}"
     origin = _Origin(_hub.threshold(path, ""), ())
@@ -237,9 +239,9 @@ def get_logger(scope: str) -> Logger:
 
 
 def setup_logging(environ: Mapping[str, str], *, fd: int = 1) -> None:
-    """Take filter and format from ``RUST_LOG`` and ``LOG_FORMAT`` and write to a descriptor from now on.
+    """Read filter and format from ``RUST_LOG`` and ``LOG_FORMAT``, and write to a descriptor from now on.
 
-    Raises InvalidVariableError for a filter that cannot be read. `shutdown_logging` ends it.
+    Raises InvalidVariableError for an invalid filter. `shutdown_logging` ends it.
     """
     text = environ.get("RUST_LOG")
     try:
@@ -256,7 +258,7 @@ def setup_logging(environ: Mapping[str, str], *, fd: int = 1) -> None:
 
 
 def shutdown_logging() -> None:
-    """Write what is queued, for up to a second, and write nothing any more."""
+    """Write what is queued, for up to a second; after that, write nothing."""
     sink, _hub.sink = _hub.sink, None
     if sink is not None:
         _hub.lines.send_to(None)
@@ -280,7 +282,7 @@ def current_filter() -> Filter:
 
 
 def warn_regardless(message: str) -> None:
-    """Write a warning whatever the filter lets through: for what is wrong with the filter itself."""
+    """Write a warning that no filter suppresses: for errors in the filter itself."""
     threshold = _Threshold("ztunnel::app", "", Level.WARN)
     Logger(_hub.lines, _hub.processors, {_ORIGIN: _Origin(threshold, ())}).warn(message)
 
@@ -288,9 +290,7 @@ def warn_regardless(message: str) -> None:
 def unknown_scopes(wanted: Filter) -> list[str]:
     """Returns a warning for each scope of a filter that no logger has.
 
-    To be called when all modules are loaded.
-
-    What is always added to ``RUST_LOG`` is left out.
+    Call it when all modules are loaded. The directives that are always added to ``RUST_LOG`` are left out.
     """
     own = parse_filter(DEFAULT_FILTER).directives
     paths = {path for path, _ in _hub.paths()}

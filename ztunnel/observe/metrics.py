@@ -1,11 +1,11 @@
-"""The metrics of all processes together: what data planes report added up, and what the control side counts.
+"""The metrics of all processes together: the sum of the data planes' reports, and the control side's own.
 
-A data plane reports the values of its series since its own start. Added up over several of them a counter
-must never go down, or whoever scrapes us would take it for a restart and count everything again. So when a
-data plane is replaced (or drops a series that another one still has) the values that it had reported are
-kept as a base. Gauges are not: they are of the present.
+A data plane reports the values of its series since its own start. The sum over several data planes must never
+decrease, or Prometheus would take that for a restart and count everything again. So when a data plane is
+replaced (or drops a series that another one still has), its reported values are kept as a base. Gauges are
+not kept: they are about the present.
 
-The small families of the control side are prometheus-client's own counters and gauges.
+The small families of the control side use prometheus-client's counters and gauges.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Labels: TypeAlias = tuple[str, ...]
 Key: TypeAlias = tuple[str, Labels]
 
 _NOT_ADDED = {family.name for family in (families.DRAIN_REMAINING, families.DRAIN_OLDEST, families.MAX_FDS)}
-"""Of these the largest value of all data planes counts."""
+"""For these families, the largest value of all data planes counts and not the sum."""
 
 
 class ReportedMetrics:
-    """The sum of what data planes report. Sources are named by whatever hashes: a worker's number."""
+    """The sum of the data planes' reports. A source is named by any hashable value: a worker's number."""
 
     def __init__(self) -> None:
         self._reports: dict[Hashable, dict[Key, float]] = {}
         self._base: dict[Key, float] = {}
 
     def merge(self, source: Hashable, samples: Iterable[Sample]) -> None:
-        """Take a complete report of one data plane in place of its last one.
+        """Replace the last report of one data plane by a complete new one.
 
         Samples of families that are not in the catalogue are ignored.
         """
@@ -42,14 +42,14 @@ class ReportedMetrics:
         before = self._reports.get(source, {})
         self._reports[source] = report
         for key in before.keys() - report.keys():
-            # A series that one data plane has aged out stays counted while others report it.
+            # A series that one data plane has expired stays counted while others report it.
             if any(key in other for other in self._reports.values()):
                 self._keep([(key, before[key])])
             else:
                 self._base.pop(key, None)
 
     def restarted(self, source: Hashable) -> None:
-        """A data plane has ended: what it counted stays counted, what it held open is gone."""
+        """A data plane has ended: its counters are kept, its gauges are dropped."""
         self._keep(self._reports.pop(source, {}).items())
 
     def _keep(self, values: Iterable[tuple[Key, float]]) -> None:
@@ -71,10 +71,10 @@ class ReportedMetrics:
 
 
 class ControlMetrics:
-    """What the control side counts by itself.
+    """The control side's own metrics.
 
     version: of ``ISTIO_META_ISTIO_VERSION``, for ``istio_build``.
-    shared: whether pods come and go (in-pod mode); otherwise ``workload_manager_*`` do not exist.
+    shared: whether there are pods of a CNI (in-pod mode); otherwise ``workload_manager_*`` do not exist.
     """
 
     def __init__(self, version: str, *, shared: bool) -> None:
@@ -122,7 +122,7 @@ class ControlMetrics:
 
 
 def by_family(*parts: Iterable[Sample]) -> dict[str, dict[Labels, float]]:
-    """Samples in the form of `ReportedMetrics.totals`, equal ones added up."""
+    """Returns samples in the form of `ReportedMetrics.totals`; equal ones are added."""
     totals: dict[str, dict[Labels, float]] = {}
     for sample in _chain(parts):
         series = totals.setdefault(sample.family, {})

@@ -1,4 +1,4 @@
-"""What a process has open, and the state of its trio loop."""
+"""The open descriptors of a process, and the state of its Trio loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztunnel.observe import families
 
 
 def process_samples() -> list[Sample]:
-    """Of our own process; to be called inside its loop."""
+    """Returns the samples of our own process. Call it inside its loop."""
     statistics = trio.lowlevel.current_statistics()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with scandir("/proc/self/fd") as entries:

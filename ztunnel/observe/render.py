@@ -1,8 +1,8 @@
-"""One log record as text: the tab-separated format, or one JSON object. Pure.
+"""Renders one log record as text: the tab-separated format, or one JSON object. Pure.
 
-In the plain format strings are quoted, since what a peer sends may be among them, and everything else
-(addresses, identities, numbers) is bare. What is bare is checked too: a text with a line break or another
-control character in it is quoted, so that nobody can write a log line of their own.
+In the plain format strings are quoted, because they may come from a peer; everything else (addresses,
+identities, numbers) is not. Unquoted values are checked too: a text with a line break or another control
+character is quoted, so that a peer cannot forge a log line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Said: TypeAlias = tuple[str, Mapping[str, Any]]  # a message and its fields
 
 
 class Span(NamedTuple):
-    """What a line belongs to: ``outbound{id=…}``. ``plain`` is that text with a colon in front."""
+    """A span of a line: ``outbound{id=…}``. ``plain``: that text with a colon before it."""
 
     name: str
     fields: Mapping[str, str]
@@ -57,7 +57,7 @@ def _bare(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """``str()`` that cannot fail, with an exception's class where it has no text."""
+    """Returns ``str()`` of a value, and never raises; an exception without text gets its class name."""
     if value is True:
         return "true"
     if value is False:

@@ -1,9 +1,9 @@
-"""Which access log lines are written, of those that the level lets through: all, a part, or none.
+"""Sampling of the access log: of the lines that the level allows, all, a part, or none are written.
 
-A rule names an outcome, a direction, a workload (each may be left out), and a share from 0 to 1. The most
-exact rule that fits a connection decides; without one its line is written. Of a share of 0.01 every hundredth
-line is written, counted for each rule, so nothing is left to chance. Failures are written whatever a rule for
-all outcomes says: only one that names them can silence them.
+A rule has an outcome, a direction and a workload (each may be left out), and a share from 0 to 1. The most
+specific rule that matches a connection decides; without one the line is written. With a share of 0.01 every
+hundredth line is written, counted for each rule and not by chance. Failures are always written, unless a rule
+names them: a rule for all outcomes does not affect them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ DIRECTIONS = ("inbound", "outbound")
 
 
 class SamplingError(ValueError):
-    """A rule that means nothing. ``str()`` says what would be right."""
+    """A rule is invalid. ``str()`` says what would be valid."""
 
 
 class Rule(NamedTuple):
-    """Of connections with this outcome, direction and workload (empty: any) this share is logged."""
+    """The share of lines to write for connections with this outcome, direction and workload ("": any)."""
 
     outcome: str
     direction: str
@@ -31,18 +31,18 @@ class Rule(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What the rule is about; a later rule about the same takes its place."""
+        """The key of the rule; a later rule with the same key replaces it."""
         return self.outcome, self.direction, self.workload
 
 
 class Sampling:
-    """The rules in force. `takes` is asked for each line; it counts.
+    """The rules in force. `takes` is called for each line, and counts.
 
-    ``str()`` gives a text that `parse` reads, to tell other processes.
+    ``str()`` gives a text that `parse` reads, for other processes.
     """
 
     def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
-        # the most exact first
+        # the most specific first
         self.rules = tuple(sorted(rules, key=lambda rule: [not part for part in reversed(rule.place)]))
         self._due: dict[Rule, float] = {}
 
@@ -55,7 +55,7 @@ class Sampling:
         return cls(tuple(_rule(item) for item in text.split(",") if item))
 
     def with_rule(self, rule: Rule) -> Sampling:
-        """Returns the rules with one more; a share of 1 where no other rule fits is as good as none."""
+        """Returns the rules with one more. A share of 1 without another matching rule changes nothing."""
         kept = [one for one in self.rules if one.place != rule.place]
         return Sampling((*kept, rule))
 

@@ -1,22 +1,22 @@
-"""Where log lines go: a bounded queue in front of a file descriptor, emptied by one task.
+"""The destination of log lines: a bounded queue before a file descriptor, and one task that writes it.
 
-How it works. `Sink.write` only appends to a queue and wakes the writer task, at most once until that ran.
-The task writes up to 64 lines with one call and waits until the descriptor takes more. So a slow reader of
-our stdout costs memory, up to the queue's bound, and nothing else; when the queue is full, the caller of
-`write` itself writes, and waits, until there is room: nothing is dropped. Without a running writer task
-(before the loop starts, after it ended, in commands that have none) each line is written at once.
+How it works. `Sink.write` only appends to a queue and wakes the writer task once. The task writes up to 64
+lines with one call and waits until the descriptor is writable. So a slow reader of our stdout costs only
+memory, up to the limit of the queue. When the queue is full, the caller of `write` itself writes and waits
+until there is room: no line is dropped. Without a running writer task (before the loop starts, after it
+ended, in commands without one) each line is written at once.
 
-A write must not block the loop. Setting O_NONBLOCK on descriptor 1 would change it for whoever shares the
-open file with us, the shell that started us among them, so the file behind it is opened anew through
-/proc/self/fd, with flags of its own. Where that cannot be done (a socket, a pipe of another user) the
-descriptor is written only while poll says that it takes at least PIPE_BUF bytes, and not more than that at
-a time. A regular file is never reopened, since its position would be lost, and never has to be waited for.
+A write must not block the loop. Setting O_NONBLOCK on descriptor 1 would change it for all processes that
+share the open file, for instance the shell that started us. So the file is opened again through
+/proc/self/fd, with its own flags. If that is not possible (a socket, a pipe of another user), the descriptor
+is written only while poll says that it takes at least PIPE_BUF bytes, and not more than that at a time. A
+regular file is never reopened, because its position would be lost, and it never has to be waited for.
 
-A full disk (or quota) takes no line, and may do so again a moment later: what cannot be written then is lost
-and counted, and nobody waits for it. A descriptor that nobody reads any more is given up for good.
+A full disk (or quota) may have space again a moment later: lines that cannot be written meanwhile are lost
+and counted, and nobody waits. A descriptor whose reader is gone is not used again.
 
-To pipes not more than PIPE_BUF bytes are written at a time, cut at ends of lines: such writes are not torn
-apart, so processes that share a pipe do not mix their lines.
+Not more than PIPE_BUF bytes are written to a pipe at a time, cut at ends of lines: such writes are atomic, so
+processes that share a pipe do not mix their lines.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ LINES_A_WRITE = 64
 _PIPE_BYTES = 4096  # PIPE_BUF on Linux
 _ANY_BYTES = 256 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM)
-"""What a file says that takes nothing now and may take more later."""
+"""The errors of a file that is full now and may have space later."""
 
 
 class Sink:
-    """Lines on their way to one descriptor, which stays the caller's; what is opened here is closed here.
+    """The lines for one descriptor, which the caller closes. What is opened here is closed here.
 
-    ``lines`` bounds the queue. ``now`` is a monotonic clock in seconds, used only to bound `close`.
+    lines: the limit of the queue. now: returns seconds of a monotonic clock, used only to limit `close`.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Sink:
         self._now = now
         self._queue: deque[str] = deque()
         self._rest = b""  # a batch of which a part is written
-        self._open_line = False  # what was written last has no line break
+        self._open_line = False  # the last written bytes do not end with a line break
         self._lost = 0
         self._dead = False
-        self._patience: float | None = None  # how long a line may wait when no task writes
+        self._patience: float | None = None  # how long a line may wait when no task writes it
         self._lock = threading.RLock()  # gRPC's threads log too
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = 0
@@ -91,11 +91,11 @@ class Sink:
 
     @property
     def lost(self) -> int:
-        """Lines that a full disk did not take."""
+        """How many lines a full disk did not take."""
         return self._lost
 
     def write(self, line: str) -> None:
-        """Take one line, with its line break. Waits only when the queue is full or no task writes."""
+        """Write one line, with its line break. Waits only when the queue is full or no task writes."""
         self._queue.append(line)
         if self._token is None:
             self._write_now()
@@ -111,7 +111,10 @@ class Sink:
                 self._write_now()
 
     def _write_now(self) -> None:
-        """Before the loop ran, wait for the reader; when the process is about to end, a second and once."""
+        """Before the loop runs, wait for the reader.
+
+        When the process is about to end, wait at most a second, once.
+        """
         if self._patience is None:
             self._write_out(deadline=None, down_to=0)
         elif not self.flush(self._patience):
@@ -121,7 +124,7 @@ class Sink:
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what is queued until cancelled; then write at once what is left, for up to a second."""
+        """Write what is queued, until cancelled; then write the rest at once, for up to a second."""
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.get_ident()
         task_status.started()
@@ -171,7 +174,10 @@ class Sink:
         return bool(poll.poll(None if seconds is None else max(0, seconds * 1000)))
 
     def _attempt(self) -> bool:
-        """Write one batch, or what is left of the last. False when the descriptor takes nothing now."""
+        """Write one batch, or the rest of the last one.
+
+        Returns False when the descriptor takes nothing now.
+        """
         with self._lock:
             if self._dead:
                 self._queue.clear()
@@ -189,7 +195,7 @@ class Sink:
                 self._rest = batch
                 return True
             except OSError as error:
-                # There is no other place to say so.
+                # There is no other place to report it.
                 if error.errno in _FULL:
                     self._lost += batch.count(b"\n") - (self._open_line and not self._rest)
                 else:

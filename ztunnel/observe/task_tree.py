@@ -1,11 +1,11 @@
-"""The tree of tasks: who runs in which nursery, for how long, and what it waits for.
+"""The tree of tasks: which task runs in which nursery, for how long, and what it waits for.
 
-Trio knows all of this but the ages, which `TaskAges` notes as tasks come, and the words: for a function of
-ours that is known to wait for something, the caller for the tree brings a function that reads its local
-variables (`Words`). So nothing is kept for the tree while nobody asks.
+Trio knows all of this except the ages, which `TaskAges` records, and the texts: for a function of ours that
+waits for something known, the caller provides a function that reads its local variables (`Words`). So nothing
+is stored for the tree while nobody asks.
 
-The tree is walked in one go or in slices; walked in slices it changes underway, so a task may be missing that
-came or went meanwhile. A nursery is named by the variable that holds it and the function that opened it.
+The tree is read at once or in slices. In slices it may change meanwhile, so a task that started or ended may
+be missing. A nursery is named by the variable that holds it and the function that opened it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _OURS = f"{Path(__file__).parents[1]}/"
 _TRIO = f"{Path(trio.__file__).parent}/"
 
 Words: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], str | None]]
-"""By a function's qualified name: what it says of its local variables while it waits."""
+"""By a function's qualified name: a function that describes its local variables while it waits."""
 
 
 class TaskAges(trio.abc.Instrument):
-    """Notes when each task was spawned, once ``trio.lowlevel.add_instrument`` was called with it."""
+    """Records when each task was spawned, once it was added with ``trio.lowlevel.add_instrument``."""
 
     def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
         self._now = now
@@ -41,7 +41,7 @@ class TaskAges(trio.abc.Instrument):
         self._spawned.pop(task, None)
 
     def age(self, task: trio.lowlevel.Task) -> float | None:
-        """Seconds since the task was spawned, None for one that is older than this instrument."""
+        """Returns the seconds since a task was spawned, None for one that is older than this instrument."""
         spawned = self._spawned.get(task)
         return None if spawned is None else self._now() - spawned
 
@@ -49,8 +49,8 @@ class TaskAges(trio.abc.Instrument):
 class TaskNode(msgspec.Struct, omit_defaults=True):
     """A line of the tree: a task, or a nursery.
 
-    depth: how many lines are above it. kind: ``task`` or ``nursery``. where: the code that waits, or that
-    opened the nursery. doing: what it waits for in words, outermost first, where that is ours to know.
+    depth: its level in the tree. kind: ``task`` or ``nursery``. where: the code that waits, or that opened
+        the nursery. doing: what it waits for, in words, outermost first, if known.
     """
 
     depth: int
@@ -71,7 +71,7 @@ class TaskNode(msgspec.Struct, omit_defaults=True):
 def task_nodes(
     ages: TaskAges | None = None, root: trio.lowlevel.Task | None = None, words: Words | None = None
 ) -> Iterator[TaskNode]:
-    """Each task and each nursery, parents first; children of a nursery sorted by name."""
+    """Returns each task and each nursery, parents first; the children of a nursery are sorted by name."""
     top = root or trio.lowlevel.current_root_task()
     if top is None:
         return
@@ -112,7 +112,7 @@ def _node(
         speak = words.get(frame.f_code.co_qualname)
         try:
             said = speak(frame.f_locals) if speak is not None else None
-        except (KeyError, AttributeError):  # it has not come so far that the variable is set
+        except (KeyError, AttributeError):  # the variable is not set yet
             continue
         if said:
             doing.append(_printable(said))
@@ -136,7 +136,8 @@ def _nursery_name(nursery: trio.Nursery, frames: list[tuple[FrameType, int]]) ->
 def _where(frames: list[tuple[FrameType, int]]) -> str:
     if not frames:
         return "running"
-    # where our own code waits says more than where that ends inside trio; of trio, what was called
+    # the place in our own code says more than the place inside Trio where that ends; of Trio, the called
+    # function
     own = [i for i, (frame, _) in enumerate(frames) if not frame.f_code.co_filename.startswith(_TRIO)]
     index = own[-1] if own else 0
     frame, line = frames[index]

@@ -1,12 +1,12 @@
-"""What a data plane counts: connections, bytes, sockets, DNS.
+"""The counters of a data plane: connections, bytes, sockets, DNS.
 
-The hot path is `ConnectionMetrics`: a connection looks up its series once, when it opens, and from then on
-adds to two integers of it. Nothing is rendered and nothing is locked: a data plane is one thread. What was
-counted leaves as `Sample` values, which the control side adds up and prints.
+The hot path is `ConnectionMetrics`: a connection looks up its series once, when it opens, and then adds to
+two integers. There is no rendering and no lock, because a data plane is one thread. The values leave as
+`Sample` values, which the control side adds up and prints.
 
-Series are bounded. A series without open connections that nothing has happened to for a while may be
-expired; when there are too many all the same, further connections are counted under labels that say
-``unknown``, so that sums stay right, and the overflow itself is counted.
+The number of series is limited. A series without open connections and without changes may be dropped after a
+while. If there are still too many, further connections are counted with labels ``unknown``, so that sums stay
+right, and this overflow is counted too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Series:
 
 
 class ConnectionMetrics:
-    """The counters of one open connection. `closed` is to be called exactly once; more is ignored."""
+    """The counters of one open connection. Call `closed` once; further calls do nothing."""
 
     __slots__ = ("_owner", "_series", "received", "sent")
 
@@ -74,14 +74,20 @@ class ConnectionMetrics:
         self._series.sent += count
 
     def closed(self, flag: str = NO_FLAG) -> None:
-        """Count the end; ``flag`` is the response flag: ``-`` for success and for what a drain cut."""
+        """Count the end.
+
+        ``flag``: the response flag, ``-`` for success and for connections closed by a drain.
+        """
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.count_closed(self._series, flag)
 
 
 class _OpenSocket:
-    """Counts a socket while the block runs. Reentrant, so one object serves all sockets of a reporter."""
+    """Counts a socket while the block runs.
+
+    It is reentrant, so one object serves all sockets of a reporter.
+    """
 
     __slots__ = ("open",)
 
@@ -122,9 +128,9 @@ class _Histogram:
 class TrafficMetrics:
     """The counters of one data plane.
 
-    max_series: sets of labels that are kept apart; further ones go to the overflow.
-    drop_labels: names of labels whose value is to be ``unknown`` always.
-    now: seconds, monotonic; only for `expire`.
+    max_series: the most sets of labels; further ones are counted as overflow.
+    drop_labels: the names of labels whose value is always ``unknown``.
+    now: returns seconds of a monotonic clock; only for `expire`.
     """
 
     def __init__(
@@ -166,7 +172,7 @@ class TrafficMetrics:
         return ConnectionMetrics(self, series)
 
     def count_closed(self, opened: _Series, flag: str) -> None:
-        """Used by `ConnectionMetrics.closed`."""
+        """For `ConnectionMetrics.closed`."""
         opened.live -= 1
         opened.used = self._now()
         if flag == NO_FLAG:
@@ -197,10 +203,10 @@ class TrafficMetrics:
         return self._overflow.setdefault(collapsed, _Series(collapsed))
 
     def expire(self, ttl: float, still_known: Callable[[str, str], bool] | None = None) -> int:
-        """Drop series that nothing happened to for ``ttl`` seconds and that have no open connection.
+        """Drop series without open connections that did not change for ``ttl`` seconds. Returns how many.
 
-        ``still_known(namespace, workload)`` spares those both of whose ends still exist; without it all idle
-        series go. Returns how many went.
+        ``still_known(namespace, workload)``: series are kept if both of their ends still exist; without it
+        all idle series are dropped.
         """
         before = self._now() - ttl
 
@@ -271,7 +277,7 @@ class TrafficMetrics:
         self._count(families.RETRIES, (code,))
 
     def ejected(self) -> None:
-        """Count an endpoint that is avoided from now on."""
+        """Count an endpoint that becomes ejected."""
         self._count(families.EJECTIONS, ())
 
     def _observe(
@@ -297,11 +303,10 @@ class TrafficMetrics:
         return [sample for part in self.sample_slices(len(self._series) + 1) for sample in part]
 
     def sample_slices(self, series: int = 500) -> Iterator[list[Sample]]:
-        """Returns everything counted, a bounded number of series a piece.
+        """Returns everything counted, in pieces with a limited number of series.
 
-        The caller may await between pieces.
-
-        A piece is consistent in itself; series that come while pieces are taken may be missing.
+        The caller may await between pieces. Each piece is consistent in itself; series that are added
+        meanwhile may be missing.
         """
         yield self._small_samples()
         everything = iter([*self._series.values(), *self._overflow.values()])

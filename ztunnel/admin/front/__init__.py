@@ -1,1 +1,1 @@
-"""The files of the front page: HTML, style and script, as they are served."""
+"""The files of the front page: HTML, style and script."""
