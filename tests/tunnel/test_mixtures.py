@@ -14,6 +14,7 @@ from random import Random
 import pytest
 import trio
 
+from tests.support.other_side import until
 from tests.support.traffic import pattern, receive_pattern, reset
 from tests.support.tunnels import TunnelPair, plain_pair, tunnel_pair
 from ztunnel.hbone import HboneSettings
@@ -148,10 +149,11 @@ async def test_whoever_reads_gets_everything_on_a_real_tunnel(seed: int) -> None
                     await mixture.begin(
                         kind, upload=upload if kind is not Kind.FAST else random.random() < 0.5
                     )
-                    if random.random() < 0.5:
-                        await trio.sleep(random.random() / 50)
-                # Whoever comes last gets through too.
-                await trio.sleep(0.1)
+                    for _ in range(random.choice([0, 0, 30])):
+                        await trio.lowlevel.checkpoint()
+                # The window of the connection is used up; whoever comes now gets through too.
+                end = pair.server if upload else pair.client
+                await until(lambda: end.hbone.held >= SETTINGS.connection_window)
                 await mixture.begin(Kind.FAST, upload=True)
                 await mixture.begin(Kind.FAST, upload=False)
                 nursery.start_soon(watch_held, pair, lambda: not mixture.unfinished)
