@@ -138,6 +138,9 @@ format: setup ## let ruff lay out the code
 tools: setup ## build what some tests run: helm, h2spec (need Go; two or three minutes once), kubernetes-validate
 	@scripts/tools helm h2spec kubernetes-validate
 
+loki: setup ## build Loki and a collector, with which the log queries of docs/observability.md are asked (needs Go; minutes once)
+	@scripts/tools loki collector
+
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
 
 lock: setup ## resolve the locks anew from pyproject.toml: of development, of the image, of its build
