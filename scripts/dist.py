@@ -3,9 +3,9 @@
 
 usage: python scripts/dist.py [--no-image] [--out DIRECTORY]
 
-All but the image are made twice, from two copies of the commit in two directories, and compared byte by byte: the same
-commit gives the same files anywhere (SOURCE_DATE_EPOCH is the commit's time). The image is built by buildah from the
-Dockerfile, for this machine's architecture and, where qemu can run it, for the other one too. Where the registry of its
+All are made twice, from two copies of the commit in two directories, and compared byte by byte: the same commit gives
+the same files anywhere (SOURCE_DATE_EPOCH is the commit's time), the image where its base is the same. buildah builds it from
+the Dockerfile, for this machine's architecture and, where qemu can run it, for the other one too. Where the registry of its
 base image cannot be reached, name another base: PYTHON_IMAGE=localhost/python:dist.
 """
 
@@ -91,18 +91,27 @@ def pack_chart(chart: Path, out: Path, version: str, epoch: int) -> None:
     stamped, count = re.subn(r"(?m)^(version|appVersion): .*$", rf"\1: {version}", text)
     if count != 2:
         sys.exit("Chart.yaml has not the two lines that name a version")
-    memory = io.BytesIO()
-    with tarfile.open(fileobj=memory, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for file in sorted(path for path in chart.rglob("*") if path.is_file()):
-            content = stamped.encode() if file.name == "Chart.yaml" else file.read_bytes()
-            entry = tarfile.TarInfo(f"ztunnel/{file.relative_to(chart)}")
+    files = {
+        f"ztunnel/{path.relative_to(chart)}": stamped.encode()
+        if path.name == "Chart.yaml"
+        else path.read_bytes()
+        for path in sorted(chart.rglob("*"))
+        if path.is_file()
+    }
+    pack(files, out / f"ztunnel-chart-{version}.tgz", epoch)
+
+
+def pack(files: Mapping[str, bytes], target: Path, epoch: int) -> None:
+    """A compressed tar archive of files by their names in it: the same bytes each time."""
+    with (
+        target.open("wb") as stream,
+        gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
             entry.size, entry.mtime, entry.mode = len(content), epoch, 0o644
             archive.addfile(entry, io.BytesIO(content))
-    with (
-        (out / f"ztunnel-chart-{version}.tgz").open("wb") as stream,
-        gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=epoch) as packed,
-    ):
-        packed.write(memory.getvalue())
 
 
 def bill_of_materials(source: Path, out: Path, version: str) -> None:
@@ -155,17 +164,19 @@ def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
         arguments = [f"VERSION={version}", *([f"PYTHON_IMAGE={base}"] if base else [])]
         run(
             [
-                *("buildah", "build", "--quiet", "--network=host", "--arch", architecture, "--label"),
-                f"org.opencontainers.image.version={version}",
+                *("buildah", "build", "--quiet", "--no-cache", "--network=host", "--timestamp", epoch),
+                *("--arch", architecture, "--label", f"org.opencontainers.image.version={version}"),
                 *(part for argument in arguments for part in ("--build-arg", argument)),
                 *("--tag", tag, source),
             ],
-            env={"SOURCE_DATE_EPOCH": epoch},
         )
-        archive = out / f"ztunnel-image-{version}-{architecture}.tar"
-        run(["buildah", "push", "--quiet", tag, f"oci-archive:{archive}:ztunnel:{version.replace('+', '_')}"])
-        run([BIN / "python", "-m", "gzip", "--best", archive])
-        archive.unlink()
+        with tempfile.TemporaryDirectory(prefix="ztunnel-image-") as name:
+            layout = Path(name, "layout")
+            run(["buildah", "push", "--quiet", tag, f"oci:{layout}:ztunnel:{version.replace('+', '_')}"])
+            # An OCI archive is its layout in a tar. buildah's own has the time of the build in it.
+            parts = sorted(path for path in layout.rglob("*") if path.is_file())
+            files = {str(path.relative_to(layout)): path.read_bytes() for path in parts}
+            pack(files, out / f"ztunnel-image-{version}-{architecture}.tar.gz", int(epoch))
         made.append(architecture)
     return made
 
@@ -202,11 +213,12 @@ def main(arguments: Sequence[str]) -> int:
         [version, _] = [
             make_files(source, place / "out", epoch) for source, place in zip(sources, places, strict=True)
         ]
-        if different := compare(places[0] / "out", places[1] / "out"):
-            sys.exit(f"built twice, and not the same: {', '.join(different)}")
         out = places[0] / "out"
         if not options.no_image:
-            make_images(sources[0], out, version, epoch)
+            for source, place in zip(sources, places, strict=True):
+                make_images(source, place / "out", version, epoch)
+        if different := compare(out, places[1] / "out"):
+            sys.exit(f"built twice, and not the same: {', '.join(different)}")
         lines = [f"{digest(file)}  {file.name}\n" for file in sorted(out.iterdir())]
         (out / "SHA256SUMS").write_text("".join(lines))
         shutil.rmtree(options.out, ignore_errors=True)
