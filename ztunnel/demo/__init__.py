@@ -1,6 +1,6 @@
-"""``ztunnel demo``: a small mesh on this machine, built from network namespaces.
+"""``ztunnel demo``: a small mesh on this machine, made of network namespaces.
 
-`machine`, `network`, `processes` and `capture` are also what the end-to-end tests build their meshes from.
+The end-to-end tests build their meshes with `machine`, `network`, `processes` and `capture` too.
 """
 
 from ztunnel.demo.command import main

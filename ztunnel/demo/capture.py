@@ -1,7 +1,8 @@
-"""A packet capture of TCP on one interface, read from the kernel without any other program.
+"""A packet capture of TCP on one interface, read from the kernel without another program.
 
 The packets wait in the socket's buffer until `Capture.read` takes them, so a capture needs no thread: open
-it, let the traffic happen, read. The buffer holds some megabytes; what does not fit is lost and counted.
+it, let the traffic happen, read. The buffer holds some megabytes; packets that do not fit are lost and
+counted.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class TlsRecord:
-    """The part of a TLS record that travels in the clear: its kind and the length of its body."""
+    """The visible part of a TLS record: its type and the length of its body."""
 
     kind: str
     length: int
 
 
 class Capture:
-    """All TCP packets that pass an interface, from now on. Needs to be closed (it is a context manager).
+    """All TCP packets on an interface from now on. A context manager, which closes it.
 
-    Raises OSError where packet sockets are not permitted.
+    Raises OSError if packet sockets are not permitted.
     """
 
     def __init__(self, namespace: OwnedNamespace, interface: str) -> None:
@@ -86,7 +87,7 @@ class Capture:
         self.close()
 
     def close(self) -> None:
-        """Stop; what has been read stays readable."""
+        """Stop. What was read stays available."""
         self._socket.close()
 
     def read(self) -> list[Segment]:
@@ -99,7 +100,7 @@ class Capture:
         return [segment for packet in self.packets if (segment := parse_segment(packet)) is not None]
 
     def lost(self) -> int:
-        """Returns how many packets did not fit the buffer since this was last asked for."""
+        """Returns how many packets did not fit into the buffer since the last call."""
         raw = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         lost: int = struct.unpack("=II", raw)[1]
         return lost
@@ -165,9 +166,9 @@ def reassemble(segments: list[Segment]) -> dict[Flow, bytes]:
 
 
 def tls_records(stream: bytes) -> list[TlsRecord] | None:
-    """Returns the TLS records in one direction of a connection, an incomplete last one included.
+    """Returns the TLS records in one direction of a connection, with an incomplete last one.
 
-    None: not TLS.
+    None if not TLS.
     """
     records = []
     position = 0

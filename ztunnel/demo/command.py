@@ -1,4 +1,4 @@
-"""``ztunnel demo``: choose the surroundings that this machine permits, and tell the story there."""
+"""``ztunnel demo``: chooses what this machine permits, and runs the demo there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ztunnel.demo.namespaces import (
     become_root_of_own_namespace,
     may_make_namespaces,
 )
-from ztunnel.demo.port_forward import Doorway
+from ztunnel.demo.port_forward import PortForward
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError
-from ztunnel.demo.story import DemoFailedError, Surroundings, tell
+from ztunnel.demo.story import DemoEnvironment, DemoFailedError, tell
 from ztunnel.demo.terminal import Page
 from ztunnel.demo.tour import TourFailedError
 
@@ -51,16 +51,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(page: Page, *, keep: bool, tour: bool) -> None:
-    # Before anything else, since this process may be about to leave the machine's network namespace.
-    with closing(Doorway()) as doorway:
-        _tell(page, doorway if keep else None, tour=tour)
+    # First of all, because this process may be about to leave the machine's network namespace.
+    with closing(PortForward()) as forward:
+        _tell(page, forward if keep else None, tour=tour)
     page.line("\nEverything that was made has been removed.")
     _say_what_next(page, keep=keep, tour=tour)
 
 
-def _tell(page: Page, doorway: Doorway | None, *, tour: bool) -> None:
-    surroundings = _surroundings()
-    if surroundings is None:
+def _tell(page: Page, forward: PortForward | None, *, tour: bool) -> None:
+    environment = _environment()
+    if environment is None:
         page.text(
             "This machine permits neither network namespaces nor unprivileged user namespaces (as root "
             "the demo shows more). So there is one ztunnel on loopback, reached over SOCKS5, and the one "
@@ -69,10 +69,10 @@ def _tell(page: Page, doorway: Doorway | None, *, tour: bool) -> None:
         if tour:
             page.text("The tour needs namespaces as well, and is left out.")
         with Machine.open() as machine:
-            tell_on_loopback(page, machine, keep=doorway is not None)
+            tell_on_loopback(page, machine, keep=forward is not None)
     else:
         with Machine.open() as machine:
-            tell(page, machine, surroundings, doorway=doorway, tour=tour)
+            tell(page, machine, environment, forward=forward, tour=tour)
 
 
 def _say_what_next(page: Page, *, keep: bool, tour: bool) -> None:
@@ -87,11 +87,11 @@ def _say_what_next(page: Page, *, keep: bool, tour: bool) -> None:
     page.drawing(f"{command:<22} {what}" for command, what in commands)
 
 
-def _surroundings() -> Surroundings | None:
+def _environment() -> DemoEnvironment | None:
     if may_make_namespaces():
-        return Surroundings(own_user_namespace=False)
+        return DemoEnvironment(own_user_namespace=False)
     try:
         become_root_of_own_namespace()
     except NamespaceUnavailableError:
         return None
-    return Surroundings(own_user_namespace=True)
+    return DemoEnvironment(own_user_namespace=True)

@@ -21,7 +21,7 @@ ADMIN_PORT = 15000
 METRICS_PORT = 15020
 READINESS_PORT = 15021
 
-# What of our own environment a ztunnel needs; the rest could change its configuration.
+# The variables of our own environment that a ztunnel needs; others could change its configuration.
 INHERITED = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
@@ -57,9 +57,9 @@ def dedicated_environment(
 ) -> dict[str, str]:
     """Returns the environment of a ztunnel for one workload, with a local mesh file and the built-in CA.
 
-    ``root`` is the CA's key and certificate, see `ztunnel.certs.shared_root`; ``inherit`` is where a few
-    general variables are taken from; ``extra`` overrides all. DNS capture is off unless ``extra`` says
-    otherwise.
+    root: the CA's key and certificate (see `ztunnel.certs.shared_root`). inherit: an environment from which a
+        few general variables are taken. extra: overrides everything. DNS capture is off unless ``extra``
+        switches it on.
     """
     environment = {key: value for key, value in inherit.items() if key in INHERITED}
     environment |= {
@@ -78,7 +78,7 @@ def dedicated_environment(
 
 
 class Ztunnel:
-    """A running ztunnel in a namespace (None: our own), with what can be asked of it."""
+    """A running ztunnel in a namespace (None: our own), and requests to it."""
 
     def __init__(self, process: Process, namespace: OwnedNamespace | None) -> None:
         self.process = process
@@ -101,7 +101,7 @@ class Ztunnel:
         self.process.wait_until(self.ready, what="ready", timeout=timeout)
 
     def ready(self) -> bool:
-        """Returns whether its readiness server says so now."""
+        """Returns whether its readiness server answers "ready" now."""
         try:
             return self.http("GET", READINESS_PORT, "/healthz/ready")[0] == 200
         except (OSError, http.client.HTTPException):

@@ -1,4 +1,4 @@
-"""The demo's mesh as a drawing."""
+"""Draws the demo's mesh."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def draw_mesh(nodes: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """Two nodes side by side, with their pods (name and address), and the wire between them."""
+    """Two nodes side by side, with their pods (name and address), and the network between them."""
     (left, left_pods), (right, right_pods) = nodes.items()
     rows = max(len(left_pods), len(right_pods))
     inner = max(len(_pod(*pod)) for pods in nodes.values() for pod in pods)

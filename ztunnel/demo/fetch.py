@@ -1,8 +1,8 @@
 """An ordinary HTTP client of the standard library, for machines without curl.
 
-usage: python -m ztunnel.demo.fetch URL [SOCKS5-PORT]. With a port it goes through the SOCKS5 proxy there on
-127.0.0.1; the URL's host must then be an IPv4 address. Prints the body; on failure prints why and ends with
-status 1.
+usage: python -m ztunnel.demo.fetch URL [SOCKS5-PORT]. With a port it uses the SOCKS5 proxy there on
+    127.0.0.1; the URL's host must then be an IPv4 address. Prints the body; on failure it prints why and
+    exits with status 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The demo where namespaces are forbidden: one ztunnel on loopback, reached over SOCKS5, talking to itself.
+"""The demo without namespaces: one ztunnel on loopback, reached over SOCKS5, connecting to itself.
 
-It cannot show a capture (packet sockets are forbidden as well) nor a second identity, but the request takes
-the same way: SOCKS5, route, mTLS and HTTP/2 CONNECT to port 15008, policy, application.
+It cannot show a capture (packet sockets are forbidden too) or a second identity, but the request takes the
+same path: SOCKS5, route, mTLS and HTTP/2 CONNECT to port 15008, policy, application.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _start(machine: Machine) -> tuple[Ztunnel, str]:
         inherit=os.environ,
         extra=WITHOUT_REDIRECTION,
     )
-    # Marking packets needs a privilege, and without redirection there is nothing to mark them for.
+    # Marking packets needs a privilege, and without redirection marks are not needed.
     del environment["PACKET_MARK"]
     ztunnel = Ztunnel.start(machine, "ztunnel", environment)
     directory = machine.directory / "www"

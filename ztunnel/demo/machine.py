@@ -1,11 +1,11 @@
-"""One machine's worth of namespaces, processes and files, all of which goes away together.
+"""The namespaces, processes and files of one demo or test, which are all removed together.
 
-`Machine.open` is a context manager. Whatever was made through the machine is removed when it closes: at the
-end, on an exception, on Ctrl-C and on SIGTERM (`interruptible` turns both into exceptions). A machine whose
-owner was killed outright cannot do that; the next one that opens sweeps up after it. How it knows: each
-machine keeps a directory ``zt-<random>`` with a file that its owner holds locked, and the kernel gives up the
-lock when the owner dies. The directory also lists the processes, by number and start time, since numbers are
-reused. Only what is in such a directory, or has its name, is ever touched.
+`Machine.open` is a context manager. Everything that was made through the machine is removed when it closes:
+at the end, after an exception, on Ctrl-C and on SIGTERM (`interruptible` turns both into exceptions). A
+machine whose owner was killed cannot do that; the next machine that opens removes its leftovers. Each machine
+has a directory ``zt-<random>`` with a file that its owner keeps locked; the kernel releases the lock when the
+owner dies. The directory also lists the processes by number and start time, because numbers are reused.
+Nothing outside such a directory, or without its name, is ever touched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROCESSES = "processes"
 
 
 class InterruptedByError(SystemExit):
-    """A signal asked this program to end. As an exit status: 128 and the signal's number."""
+    """A signal asked this program to end. Its exit status is 128 plus the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -42,7 +42,7 @@ class InterruptedByError(SystemExit):
 def interruptible() -> Iterator[None]:
     """Inside the ``with``, SIGTERM, SIGHUP and SIGINT raise InterruptedByError once, so that clean-up runs.
 
-    After the first of them the others are ignored: a second Ctrl-C does not cut the clean-up short.
+    Further signals are ignored, so a second Ctrl-C does not interrupt the clean-up.
     """
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,7 +60,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Machine:
-    """A set of namespaces and processes with one life. Made by `open`."""
+    """A set of namespaces and processes that end together. Made by `open`."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
@@ -72,11 +72,11 @@ class Machine:
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Machine]:
-        """A new machine, empty; leftovers of dead ones are removed first."""
+        """A new, empty machine. Leftovers of dead machines are removed first."""
         sweep()
         with ExitStack() as stack:
             machine = cls(_make_directory(stack), stack)
-            # The processes end first, then the namespaces they were in are given up, then the files.
+            # The processes end first, then their namespaces are closed, then the files are removed.
             stack.callback(machine._close_namespaces)
             stack.callback(machine._stop_processes)
             yield machine
@@ -132,7 +132,7 @@ def _make_directory(stack: ExitStack) -> Path:
     directory = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(4)}"
     directory.mkdir(mode=0o700)
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
-    # Locked before it gets its name: a sweep that runs at the same time never finds it unlocked.
+    # Locked before it gets its name, so another machine's clean-up never finds it unlocked.
     unnamed = directory / f"{_OWNER}.new"
     owner = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, owner)
@@ -142,13 +142,13 @@ def _make_directory(stack: ExitStack) -> Path:
 
 
 def sweep() -> list[str]:
-    """Remove what machines with dead owners left behind. Returns their names. Living ones are not touched."""
+    """Remove the leftovers of machines whose owners are dead. Returns their names."""
     removed = []
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             owner = os.open(directory / _OWNER, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            continue  # not a machine, another user's, or one that is just being made or removed
+            continue  # not a machine, another user's, or just being made or removed
         try:
             try:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)

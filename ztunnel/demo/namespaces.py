@@ -90,7 +90,7 @@ def may_make_namespaces() -> bool:
 
 
 class OwnedNamespace:
-    """One network namespace, held by a descriptor. Whoever made it closes it."""
+    """One network namespace, held by a descriptor. The code that made it closes it."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -147,7 +147,7 @@ class OwnedNamespace:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """The calling thread is in the namespace inside the ``with``. No await inside."""
+        """Inside the ``with``, the calling thread is in the namespace. No await inside."""
         home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(self._descriptor)
@@ -159,7 +159,7 @@ class OwnedNamespace:
             os.close(home)
 
     def close(self) -> None:
-        """Give up the descriptor and the published name. Safe to call again."""
+        """Close the descriptor and remove the published name. It may be called twice."""
         if self._published is not None:
             unpublish(self._published)
             self._published = None

@@ -1,10 +1,10 @@
-"""Nodes and pods as network namespaces: veth pairs, addresses, routes, and the wire between the nodes.
+"""Nodes and pods as network namespaces: veth pairs, addresses, routes, and the network between the nodes.
 
-Each node has a subnet for its pods, ``10.77.<n>.0/24`` and ``fd77:<n>::/64``, and one address on the wire,
-``10.78.0.<n>`` and ``fd78::<n>``. Pods are reached by host routes over a veth pair each, as most CNI plugins
-do it; the node's end has the gateway address ``.1`` of the subnet. The wire is a namespace with a bridge, in
-which everything that goes between nodes can be captured. Nothing is made in the namespace that this program
-was started in.
+Each node has a subnet for its pods, ``10.77.<n>.0/24`` and ``fd77:<n>::/64``, and one address on the network
+between nodes (called wire), ``10.78.0.<n>`` and ``fd78::<n>``. Pods are reached by host routes over one veth
+pair each, as with most CNI plugins; the node's end has the gateway address ``.1`` of the subnet. The wire is
+a namespace with a bridge, where everything between nodes can be captured. Nothing is made in the namespace in
+which this program was started.
 """
 
 from __future__ import annotations
@@ -203,10 +203,10 @@ class Network:
             at.route("add", dst=subnet, gateway=gateway)
 
     def redirect(self, pod: Pod, options: RedirectionOptions, *, backend: str | None = None) -> str:
-        """Lead a pod's traffic through ztunnel, as istio-cni does it. Returns one of `BACKENDS`.
+        """Redirect a pod's traffic to ztunnel, as istio-cni does. Returns one of `BACKENDS`.
 
-        ``backend`` demands one of them; otherwise they are tried in their order, and what worked once is used
-        from then on. Raises RedirectionUnavailableError when none works.
+        backend: the one to use. Without it they are tried in order, and the first that works is used from
+            then on. Raises RedirectionUnavailableError when none works.
         """
         wanted = backend or self._redirection_backend
         refusals = []

@@ -1,8 +1,8 @@
-"""nftables rules without the program ``nft``: its text becomes netlink messages, which are sent as one batch.
+"""nftables rules without the program ``nft``: text becomes netlink messages, which are sent as one batch.
 
-How it works. `compile_rules` reads the words that `redirection.nftables_rules` uses, and no others, and makes
-of each phrase what the kernel runs: load something into a register, compare or change it there, act.
-`apply_rules` sends all of it between a begin and an end, so that either every rule is in force or none, and
+How it works. `compile_rules` reads only the words that `redirection.nftables_rules` uses, and turns each
+phrase into what the kernel runs: load something into a register, compare or change it there, act.
+`apply_rules` sends all of it between a begin and an end, so that either all rules are in force or none, and
 reads the answers.
 
 Sources: nft(8) for the text, linux/netfilter/nf_tables.h for the messages (pyroute2 has their layout).
@@ -54,7 +54,7 @@ Expression = tuple[str, list[tuple[str, Any]]]
 
 
 class NetlinkRefusedError(OSError):
-    """The kernel does not take the rules."""
+    """The kernel refuses the rules."""
 
 
 def apply_rules(namespace: OwnedNamespace, text: str) -> None:
@@ -103,7 +103,7 @@ def _encode(message: nlmsg, kind: int, family: int, sequence: int, flags: int) -
 
 
 def compile_rules(text: str) -> Iterator[tuple[int, int, nlmsg]]:
-    """Kind, family and content of each message, in order. Raises ValueError for words that are not known."""
+    """Returns type, family and content of each message, in order. Raises ValueError for unknown words."""
     family = table = chain = ""
     for line in (line.strip() for line in text.splitlines()):
         if match := re.fullmatch(r"table (ip6?) (\S+) \{", line):
@@ -170,7 +170,7 @@ def _data(value: bytes) -> dict[str, Any]:
 
 
 def _host(number: int, length: int = 4) -> bytes:
-    """Returns a number as the kernel has it in a register: marks and zones are in the machine's own order."""
+    """Returns a number in the byte order of a kernel register: marks and zones use the machine's order."""
     return number.to_bytes(length, sys.byteorder)
 
 

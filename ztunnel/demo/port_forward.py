@@ -21,30 +21,30 @@ MOST_CONNECTIONS = 64
 _CHUNK = 1 << 16
 
 
-class Doorway:
-    """A port of the machine's loopback, taken before the demo is anywhere else. Close it in the end."""
+class PortForward:
+    """A port of the machine's loopback, opened before the demo changes namespaces. Close it at the end."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
 
     @property
     def url(self) -> str:
-        """What to open."""
+        """The address for a browser."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
 
     def lead(self, machine: Machine, namespace: OwnedNamespace | None, port: int) -> None:
-        """Lead connections to a port of a namespace's loopback, for the life of the machine."""
+        """Forward connections to a port of a namespace's loopback, as long as the machine exists."""
         descriptor = self._listener.fileno()
         command = [sys.executable, "-m", __spec__.name, str(descriptor), str(port)]
-        machine.spawn("doorway", command, namespace=namespace, descriptors=[descriptor])
+        machine.spawn("port-forward", command, namespace=namespace, descriptors=[descriptor])
 
     def close(self) -> None:
-        """Give up the port; what `lead` started keeps it."""
+        """Close the port; the process that `lead` started keeps it open."""
         self._listener.close()
 
 
 async def serve(listener: trio.SocketListener, port: int) -> None:
-    """Lead connections to a port of this namespace's loopback until cancelled."""
+    """Forward connections to a port of this namespace's loopback until cancelled."""
     limiter = trio.CapacityLimiter(MOST_CONNECTIONS)
 
     async def handle(outside: trio.SocketStream) -> None:
@@ -62,7 +62,7 @@ async def serve(listener: trio.SocketListener, port: int) -> None:
 
 
 async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
-    """Bytes of one direction, and its end."""
+    """Copy the bytes of one direction, and its end."""
     try:
         async for data in source:
             await target.send_all(data)
@@ -72,7 +72,7 @@ async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve on the descriptor of the first argument for the port of the second."""
+    """Serve on the descriptor in the first argument, for the port in the second."""
     descriptor, port = map(int, arguments)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
     trio.run(partial(serve, listener, port))

@@ -24,11 +24,11 @@ class ProcessEndedError(RuntimeError):
 
 
 class NotReadyError(RuntimeError):
-    """What was waited for did not come about in time. The text has the end of the process's output."""
+    """A condition was not met in time. The text has the end of the process's output."""
 
 
 class Process:
-    """A running program. `stop` ends it; the machine that started it does so in the end."""
+    """A running program. `stop` ends it; otherwise the machine that started it does."""
 
     def __init__(
         self, name: str, popen: subprocess.Popen[bytes], log: Path, namespace: OwnedNamespace | None
@@ -54,7 +54,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal. Does nothing when the process has ended."""
         try:
             self._popen.send_signal(number)
         except ProcessLookupError:
@@ -70,10 +70,10 @@ class Process:
             ) from None
 
     def wait_until(self, condition: Callable[[], T | None], *, what: str, timeout: float) -> T:
-        """Try a condition until it gives something other than None or False. Returns that.
+        """Try a condition until it returns something other than None or False. Returns that.
 
-        Between two tries the end of the process is waited for, so its death is noticed at once
-        (ProcessEndedError). Raises NotReadyError, with ``what`` in the text, after ``timeout`` seconds.
+        It waits for the end of the process between two tries, so that is noticed at once (ProcessEndedError).
+        Raises NotReadyError, with ``what`` in the text, after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         poller = select.poll()
@@ -92,7 +92,7 @@ class Process:
                 )
 
     def stop(self, grace: float = 0.0) -> int:
-        """End it, by SIGTERM and only after ``grace`` seconds by force. Returns the exit status."""
+        """End it by SIGTERM, and by SIGKILL after ``grace`` seconds. Returns the exit status."""
         if grace > 0 and self.returncode is None:
             self.signal(signal.SIGTERM)
             try:
@@ -108,7 +108,7 @@ class Process:
         return status
 
     def _kill_session(self) -> None:
-        # Each process leads a session of its own, so this reaches what it has started as well.
+        # Each process leads a session of its own, so this reaches its children too.
         try:
             os.killpg(self._popen.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -163,10 +163,10 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float = 30.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a namespace to its end, output captured, status not checked.
+    """Run a program in a namespace to its end; its output is captured, its status is not checked.
 
-    Raises OSError when it cannot be started and subprocess.TimeoutExpired (the program is killed) when it
-    takes longer than ``timeout`` seconds.
+    Raises OSError when it cannot be started, and subprocess.TimeoutExpired (the program is killed) after
+    ``timeout`` seconds.
     """
 
     def execute() -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,12 @@
-"""The rules with which istio-cni leads a pod's traffic through ztunnel, as iptables and as nftables.
+"""The rules with which istio-cni redirects a pod's traffic to ztunnel, as iptables and as nftables.
 
-How they work. An application's connection leaves through the OUTPUT hook and is turned round to port 15001 on
-loopback; one that arrives at the pod is turned to 15006, unless it goes to 15008, where ztunnel serves HBONE.
-ztunnel's own packets carry the mark 0x539, which exempts them from both. One thing more is needed: ztunnel
-connects to the application with the *client's* address as source, so the application's answers are addressed
-to the client and would leave the pod. The connection is therefore marked when ztunnel's packet comes in
-(CONNMARK 0x111), the mark is put on the answers, and a policy route leads marked packets back to loopback.
+How they work. An application's connection leaves through the OUTPUT hook and is redirected to port 15001 on
+loopback. A connection that arrives at the pod is redirected to 15006, unless it goes to 15008, where ztunnel
+serves HBONE. ztunnel's own packets have the mark 0x539, which exempts them from both. One more rule is
+needed: ztunnel connects to the application with the *client's* address as source, so the application's
+answers are addressed to the client and would leave the pod. Therefore the connection is marked when ztunnel's
+packet comes in (CONNMARK 0x111), the mark is restored on the answers, and a policy route sends marked packets
+back to loopback.
 
 Source: istio-cni; docs/protocol/operations.md#redirection-rules.
 """
@@ -25,9 +26,10 @@ REPLY_RULE_PRIORITY = 32764
 class RedirectionOptions:
     """Which traffic of a pod goes through ztunnel.
 
-    ``dns``: also name lookups, to 15053. ``inbound``: also what arrives (False: the annotation
-    ``ambient.istio.io/bypass-inbound-capture``). ``virtual_interfaces``: what arrives on these is treated as
-    the pod's own outgoing traffic (``istio.io/reroute-virtual-interfaces``).
+    dns: also DNS queries, to 15053.
+    inbound: also what arrives (False: the annotation ``ambient.istio.io/bypass-inbound-capture``).
+    virtual_interfaces: what arrives on these is treated as the pod's own outgoing traffic
+        (``istio.io/reroute-virtual-interfaces``).
     """
 
     dns: bool = False

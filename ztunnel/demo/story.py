@@ -1,7 +1,7 @@
-"""The demo itself, in network namespaces: each step is done, checked and shown.
+"""The demo in network namespaces: each step is done, checked and shown.
 
-What is shown is what happened: every excerpt comes from the programs' own output, and a step whose outcome
-is not the expected one ends the demo with DemoFailedError.
+It shows what really happens: every excerpt is output of the programs, and a step with an unexpected result
+ends the demo with DemoFailedError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ztunnel.demo.dedicated import ADMIN_PORT, Ztunnel, connect, dedicated_envir
 from ztunnel.demo.drawing import draw_mesh
 from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, RedirectionUnavailableError
-from ztunnel.demo.port_forward import Doorway
+from ztunnel.demo.port_forward import PortForward
 from ztunnel.demo.redirection import RedirectionOptions
 from ztunnel.demo.terminal import Page, log_excerpt, sample_excerpt
 from ztunnel.demo.tour import go_round
@@ -37,7 +37,7 @@ HBONE_PORT = 15008
 SOCKS5_PORT = 15080
 GREETING = "Hello from the pod web."
 REQUEST_TEXTS = ("GET / HTTP", "Host: ", GREETING)
-# Showing the client's address to the application works only where its answers are led back to ztunnel.
+# The application can see the client's address only if its answers are routed back to ztunnel.
 WITHOUT_REDIRECTION = {"UNSTABLE_ENABLE_SOCKS5": "true", "ENABLE_ORIG_SRC": "false"}
 SHOWN_LABELS = (
     "reporter",
@@ -53,11 +53,11 @@ SHOWN_METRICS = {
 
 
 class DemoFailedError(RuntimeError):
-    """A step did not come out as it must; the text says which and what was there instead."""
+    """A step had an unexpected result; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class DemoEnvironment:
     """``own_user_namespace``: the demo is root only of a user namespace that it made."""
 
     own_user_namespace: bool
@@ -159,12 +159,12 @@ class _Mesh:
 def tell(
     page: Page,
     machine: Machine,
-    surroundings: Surroundings,
+    environment: DemoEnvironment,
     *,
-    doorway: Doorway | None = None,
+    forward: PortForward | None = None,
     tour: bool = False,
 ) -> None:
-    """Build the mesh and show the six steps; then the tour, and with ``doorway`` wait for Ctrl-C."""
+    """Build the mesh and show the six steps; then the tour, and with ``forward`` wait for Ctrl-C."""
     started = time.monotonic()
     page.step("A mesh of three pods on two nodes")
     page.progress("making network namespaces and redirection rules")
@@ -175,7 +175,7 @@ def tell(
     for name, entry in mesh.pods.items():
         page.progress(f"waiting for the ztunnel of the pod {name} to be ready")
         entry.ztunnel.wait_ready()
-    _show_mesh(page, mesh, surroundings, time.monotonic() - started)
+    _show_mesh(page, mesh, environment, time.monotonic() - started)
 
     client, web = mesh.pods["client"], mesh.pods["web"]
     node = mesh.network.nodes["a"]
@@ -192,13 +192,13 @@ def tell(
     if tour:
         request = _display(mesh.command())
         go_round(page, mesh.file, client.pod.namespace, request, lambda: mesh.ask("client"), mesh.vip)
-    if doorway is not None:
-        doorway.lead(machine, web.pod.namespace, ADMIN_PORT)
-        _show_how_to_play(page, mesh, surroundings, doorway.url)
+    if forward is not None:
+        forward.lead(machine, web.pod.namespace, ADMIN_PORT)
+        _show_how_to_play(page, mesh, environment, forward.url)
         signal.pause()
 
 
-def _show_mesh(page: Page, mesh: _Mesh, surroundings: Surroundings, seconds: float) -> None:
+def _show_mesh(page: Page, mesh: _Mesh, environment: DemoEnvironment, seconds: float) -> None:
     for workload in mesh.workloads:
         identity = f"{workload['trustDomain']}/ns/{workload['namespace']}/sa/{workload['serviceAccount']}"
         address = workload["workloadIps"][0]
@@ -212,7 +212,7 @@ def _show_mesh(page: Page, mesh: _Mesh, surroundings: Surroundings, seconds: flo
     page.drawing(draw_mesh(nodes))
     page.line()
     where = "network namespaces"
-    if surroundings.own_user_namespace:
+    if environment.own_user_namespace:
         where += " within an unprivileged user namespace"
     if mesh.socks5:
         page.text(
@@ -306,15 +306,15 @@ def _show_metrics(page: Page, mesh: _Mesh) -> None:
         )
 
 
-def _show_how_to_play(page: Page, mesh: _Mesh, surroundings: Surroundings, dashboard: str) -> None:
+def _show_how_to_play(page: Page, mesh: _Mesh, environment: DemoEnvironment, dashboard: str) -> None:
     page.line(f"\nThe dashboard of web's ztunnel, for a browser on this machine: {dashboard}")
     command = " ".join([Path(mesh.command()[0]).name, *mesh.command()[1:]])
-    root = "" if surroundings.own_user_namespace else " as root,"
+    root = "" if environment.own_user_namespace else " as root,"
     page.line(f"\nThe mesh runs until you press Ctrl-C here. To play with it,{root} in another terminal:")
 
     def enter(name: str) -> str:
         pod = mesh.pods[name]
-        if surroundings.own_user_namespace:
+        if environment.own_user_namespace:
             return f"nsenter -t {pod.ztunnel.process.pid} -U -n --preserve-credentials"
         if pod.pod.namespace.published and shutil.which("ip"):
             return f"ip netns exec {pod.pod.namespace.name}"

@@ -1,6 +1,6 @@
-"""How the demo writes: numbered steps, indented excerpts, lines folded to the width of the terminal.
+"""The output of the demo: numbered steps, indented excerpts, lines wrapped to the width of the terminal.
 
-On a terminal there are colours and, while something is set up, a line that says what; elsewhere neither.
+On a terminal there are colours and a progress line during setup; elsewhere neither.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _PAINTED = (
     (re.compile(r'\berror="[^"]*"|"DENY"|\bZT-[A-Z]+-\d+|^curl: .*'), _RED),
     (re.compile(r"^Hello from .*"), _GREEN),
 )
-"""What stands out in an excerpt."""
+"""The parts of an excerpt that are highlighted."""
 
 
 class Page:
-    """Standard output, flushed line by line so that the reader keeps pace with the demo.
+    """Standard output, flushed after each line.
 
-    terminal: whether it is one that shows colours; found out by default (and see https://no-color.org).
+    terminal: whether it shows colours; detected by default (see https://no-color.org).
     """
 
     def __init__(self, *, terminal: bool | None = None) -> None:
@@ -36,13 +36,13 @@ class Page:
         self.terminal = sys.stdout.isatty() and not plain if terminal is None else terminal
 
     def line(self, text: str = "") -> None:
-        """One line as it is."""
+        """Print one line unchanged."""
         self._forget_progress()
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def progress(self, text: str) -> None:
-        """Say what is being done, on a line that the next one takes the place of."""
+        """Show what is being done, on a line that the next one replaces."""
         if self.terminal:
             self._forget_progress()
             sys.stdout.write(self._paint(_DIM, f"   … {text}"[: self._width - 1]))
@@ -50,17 +50,17 @@ class Page:
             self._transient = True
 
     def step(self, title: str) -> None:
-        """Begin a numbered step."""
+        """Print the title of a numbered step."""
         self._step += 1
         self.line("\n" + self._paint(_BOLD, f"{self._step}. {title}"))
 
     def text(self, text: str) -> None:
-        """A paragraph of plain words."""
+        """Print a paragraph."""
         for line in textwrap.wrap(" ".join(text.split()), self._width - 3):
             self.line(f"   {line}")
 
     def excerpt(self, lines: Iterable[str]) -> None:
-        """Something that a program wrote, folded but otherwise as it is."""
+        """Print output of a program, wrapped but otherwise unchanged."""
         for line in lines:
             wrapped = textwrap.wrap(
                 line,
@@ -73,7 +73,7 @@ class Page:
                 self.line(f"     {self._highlight(part)}")
 
     def drawing(self, lines: Iterable[str]) -> None:
-        """Lines that lose their meaning when they are folded."""
+        """Print lines that must not be wrapped."""
         for line in lines:
             self.line(f"     {line}")
 

@@ -1,4 +1,4 @@
-"""``ztunnel demo --tour``: something breaks, and `ztunnel explain` finds it."""
+"""``ztunnel demo --tour``: breaks something, and `ztunnel explain` finds it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ztunnel.demo.terminal import Page
 
 ALLOWED = "principals: [!Exact cluster.local/ns/default/sa/client]"
 MISTAKE = "principals: [!Exact cluster.local/ns/default/sa/clients]"
-"""One letter too many, in the policy that lets the client in."""
+"""A typing error in the policy that allows the client."""
 
 PATIENCE = 30.0
 _POLL = 0.2
 
 
 class TourFailedError(RuntimeError):
-    """A change of the mesh did not come into force; the text says which."""
+    """A change of the mesh did not come into force; the text says which one."""
 
 
 def go_round(
@@ -33,10 +33,10 @@ def go_round(
     ask: Callable[[], subprocess.CompletedProcess[str]],
     vip: str,
 ) -> None:
-    """Break the mesh, let explain say why, mend it. Raises TourFailedError.
+    """Break the mesh, let explain say why, repair it. Raises TourFailedError.
 
     file: the mesh, which the ztunnels watch. client: where explain is run. request, ask: the client's
-    request, as it is shown and done.
+        request, as it is shown and made.
     """
     page.step("Something breaks")
     mesh = file.read_text()
@@ -55,7 +55,7 @@ def go_round(
     def explain() -> subprocess.CompletedProcess[str]:
         return processes.run(ztunnel_command(*command[1:]), namespace=client)
 
-    # The client's ztunnel watches the file for itself, and may have seen the change a moment later.
+    # The client's ztunnel watches the file itself, and may see the change a moment later.
     explained = _until(explain, lambda done: done.returncode == 1, "the mistake, for explain,")
     if "only-client" not in explained.stdout:
         raise TourFailedError(f"explain does not name the policy: {explained.stdout}{explained.stderr}")
@@ -88,7 +88,7 @@ def _until(
 
 
 def _pause(page: Page, text: str) -> None:
-    """Let the reader think, if there is one."""
+    """Give the reader time, if there is one."""
     if page.terminal and sys.stdin.isatty():
         page.line(f"\n   [{text}]")
         sys.stdin.readline()

@@ -1,7 +1,7 @@
-"""Answers to "why?" and "what if?": the decisions of the data path, run once more and told. Pure.
+"""Answers to "why?" and "what if?": runs the decisions of the data path once more and explains them. Pure.
 
-Nothing here decides: `ztunnel.decide` does, with the same functions that connections go through. This package
-finds what a question means (`names`), runs the decisions and gathers what else they looked at (`way`), and
-writes it for people (`text`). What it asks of the mesh is a `MeshView` and a `Catalogue`, so it works on a
-running data plane and on a saved dump (`saved`) alike.
+This package decides nothing: it calls the functions of `ztunnel.decide` that connections use. It finds what a
+name in a question means (`name_lookup`), runs the decisions and collects what else they looked at
+(`connection_path`), and writes it for people (`text`). It reads the mesh through a `MeshView` and a
+`Catalogue`, so it works on a running data plane and on a saved dump (`saved_dump`).
 """

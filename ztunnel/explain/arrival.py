@@ -1,4 +1,4 @@
-"""The other end of a connection: whether it is let in there, by which policy and which clause.
+"""The server's end of a connection: whether it is admitted and allowed, by which policy and which clause.
 
 The decisions are those of the data path: `admit_connect` or `admit_plaintext`, then `authorize`.
 """
@@ -24,7 +24,7 @@ POLICIES_SLICE = 20
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What decisions know of the node beside the mesh; the defaults are the product's."""
+    """What decisions need besides the mesh: settings of the node. The defaults are the product's."""
 
     network: str = ""
     illegal_ports: frozenset[int] = frozenset({15001, 15006, 15008})
@@ -33,22 +33,22 @@ class Setting:
 
 
 def client_address(source: Workload) -> SocketAddress:
-    """Returns the client's own address, with a port that says nothing."""
+    """Returns the client's own address, with an arbitrary port."""
     ip = source.addresses[0] if source.addresses else SocketAddress.parse("0.0.0.0:0").ip
     return SocketAddress(ip, 0)
 
 
 def named(workload: Workload) -> str:
-    """``namespace/name`` of a workload, its uid if it has no name."""
+    """Returns ``namespace/name`` of a workload, its uid if it has no name."""
     return f"{workload.namespace}/{workload.name}" if workload.name else workload.uid
 
 
 def arrive(
     view: MeshView, source: Workload, plan: OutboundPlan, setting: Setting, notes: list[str]
 ) -> Slices[ArrivalView | None]:
-    """Returns what happens at the next hop; None where the next hop has no ztunnel, or decides by itself.
+    """Returns what happens at the next hop; None if it has no ztunnel, or decides by itself (a waypoint).
 
-    ``notes`` gets what is odd on the way.
+    notes: a list to which remarks are added.
     """
     workload = plan.destination_workload
     if workload is None:

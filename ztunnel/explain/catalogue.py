@@ -1,4 +1,4 @@
-"""What names there are in a mesh: beside `MeshView`, which finds what a name means."""
+"""The names of all objects in a mesh; a `MeshView` only finds the object of a known name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ztunnel.slices import batches
 from ztunnel.state.store import MeshStore
 
 PART = 1000
-"""Names that are handed out at a time. To look at each of them takes a fraction of a millisecond."""
+"""Names in one part. Checking each of them takes a fraction of a millisecond."""
 
 
 class Catalogue(Protocol):
-    """The names of all workloads and services, and the mesh that they are of.
+    """The names of all workloads and services, and their mesh.
 
-    Names come in parts. The mesh may change between two parts: a name that has gone by then may still come.
+    Names come in parts. The mesh may change between two parts, so a name may no longer exist when it comes.
     """
 
     @property
@@ -35,11 +35,11 @@ class Catalogue(Protocol):
         ...
 
     def read(self, uid: str) -> Workload | None:
-        """Returns a workload, without taking the place of one that connections use in any cache."""
+        """Returns a workload without changing any cache that connections use."""
         ...
 
     def mentions(self, uid: str, text: str) -> bool:
-        """Returns whether a text occurs in what is known of a workload. Costs far less than reading it."""
+        """Returns whether a text occurs in the stored data of a workload. Much cheaper than reading it."""
         ...
 
 
@@ -66,7 +66,7 @@ class StoreCatalogue:
             yield [entry.key for hostname in hostnames for entry in services.by_hostname(hostname)]
 
     def read(self, uid: str) -> Workload | None:
-        """Returns a workload, decoded for this once."""
+        """Returns a workload, decoded for this call only."""
         return self._store.workloads.read(uid)
 
     def mentions(self, uid: str, text: str) -> bool:

@@ -1,14 +1,14 @@
-"""The whole way of one connection, told: from a pod to a destination, through the decisions themselves.
+"""Explains the whole path of one connection by running the data path's decisions.
 
-`telling` runs `route` for the client's side, and for the other end, where it is known here, the decisions of
-`ztunnel.explain.arrival`. What it adds is the reading: which endpoints there were and why not
-the others, which policies apply and which clause decides, and one sentence at the end.
+`telling` runs `route` for the client's side and, if the other end is known here, the decisions of
+`ztunnel.explain.arrival`. It adds the details: which endpoints there were and why they were not chosen, which
+policies apply and which clause decides, and one sentence at the end.
 
-Randomness: where the real decision draws one of several endpoints, so does this one, from a generator made
-of the question; so the same question about the same mesh has the same answer.
+Randomness: where the real decision chooses one of several endpoints, this one uses a random generator seeded
+by the question. So the same question about the same mesh has the same answer.
 
-Pauses: a mesh may have 100,000 workloads, and who is asked carries traffic meanwhile. The decision itself is
-made in one go, as for a connection; names, endpoints and policies are gone through in slices.
+Pauses: a mesh may have 100,000 workloads, and the process carries traffic meanwhile. The decision itself is
+made at once, as for a connection; names, endpoints and policies are processed in slices.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from ztunnel.slices import Slices, at_once
 
 POLICY_CODE = "ZT-POL-001"
 _ENDPOINTS = 200
-"""Endpoints that an answer lists; the chosen one is always among them."""
+"""The most endpoints in an answer; the chosen one is always among them."""
 
 _STATES = ("chosen", "possible", "left out")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """From whom to whom. ``avoid``: who failed a moment ago, as in `route`."""
+    """Source and destination. ``avoid``: the workloads that failed a moment ago, as in `route`."""
 
     source: str
     destination: str
@@ -62,9 +62,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An explanation, and for what only a running data plane can add to it, what it was made from.
+    """An explanation, and the values from which it was made, for a running data plane that adds live state.
 
-    source, destination, plan: None when the question is unclear; plan also for a client outside the mesh.
+    source, destination, plan: None when the question is unclear; plan is also None for a client outside the
+        mesh.
     """
 
     explanation: Explanation
@@ -83,9 +84,9 @@ def telling(
     setting: Setting,
     avoided_by: Callable[[Workload], Collection[str]] = _nobody,
 ) -> Slices[Told]:
-    """Tell the way of a connection. Never raises for a name that is none: the outcome then is UNKNOWN.
+    """Explain the path of a connection. For an unknown name the outcome is UNKNOWN; it raises nothing.
 
-    avoided_by: whom a client avoids beside those of the question, asked once it is known who the client is.
+    avoided_by: returns the workloads that a client avoids, in addition to those of the question.
     """
     try:
         source = yield from find_source(catalogue, question.source, setting.network)
@@ -111,7 +112,7 @@ def telling(
 
 
 def explain(catalogue: Catalogue, question: Question, setting: Setting) -> Explanation:
-    """Returns the explanation, without pauses: where nobody is held up."""
+    """Returns the explanation at once, for callers without other tasks."""
     return at_once(telling(catalogue, question, setting)).explanation
 
 
@@ -126,7 +127,7 @@ def _route(
 
 
 class _Telling:
-    """One explanation under way."""
+    """One explanation in progress."""
 
     def __init__(
         self,
@@ -241,7 +242,7 @@ class _Telling:
         )
 
     def _unhealthy(self, service: Service, known: Collection[str]) -> Slices[dict[str, Surveyed]]:
-        """Workloads that belong to the service and are no endpoints, since they are not healthy."""
+        """Returns the workloads that belong to the service and are no endpoints because of their health."""
         key = str(service.key)
         left_out: dict[str, Surveyed] = {}
         for uids in self.catalogue.uids():
@@ -260,7 +261,7 @@ class _Telling:
     # -- a client outside the mesh -----------------------------------------------------------------------
 
     def _from_outside(self) -> Slices[Explanation]:
-        """Nothing captures the client's traffic: it arrives as plain TCP, and policies see no identity."""
+        """Explain a client whose traffic is not captured: plain TCP arrives, and policies see no identity."""
         self.notes.append(
             f"{named(self.source)} is not in the mesh (it does not speak HBONE), so no ztunnel takes "
             "its connections. Is its namespace or pod labelled istio.io/dataplane-mode=ambient, and is "
@@ -345,14 +346,14 @@ class _Telling:
 
 
 def plan_way(plan: OutboundPlan) -> str:
-    """Returns what a connection goes through before its destination."""
+    """Returns a text about the part of the path before the destination."""
     if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
         return "network gateway"
     return "waypoint" if plan.waypoint else ""
 
 
 def _state(one: Surveyed, chosen: str) -> int:
-    """Returns the place of its state in `_STATES`: in this order endpoints are listed."""
+    """Returns the index of an endpoint's state in `_STATES`, which is the order of the list."""
     return 0 if one.uid == chosen else 1 if one.possible else 2
 
 

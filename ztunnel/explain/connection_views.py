@@ -1,4 +1,4 @@
-"""One connection as it is shown to people and programs, and how many of them are chosen and ordered. Pure."""
+"""The form in which a connection is shown to people and programs; selecting and sorting connections. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.slices import Slices
 
 _RANKED = 1000
-"""Views that are looked at between two pauses."""
+"""Views that are processed between two pauses."""
 
 
 class ConnectionView(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """A connection that is open or was.
+    """An open or closed connection.
 
-    pod, peer: ``namespace/name``. client: where it came from; destination: where it wanted to go. age: since
-    it began. idle: since the application's socket last moved a byte. waits_for: ``client``, ``server``,
-    ``peer's window``, ``nobody`` (no byte is under way), or what it waits for before it is established.
-    send_window: what the peer permits on its stream; held: bytes that wait for an application that does not
-    read.
+    pod, peer: ``namespace/name``. client: its source address. destination: its original destination. age:
+        since it began. idle: since the application's socket last moved a byte.
+    waits_for: ``client``, ``server``, ``peer's window``, ``nobody`` (no byte is in transit), or what it waits
+        for before it is established.
+    send_window: bytes that the peer permits on its stream. held: bytes that wait for a slow application.
     """
 
     id: str
@@ -54,7 +54,7 @@ class ConnectionView(msgspec.Struct, omit_defaults=True, rename="camel"):
 
 
 class SelectionError(ZtunnelError):
-    """A parameter of ``/connections`` is unknown or has a value that means nothing."""
+    """A parameter of ``/connections`` is unknown or has an invalid value."""
 
     code = "ZT-EXP-003"
 
@@ -69,7 +69,7 @@ PARAMETERS = ("state", "pod", "peer", "failed", "code", "id", "sort", "limit")
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Which connections are wanted, and in which order."""
+    """Which connections are selected, and in which order."""
 
     state: str = ""
     pod: str = ""
@@ -106,13 +106,13 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def takes_closed(self, connection: str, pod: str, code: str, *, failed: bool) -> bool:
-        """Returns whether a connection that was is wanted, as far as these say; ``peer`` is for `takes`."""
+        """Returns whether a closed connection is selected by these values; `takes` checks ``peer``."""
         if (self.id and connection != self.id) or (self.failed and not failed):
             return False
         return self.pod in ("", pod) and self.code in ("", code)
 
     def takes(self, view: ConnectionView) -> bool:
-        """Returns whether a connection has the peer that is wanted: by a name, an address or an identity."""
+        """Returns whether a connection's peer is the wanted one: by name, address or identity."""
         others = (view.peer, view.peer_identity, view.service, *map(_host, (view.next_hop, view.destination)))
         return self.peer in (*others, _host(view.client), view.next_hop, view.destination, view.client)
 
@@ -126,7 +126,7 @@ def _host(address: str) -> str:
 
 
 def ordered(views: Sequence[Mapping[str, Any]], selection: Selection) -> Slices[list[Mapping[str, Any]]]:
-    """Views as JSON gave them, of one data plane or several: in order, and no more than wanted."""
+    """Returns views (as from JSON, of one or several data planes) in order, and no more than wanted."""
     ranks: list[float] = []
     for number, view in enumerate(views, 1):
         count = view.get("receivedBytes", 0) + view.get("sentBytes", 0)

@@ -1,4 +1,7 @@
-"""What a dump says of when it was taken: the client's certificate and its open connections. Pure."""
+"""The state in a dump at the time when it was made: the client's certificate and its open connections.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ _SHOWN = 5
 
 
 def dump_state(dump: Mapping[str, Any], told: Told) -> dict[str, Any]:
-    """The live part of an explanation, as far as a dump has it; ``certificateTrouble`` as in `judge`."""
+    """Returns the live part of an explanation, as far as a dump has it.
+
+    ``certificateTrouble`` as in `judge`.
+    """
     source = told.source
     if source is None:
         return {}

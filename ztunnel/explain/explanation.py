@@ -1,4 +1,4 @@
-"""An explanation as values: what ``--json`` shows, and what the text is written from."""
+"""An explanation as values: the output of ``--json``, and the source of the text."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ import msgspec
 
 
 class Outcome(Enum):
-    """How a connection would end."""
+    """The expected outcome of a connection."""
 
     ALLOWED = "allowed"
-    """It is carried, and the other end lets it in."""
+    """It is carried, and the other end allows it."""
     REFUSED = "refused"
-    """Somebody on the way refuses it; ``code`` and ``summary`` say who."""
+    """It is refused; ``code`` and ``summary`` say by whom."""
     FAILING = "failing"
-    """Nothing in the mesh forbids it, and the last connection failed, or there is no certificate for it."""
+    """Nothing in the mesh forbids it, but the last connection failed, or there is no certificate for it."""
     PLAIN = "plaintext"
-    """It leaves as plain TCP, to somebody outside the mesh."""
+    """It leaves as plain TCP, to a destination outside the mesh."""
     UNKNOWN = "unknown"
-    """The question names something that does not exist, or leaves something open; see ``nearest``."""
+    """The question names something that does not exist, or is ambiguous; see ``nearest``."""
 
 
 class StepTaken(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A box of the chart in docs/routing.md that the decision went through."""
+    """A step of the decision: a box of the chart in docs/routing.md."""
 
     name: str
     text: str
 
 
 class EndpointView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An endpoint of the service; ``state`` is ``chosen``, ``possible`` (it might be) or ``left out``."""
+    """An endpoint of the service.
+
+    ``state`` is ``chosen``, ``possible`` (it might be chosen) or ``left out``.
+    """
 
     uid: str
     state: str
@@ -42,7 +45,7 @@ class EndpointView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WorkloadView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who is at one end."""
+    """The workload at one end."""
 
     uid: str
     name: str
@@ -55,7 +58,7 @@ class WorkloadView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PlanView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the client's ztunnel does: whom it dials, as whom, and whom it expects there."""
+    """The plan of the client's ztunnel: the next hop, our identity, and the identity that it expects."""
 
     protocol: str
     next_hop: str
@@ -70,7 +73,7 @@ class PlanView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PolicyDecisionView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A policy that applies at the other end: whether it matches, and which clause says so."""
+    """A policy that applies at the other end: whether it matches, and which clause decides."""
 
     key: str
     action: str
@@ -82,7 +85,7 @@ class PolicyDecisionView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ArrivalView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the other end's ztunnel does. ``known``: whether that pod is known here at all."""
+    """What the other end's ztunnel does. ``known``: whether that pod is known here."""
 
     workload: str
     known: bool = True
@@ -98,8 +101,8 @@ class ArrivalView(msgspec.Struct, frozen=True, omit_defaults=True):
 class Explanation(msgspec.Struct, omit_defaults=True):
     """The whole answer.
 
-    asked_from, asked_to: the question. summary: the one sentence at the end. why: the sentences of the plan.
-    nearest: names that exist, for one that does not. notes: what is odd on the way, and does not decide.
+    asked_from, asked_to: the question. summary: one sentence at the end. why: the sentences of the plan.
+    nearest: similar names that exist, if a name does not. notes: remarks that do not decide.
     live: what only a running ztunnel knows: tunnels, ejections, certificate, the last connections.
     """
 

@@ -1,8 +1,8 @@
-"""Policies as people write them (AuthorizationPolicy, PeerAuthentication) in the form that ztunnel is sent.
+"""Converts Kubernetes policies (AuthorizationPolicy, PeerAuthentication) into the form that ztunnel gets.
 
-The conversion is istiod's, for layer 4 (https://istio.io/latest/docs/ambient/usage/l4-policy/): in an ALLOW
-policy a rule with layer 7 attributes matches nothing, in a DENY policy these attributes are left out of the
-rule. Either is more restrictive than what was written, and needs a waypoint to be enforced as written;
+The conversion is that of istiod for layer 4 (https://istio.io/latest/docs/ambient/usage/l4-policy/): in an
+ALLOW policy a rule with layer 7 attributes matches nothing; in a DENY policy these attributes are removed
+from the rule. Both are more restrictive than the policy as written, which needs a waypoint;
 `Converted.warnings` say so. PeerAuthentication becomes a DENY of peers without an identity.
 """
 
@@ -51,10 +51,10 @@ class PolicyFileError(ZtunnelError):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """One object.
+    """One converted object.
 
-    policy: None for what ztunnel is sent nothing of. labels: of its selector, None without one. strict: for a
-    PeerAuthentication, whether peers need an identity now; None where it does not say.
+    policy: None if ztunnel gets nothing for it. labels: of its selector, None without one. strict: for a
+        PeerAuthentication, whether peers need an identity now; None if it does not say.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Converted:
 
     @property
     def key(self) -> str:
-        """How the object is called."""
+        """The name of the object."""
         return f"{self.namespace}/{self.name}"
 
 
@@ -79,10 +79,10 @@ def static_strict(root: str) -> Authorization:
 
 
 def read_policies(text: str, root: str, where: str = "") -> list[Converted]:
-    """Returns all policies of a YAML text of several documents, Lists included; other kinds are passed over.
+    """Returns all policies of a YAML text of several documents, also those in Lists. Other kinds are ignored.
 
     root: the root namespace, whose policies apply everywhere. where: a name for the text in errors. Raises
-    PolicyFileError.
+        PolicyFileError.
     """
     try:
         documents = list(yaml.safe_load_all(text))

@@ -1,7 +1,7 @@
-"""What is true at this moment may be worse than what the mesh says: the last word on an explanation. Pure.
+"""Corrects an explanation by the live state, which may be worse than the mesh suggests. Pure.
 
-``live`` comes from one data plane or from several, as JSON values; it is put together and judged here, for
-only all of them together know which connection was the last.
+``live`` comes from one data plane or from several, as JSON values. It is merged and judged here, because only
+all data planes together know which connection was the last one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def merged_live(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def judge(explanation: Explanation) -> None:
-    """Change outcome, code and summary where what is live says otherwise than the mesh."""
+    """Change outcome, code and summary if the live state contradicts the mesh."""
     if explanation.outcome not in (Outcome.ALLOWED, Outcome.PLAIN):
         return
     live = explanation.live
@@ -58,7 +58,7 @@ def judge(explanation: Explanation) -> None:
 
 
 def _waits(connections: Sequence[Mapping[str, Any]]) -> str:
-    """An open connection that does not move is no failure, and mostly what is asked about."""
+    """Whether the last connection is open and stalled: no failure, but usually what is asked about."""
     for one in connections:
         waits_for = one.get("waitsFor", "")
         if one["state"] == "open" and waits_for not in ("", "nobody"):

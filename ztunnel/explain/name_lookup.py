@@ -1,7 +1,7 @@
-"""What a person means by a name: a pod, a service, an address.
+"""Finds what a person means by a name: a pod, a service, an address.
 
-A name that no index knows is looked for among all names, with pauses (`ztunnel.slices`). For one that is none
-the error brings the nearest (`ztunnel.explain.nearest`).
+A name that no index has is searched among all names, with pauses (`ztunnel.slices`). For an unknown name the
+error has the most similar ones (`ztunnel.explain.nearest`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ztunnel.model.workload import Workload
 from ztunnel.slices import Slices
 
 _READ = 2000
-"""Objects that are read one by one for a name that no key ends in."""
+"""Objects that are read one by one for a name with which no key ends."""
 
 _READ_SLICE = 50
-"""Objects that are read between two pauses, some 20 µs each."""
+"""Objects that are read between two pauses, about 20 µs each."""
 
 _FIRST = 200
-"""Endpoints of a headless service that are looked at for one with an address."""
+"""Endpoints of a headless service that are checked for an address."""
 
 
 class UnclearError(ZtunnelError):
-    """A question without an answer as it stands; ``nearest`` are names that exist."""
+    """A question that cannot be answered as it is. ``nearest``: similar names that exist."""
 
     code = "ZT-EXP-001"
 
@@ -41,7 +41,7 @@ class UnclearError(ZtunnelError):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """What a client connects to. ``how`` says how the name came to be this address."""
+    """What a client connects to. ``how``: how the name was turned into this address."""
 
     address: SocketAddress
     how: str
@@ -49,7 +49,7 @@ class Destination:
 
 
 def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workload]:
-    """Returns the workload that ``namespace/name``, a uid, or an address (``network/ip`` too) means.
+    """Returns the workload for ``namespace/name``, a uid, or an address (also ``network/ip``).
 
     Raises UnclearError.
     """
@@ -63,11 +63,11 @@ def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workloa
 def find_destination(
     catalogue: Catalogue, text: str, source: Workload, network: str, domain: str
 ) -> Slices[Destination]:
-    """Returns the address that a client at ``source`` connects to, if it asks for ``text``.
+    """Returns the address to which a client at ``source`` connects if it asks for ``text``.
 
-    An ``ip:port``; a service as ``namespace/name``, or by a hostname as the pod's DNS completes it; a pod as
-    ``namespace/name`` or uid; each with ``:port``, which may be left out where there is only one. Raises
-    UnclearError.
+    ``text`` is an ``ip:port``; a service as ``namespace/name``, or by a hostname as the pod's DNS completes
+    it; a pod as ``namespace/name`` or uid. Each may have ``:port``, which is only needed if there is more
+    than one. Raises UnclearError.
     """
     try:
         return Destination(SocketAddress.parse(text), "")
@@ -164,7 +164,7 @@ def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Slices[Se
 
 
 def _as_shown(name: str, source: Workload) -> str:
-    """Returns a hostname as `_service_names` would show it, if there were such a service."""
+    """Returns a hostname as `_service_names` would show it."""
     if "/" in name:
         return name
     short, _, rest = name.partition(".")
@@ -172,7 +172,7 @@ def _as_shown(name: str, source: Workload) -> str:
 
 
 def _service_names(catalogue: Catalogue) -> Iterator[list[str]]:
-    """``namespace/name`` of all services, as their hostnames begin."""
+    """Returns ``namespace/name`` of all services, from their hostnames."""
     for keys in catalogue.services():
         yield [f"{key.namespace}/{key.hostname.partition('.')[0]}" for key in keys]
 
@@ -230,5 +230,5 @@ def _ip(text: str) -> IPAddress | None:
 
 
 def _short(uid: str) -> str:
-    """``namespace/name`` of a uid."""
+    """Returns ``namespace/name`` of a uid."""
     return "/".join(uid.rsplit("/", 2)[-2:])

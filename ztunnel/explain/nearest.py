@@ -1,7 +1,7 @@
-"""The names nearest to one that does not exist, among as many as a mesh has. Pure, with pauses.
+"""Finds the names that are most similar to an unknown one, among all names of a mesh. Pure, with pauses.
 
-To compare two names in full takes some 50 µs, so of a mesh's names only the likeliest are: those that share
-most pairs of letters with what was asked for, a count of a microsecond each.
+A full comparison of two names takes about 50 µs. So only the best candidates are compared in full: those that
+share most pairs of letters with the wanted name, which takes a microsecond to count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from heapq import nsmallest
 from ztunnel.slices import Slices
 
 NEAREST = 5
-"""Names that are offered."""
+"""The most names in an answer."""
 
 COMPARED = 200
 """Names that are compared in full."""
@@ -25,11 +25,11 @@ COMPARED_SLICE = 10
 """Names that are compared in full between two pauses."""
 
 _ALIKE = 0.5
-"""How much of two names must agree, from 0 to 1."""
+"""The similarity, from 0 to 1, that two names must have."""
 
 
 def nearest_names(text: str, parts: Iterable[Sequence[str]]) -> Slices[list[str]]:
-    """Of all names those most like a text, the best first; only those that are alike at all."""
+    """Returns the names that are most similar to a text, best first; only those that are similar at all."""
     wanted = text.casefold()
     pairs = _pairs(wanted)
     likely: dict[str, int] = {}
@@ -53,7 +53,7 @@ def _pairs(text: str) -> set[str]:
 
 
 def _difference(wanted: set[str], pairs: set[str]) -> int:
-    """Among names for one that is wanted: the pairs that a name has too much, less those that are shared."""
+    """Returns how much a name differs: the pairs that it has too many, less those that are shared."""
     return len(pairs) - 2 * len(wanted & pairs)
 
 

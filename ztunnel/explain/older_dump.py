@@ -1,9 +1,9 @@
-"""Dumps of older versions of the Rust ztunnel in the form of today's. Pure.
+"""Converts dumps of older versions of the Rust ztunnel into today's form. Pure.
 
-What has changed since: workloads, services and policies were maps (services by virtual address, so one with
-two came twice); an endpoint had no status and a key that was no uid; a gateway's port was called ``port``; a
-policy did not say whether it is a dry run. The source is istioctl, which reads both
-(istio/istio, istioctl/pkg/writer/ztunnel/configdump).
+The changes since then: workloads, services and policies were maps (services by virtual address, so a service
+with two addresses came twice); an endpoint had no status, and its key was no uid; a gateway's port was called
+``port``; a policy had no dry-run flag. The source is istioctl, which reads both (istio/istio,
+istioctl/pkg/writer/ztunnel/configdump).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def in_the_form_of_today(dump: Mapping[str, Any]) -> dict[str, Any]:
-    """A dump with lists of workloads, services and policies, each with what today's readers need."""
+    """Returns a dump with lists of workloads, services and policies, each with what today's readers need."""
     services: dict[Any, Any] = {}
     for number, one in enumerate(_listed(dump.get("services"))):
-        # Of one that is no service the reader says what is wrong.
+        # If it is not a service, the reader reports the error.
         key = (one.get("namespace"), one.get("hostname")) if isinstance(one, Mapping) else number
         services.setdefault(key, _service(one))
     return {
@@ -51,7 +51,7 @@ def _endpoint(key: Any, value: Any) -> tuple[Any, Any]:
 
 
 def _with_gateways(value: Any) -> Any:
-    """Without what is null, and with gateways' ports by their present name."""
+    """Returns the object without null values, and with gateways' ports under their present name."""
     if not isinstance(value, Mapping):
         return value
     shown = {name: item for name, item in value.items() if item is not None}

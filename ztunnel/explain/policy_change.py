@@ -1,9 +1,9 @@
-"""What if these policies were in force, or that one were not: which connections would end otherwise. Pure.
+"""Computes which connections would end differently if policies were added, changed or removed. Pure.
 
-The answer is that of `authorize`, run twice: on the mesh as it is, and on the mesh with the change. What a
-ztunnel does not know are the labels of pods. A policy with a selector that is in the mesh already keeps the
-workloads that refer to it; a new one selects by what is known of labels (the canonical name and revision),
-and labels beyond these are taken to fit. `PolicyChange.notes` say where that was so.
+It runs `authorize` twice: on the mesh as it is, and on the mesh with the change. A ztunnel does not know the
+labels of pods. A policy with a selector that is already in the mesh keeps the workloads that refer to it. A
+new one selects by the labels that are known (the canonical name and revision); other labels are assumed to
+match. `PolicyChange.notes` say where that was so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _REVISION_LABELS = ("version", "app.kubernetes.io/version", "service.istio.io/ca
 
 
 class DecidedConnection(msgspec.Struct, frozen=True):
-    """One connection that policy decided, or would decide, at a pod of this mesh. ``open``: it is still."""
+    """One connection that policy decided, or would decide, at a pod of this mesh.
+
+    ``open``: whether it is open.
+    """
 
     id: str
     pod: Workload
@@ -36,7 +39,7 @@ class DecidedConnection(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """A connection that would end otherwise. ``effect``: ``cut``, ``refused`` or ``allowed``."""
+    """A connection that would end differently. ``effect``: ``cut``, ``refused`` or ``allowed``."""
 
     effect: str
     connection: str
@@ -50,10 +53,10 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class PolicyChange:
-    """Some policies added or replaced, others taken away; a mesh with that change.
+    """A mesh with some policies added, replaced or removed.
 
-    changed: what is to be in force. without: keys (``namespace/name``) of what is not. root: the root
-    namespace.
+    changed: the policies to add or replace. without: the keys (``namespace/name``) of those to remove. root:
+        the root namespace.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class PolicyChange:
             )
 
     def applied(self, workload: Workload) -> Workload:
-        """Returns a workload with the policies that it would refer to."""
+        """Returns a workload with the policies to which it would refer."""
         keys = [key for key in workload.authorization_policies if key not in self._gone]
         for key, one in self._changed.items():
             new = self.view.policy(key) is None and key not in keys
@@ -106,7 +109,7 @@ class PolicyChange:
                     keys.append(strict)
         return replace(workload, authorization_policies=tuple(keys))
 
-    # What `authorize` reads of a mesh; the rest stays as it is.
+    # The part of a mesh that `authorize` reads; everything else is unchanged.
 
     def policy(self, key: str) -> Authorization | None:
         """Returns the policy under a key, after the change."""
@@ -135,7 +138,7 @@ class PolicyChange:
         return (*kept, *new)
 
     def effects(self, connections: Iterable[DecidedConnection]) -> Iterable[Change]:
-        """Returns the connections that would end otherwise."""
+        """Returns the connections that would end differently."""
         for one in connections:
             before = authorize(self.view, one.pod, one.facts)
             after = authorize(self, self.applied(one.pod), one.facts)
@@ -160,12 +163,12 @@ def _change(one: DecidedConnection, after: Verdict) -> Change:
 
 
 def _attached(one: Converted) -> bool:
-    """Returns whether workloads refer to the policy, and it does not apply by itself."""
+    """Returns whether a policy applies only to workloads that refer to it."""
     return one.policy is not None and one.policy.scope is Scope.WORKLOAD_SELECTOR
 
 
 def _rank(one: Converted, root: str) -> int:
-    """Returns the more specific later: mesh, namespace, workload."""
+    """Returns the order of a policy: mesh, namespace, workload."""
     if one.labels is not None:
         return 2
     return 0 if one.namespace == root else 1

@@ -1,10 +1,10 @@
-"""A saved ``config_dump`` as a mesh: ours, or the Rust ztunnel's, whose shapes are the same.
+"""Reads a saved ``config_dump`` as a mesh: ours or the Rust ztunnel's, which have the same form.
 
-`ztunnel.explain.older_dump` gives those of older versions the shapes of today.
+`ztunnel.explain.older_dump` converts those of older versions.
 
-The dump's objects are put into a store as if the control plane had sent them, so that every lookup is the
-real one. What a dump does not say is in which order they had come; where that decides (several workloads with
-one address, several services with one hostname) the order of the dump stands for it.
+The dump's objects are put into a store as if the control plane had sent them, so every lookup is the real
+one. A dump does not say in which order they came; where the order matters (several workloads with one
+address, several services with one hostname), the order of the dump is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ztunnel.state.store import MeshStore
 
 
 class DumpError(ZtunnelError):
-    """A file is no config dump, or one that cannot be read. The text says where."""
+    """A file is not a config dump, or cannot be read. The text says where."""
 
     code = "ZT-EXP-002"
 
@@ -68,7 +68,7 @@ class SavedMesh:
         resources = [Resource(str(one.service.key), body_of(one._replace(endpoints={}))) for one in services]
         for i, value in _items(dump, "workloads"):
             uid = file_workload(_workload(value, {}), f"workloads[{i}]").workload.uid
-            # an endpoint that its service's health policy left out is in no list, but the workload names it
+            # an endpoint that its service's health policy excludes is in no list, but the workload names it
             named: dict[str, Mapping[int, int]] = {key: {} for key in _service_keys(value)} | ports.get(
                 uid, {}
             )
@@ -110,14 +110,14 @@ def _service_keys(workload: Any) -> list[str]:
 
 
 def _workload(value: Any, services: Mapping[str, Mapping[int, int]]) -> Any:
-    """Returns what is known of a workload, with these services; what newer versions add is left out."""
+    """Returns a workload with these services; fields of newer versions are ignored."""
     if not isinstance(value, Mapping):
         return value
     return {**{key: item for key, item in value.items() if key in WORKLOAD.known}, "services": services}
 
 
 def _service(value: Any) -> Any:
-    """Returns what is known of a service. Older dumps write a range as ``network/cidr``."""
+    """Returns a service. Older dumps write a range as ``network/cidr``."""
     if not isinstance(value, Mapping):
         return value
     known = {key: item for key, item in value.items() if key in SERVICE.known}

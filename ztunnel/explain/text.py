@@ -18,7 +18,7 @@ _SHOWN = 12
 
 
 def lines(answer: Explanation) -> Iterator[str]:
-    """Returns the lines, without line breaks. The sentence that says it all is the last."""
+    """Returns the lines, without line breaks. The last one is the summary."""
     yield f"From {answer.asked_from} to {answer.asked_to}"
     if answer.outcome is Outcome.UNKNOWN:
         if answer.nearest:

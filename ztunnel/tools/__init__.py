@@ -1,1 +1,1 @@
-"""Commands that ask a ztunnel, or a dump of one, and print what it says."""
+"""Commands that ask a running ztunnel, or read a dump, and print the result."""

@@ -1,4 +1,4 @@
-"""Asking a running ztunnel's admin server, and how a command ends."""
+"""Requests to a running ztunnel's admin server, and the exit statuses of commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ztunnel.errors import ZtunnelError
 
 ADMIN = "http://127.0.0.1:15000"
 TIMEOUT = 15.0
-"""Seconds for one answer."""
+"""Seconds to wait for one response."""
 
 REFUSED, UNCLEAR = 1, 2
 """Exit statuses: the answer is no; the question could not be answered."""
@@ -26,14 +26,14 @@ class AskError(ZtunnelError):
 
 
 class Answer(NamedTuple):
-    """What the admin server said."""
+    """The admin server's response."""
 
     status: int
     body: bytes
 
 
 def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET", body: bytes = b"") -> Answer:
-    """Ask the admin server at a base URL. Raises AskError when nobody answers."""
+    """Ask the admin server at a base URL. Returns its response. Raises AskError when there is none."""
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     try:
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 15000, timeout=TIMEOUT)
@@ -52,7 +52,7 @@ def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET",
 
 
 def read_file(path: str) -> bytes:
-    """Returns a file's bytes, of standard input for ``-``. Raises AskError."""
+    """Returns a file's bytes, those of standard input for ``-``. Raises AskError."""
     try:
         return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
@@ -60,6 +60,6 @@ def read_file(path: str) -> bytes:
 
 
 def fail(error: ZtunnelError) -> int:
-    """Print an error as the start of ztunnel does. Returns the exit status."""
+    """Print an error in the form of the start of ztunnel. Returns the exit status."""
     sys.stderr.write(f"Error: {error} ({error.code})\n")
     return UNCLEAR

@@ -1,4 +1,4 @@
-"""``ztunnel doctor``: what usually goes wrong on a node, one line each, with what to do."""
+"""``ztunnel doctor``: checks for common problems of a node, one line for each, with advice."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine(environ: Mapping[str, str], admin: str, peers: Sequence[str]) -> Iterator[Finding]:
-    """All checks, one after the other; each bounds its own waits."""
+    """Returns all findings. The checks run one after the other and limit their own waits."""
     try:
         config = load_from_machine(environ)
     except ConfigError as error:
@@ -101,10 +101,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 
 def _running(admin: str) -> Iterator[Finding]:
-    """Returns what the running ztunnel says of itself: its certificates.
-
-    Raises AskError when there is none.
-    """
+    """Returns the state of the running ztunnel's certificates. Raises AskError when none runs."""
     answer = get(admin, "/debug/certificates", {})
     if answer.status != 200:
         yield skipped("ztunnel", f"what answers at {admin} does not know /debug/certificates")

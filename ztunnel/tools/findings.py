@@ -1,4 +1,4 @@
-"""What a check of a node finds, and how it is shown."""
+"""The results of the checks of a node, and how they are shown."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import msgspec
 
 
 class Severity(Enum):
-    """How grave a finding is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and will not for long or not for all."""
+    """It works, but not for long or not for everything."""
     FAILURE = "failure"
-    """Connections fail, or will when they are made."""
+    """Connections fail, or will fail."""
     SKIPPED = "skipped"
-    """There was nothing to check here."""
+    """The check does not apply here."""
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line. ``advice`` says what to do, "" when there is nothing to be done."""
+    """One result. ``advice``: what to do, "" if there is nothing to do."""
 
     check: str
     state: Severity
@@ -33,27 +33,27 @@ _MARKS = {Severity.OK: "ok", Severity.WARNING: "WARN", Severity.FAILURE: "FAIL",
 
 
 def ok(check: str, text: str) -> Finding:
-    """All is well."""
+    """Returns a finding without a problem."""
     return Finding(check, Severity.OK, text)
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
-    """It works for now."""
+    """Returns a warning."""
     return Finding(check, Severity.WARNING, text, advice)
 
 
 def failure(check: str, text: str, advice: str) -> Finding:
-    """It does not work."""
+    """Returns a failure."""
     return Finding(check, Severity.FAILURE, text, advice)
 
 
 def skipped(check: str, text: str) -> Finding:
-    """It does not apply."""
+    """Returns a finding of a check that does not apply."""
     return Finding(check, Severity.SKIPPED, text)
 
 
 def lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """Returns the findings for a terminal: one line each, what to do below it, and the sum at the end."""
+    """Returns the findings for a terminal: one line each, the advice below it, and a summary at the end."""
     count = dict.fromkeys(Severity, 0)
     for one in findings:
         count[one.state] += 1
@@ -68,5 +68,5 @@ def lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """0 unless something fails."""
+    """Returns 0 unless there is a failure."""
     return int(any(one.state is Severity.FAILURE for one in findings))

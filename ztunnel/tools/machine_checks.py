@@ -1,6 +1,7 @@
 """Checks of the machine: capabilities, the agent's socket, ports, descriptors, connection tracking, MTU.
 
-Each takes what it reads as parameters, so that tests can break each thing; the defaults are the machine's.
+Each check takes what it reads as parameters, so that tests can simulate each problem; the defaults are the
+machine's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ztunnel.config.model import Config, Localhost, ProxyMode
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}
-"""What is needed, and its bit (capabilities(7))."""
+"""The capabilities that are needed, with their bits (capabilities(7))."""
 _WHY = {
     "NET_ADMIN": "to mark its packets and to show clients' addresses to applications",
     "NET_RAW": "to mark its packets and to bind to foreign addresses",
@@ -27,7 +28,7 @@ _SMALL_MTU = 1280
 
 
 def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> Iterator[Finding]:
-    """Returns whether this process may do what a node's ztunnel does."""
+    """Checks whether this process may do what a node's ztunnel does."""
     if config.proxy_mode is not ProxyMode.SHARED:
         yield skipped("capabilities", "a dedicated ztunnel needs none")
         return
@@ -47,7 +48,7 @@ def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> It
 
 
 def namespaces(config: Config) -> Iterator[Finding]:
-    """Returns whether the CNI agent, which hands over pods' network namespaces, can be reached."""
+    """Checks whether the CNI agent, which hands over pods' network namespaces, can be reached."""
     if config.proxy_mode is not ProxyMode.SHARED:
         yield skipped("namespaces", "a dedicated ztunnel serves its own namespace")
         return
@@ -64,7 +65,7 @@ def namespaces(config: Config) -> Iterator[Finding]:
     if not stat.S_ISSOCK(mode):
         yield failure("namespaces", f"{path} is no socket", "let INPOD_UDS name istio-cni's ztunnel.sock")
         return
-    # SOCK_SEQPACKET, as ztunnel does; nothing is said, so the agent forgets it at once.
+    # SOCK_SEQPACKET, as ztunnel does. Nothing is sent, so the agent ignores the connection.
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(2)
         try:
@@ -80,7 +81,7 @@ def namespaces(config: Config) -> Iterator[Finding]:
 
 
 def ports(config: Config, *, running: bool) -> Iterator[Finding]:
-    """Returns whether the node's own ports are free, or held by the ztunnel that runs here."""
+    """Checks whether the node's own ports are free, or used by the ztunnel that runs here."""
     wanted = {"admin": config.admin_addr, "metrics": config.stats_addr, "readiness": config.readiness_addr}
     taken = []
     for name, address in wanted.items():
@@ -105,7 +106,7 @@ def ports(config: Config, *, running: bool) -> Iterator[Finding]:
 
 
 def descriptors(limit: tuple[int, int] | None = None) -> Iterator[Finding]:
-    """Returns whether there may be enough descriptors: a connection takes two or three."""
+    """Checks whether there may be enough descriptors: a connection takes two or three."""
     soft, hard = limit or resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _FEW:
         yield warning(
@@ -118,7 +119,10 @@ def descriptors(limit: tuple[int, int] | None = None) -> Iterator[Finding]:
 
 
 def conntrack(directory: Path = Path("/proc/sys/net/netfilter")) -> Iterator[Finding]:
-    """Returns whether the kernel's table of connections is about to be full: then packets are dropped."""
+    """Checks whether the table of connection tracking is nearly full.
+
+    When it is full, packets are dropped.
+    """
     try:
         count = int((directory / "nf_conntrack_count").read_text())
         most = int((directory / "nf_conntrack_max").read_text())
@@ -137,7 +141,7 @@ def conntrack(directory: Path = Path("/proc/sys/net/netfilter")) -> Iterator[Fin
 
 
 def mtu(directory: Path = Path("/sys/class/net")) -> Iterator[Finding]:
-    """Returns whether an interface has an MTU with which TLS records do not get through."""
+    """Checks whether an interface has an MTU that is too small for TLS records."""
     found: dict[str, int] = {}
     for interface in sorted(directory.iterdir()) if directory.is_dir() else ():
         try:

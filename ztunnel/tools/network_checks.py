@@ -1,4 +1,4 @@
-"""Checks of what ztunnel talks to: names, istiod and the CA and who signed them, peers' port 15008."""
+"""Checks of the servers that ztunnel uses: DNS, istiod and the CA, and peers' port 15008."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _MARK = 1337
 
 
 class Served(NamedTuple):
-    """What a TLS server presented. ``error`` says why its certificate is not trusted, "" when it is."""
+    """What a TLS server presented. ``error``: why its certificate is not trusted, "" if it is."""
 
     certificate: x509.Certificate
     error: str
 
 
 def token(config: Config) -> Iterator[Finding]:
-    """Returns whether the token that authenticates us to the CA is there."""
+    """Checks whether the token that authenticates us to the CA exists."""
     if config.fake_ca:
         yield skipped("token", "FAKE_CA=true: nobody is asked")
         return
@@ -66,7 +66,7 @@ def token(config: Config) -> Iterator[Finding]:
 
 
 def _token_seconds(text: str) -> float | None:
-    """Returns seconds for which a JWT is valid, None where it does not say. Nothing of it is shown."""
+    """Returns for how many seconds a JWT is still valid, None if it does not say. Shows nothing of it."""
     parts = text.split(".")
     if len(parts) != 3:
         return None
@@ -82,7 +82,7 @@ def _now() -> float:
 
 
 def root(name: str, configured: RootCert) -> Iterator[Finding]:
-    """Returns whether the root that a server's certificate is checked with can be read, and is valid."""
+    """Checks whether the root for verifying a server's certificate can be read, and is valid."""
     check = f"{name} root"
     if isinstance(configured, RootFile):
         try:
@@ -143,7 +143,7 @@ def _short(name: x509.Name) -> str:
 
 
 def names(hosts: list[str], resolve: Callable[[str], list[str]] | None = None) -> Iterator[Finding]:
-    """Returns whether names resolve, and how quickly."""
+    """Checks whether names resolve, and how quickly."""
     lookup = resolve or _resolve
     for host in dict.fromkeys(hosts):
         began = time.monotonic()
@@ -248,7 +248,7 @@ def _context(configured: RootCert, *, verify: bool) -> ssl.SSLContext:
 
 
 def _connected(host: str, port: int, timeout: float) -> socket.socket:
-    """Returns a connection that no redirection rule of a pod takes, where we may mark it.
+    """Returns a connection that the redirection rules of a pod do not capture, if we may mark it.
 
     The caller closes it.
     """
@@ -266,7 +266,7 @@ def _connected(host: str, port: int, timeout: float) -> socket.socket:
 
 
 def peer(address: str, timeout: float = TIMEOUT) -> Iterator[Finding]:
-    """Returns whether a peer's HBONE port is open, refused or filtered."""
+    """Checks whether a peer's HBONE port is open, refused or filtered."""
     host, port = address, 15008
     if address.count(":") == 1 or address.startswith("["):
         host, _, text = address.rpartition(":")

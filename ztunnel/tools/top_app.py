@@ -1,7 +1,7 @@
-"""The application of ``ztunnel top``: tables that are filled anew every few seconds.
+"""The application of ``ztunnel top``: tables that are updated every few seconds.
 
-It asks the admin server over asyncio streams, for textual runs on asyncio: no thread, and a node that does
-not answer leaves the keys alive.
+It asks the admin server over asyncio streams, because textual runs on asyncio: there is no thread, and the
+keys work while a node does not answer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
 class NodeSilentError(Exception):
-    """The node did not answer, or said that it cannot."""
+    """The node did not answer, or answered with an error."""
 
 
 async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -> str:
-    """Returns one answer of the admin server as text. Raises NodeSilentError."""
+    """Returns one response of the admin server as text. Raises NodeSilentError."""
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     target = f"{path}?{urlencode(query)}" if query else path
     try:
@@ -52,7 +52,7 @@ async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -
 
 
 def span(seconds: float | None) -> str:
-    """Returns a duration in few characters."""
+    """Returns a duration in a few characters."""
     if seconds is None:
         return ""
     if abs(seconds) < 1:
@@ -65,7 +65,7 @@ def span(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Returns a number of bytes in few characters."""
+    """Returns a number of bytes in a few characters."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
@@ -153,7 +153,7 @@ class ExplanationScreen(ModalScreen[None]):
 
 
 class Top(App[None]):
-    """The whole application. ``admin``: base URL of the admin server; ``every``: seconds between looks."""
+    """The whole application. ``admin``: base URL of the admin server. ``every``: seconds between updates."""
 
     TITLE = "ztunnel"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -174,7 +174,7 @@ class Top(App[None]):
         self.looked = 0
 
     def compose(self) -> ComposeResult:
-        """Returns the node at a glance, the parts, and the keys."""
+        """Returns the overview, the tables, and the keys."""
         yield Header()
         yield Static("…", id="glance", markup=False)
         with TabbedContent(initial="connections"):
@@ -186,7 +186,7 @@ class Top(App[None]):
         yield Footer()
 
     async def on_mount(self) -> None:
-        """Make the columns, and look from now on."""
+        """Make the columns, and start updating."""
         for name, columns in PARTS.items():
             self._table(name).add_columns(*(title for title, _ in columns))
         self.set_interval(self._every, self.look)
@@ -197,7 +197,7 @@ class Top(App[None]):
         return table
 
     async def look(self) -> None:
-        """Ask the node and show what it says; a node that does not answer is told of at the top."""
+        """Ask the node and show its answer. If it does not answer, the top line says so."""
         if self._paused:
             return
         try:
@@ -218,7 +218,7 @@ class Top(App[None]):
         self.query_one("#glance", Static).update(text)
 
     async def _show(self, node: Mapping[str, Any]) -> None:
-        """Only the part that is looked at is asked for."""
+        """Only the visible table is requested."""
         part = self.query_one(TabbedContent).active
         admin = self._admin
         if part == "tasks":
@@ -274,17 +274,17 @@ class Top(App[None]):
         await self.push_screen(ExplanationScreen(text))
 
     async def action_part(self, name: str) -> None:
-        """Show a part, and ask for it at once."""
+        """Show a table, and request it at once."""
         self.query_one(TabbedContent).active = name
         await self.look()
 
     async def action_sort(self) -> None:
-        """The next order of connections."""
+        """Use the next order of connections."""
         self._sort = (self._sort + 1) % len(_SORTS)
         await self.look()
 
     def action_pause(self) -> None:
-        """Stop looking, or go on."""
+        """Pause or continue updating."""
         self._paused = not self._paused
         if self._paused:
             self._glance("paused: p goes on")

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(path: str, root: str) -> list[Converted]:
-    """Returns the policies of a file, a directory, or standard input."""
+    """Returns the policies in a file, a directory, or standard input."""
     if path != "-" and Path(path).is_dir():
         files = sorted(one for one in Path(path).rglob("*") if one.suffix in (".yaml", ".yml", ".json"))
         return [policy for one in files for policy in _read(str(one), root)]
@@ -129,7 +129,7 @@ def _lines(changes: list[Change], notes: Mapping[str, None], looked_at: Mapping[
 
 
 def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
-    """The mesh of a running node, and its incoming connections, open and remembered."""
+    """Returns the mesh of a running node, and its incoming connections, open and closed."""
     dump = get(admin, "/config_dump", {})
     found = get(admin, "/connections", {"limit": "20000"})
     for answer in (dump, found):
@@ -154,7 +154,7 @@ def _from_view(mesh: SavedMesh, view: Mapping[str, Any]) -> DecidedConnection | 
 
 
 def _dumped(path: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
-    """The mesh of a dump, the incoming connections that it shows as open, and what it leaves unclear."""
+    """Returns the mesh of a dump, its open incoming connections, and remarks on what the dump lacks."""
     mesh = read_dump(read_file(path))
     connections: list[DecidedConnection] = []
     strangers = unnamed = 0
@@ -201,6 +201,6 @@ def _identity(text: str) -> Identity | None:
 
 
 def _identity_at(mesh: SavedMesh, address: SocketAddress) -> Identity | None:
-    """A dump does not tell the identities of peers; that of the workload at the address stands for it."""
+    """Returns the identity of the workload at an address, because a dump has no identities of peers."""
     found = mesh.store.workload_by_address(mesh.setting.network, address.ip)
     return None if found is None else found.identity
