@@ -119,9 +119,12 @@ def last_words(mesh: WholeMesh) -> list[str]:
     for name, node in mesh.deployment.nodes.items():
         for number, ztunnel in enumerate(node.ztunnels, 1):
             lines = ztunnel.process.output().splitlines()
-            wrong = [line for line in lines if '"level":"warn"' in line or '"level":"error"' in line]
-            refused = [line for line in lines if '"error":' in line and line not in wrong[-40:]]
-            found += [f"{name} {number}: {line}" for line in [*wrong[-40:], *refused[-10:]]]
+            complaints = [line for line in lines if '"level":"warn"' in line or '"level":"error"' in line]
+            # That policy refuses the neighbour is no news.
+            others = [line for line in complaints if "only-the-client" not in line and " 401 " not in line]
+            unread = [line for line in lines if not line.startswith("{")]
+            status = ztunnel.process.returncode
+            found += [f"{name} {number} ({status}): {line}" for line in [*others[-30:], *unread[-30:]]]
     return found
 
 
@@ -135,12 +138,11 @@ def _inbound(output: str) -> Iterator[dict[str, str]]:
 
 def tracebacks(output: str) -> list[str]:
     """Those of a log, but for lack of memory that this program itself has caused."""
-    found = []
-    for part in output.split("Traceback (most recent call last)")[1:]:
-        text = part[:4000]
-        if "MemoryError" not in text and "Cannot allocate memory" not in text:
-            found.append("Traceback" + text[:2500])
-    return found
+    # A line of the log has the whole of one; what Python writes by itself reaches to the next such line.
+    parts = output.replace("\n{", "\0{").split("\0")
+    lack = ("MemoryError", "Cannot allocate memory")
+    wrong = [part for part in parts if "Traceback" in part and not any(text in part for text in lack)]
+    return [part[-2500:] for part in wrong]
 
 
 def plan(seed: int, only: list[str], *, pairs_only: bool = False) -> list[tuple[str, ...]]:

@@ -22,7 +22,6 @@ from ztunnel.messages import PodInfo
 _GONE = (ProcessLookupError, FileNotFoundError, PermissionError)
 """What a process says that has been killed meanwhile."""
 
-SPARE_MEMORY = 3 << 20
 _ghosts = count()
 
 
@@ -58,7 +57,7 @@ async def descriptors_exhausted(scene: Scene, random: Random) -> AsyncIterator[N
 
 @asynccontextmanager
 async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
-    """The processes of a node get next to no more memory; one that ends for it is started again."""
+    """The kernel gives a node's processes no more memory; one that ends for it is started again."""
     node = scene.some_node(random)
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     scene.applications.killed()
@@ -66,7 +65,7 @@ async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
     for pid in pids:
         with suppress(*_GONE):
             used = _address_space(pid)
-            resource.prlimit(pid, resource.RLIMIT_AS, (used + SPARE_MEMORY, resource.RLIM_INFINITY))
+            resource.prlimit(pid, resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
     try:
         yield
     finally:

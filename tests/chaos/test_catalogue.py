@@ -105,11 +105,14 @@ async def test_what_may_never_happen_is_seen(pair: Sockets, data: bytes, error: 
 
 
 def test_a_traceback_is_a_bug_but_for_lack_of_memory_that_was_caused():
-    bug = 'x\nTraceback (most recent call last):\n  File "a"\nKeyError: 1\n'
-    lack = 'x\nTraceback (most recent call last):\n  File "a"\nMemoryError\n'
-    assert tracebacks("x\n") == []
-    assert len(tracebacks(bug + lack + bug)) == 2
-    assert tracebacks(lack) == []
+    line = '{"level":"info","message":"x"}\n'
+    written = "Traceback (most recent call last):\n  File a\n{}\n"
+    logged = '{{"level":"error","backtrace":"Traceback (most recent call last): | Traceback {}"}}\n'
+    assert tracebacks(line) == []
+    for form in (written, logged):
+        bug, lack = line + form.format("KeyError: 1"), line + form.format("MemoryError")
+        assert len(tracebacks(bug + lack + bug + line)) == 2
+        assert tracebacks(lack + line) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
