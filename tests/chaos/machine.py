@@ -57,11 +57,15 @@ async def descriptors_exhausted(scene: Scene, random: Random) -> AsyncIterator[N
 
 @asynccontextmanager
 async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
-    """The kernel gives a node's processes no more memory; one that ends for it is started again."""
+    """The kernel gives a node's workers no more memory; a ztunnel that ends for it is started again.
+
+    Not the control process: grpcio starts threads in it, and where one of them dies for lack of memory before
+    it has begun, Python's `Thread.start` waits for ever (docs/chaos.md).
+    """
     node = scene.some_node(random)
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     scene.applications.killed()
-    pids = families([node.current.process.pid])
+    pids = families([node.current.process.pid])[1:]
     for pid in pids:
         with suppress(*_GONE):
             used = _address_space(pid)
