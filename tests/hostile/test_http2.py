@@ -15,12 +15,14 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived
 
+from tests.proxy.test_outbound import HERE, PORT, VIP, endpoint, play, service
 from tests.support.attacker import attacked
 from tests.support.attacks import ATTACKS, Attack
-from tests.support.data_plane import echo, server, worker_process
+from tests.support.data_plane import echo, running_plane, server, via_socks, worker_process
 from tests.support.hostile_peer import dial, receive, send_all
 from tests.support.neighbour import Neighbour
 from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
+from tests.support.raw_hbone import RawHbone
 from ztunnel.hbone import ErrorCode
 from ztunnel.tls.socket_and_stream_tls import SocketTls
 
@@ -123,3 +125,37 @@ async def test_a_request_over_the_limit_is_refused_alone() -> None:
             again = await client.request([fields[0], (":authority", f"127.0.0.1:{port}"), ("a", "b")])
             assert await client.echo(again, b"three") == b"three"
         client.close()
+
+
+async def test_an_answer_over_the_limit_ends_its_own_connection_alone() -> None:
+    """A peer that answers one of our CONNECTs with 30 KB of fields, while stream 1 goes on beside it."""
+
+    async def serve(connection: RawHbone) -> None:
+        answered: set[int] = set()
+        echoed = 0
+        while True:
+            await connection.step()
+            for number, stream in connection.streams.items():
+                if stream.headers and number not in answered:
+                    answered.add(number)
+                    large = [("x-large", "x" * 10_000)] * 3 if number > 1 else []
+                    connection.h2.send_headers(number, [(":status", "200"), *large])
+            first = connection.streams.get(1)
+            if first is not None and len(first.data) > echoed:
+                connection.h2.send_data(1, bytes(first.data[echoed:]))
+                echoed = len(first.data)
+            await connection.flush()
+
+    async with running_plane(HERE) as control, play(control, 1, serve) as played:
+        await control.apply(service(), endpoint(1))
+        with trio.fail_after(60):
+            first = await via_socks(PORT, VIP)
+            await first.send_all(b"one")
+            assert await first.receive_some() == b"one"
+            async with await via_socks(PORT, VIP) as second:
+                with pytest.raises(trio.BrokenResourceError):
+                    await second.receive_some()
+            await first.send_all(b"two")
+            assert await first.receive_some() == b"two"
+            await first.aclose()
+        assert played.accepted == 1
