@@ -15,13 +15,13 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived
 
-from tests.proxy.test_outbound import HERE, PORT, VIP, endpoint, play, service
 from tests.support.attacker import attacked
 from tests.support.attacks import ATTACKS, Attack
 from tests.support.data_plane import echo, running_plane, server, via_socks, worker_process
 from tests.support.hostile_peer import dial, receive, send_all
 from tests.support.neighbour import Neighbour
 from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
+from tests.support.played_endpoints import HERE, PORT, VIP, endpoint, play, service
 from tests.support.raw_hbone import RawHbone
 from ztunnel.hbone import ErrorCode
 from ztunnel.tls.socket_and_stream_tls import SocketTls

@@ -17,7 +17,6 @@ import pytest
 import trio
 from pyroute2 import IPRoute
 
-from tests.proxy.test_outbound import HERE, PORT, VIP, endpoint, play, service
 from tests.support.data_plane import CONFIG, Control, running_plane, via_socks, workload
 from tests.support.hostile_peer import dial, send_all
 from tests.support.logs import capture_logs
@@ -31,6 +30,7 @@ from tests.support.other_side import (
     until_none_is_open,
     until_open,
 )
+from tests.support.played_endpoints import HERE, PORT, VIP, endpoint, play, service
 from tests.support.played_gateway import ENDPOINT, PlayedGateway, played_gateway
 from tests.support.traffic import reset
 from ztunnel.bounds import DEFAULTS
