@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from ztunnel.admin.config_dump import AdminProviders
+from ztunnel.admin.control_sockets import control_ports
 from ztunnel.admin.inspection import Inspection
 from ztunnel.admin.levels import LogLevelControl
 from ztunnel.admin.metrics_page import MetricsPage
@@ -146,7 +147,14 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
     )
 
     async with trio.open_nursery() as nursery:
-        inspection = Inspection(control.ask, control.certificate_states, ages, WORDS, control.overview)
+        inspection = Inspection(
+            control.ask,
+            control.certificate_states,
+            ages,
+            WORDS,
+            control.overview,
+            control_ports(config),
+        )
         nursery.start_soon(partial(_watch_signals, stop, inspection.log_tasks), name="signals")
         server = partial(nursery.start, partial(serve, bounds=bounds.admin))
         listeners = [listener(sock) for sock in probed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -122,11 +123,38 @@ async def test_tasks_of_this_process_and_of_others():
 
 
 async def test_the_other_pages_are_lists():
-    for path, key in (("/debug/sockets", "sockets"), ("/debug/pool", "pool")):
-        _, text = await page(Planes(**{key: [{"a": 1}]}), path)
-        assert json.loads(text) == [{"a": 1}]
+    _, text = await page(Planes(pool=[{"a": 1}]), "/debug/pool")
+    assert json.loads(text) == [{"a": 1}]
+    assert (await page(Planes(), "/debug/pool"))[1] == "[]\n"
     _, text = await page(Planes(), "/debug/certificates")
     assert json.loads(text) == [{"identity": "spiffe://a"}]
+
+
+async def test_the_sockets_of_the_control_process_have_their_roles():
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        async with await trio.open_tcp_stream("127.0.0.1", port) as client, await listener.accept():
+            worker = {"pid": os.getpid() + 1, "fd": 9, "role": "application"}
+            shown = await sockets(port, [worker])
+            roles = {one["role"] for one in shown if f":{port}" in one.get("local", "") + one.get("peer", "")}
+            assert roles == {"admin server", "a client of the admin server", "dialled by the control side"}
+            assert {one["fd"]: one["role"] for one in shown}[1] == "log"
+            assert shown[-1] == worker
+            # In one process the data plane has listed all; what is a pod's stays, the rest gets a role.
+            local = {"local": f"127.0.0.1:{port}", "state": "LISTEN"}
+            other = {"pid": os.getpid(), "fd": 7, "role": "", **local}
+            pods = {"pid": os.getpid(), "fd": 8, "role": "tunnel of a peer", **local}
+            shown = await sockets(port, [other, pods])
+            assert [one["role"] for one in shown] == ["admin server", "tunnel of a peer"]
+            assert client is not None
+
+
+async def sockets(port: int, items: list[Any]) -> list[dict[str, Any]]:
+    inspection = Inspection(Planes(sockets=items).ask, list, servers={port: "admin"})
+    response = await inspection.pages()["/debug/sockets"].handler(Request("GET", "/debug/sockets", {}))
+    assert isinstance(response.body, Iterable)
+    return list(json.loads(b"".join(response.body)))
 
 
 async def test_the_tree_goes_into_the_log_line_by_line():

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import trio
 
+from ztunnel.admin.control_sockets import control_sockets, name_role
 from ztunnel.admin.http import Request, Response
 from ztunnel.admin.page import Page
 from ztunnel.errors import ZtunnelError
@@ -54,12 +55,14 @@ class Inspection:
         ages: TaskAges | None = None,
         words: Words | None = None,
         overview: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+        servers: Mapping[int, str] | None = None,
     ) -> None:
         self._ask = ask
         self._certificates = certificates
         self._ages = ages
         self._words = words
         self._overview = overview or _nothing
+        self._servers = servers or {}
 
     def pages(self) -> Mapping[str, Page]:
         """Returns the pages by path."""
@@ -150,8 +153,20 @@ class Inspection:
         return _json(await self._overview())
 
     async def sockets(self, _request: Request) -> Response:
-        """``/debug/sockets``: every descriptor of the processes that carry traffic."""
-        return _json_items(await self._ask(Topic.SOCKETS, {}))
+        """Every descriptor of this process and of those that carry traffic."""
+        items = await self._ask(Topic.SOCKETS, {})
+        own = [one for one in items if one.get("pid") == os.getpid()]
+        for one in own:
+            name_role(one, self._servers)
+        if not own:
+            shown: list[Any] = []
+            for one in control_sockets(self._servers, trio.current_time()):
+                if one is None:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    shown.append(one)
+            items = [*shown, *items]
+        return _json_items(items)
 
     async def pool(self, _request: Request) -> Response:
         """Every tunnel."""

@@ -17,10 +17,10 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
 from ztunnel.proxy.history import ClosedConnection
-from ztunnel.proxy.open_descriptors import address_of
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.proxy.report import ConnectionReport
+from ztunnel.sockets.descriptor_views import address_of
 from ztunnel.sockets.tcp_info import TcpInfo, tcp_info
 from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.tunnel import Tunnel

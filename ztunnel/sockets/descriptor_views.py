@@ -1,0 +1,91 @@
+"""The open descriptors of this process as the kernel shows them: kind, addresses, TCP state, queues."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ztunnel.sockets.tcp_info import tcp_info
+
+_SLICE = 50
+"""Descriptors that are looked at between two pauses: some system calls each."""
+
+
+class Use(NamedTuple):
+    """What a descriptor is for. ``since``: on trio's clock. ``connection``: its id."""
+
+    pod: str
+    role: str
+    since: float | None = None
+    connection: str = ""
+
+
+def shown_descriptors(uses: Mapping[int, Use], now: float) -> Iterator[dict[str, Any] | None]:
+    """Yields one mapping for each descriptor, by number. Those that close meanwhile are left out.
+
+    Yields None in between, where the caller lets other tasks run. ``now`` is on trio's clock.
+    """
+    for looked, number in enumerate(sorted(map(int, os.listdir("/proc/self/fd"))), 1):  # noqa: PTH208
+        shown = _descriptor(number, uses.get(number), now)
+        if shown is not None:
+            yield shown
+        if looked % _SLICE == 0:
+            yield None
+
+
+def _descriptor(number: int, use: Use | None, now: float) -> dict[str, Any] | None:
+    try:
+        mode = os.fstat(number).st_mode
+        target = str(Path(f"/proc/self/fd/{number}").readlink())
+    except OSError:
+        return None
+    shown: dict[str, Any] = {
+        "pid": os.getpid(),
+        "fd": number,
+        "pod": use.pod if use else "",
+        "role": use.role if use else "",
+    }
+    if use is not None and use.since is not None:
+        shown["ageSeconds"] = round(now - use.since, 3)
+    if use is not None and use.connection:
+        shown["connection"] = use.connection
+    if stat.S_ISSOCK(mode):
+        shown.update(_socket(number))
+    else:
+        shown["kind"] = target.partition(":")[0] if not target.startswith("/") else target
+    return shown
+
+
+def _socket(number: int) -> dict[str, Any]:
+    try:
+        sock = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return {"kind": "socket"}
+    with sock:
+        kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}.get(sock.type, "other")
+        family = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}.get(
+            sock.family, "other"
+        )
+        shown: dict[str, Any] = {"kind": f"{family} {kind}"}
+        if family.startswith("inet"):
+            shown["local"] = address_of(sock, peer=False)
+            shown["peer"] = address_of(sock, peer=True)
+            info = tcp_info(sock)
+            if info is not None:
+                shown |= {"state": info.state, "sendQueue": info.unsent, "receiveQueue": info.unread}
+                shown["idleSeconds"] = info.idle
+        return shown
+
+
+def address_of(sock: socket.socket, *, peer: bool) -> str:
+    """Returns the socket's own address or its peer's as text, "" if it has none."""
+    try:
+        name = sock.getpeername() if peer else sock.getsockname()
+    except OSError:
+        return ""
+    host = str(name[0]).removeprefix("::ffff:")
+    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
