@@ -153,8 +153,9 @@ async def test_the_sockets_of_the_control_process_have_their_roles():
 async def sockets(port: int, items: list[Any]) -> list[dict[str, Any]]:
     inspection = Inspection(Planes(sockets=items).ask, list, servers={port: "admin"})
     response = await inspection.pages()["/debug/sockets"].handler(Request("GET", "/debug/sockets", {}))
-    assert isinstance(response.body, Iterable)
-    return list(json.loads(b"".join(response.body)))
+    body = response.body
+    assert isinstance(body, Iterable)
+    return list(json.loads(body if isinstance(body, bytes) else b"".join(body)))
 
 
 async def test_the_tree_goes_into_the_log_line_by_line():
