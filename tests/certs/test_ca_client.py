@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.logs import capture_logs
 from ztunnel.bounds import DEFAULTS
-from ztunnel.certs.ca_client import METHOD, CaClient
+from ztunnel.certs.ca_client import CREATE_CERTIFICATE, CaClient
 from ztunnel.certs.certificate_errors import (
     CaChainError,
     CaError,
@@ -87,7 +87,7 @@ async def test_a_node_asks_for_a_pods_identity():
     assert certificate.identity == WHO
     assert certificate.roots == (ROOT.pem,)
     ((method, request, metadata, deadline),) = kit.channels[0].calls
-    assert (method, deadline) == (METHOD, DEFAULTS.control.ca_call)
+    assert (method, deadline) == (CREATE_CERTIFICATE, DEFAULTS.control.ca_call)
     assert metadata == [("authorization", "Bearer secret"), ("clusterid", "c1"), ("x", "y")]
     message = IstioCertificateRequest.parse(request)
     assert message.validity_duration == 600

@@ -29,14 +29,14 @@ from tests.cluster.mesh import NAMESPACE, Tools
 from tests.cluster.places import CHECKOUT, places
 from tests.cluster.record_xds import conversations
 from tests.cluster.shell import run
-from ztunnel.certs.ca_client import METHOD as CA_METHOD
+from ztunnel.certs.ca_client import CREATE_CERTIFICATE as CA_METHOD
 from ztunnel.certs.istio_ca import encode_request
 from ztunnel.certs.request import make_signing_request
 from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.grpc.bridge import GrpcChannel
 from ztunnel.inpod.codec import LARGEST_PACKET, encode_ack, encode_hello
 from ztunnel.model.identity import Identity
-from ztunnel.xds.connect import METHOD as XDS_METHOD
+from ztunnel.xds.connect import DELTA_STREAM as XDS_METHOD
 from ztunnel.xds.node import encode_node
 from ztunnel.xds.xds_session import XdsSession
 

@@ -18,7 +18,7 @@ from tests.cluster.look import NODE2, pods
 from tests.cluster.mesh import Tools
 from ztunnel.grpc.bridge import GrpcChannel, GrpcStream
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryResponse
-from ztunnel.xds.connect import METHOD
+from ztunnel.xds.connect import DELTA_STREAM
 from ztunnel.xds.delta import encode_request
 from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -81,18 +81,18 @@ async def conversations(
 ) -> dict[str, list[Step]]:
     """The three, by name. Raises GrpcStatusError."""
     said: dict[str, list[Step]] = {}
-    async with channel.open_stream(METHOD, metadata) as stream:
+    async with channel.open_stream(DELTA_STREAM, metadata) as stream:
         talk = _Talk(stream)
         known = await _all(tools, talk, node)
         said["all"] = talk.steps
-    async with channel.open_stream(METHOD, metadata) as stream:
+    async with channel.open_stream(DELTA_STREAM, metadata) as stream:
         talk = _Talk(stream)
         await _again(talk, node, known)
         said["again"] = talk.steps
     web = json.loads(tools.kubectl("-n", "demo", "get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
     resolvers = pods(tools, "kube-system", "k8s-app=kube-dns")
     [elsewhere] = [pod["status"]["podIP"] for pod in resolvers if pod["spec"]["nodeName"] == NODE2.name]
-    async with channel.open_stream(METHOD, metadata) as stream:
+    async with channel.open_stream(DELTA_STREAM, metadata) as stream:
         talk = _Talk(stream)
         await _on_demand(talk, node, f"/{web}", f"/{elsewhere}")
         said["on demand"] = talk.steps

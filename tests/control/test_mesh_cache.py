@@ -24,7 +24,7 @@ def in_force(cache: MeshCache) -> dict[tuple[ResourceKind, Origin, str], bytes]:
     found = {}
     for delta in cache.deltas():
         assert not delta.removed
-        assert 0 < len(delta.resources) <= module.PART
+        assert 0 < len(delta.resources) <= module.CACHE_PART
         for one in delta.resources:
             key = (delta.kind, delta.origin, one.name)
             assert key not in found

@@ -17,7 +17,7 @@ import trio.testing
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
-from ztunnel.control.mesh_cache import PART
+from ztunnel.control.mesh_cache import CACHE_PART
 from ztunnel.control.workers import Workers
 from ztunnel.messages import (
     Asked,
@@ -184,10 +184,10 @@ async def test_a_delta_is_in_force_when_all_have_it():
 
 async def test_a_big_delta_travels_in_parts_and_removals_come_last():
     async with running(1) as (workers, fakes, _):
-        names = [str(number) for number in range(PART + 5)]
+        names = [str(number) for number in range(CACHE_PART + 5)]
         await workers.apply(delta(*names, removed=("gone",)))
         first, second = [one for one in fakes.all[0].told if isinstance(one, MeshDelta)]
-        assert (len(first.resources), first.removed) == (PART, ())
+        assert (len(first.resources), first.removed) == (CACHE_PART, ())
         assert (len(second.resources), second.removed) == (5, ("gone",))
 
 

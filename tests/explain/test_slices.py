@@ -126,9 +126,9 @@ def test_each_slice_of_a_question_about_a_big_mesh_is_small(big, compared, quest
     assert told.explanation.outcome is outcome
     assert offered in ("", *told.explanation.nearest)
     assert sum(one["named"] for one in done) >= WORKLOADS
-    assert most(done, "named") <= 2 * catalogue.PART
-    assert most(done, "glanced") <= catalogue.PART
-    assert most(done, "read") <= 2 * survey.SLICE
+    assert most(done, "named") <= 2 * catalogue.NAME_PART
+    assert most(done, "glanced") <= catalogue.NAME_PART
+    assert most(done, "read") <= 2 * survey.SURVEY_SLICE
     assert most(done, "_pairs") <= nearest.COUNTED_SLICE + 1
     assert most(done, "_likeness") <= nearest.COMPARED_SLICE
     assert sum(one["_likeness"] for one in done) <= 2 * nearest.COMPARED
@@ -148,9 +148,9 @@ def test_a_service_with_many_endpoints_is_gone_through_in_slices_but_for_the_dec
     assert [one.state for one in said.endpoints] == ["chosen"] + ["possible"] * 199
     assert any("Of 1600 endpoints 200 are listed" in note for note in said.notes)
     *others, decision = sorted(one["read"] for one in done)
-    assert ready <= decision <= ready + 2 * survey.SLICE
-    assert others[-1] <= 2 * survey.SLICE
-    assert sum(others) >= ready + unready - 2 * survey.SLICE
+    assert ready <= decision <= ready + 2 * survey.SURVEY_SLICE
+    assert others[-1] <= 2 * survey.SURVEY_SLICE
+    assert sum(others) >= ready + unready - 2 * survey.SURVEY_SLICE
 
 
 def test_policies_are_explained_some_at_a_time(compared, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from tests.support.fake_ca import FakeCertificateAuthority
 from tests.support.fake_istiod import TOKEN, FakeIstiod
 from ztunnel.pb.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
-from ztunnel.xds.connect import METHOD
+from ztunnel.xds.connect import DELTA_STREAM
 from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "xds.json").read_text())["conversations"]
@@ -60,7 +60,7 @@ class Client:
             f"{istiod.host}:{istiod.port}", grpc.ssl_channel_credentials(istiod.ca.root)
         )
         self.requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(METHOD)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(DELTA_STREAM)
         self.responses: Iterator[bytes] = call(
             iter(self.requests.get, None), metadata=(("authorization", f"Bearer {TOKEN}"),), timeout=SECONDS
         )

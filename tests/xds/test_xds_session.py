@@ -11,7 +11,7 @@ from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
 from ztunnel.pb.envoy.service.discovery.v3 import Node
 from ztunnel.xds.delta import MalformedResponseError
-from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, SLICE, XdsSession
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, READ_SLICE, XdsSession
 
 NODE = bytes(Node(id="ztunnel~10.0.0.1~a.b~b.svc.cluster.local"))
 
@@ -147,7 +147,7 @@ def test_names_and_versions_are_noted_in_slices():
     steps = 1
     while not reading.record([Rejected("name-7", "no good")]):
         steps += 1
-    assert steps == 2 + 2_500 // SLICE
+    assert steps == 2 + 2_500 // READ_SLICE
     session.complete(reading, [Rejected("name-7", "no good")])
     assert session.versions(ADDRESS_TYPE).keys() == {f"name-{n}" for n in range(2_500)} - {"name-7"}
 

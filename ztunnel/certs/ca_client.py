@@ -33,7 +33,7 @@ from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
 
-METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+CREATE_CERTIFICATE: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _HTTPS_PORT: Final = 443
 
 log = get_logger("identity::caclient")
@@ -99,7 +99,7 @@ class CaClient:
         try:
             with connection as channel:
                 answer = await channel.unary(
-                    METHOD, body, metadata=metadata, deadline_seconds=self._bounds.ca_call
+                    CREATE_CERTIFICATE, body, metadata=metadata, deadline_seconds=self._bounds.ca_call
                 )
         except GrpcStatusError as error:
             raise CaUnreachableError(error.status, error.meaning, error.details) from error

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 
-PART = 2000
+CACHE_PART = 2000
 """Resources in one delta that is made from the cache."""
 
 _HEADER = struct.Struct("<BBHi")  # kind, origin, length of the name, length of the body or -1 for a removal
@@ -65,7 +65,7 @@ class MeshCache:
             for (kind, origin, name), (start, end) in self._in_force(data).items():
                 part = parts.setdefault((kind, origin), [])
                 part.append(Resource(name, data[start:end]))
-                if len(part) == PART:
+                if len(part) == CACHE_PART:
                     yield _delta(kind, origin, part)
                     del parts[kind, origin]
         for (kind, origin), part in parts.items():

@@ -27,7 +27,7 @@ import trio
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.config.model import Config
 from ztunnel.control.link import DataPlaneGoneError, DataPlaneLink, QuestionFailedError
-from ztunnel.control.mesh_cache import PART, MeshCache
+from ztunnel.control.mesh_cache import CACHE_PART, MeshCache
 from ztunnel.control.worker_handle import Forks, SharedPod, Worker, kill
 from ztunnel.errors import os_error_text
 from ztunnel.messages import (
@@ -377,7 +377,7 @@ def _parts(delta: MeshDelta) -> Iterator[MeshDelta]:
     part: list[Resource] = []
     for resource in delta.resources:
         part.append(resource)
-        if len(part) == PART:
+        if len(part) == CACHE_PART:
             yield msgspec.structs.replace(delta, resources=tuple(part), removed=())
             part = []
     yield msgspec.structs.replace(delta, resources=tuple(part))

@@ -47,7 +47,7 @@ from ztunnel.proxy.podcontext import Shared
 from ztunnel.proxy.waits import WORDS
 from ztunnel.slices import Slices
 
-SLICE = 50
+ANSWER_SLICE = 50
 """Connections, tasks or descriptors that are shown between two checkpoints: about a millisecond."""
 
 GLANCED = 500
@@ -94,7 +94,7 @@ def setting_of(config: Config) -> Setting:
     )
 
 
-def _sliced(items: Iterator[Any], size: int = SLICE) -> Iterator[Any]:
+def _sliced(items: Iterator[Any], size: int = ANSWER_SLICE) -> Iterator[Any]:
     for number, item in enumerate(items, 1):
         yield item
         if number % size == 0:
@@ -119,7 +119,7 @@ def _connections(selection: Selection, here: AnswerContext) -> Iterator[Connecti
             found.append((rank, looked, pod, entry))
         if len(found) >= selection.limit + GLANCED:
             found = nlargest(selection.limit, found)
-        if looked % GLANCED == 0 or (selection.peer and looked % SLICE == 0):
+        if looked % GLANCED == 0 or (selection.peer and looked % ANSWER_SLICE == 0):
             yield None
     if len(found) > selection.limit:
         found = nlargest(selection.limit, found)
@@ -127,7 +127,7 @@ def _connections(selection: Selection, here: AnswerContext) -> Iterator[Connecti
         view = _view(pod, entry, now)
         if view is not None:
             yield view
-        if number % SLICE == 0:
+        if number % ANSWER_SLICE == 0:
             yield None
 
 

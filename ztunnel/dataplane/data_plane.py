@@ -61,7 +61,7 @@ from ztunnel.tls.revocation import Revocations
 
 log = get_logger("state")
 
-SLICE = 32
+APPLY_SLICE = 32
 """Resources that are applied between two checkpoints: half a millisecond, which may delay any other task."""
 
 DUMP_SLICE = 64
@@ -216,7 +216,7 @@ class DataPlane:
     async def _apply(self, delta: MeshDelta, pods: Pods) -> DeltaApplied:
         """Apply a delta. Returns the answer."""
         application = self.store.begin(delta)
-        while not application.step(SLICE):
+        while not application.step(APPLY_SLICE):
             # Twice, because setting up a connection takes about thirty steps, each of which waits for its
             # turn.
             await trio.lowlevel.checkpoint()

@@ -15,7 +15,7 @@ from ztunnel.model.service import Endpoint, Service
 from ztunnel.model.workload import Workload
 from ztunnel.slices import Slices
 
-SLICE = 100
+SURVEY_SLICE = 100
 """Endpoints that are looked at between two pauses: their workloads may have to be decoded, 20 µs each."""
 
 
@@ -43,13 +43,13 @@ def survey_endpoints(
 ) -> Slices[dict[str, Surveyed]]:
     """Returns all endpoints by uid, in the order of the store. The parameters are those of `select_endpoint`.
 
-    Pauses every `SLICE` endpoints; at the end the load balancing mode goes over all of them at once, as it
-    does for each connection.
+    Pauses every `SURVEY_SLICE` endpoints; at the end the load balancing mode goes over all of them at once,
+    as it does for each connection.
     """
     usable: list[Candidate] = []
     result: dict[str, Surveyed] = {}
     for number, (uid, endpoint) in enumerate(list(view.endpoints(service).items()), 1):
-        if number % SLICE == 0:
+        if number % SURVEY_SLICE == 0:
             yield
         workload = view.workload(uid)
         own, why = _own_port(service, endpoint, workload, port, source, mode)

@@ -16,7 +16,7 @@ from ztunnel.demo.namespaces import (
 from ztunnel.demo.port_forward import PortForward
 from ztunnel.demo.processes import NotReadyError, ProcessEndedError
 from ztunnel.demo.story import DemoEnvironment, DemoFailedError, tell
-from ztunnel.demo.terminal import Page
+from ztunnel.demo.terminal import TerminalPage
 from ztunnel.demo.tour import TourFailedError
 
 USAGE = """usage: ztunnel demo [--tour] [--keep]
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown:
         sys.stderr.write(f"unknown argument: {unknown[0]}\n{USAGE}")
         return 1
-    page = Page()
+    page = TerminalPage()
     page.line("ztunnel demo: two applications that know nothing of the mesh talk through it.")
     try:
         with interruptible():
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(page: Page, *, keep: bool, tour: bool) -> None:
+def _run(page: TerminalPage, *, keep: bool, tour: bool) -> None:
     # First of all, because this process may be about to leave the machine's network namespace.
     with closing(PortForward()) as forward:
         _tell(page, forward if keep else None, tour=tour)
@@ -58,7 +58,7 @@ def _run(page: Page, *, keep: bool, tour: bool) -> None:
     _say_what_next(page, keep=keep, tour=tour)
 
 
-def _tell(page: Page, forward: PortForward | None, *, tour: bool) -> None:
+def _tell(page: TerminalPage, forward: PortForward | None, *, tour: bool) -> None:
     environment = _environment()
     if environment is None:
         page.text(
@@ -75,7 +75,7 @@ def _tell(page: Page, forward: PortForward | None, *, tour: bool) -> None:
             tell(page, machine, environment, forward=forward, tour=tour)
 
 
-def _say_what_next(page: Page, *, keep: bool, tour: bool) -> None:
+def _say_what_next(page: TerminalPage, *, keep: bool, tour: bool) -> None:
     if keep:
         return
     page.line("\nWhat to try next:")

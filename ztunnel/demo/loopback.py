@@ -28,14 +28,14 @@ from ztunnel.demo.story import (
     load_vip,
     load_workloads,
 )
-from ztunnel.demo.terminal import Page, log_excerpt, sample_excerpt
+from ztunnel.demo.terminal import TerminalPage, log_excerpt, sample_excerpt
 
 SERVER_PORT = 18080
 SHOWN_METRICS = {"istio_tcp_connections_opened_total", "istio_tcp_connections_failed_total"}
 _NEEDED_PORTS = (15001, 15006, 15008, SOCKS5_PORT, ADMIN_PORT, METRICS_PORT, READINESS_PORT, SERVER_PORT)
 
 
-def tell_on_loopback(page: Page, machine: Machine, *, keep: bool) -> None:
+def tell_on_loopback(page: TerminalPage, machine: Machine, *, keep: bool) -> None:
     """Show a request, a denied one, both logs and the metrics; with ``keep`` wait for Ctrl-C."""
     started = time.monotonic()
     _check_ports()

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from ztunnel.certs.shared_root import write_root
+from ztunnel.decide.balance import HBONE_PORT
 from ztunnel.demo import processes
 from ztunnel.demo.capture import Capture, reassemble, tls_records
 from ztunnel.demo.dedicated import ADMIN_PORT, Ztunnel, connect, dedicated_environment, ztunnel_command
@@ -29,11 +30,10 @@ from ztunnel.demo.machine import Machine
 from ztunnel.demo.network import Network, Pod, RedirectionUnavailableError
 from ztunnel.demo.port_forward import PortForward
 from ztunnel.demo.redirection import RedirectionOptions
-from ztunnel.demo.terminal import Page, log_excerpt, sample_excerpt
+from ztunnel.demo.terminal import TerminalPage, log_excerpt, sample_excerpt
 from ztunnel.demo.tour import go_round
 
 APPLICATION_PORT = 8080
-HBONE_PORT = 15008
 SOCKS5_PORT = 15080
 GREETING = "Hello from the pod web."
 REQUEST_TEXTS = ("GET / HTTP", "Host: ", GREETING)
@@ -157,7 +157,7 @@ class _Mesh:
 
 
 def tell(
-    page: Page,
+    page: TerminalPage,
     machine: Machine,
     environment: DemoEnvironment,
     *,
@@ -198,7 +198,7 @@ def tell(
         signal.pause()
 
 
-def _show_mesh(page: Page, mesh: _Mesh, environment: DemoEnvironment, seconds: float) -> None:
+def _show_mesh(page: TerminalPage, mesh: _Mesh, environment: DemoEnvironment, seconds: float) -> None:
     for workload in mesh.workloads:
         identity = f"{workload['trustDomain']}/ns/{workload['namespace']}/sa/{workload['serviceAccount']}"
         address = workload["workloadIps"][0]
@@ -226,7 +226,7 @@ def _show_mesh(page: Page, mesh: _Mesh, environment: DemoEnvironment, seconds: f
         )
 
 
-def _show_request(page: Page, mesh: _Mesh) -> None:
+def _show_request(page: TerminalPage, mesh: _Mesh) -> None:
     page.step("An ordinary request from the pod client to the service web")
     result = mesh.ask("client")
     page.excerpt([f"client$ {_display(mesh.command())}", *(result.stdout + result.stderr).splitlines()])
@@ -235,14 +235,14 @@ def _show_request(page: Page, mesh: _Mesh) -> None:
     page.text("The client asked for the service's address; both programs believe that they speak plain HTTP.")
 
 
-def _show_logs(page: Page, mesh: _Mesh) -> None:
+def _show_logs(page: TerminalPage, mesh: _Mesh) -> None:
     page.step("What the ztunnels on both sides logged about it")
     page.excerpt([log_excerpt(mesh.access_line("client", 'direction="outbound"'))])
     page.line()
     page.excerpt([log_excerpt(mesh.access_line("web", 'direction="inbound"', 'src.workload="client"'))])
 
 
-def _show_wire(page: Page, wire: Capture, inside: Capture, server: Pod) -> None:
+def _show_wire(page: TerminalPage, wire: Capture, inside: Capture, server: Pod) -> None:
     page.step("What the wire between the nodes saw of it")
     segments = wire.read()
     streams = reassemble(segments)
@@ -273,7 +273,7 @@ def _show_wire(page: Page, wire: Capture, inside: Capture, server: Pod) -> None:
     )
 
 
-def _show_denial(page: Page, mesh: _Mesh) -> None:
+def _show_denial(page: TerminalPage, mesh: _Mesh) -> None:
     page.step("The pod stranger asks for the same, and a policy denies it")
     result = mesh.ask("stranger")
     page.excerpt([f"stranger$ {_display(mesh.command())}", *(result.stdout + result.stderr).splitlines()])
@@ -293,7 +293,7 @@ def _show_denial(page: Page, mesh: _Mesh) -> None:
     page.excerpt([log_excerpt(mesh.explanation("stranger", "ZT-HBN-010"))])
 
 
-def _show_metrics(page: Page, mesh: _Mesh) -> None:
+def _show_metrics(page: TerminalPage, mesh: _Mesh) -> None:
     page.step("The metrics that came of it (port 15020 of each ztunnel; some series and labels are left out)")
     for pod, wanted in SHOWN_METRICS.items():
         samples = [sample for sample in mesh.pods[pod].ztunnel.metrics() if sample.name in wanted]
@@ -306,7 +306,7 @@ def _show_metrics(page: Page, mesh: _Mesh) -> None:
         )
 
 
-def _show_how_to_play(page: Page, mesh: _Mesh, environment: DemoEnvironment, dashboard: str) -> None:
+def _show_how_to_play(page: TerminalPage, mesh: _Mesh, environment: DemoEnvironment, dashboard: str) -> None:
     page.line(f"\nThe dashboard of web's ztunnel, for a browser on this machine: {dashboard}")
     command = " ".join([Path(mesh.command()[0]).name, *mesh.command()[1:]])
     root = "" if environment.own_user_namespace else " as root,"

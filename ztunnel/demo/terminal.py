@@ -22,7 +22,7 @@ _PAINTED = (
 """The parts of an excerpt that are highlighted."""
 
 
-class Page:
+class TerminalPage:
     """Standard output, flushed after each line.
 
     terminal: whether it shows colours; detected by default (see https://no-color.org).

@@ -11,7 +11,7 @@ from pathlib import Path
 from ztunnel.demo import processes
 from ztunnel.demo.dedicated import ztunnel_command
 from ztunnel.demo.namespaces import OwnedNamespace
-from ztunnel.demo.terminal import Page
+from ztunnel.demo.terminal import TerminalPage
 
 ALLOWED = "principals: [!Exact cluster.local/ns/default/sa/client]"
 MISTAKE = "principals: [!Exact cluster.local/ns/default/sa/clients]"
@@ -26,7 +26,7 @@ class TourFailedError(RuntimeError):
 
 
 def go_round(
-    page: Page,
+    page: TerminalPage,
     file: Path,
     client: OwnedNamespace,
     request: str,
@@ -87,7 +87,7 @@ def _until(
     return answer
 
 
-def _pause(page: Page, text: str) -> None:
+def _pause(page: TerminalPage, text: str) -> None:
     """Give the reader time, if there is one."""
     if page.terminal and sys.stdin.isatty():
         page.line(f"\n   [{text}]")

@@ -11,7 +11,7 @@ from ztunnel.model.workload import Workload
 from ztunnel.slices import batches
 from ztunnel.state.store import MeshStore
 
-PART = 1000
+NAME_PART = 1000
 """Names in one part. Checking each of them takes a fraction of a millisecond."""
 
 
@@ -27,11 +27,11 @@ class Catalogue(Protocol):
         ...
 
     def uids(self) -> Iterator[Sequence[str]]:
-        """Returns the uids of all workloads, in no order, at most `PART` at a time."""
+        """Returns the uids of all workloads, in no order, at most `NAME_PART` at a time."""
         ...
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
-        """Returns the keys of all services, in no order, at most `PART` at a time."""
+        """Returns the keys of all services, in no order, at most `NAME_PART` at a time."""
         ...
 
     def read(self, uid: str) -> Workload | None:
@@ -57,12 +57,12 @@ class StoreCatalogue:
     def uids(self) -> Iterator[Sequence[str]]:
         """Returns the uids of all workloads."""
         for shelf in range(self._store.workloads.shelves):
-            yield from batches(self._store.workloads.uids_on(shelf), PART)
+            yield from batches(self._store.workloads.uids_on(shelf), NAME_PART)
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
         """Returns the keys of all services."""
         services = self._store.services
-        for hostnames in batches(services.hostnames(), PART):
+        for hostnames in batches(services.hostnames(), NAME_PART):
             yield [entry.key for hostname in hostnames for entry in services.by_hostname(hostname)]
 
     def read(self, uid: str) -> Workload | None:

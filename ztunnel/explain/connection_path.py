@@ -26,7 +26,7 @@ from ztunnel.decide.plans import (
     Refusal,
 )
 from ztunnel.decide.route import route
-from ztunnel.decide.survey import SLICE, Surveyed, survey_endpoints
+from ztunnel.decide.survey import SURVEY_SLICE, Surveyed, survey_endpoints
 from ztunnel.explain.arrival import Setting, arrive, arrive_plain, client_address, named
 from ztunnel.explain.catalogue import Catalogue
 from ztunnel.explain.explanation import (
@@ -254,7 +254,7 @@ class _Telling:
                     healthy = workload.status is HealthStatus.HEALTHY
                     why = "it is no endpoint" if healthy else "it is not healthy (not ready)"
                     left_out[uid] = Surveyed(uid, workload, 0, why)
-                if number % SLICE == 0:
+                if number % SURVEY_SLICE == 0:
                     yield
         return left_out
 

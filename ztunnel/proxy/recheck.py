@@ -31,7 +31,7 @@ from ztunnel.tunnel.server_tunnel import ServerTunnel
 state_log = get_logger("state")
 tls_log = get_logger("tls::crl")
 
-SLICE = 64
+RECHECK_SLICE = 64
 """Connections that are checked between two checkpoints: less than a millisecond."""
 
 
@@ -52,7 +52,7 @@ async def close_forbidden(pod: PodContext) -> int:
         return 0
     closed = 0
     for number, entry in enumerate(list(entries), 1):
-        if number % SLICE == 0:
+        if number % RECHECK_SLICE == 0:
             await trio.lowlevel.checkpoint()
         facts = entry.facts
         if facts is None or entry.closed_because is not None:

@@ -4,8 +4,8 @@ Single values inside a policy that cannot be read (an address of three bytes, a 
 are dropped, as the Rust ztunnel does: the policy stays, without them. In a DENY policy that can
 only deny more, or what is left. In an ALLOW policy it could let in whom nobody meant: a match whose only
 readable field is a namespace would allow the whole namespace, whatever addresses were asked for. Here such a
-match of an ALLOW policy never holds. That is the one place where this differs from the existing
-implementation, and it never widens access.
+match of an ALLOW policy never holds. That is the one place where this differs from the Rust
+ztunnel, and it never widens access.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stored services, and their virtual addresses: exact ones and ranges.
 
 An exact address holds at most one service a namespace. Two services of one namespace with the same address
-overwrite each other, and when either is removed the namespace has none there (as in the existing
-implementation).
+overwrite each other, and when either is removed the namespace has none there (as in the Rust
+ztunnel).
 
 Ranges are looked up by prefix length: one dict lookup for each length that is in use in a network, however
 many ranges there are.

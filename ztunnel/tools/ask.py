@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 from ztunnel.errors import ZtunnelError
 
 ADMIN = "http://127.0.0.1:15000"
-TIMEOUT = 15.0
+ADMIN_TIMEOUT = 15.0
 """Seconds to wait for one response."""
 
 REFUSED, UNCLEAR = 1, 2
@@ -36,7 +36,9 @@ def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET",
     """Ask the admin server at a base URL. Returns its response. Raises AskError when there is none."""
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     try:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 15000, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection(
+            parts.hostname or "", parts.port or 15000, timeout=ADMIN_TIMEOUT
+        )
         try:
             target = f"{path}?{urlencode(query)}" if query else path
             connection.request(method, target, body=body or None)

@@ -20,7 +20,7 @@ from ztunnel.config.model import Config, RootCert, RootFile, RootStatic, TokenFi
 from ztunnel.config.parse_values import host_and_port
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
-TIMEOUT = 3.0
+PROBE_TIMEOUT = 3.0
 """Seconds to wait for a connection, and again for a handshake."""
 
 _SOON = 24 * 3600
@@ -188,7 +188,7 @@ def server(
     except TimeoutError:
         yield failure(
             name,
-            f"{where}: no answer within {TIMEOUT:g} s: filtered",
+            f"{where}: no answer within {PROBE_TIMEOUT:g} s: filtered",
             "let this pod reach it (NetworkPolicy)",
         )
         return
@@ -219,7 +219,7 @@ def _present(host: str, port: int, configured: RootCert, hostname: str) -> Serve
     der: bytes | None = None
     for verify in (True, False):
         context = _context(configured, verify=verify)
-        with socket.create_connection((host, port), timeout=TIMEOUT) as sock:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT) as sock:
             try:
                 with context.wrap_socket(sock, server_hostname=hostname) as tls:
                     der = tls.getpeercert(binary_form=True)
@@ -265,7 +265,7 @@ def _connected(host: str, port: int, timeout: float) -> socket.socket:
     return sock
 
 
-def peer(address: str, timeout: float = TIMEOUT) -> Iterator[Finding]:
+def peer(address: str, timeout: float = PROBE_TIMEOUT) -> Iterator[Finding]:
     """Checks whether a peer's HBONE port is open, refused or filtered."""
     host, port = address, 15008
     if address.count(":") == 1 or address.startswith("["):

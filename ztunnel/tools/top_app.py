@@ -19,7 +19,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Header, Static, TabbedContent, TabPane
 
-TIMEOUT = 10.0
+REFRESH_TIMEOUT = 10.0
 """Seconds for one answer."""
 
 _SORTS = ("recent", "age", "bytes", "idle")
@@ -35,7 +35,7 @@ async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     target = f"{path}?{urlencode(query)}" if query else path
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(REFRESH_TIMEOUT):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 15000)
             try:
                 writer.write(f"GET {target} HTTP/1.0\r\nhost: localhost\r\n\r\n".encode())

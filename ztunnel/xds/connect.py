@@ -15,7 +15,7 @@ from ztunnel.grpc.credentials import TokenError, authorization, read_roots
 from ztunnel.grpc.status import GrpcStatusError
 from ztunnel.xds.xds_client import Connect, StatusError, XdsStream
 
-METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+DELTA_STREAM = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 
 def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Connect:
@@ -42,7 +42,7 @@ def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Conne
             tls12=config.tls12_enabled,
             bounds=bounds,
         ) as channel:
-            async with channel.open_stream(METHOD, metadata) as stream:
+            async with channel.open_stream(DELTA_STREAM, metadata) as stream:
                 yield _BridgedStream(stream)
 
     return connect

@@ -59,7 +59,7 @@ KINDS = {ADDRESS_TYPE: ResourceKind.ADDRESS, AUTHORIZATION_TYPE: ResourceKind.AU
 REQUEST_BUDGET = 4_000_000
 """The largest size of a request in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
 
-SLICE = 250
+READ_SLICE = 250
 """How many resources are read without a pause: half a millisecond."""
 
 
@@ -108,7 +108,7 @@ class Reading:
         """The scanned envelope."""
         return self._scanner
 
-    def scan(self, slice_size: int = SLICE) -> bool:
+    def scan(self, slice_size: int = READ_SLICE) -> bool:
         """Read the next slice. Returns True when everything is read.
 
         Raises `MalformedResponseError`; then nothing has changed, and the caller must end the stream.
@@ -249,15 +249,15 @@ class XdsSession:
         kept = set(response.removed)
         resources = response.resources
         resources.chosen = chosen = array("I")
-        for start in range(0, resources.total, SLICE):
-            for number in range(start, min(start + SLICE, resources.total)):
+        for start in range(0, resources.total, READ_SLICE):
+            for number in range(start, min(start + READ_SLICE, resources.total)):
                 name, version = resources.name(number), resources.version(number)
                 kept.add(name)
                 if not version or known.get(name) != version:
                     chosen.append(number)
             yield
         names = iter(known)
-        while part := list(islice(names, SLICE)):
+        while part := list(islice(names, READ_SLICE)):
             response.removed.extend([name for name in part if name not in kept])
             yield
 
@@ -267,13 +267,13 @@ class XdsSession:
             return
         known = self._versions[response.type_url]
         refused = {bad.name for bad in rejected}
-        for start in range(0, len(response.removed), SLICE):
-            for name in response.removed[start : start + SLICE]:
+        for start in range(0, len(response.removed), READ_SLICE):
+            for name in response.removed[start : start + READ_SLICE]:
                 known.pop(name, None)
             yield
         resources = response.resources
-        for start in range(0, resources.total, SLICE):
-            for number in range(start, min(start + SLICE, resources.total)):
+        for start in range(0, resources.total, READ_SLICE):
+            for number in range(start, min(start + READ_SLICE, resources.total)):
                 name, version = resources.name(number), resources.version(number)
                 # An equal string that is already stored is kept, so that it is not stored twice.
                 if known.get(name) != version and name not in refused:
@@ -348,7 +348,7 @@ class XdsSession:
         left = self._budget
         names, versions = iter(known), iter(known.values())
         while left >= 0:
-            part = sum(map(len, islice(names, SLICE))) + sum(map(len, islice(versions, SLICE)))
+            part = sum(map(len, islice(names, READ_SLICE))) + sum(map(len, islice(versions, READ_SLICE)))
             if part == 0:
                 return False
             left -= part
