@@ -23,8 +23,8 @@ _DECODED = 8192
 """Workloads to keep decoded: each takes about 1 KB, and a big service is gone through for each connection."""
 
 _SHELVES = 16
-_indexed = attrgetter("network", "addresses", "hostname", "account")
 _HALF = {4: 16, 6: 64}
+_indexed = attrgetter("network", "addresses", "hostname", "account")
 
 
 class WorkloadIndex:
