@@ -55,6 +55,9 @@ IDLE = 200
 TOLERATED_GROWTH = 0.05
 """Of the median of the second quarter, which the last quarter's may have more."""
 
+PEAK_MEMORY = 0.05
+"""MB that each descriptor may cost by which more were open at once than ever before: malloc keeps a peak."""
+
 
 class Soak:
     """The traffic, and what was sampled meanwhile."""
@@ -219,12 +222,14 @@ async def run(minutes: float, pause: float, directory: Path | None) -> int:
 
 
 def grown(soak: Soak) -> list[str]:
-    """Whose memory is larger in the last quarter than in the second."""
+    """Whose memory is larger in the last quarter than in the second, for no more connections at once."""
     found = []
     for name, values in soak.memory.items():
         quarter = len(values) // 4
         early, late = median(values[quarter : 2 * quarter] or values), median(values[-quarter:] or values)
-        if late > early * (1 + TOLERATED_GROWTH) + 2:
+        used = soak.descriptors[name]
+        peak = max(0.0, max(used, default=0) - max(used[: 2 * quarter], default=0))
+        if late > early * (1 + TOLERATED_GROWTH) + 2 + PEAK_MEMORY * peak:
             found.append(f"memory of the {name} grew from {early:.1f} to {late:.1f} MB")
     return found
 

@@ -205,6 +205,35 @@ async def test_a_dial_without_an_answer_ends_at_the_deadline(autojump_clock):
                 sock.close()
 
 
+class LateToTell(socket.socket):
+    """The kernel has connected it, and says so later."""
+
+    def connect_ex(self, target: object) -> int:
+        super().connect_ex(target)  # type: ignore[arg-type]  # the library's own types say less
+        return errno.EINPROGRESS
+
+
+class LateFactory(HostSockets):
+    async def stream(self, family: int) -> socket.socket:
+        sock = LateToTell(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+
+async def test_a_dial_that_is_given_up_ends_with_a_reset_though_it_was_established():
+    """An application sees no empty connection that ends in order, as if a client had wanted that."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = address(f"127.0.0.1:{listener.getsockname()[1]}")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await connect(target, factory=LateFactory())
+        assert scope.cancelled_caught
+        listener.settimeout(30)
+        far, _ = listener.accept()
+        with far, pytest.raises(ConnectionResetError):
+            far.recv(1)
+
+
 async def test_a_factory_that_hangs_falls_under_the_deadline(autojump_clock):
     class Hanging(HostSockets):
         def ready(self, family: int) -> bool:

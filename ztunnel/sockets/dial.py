@@ -18,6 +18,7 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
+from ztunnel.sockets.reset import close_with_reset
 from ztunnel.sockets.source import ClientSources
 
 
@@ -69,9 +70,10 @@ async def connect(
                 _check(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 return sock
         except BaseException:
-            sock.close()
+            # The kernel may have established the connection by now: whoever took it is told that it is void.
+            close_with_reset(sock)
             raise
-        sock.close()
+        close_with_reset(sock)
     raise ConnectTimedOut
 
 
