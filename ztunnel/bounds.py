@@ -1,8 +1,8 @@
-"""Every timeout and limit that a person may want to know or a test to change, as one frozen value.
+"""All timeouts and limits that a person may want to know or a test may want to change, as one frozen value.
 
-`Bounds` is handed down from the top; whoever is made without it gets `DEFAULTS`. What the environment sets is
-not here but in `ztunnel.config.model.Config`. The table in docs/architecture.md is made from this file (`make
-bounds`), and `make lint` sees that it is.
+`Bounds` is passed down from the top; an object that is made without it uses `DEFAULTS`. What the environment
+sets is in `ztunnel.config.model.Config`. The table in docs/architecture.md is made from this file (`make
+bounds`); `make lint` checks it.
 """
 
 from __future__ import annotations
@@ -39,25 +39,27 @@ class TunnelBounds:
 
     ping_interval: float = seconds(10, "from an answered PING to the next")
     ping_timeout: float = seconds(20, "for the answer to a PING; then the tunnel is dead")
-    linger: float = seconds(5, "the end of a tunnel that we choose: for its last bytes to arrive")
-    linger_interval: float = seconds(0.02, "between two looks at whether they have")
-    linger_closed: float = seconds(0.25, "of these, for a peer that has got everything to close its end")
-    stalled_application: float = seconds(60, "an application that takes nothing, after its stream is dead")
-    stalled_after_reset: float = seconds(5, "the same, for a stream that was cut off before its END_STREAM")
+    linger: float = seconds(5, "when we end a tunnel: for its last bytes to arrive")
+    linger_interval: float = seconds(0.02, "between two checks whether they have arrived")
+    linger_closed: float = seconds(0.25, "of these, for a peer that has received everything to close its end")
+    stalled_application: float = seconds(60, "an application that reads nothing, after its stream is dead")
+    stalled_after_reset: float = seconds(5, "the same, for a stream that was reset before its END_STREAM")
     answer_timeout: float = seconds(20, "for the answer to CONNECT; the peer may itself wait 10 s")
-    probe_after: float = seconds(1, "without an answer to CONNECT, then a PING asks whether anybody is there")
-    probe_timeout: float = seconds(2, "for any byte after that PING; then nobody is")
+    probe_after: float = seconds(
+        1, "without an answer to CONNECT, until a PING asks whether the peer is alive"
+    )
+    probe_timeout: float = seconds(2, "for any byte after that PING; then the tunnel is dead")
     hangup_grace: float = seconds(1, "for what came before an application's reset to be read and sent on")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
     turn_frames: int = count(250, "frames without payload in one turn, until a tunnel has to pause")
     turn_pause: float = seconds(8e-6, "pause for each unit of that work: four times its CPU time")
     turn_requests: int = count(3, "connections of one tunnel that begin or are lost until others have a turn")
-    lent_bytes: int = size(128 * MIB, "window lent for what stalled streams hold, over all tunnels")
+    lent_bytes: int = size(128 * MIB, "window that may be lent for stalled streams, over all tunnels")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
     settings_wait: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")
     congestion_grace: float = seconds(0.05, "a tunnel without window has to move, then another is dialled")
-    congestion_interval: float = seconds(0.02, "between two looks at whether it has")
+    congestion_interval: float = seconds(0.02, "between two checks whether it has")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,15 @@ class ConnectionBounds:
     attempts: int = count(3, "retry budget: endpoints that are tried for one connection")
     try_timeout: float = seconds(3, "for an endpoint to be reached while there are others")
     ejection_time: float = seconds(5, "outlier ejection: an endpoint that failed is avoided")
-    tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until that is a failure")
-    refused_wait: float = seconds(10, "a peer is asked again that refuses a stream beside others of ours")
+    tunnels: int = count(3, "tunnels to one endpoint that refuse a stream unseen, until the attempt fails")
+    refused_wait: float = seconds(
+        10, "for a peer that refuses a stream while others of ours are open on the tunnel"
+    )
     alert_timeout: float = seconds(1, "for a peer to take the alert that says why its handshake failed")
-    hangup_interval: float = seconds(1, "between two looks for connections that were reset unseen")
+    hangup_interval: float = seconds(1, "between two checks for connections that were reset unseen")
     inner_linger: float = seconds(30, "the last bytes of an inner tunnel (double HBONE)")
     visit_end: float = seconds(5, "for a visit to a pod's network namespace to end with the process")
-    settled: float = seconds(0.2, "a socket does not move, until who is waited for is told to people")
+    settled: float = seconds(0.2, "a socket moves no byte, until `/connections` says what it waits for")
     source_ports: int = count(64_512, "ports that a translated client is shown with, from 1024 on")
     source_entry: float = seconds(30, "a translation lives whose first packet does not come")
     source_trial: float = seconds(2, "to try, within a pod, whether clients' addresses can be translated")
@@ -109,7 +113,7 @@ class AdminBounds:
 
     connections: int = count(100, "connections; idle ones make room")
     head_bytes: int = size(8192, "the head of a request")
-    body_bytes: int = size(64 * 1024, "what a request may bring beside its head")
+    body_bytes: int = size(64 * 1024, "the body of a request")
     head_timeout: float = seconds(2, "for the head of a request, and for its body")
     idle_timeout: float = seconds(60, "between two requests")
     write_timeout: float = seconds(10, "for a client to take a piece of an answer")
@@ -136,13 +140,13 @@ class ControlBounds:
     xds_first_backoff: float = seconds(0.01, "between two xDS streams; doubled after each failure")
     xds_longest_backoff: float = seconds(3, "between two xDS streams at most")
     ca_call: float = seconds(30, "for a certificate to be issued")
-    ca_calls: int = count(8, "certificates that are asked for at a time")
-    ca_first_backoff: float = seconds(1, "until a certificate is asked for again; doubled after each failure")
-    ca_longest_backoff: float = seconds(150, "until a certificate is asked for again at most")
+    ca_calls: int = count(8, "certificate requests at a time")
+    ca_first_backoff: float = seconds(1, "until a certificate is requested again; doubled after each failure")
+    ca_longest_backoff: float = seconds(150, "until a certificate is requested again at most")
     ca_jitter: float = fraction(0.2, "such a pause is made longer or shorter by up to this part of it")
-    ca_patience: float = seconds(900, "of failures; from then on each pause is the longest")
+    ca_patience: float = seconds(900, "of failures, after which each pause is the longest")
     ca_demanded_backoff: float = seconds(2, "the same at most, when a connection waits for the certificate")
-    ca_sleep: float = seconds(3600, "until a certificate's task looks at the wall clock again at most")
+    ca_sleep: float = seconds(3600, "until a certificate's task checks the wall clock again at most")
     cni_send: float = seconds(5, "for the CNI agent to take a message")
     cni_start: float = seconds(4, "for a pod to start; then the CNI agent is told of a failure")
     cni_first_pause: float = seconds(0.02, "between two attempts to reach the CNI agent; doubled each time")
@@ -151,12 +155,14 @@ class ControlBounds:
     cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
     workers_end: float = seconds(5, "for worker processes to end with the control side; then they are killed")
-    mesh_cache_slack: int = size(4 * MIB, "of the mesh that was replaced, kept for workers that start anew")
+    mesh_cache_slack: int = size(
+        4 * MIB, "replaced resources in the file that keeps the mesh for new workers"
+    )
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")
     worker_first_pause: float = seconds(0.1, "until one that ended sooner is replaced; doubled each time")
     worker_longest_pause: float = seconds(30, "until a worker process is replaced at most")
-    dump_reader: float = seconds(60, "for whoever reads a config dump to take the next piece of it")
+    dump_reader: float = seconds(60, "for the reader of a config dump to take the next piece")
     grpc_message: int = size(200 * MIB, "a message from the control plane or the CA")
     grpc_requests: int = count(16, "messages of one gRPC stream that wait to be sent")
     grpc_ping_interval: float = seconds(30, "from one keepalive of a gRPC connection to the next")
@@ -166,7 +172,7 @@ class ControlBounds:
     crl_quiet: float = seconds(2, "without a change of its directory, until it is read")
     local_file_quiet: float = seconds(0.2, "without a change of the local file's directory, until it is read")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
-    watch_retry: float = seconds(10, "until a directory that cannot be watched is looked at again")
+    watch_retry: float = seconds(10, "until a directory that cannot be watched is tried again")
 
 
 @dataclass(frozen=True, slots=True)
