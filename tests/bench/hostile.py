@@ -60,12 +60,12 @@ async def round_trips(neighbour: Neighbour) -> list[float]:
 
 
 @contextmanager
-def attacking(attack: Attack | None, certificate: Certificate, port: int):
+def attacking(attack: Attack | None, certificate: Certificate):
     """Another process attacks until the end of the block; it attacks already when the block begins."""
     if attack is None:
         yield
         return
-    command = [sys.executable, "-m", "tests.bench.hostile", "--attack", attack.name, str(port)]
+    command = [sys.executable, "-m", "tests.bench.hostile", "--attack", attack.name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -78,13 +78,15 @@ def attacking(attack: Attack | None, certificate: Certificate, port: int):
             process.kill()
 
 
-async def again_and_again(name: str, port: int, certificate: Certificate) -> None:
+async def again_and_again(name: str, certificate: Certificate) -> None:
     """The attacking process."""
     [attack] = [attack for attack in ATTACKS if attack.name == name]
     control: Control = OneCertificate(certificate)  # type: ignore[assignment]  # all that is asked of it
     print("attacking", flush=True)
-    while True:
-        await attacked(control, attack, port)
+    # The neighbour's process must not have to serve what it asks for.
+    async with server(echo) as port:
+        while True:
+            await attacked(control, attack, port)
 
 
 async def passes(process: subprocess.Popen[bytes], path: Path) -> list[float]:
@@ -106,7 +108,7 @@ async def measure(attack: Attack | None, file: Path) -> tuple[list[float], list[
         Neighbour(control, f"127.0.0.1:{port}") as neighbour,
     ):
         certificate = await control.ca.issue(PEER)
-        with attacking(attack, certificate, port):
+        with attacking(attack, certificate):
             await trio.sleep(0.5)
             await passes(process, file)
             return await round_trips(neighbour), await passes(process, file)
@@ -115,7 +117,7 @@ async def measure(attack: Attack | None, file: Path) -> tuple[list[float], list[
 def main() -> None:
     if sys.argv[1:2] == ["--attack"]:
         certificate = pickle.loads(sys.stdin.buffer.read())
-        trio.run(again_and_again, sys.argv[2], int(sys.argv[3]), certificate)
+        trio.run(again_and_again, sys.argv[2], certificate)
     wanted = sys.argv[1:]
     print(f"{'':<36} {'p50':>8} {'p99':>8} {'ratio':>6}   {'p99':>8} {'p99.9':>8} ms of the loop")
     quiet = 0.0

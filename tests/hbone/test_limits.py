@@ -194,5 +194,5 @@ def test_what_a_peer_costs_is_told():
         peer.say(peer.headers(number, CONNECT))
     connection.take_work()
     peer.say(settings({4: 100}) * 10)
-    assert connection.take_work() == 10 * (1 + SETTINGS_WORK + 5 // 4)
+    assert connection.take_work() == 10 * (1 + SETTINGS_WORK + 5)
     assert connection.take_work() == 0

@@ -131,8 +131,9 @@ class HboneConnection(ABC):
         """Returns the CPU cost of the peer's frames since the last call, without payload.
 
         The unit is about two microseconds. One unit is: a frame; eight bytes of a large header block that
-        hpack decoded; four streams whose windows SETTINGS changed; 32 bytes of SETTINGS. Beside that a
-        request counts as `REQUEST_WORK` units or `REFUSED_WORK`, and SETTINGS as `SETTINGS_WORK`.
+        hpack decoded; a stream whose window SETTINGS changed; 32 bytes of SETTINGS. Beside that a
+        request counts as `REQUEST_WORK` units or `REFUSED_WORK`, SETTINGS as `SETTINGS_WORK`, GOAWAY as
+        `GOAWAY_WORK`.
         """
         work = self._reader.work + self._receiver.work
         self._reader.work = self._receiver.work = 0

@@ -35,8 +35,9 @@ from ztunnel.hbone.stream_state import (
 from ztunnel.hbone.windows import ConnectionWindows
 from ztunnel.hbone.writer import FrameWriter
 
+GOAWAY_WORK = 3
 SETTINGS_WORK = 12
-"""What SETTINGS count for in `HboneConnection.take_work`, beside their values."""
+"""What these frames count for in `HboneConnection.take_work`, beside being frames."""
 
 _FOR_THE_CONNECTION = frozenset((wire.SETTINGS, wire.PING, wire.GOAWAY))
 
@@ -291,7 +292,7 @@ class Receiver:
     def _resize_windows(self, change: int) -> None:
         """Apply a changed initial window to all open streams (RFC 9113 section 6.9.2)."""
         streams = self._streams.open
-        self.work += len(streams) >> 2
+        self.work += len(streams)
         for stream in streams.values():
             stream.send_window += change
             if stream.send_window > wire.LARGEST_WINDOW:
@@ -300,6 +301,7 @@ class Receiver:
             self._events.append(WindowOpened(None))
 
     def _goaway_received(self, body: bytes) -> None:
+        self.work += GOAWAY_WORK
         if len(body) < 8:
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY with {len(body)} bytes came")
         last_stream_id = int.from_bytes(body[:4], "big") & wire.LARGEST_STREAM_ID
