@@ -120,6 +120,8 @@ def test_services_of_every_kind(tools, seen, apply):
         "node port, other node": f"http://{NODE2.ip}:30080",
     }
     until("the headless service has endpoints", 20, lambda: curl(tools, asked["headless"]).status == 200)
+    for name in ("node port, this node", "node port, other node"):  # kube-proxy needs a moment
+        until(f"{name} answers", 30, partial(answers, tools, asked[name]))
     got = {name: curl(tools, url).status for name, url in asked.items()}
     assert got == dict.fromkeys(asked, 200)
     from_host = run("curl", "-s", "-m", "10", f"http://{NODE1.ip}:30080/")
