@@ -65,8 +65,9 @@ class SocketOptions:
 class Listener:
     """A listening socket.
 
+    Other processes may accept from it too; the kernel wakes one of those that wait.
+
     transparent: IP_TRANSPARENT is set on it, so sources may be spoofed.
-    shared: other processes may accept from it too; the kernel wakes one of those that wait.
     """
 
     sock: socket.socket
