@@ -21,7 +21,8 @@ from ztunnel.loop.watch import Watch
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
-from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.carrier import StreamClosedError
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 FIRST_READ = 16 * 1024
 LARGEST_READ = 256 * 1024

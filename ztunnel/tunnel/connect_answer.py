@@ -10,6 +10,7 @@ from __future__ import annotations
 import trio
 
 from ztunnel.hbone import ErrorCode, Responded, error_text
+from ztunnel.tunnel.carrier import StreamClosedError
 from ztunnel.tunnel.client_tunnel import ClientStream
 from ztunnel.tunnel.failures import (
     ConnectTimeoutError,
@@ -18,7 +19,6 @@ from ztunnel.tunnel.failures import (
     StreamRefusedError,
     TunnelLostError,
 )
-from ztunnel.tunnel.tunnel_stream import StreamClosedError
 
 
 async def accepted(stream: ClientStream) -> ClientStream:

@@ -7,7 +7,8 @@ from operator import index
 import trio
 
 from ztunnel.hbone import ErrorCode, code_text
-from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.carrier import StreamClosedError
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 _CHUNK = 64 * 1024
 

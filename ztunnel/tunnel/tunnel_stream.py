@@ -17,53 +17,16 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Protocol
 
 import trio
 
 from ztunnel.bounds import TunnelBounds
-from ztunnel.hbone import DataReceived, ErrorCode, HboneConnection, StreamEnded, StreamReset, code_text
+from ztunnel.hbone import DataReceived, ErrorCode, StreamEnded, StreamReset, code_text
 from ztunnel.loop.watch import Watch
+from ztunnel.tunnel.carrier import Carrier, StreamClosedError
 
 _VECTOR = 64
 """Pieces for one ``sendmsg``: far below the kernel's limit of 1024, and 1 MiB of full TLS records."""
-
-
-class StreamClosedError(Exception):
-    """The stream was reset, or the tunnel was lost.
-
-    code: the HTTP/2 error code, None for a lost tunnel.
-    """
-
-    def __init__(self, code: int | None, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class Carrier(Protocol):
-    """What a stream needs from its tunnel."""
-
-    @property
-    def bounds(self) -> TunnelBounds:
-        """The limits of waiting."""
-
-    @property
-    def hbone(self) -> HboneConnection:
-        """The sans-IO connection."""
-
-    @property
-    def blocked(self) -> bool:
-        """Whether nothing should be sent now, because TLS would block."""
-
-    @property
-    def failure(self) -> str | None:
-        """Why the tunnel ended, for a log line."""
-
-    def flush(self) -> None:
-        """Write the output of the sans-IO connection."""
-
-    def forget(self, stream: TunnelStream) -> None:
-        """Remove a stream whose user has closed it."""
 
 
 class TunnelStream:
