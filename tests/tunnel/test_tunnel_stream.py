@@ -23,7 +23,8 @@ from ztunnel.hbone import (
     WindowOpened,
 )
 from ztunnel.loop.watch import Watch
-from ztunnel.tunnel.tunnel_stream import StreamClosedError, TunnelStream
+from ztunnel.tunnel.carrier import StreamClosedError
+from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 SMALL = HboneSettings(stream_window=100_000, connection_window=200_000)
 
