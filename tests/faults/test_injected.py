@@ -15,7 +15,7 @@ from tests.support.injection import Census, Turn, at_call, at_step, settled, ste
 from tests.support.logs import capture_logs
 from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import Topic
-from ztunnel.proxy.report import Closing
+from ztunnel.proxy.closing import Closing
 from ztunnel.tunnel.failures import PolicyChangedError
 
 MOST = 2000

@@ -21,12 +21,13 @@ from ztunnel.model.workload import Workload
 from ztunnel.observe import families
 from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
+from ztunnel.proxy.closing import Closing
 from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_stream
-from ztunnel.proxy.report import Closing, ConnectionReport
+from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.addresses import local_address
 from ztunnel.sockets.dial import connect
 from ztunnel.tls.socket_and_stream_tls import SocketTls

@@ -10,13 +10,14 @@ from ztunnel.decide.admit import admit_plaintext
 from ztunnel.decide.plans import PolicyFacts, Refusal
 from ztunnel.model.address import SocketAddress
 from ztunnel.observe.access_log import Direction
+from ztunnel.proxy.closing import Closing
 from ztunnel.proxy.connection_table import InboundEntry
 from ztunnel.proxy.inbound import dial_application
 from ztunnel.proxy.phase import Phase, reset_unless_carried
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_plain
-from ztunnel.proxy.report import Closing, ConnectionReport
+from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.tunnel.failures import ClientGoneError, ConnectionFailure, RelayError, RouteRefusedError
 

@@ -8,7 +8,6 @@ and no metrics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import trio
 
@@ -30,12 +29,11 @@ from ztunnel.observe.labels import (
 )
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
-from ztunnel.proxy.connection_table import ConnectionEntry
 from ztunnel.proxy.failure_advice import FailureAdvice, code_of, failure_advice
 from ztunnel.proxy.history import ClosedConnection, short
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.tunnel.failures import ConnectionFailure, DrainedError, InternalError, RouteRefusedError
+from ztunnel.tunnel.failures import ConnectionFailure, RouteRefusedError
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")
@@ -391,38 +389,3 @@ class ConnectionReport:
             metrics.closed(flag)
             self._earlier = (self._earlier[0] + metrics.received, self._earlier[1] + metrics.sent)
             self._metrics = None
-
-
-class Closing:
-    """Surrounds all code of a connection. Its end is counted and logged after the block, once.
-
-    A ConnectionFailure is reported and not raised further. A cancellation is reported with the reason of
-    ``entry`` or of the pod, and raised further. Any other exception is a bug in ztunnel: it is logged with
-    its traceback and ends this connection only.
-    """
-
-    __slots__ = ("_entry", "_report")
-
-    def __init__(self, report: ConnectionReport, entry: ConnectionEntry) -> None:
-        self._report = report
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        report = self._report
-        if error is None:
-            report.finish(None)
-        elif isinstance(error, ConnectionFailure):
-            report.finish(error)
-        elif isinstance(error, Exception):
-            report.log.error("a connection's task failed; the connection is closed", exc_info=error)
-            report.finish(InternalError(error))
-        else:
-            # Cancelled, alone or as nurseries wrap it.
-            report.finish(self._entry.closed_because or report.cut_because or DrainedError())
-            return False
-        return True
