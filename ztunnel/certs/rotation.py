@@ -5,8 +5,8 @@ Each identity is in one phase:
     QUEUED ──start──▶ FETCHING ──issued / failed──▶ WAITING ──its time comes──▶ QUEUED ...
 
 Independent of the phase is what callers see: the certificate in force, or the error of the last attempt. An
-identity with a valid certificate stays available while its renewal fails. One
-without a valid certificate is unavailable: callers get the reason at once, until an attempt succeeds.
+identity with a valid certificate stays available while its renewal fails. One without a valid certificate is
+unavailable: callers get the reason at once, until an attempt succeeds.
 
 The rules (docs/protocol/operations.md#rotation):
 

@@ -22,7 +22,7 @@ class Stream:
 
     send_window: bytes that the peer takes on this stream; negative after the peer made its windows smaller.
     unacknowledged: bytes (payload and padding) taken from the receive windows and not given back yet.
-    overdrawn: the stream is dead, and whoever holds its received bytes has to drop them now.
+    overdrawn: the stream is dead, and the holder of its received bytes has to drop them now.
     reset_code: the code of the RST_STREAM that ended it, whichever side sent it; None without one.
     """
 

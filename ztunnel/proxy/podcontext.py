@@ -106,9 +106,8 @@ class PodContext:
         because traffic of other pods must not prevent a pod from starting.
     sources: lets the pod's applications see clients' addresses. `PodProxy.run` closes it.
     cut_because: why all connections of the pod are cancelled; set before that, for their log lines.
-    inbound_only: this is ztunnel's own pod in shared mode. It has only the HBONE port, with ordinary sockets,
-    and
-        the application never sees the client's address as source, because the application is ztunnel itself.
+    inbound_only: this is ztunnel's own pod in shared mode. It has only the HBONE port, with ordinary sockets.
+        The client's address is never shown to the application, because the application is ztunnel itself.
     """
 
     shared: Shared

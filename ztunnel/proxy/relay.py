@@ -243,8 +243,7 @@ async def relay_plain(
 
     received, sent: called with the number of bytes from client to server, and from server to client.
     hangups: the watches of the sockets. They see a reset of a socket that nothing reads, because its
-    direction waits
-        for the other socket to become writable.
+        direction waits for the other socket to become writable.
     """
     outcome: dict[str, OSError] = {}
 

@@ -70,7 +70,8 @@ async def connect(
                 _check(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 return sock
         except BaseException:
-            # The kernel may have established the connection by now: whoever took it is told that it is void.
+            # The kernel may have established the connection by now. A reset tells the other end that it is
+            # void.
             close_with_reset(sock)
             raise
         close_with_reset(sock)

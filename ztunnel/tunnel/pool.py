@@ -85,8 +85,7 @@ class Pool:
     """The tunnels of one pod's outbound listener. All its tasks run in the given nursery.
 
     dial: connects, does the TLS handshake, and returns a tunnel that does not run yet. It limits its own
-    waits.
-        What it raises is passed on to those who wait for the tunnel.
+        waits. What it raises is passed on to those who wait for the tunnel.
     max_streams: how many streams we open on one tunnel at a time.
     idle_timeout: seconds without a stream after which a tunnel is closed.
     bounds: the limits of waiting and dialling.

@@ -301,7 +301,8 @@ class TunnelStream:
         if self._write_inbox():
             return
         if self._nursery is None:
-            # Whoever relays has to open one.
+            # Most relays never need a nursery, so they start without one. The interrupt makes the relay open
+            # one.
             self.interrupt()
             return
         self._drain_scope = trio.CancelScope()
