@@ -97,10 +97,11 @@ class World:
 
     async def kill_worker(self) -> None:
         """One of the node's workers is gone; another takes its place."""
-        root = self.node.current.process.pid
-        [fork_server, *_] = families([root])[1:]
-        workers = families([fork_server])[1:]
-        os.kill(self.random.choice(workers), signal.SIGKILL)
+        children = families([self.node.current.process.pid])[1:]
+        workers = families(children[:1])[1:]  # the first child starts them
+        if workers:  # else all have just been killed, and the new ones are on their way
+            with suppress(ProcessLookupError):
+                os.kill(self.random.choice(workers), signal.SIGKILL)
 
     async def change(self) -> None:
         """Something changes."""
