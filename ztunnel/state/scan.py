@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.workload import HealthStatus, NetworkMode, Protocol
 from ztunnel.state import convert, wire
-from ztunnel.state.cache import GenerationCache
 from ztunnel.state.convert import ServiceParts, WorkloadParts
 from ztunnel.state.description import DEFAULT_SERVICE_ACCOUNT, WORKLOAD
 from ztunnel.state.kinds import RejectedError
@@ -28,8 +27,8 @@ from ztunnel.state.varint import WireError
 Membership: TypeAlias = tuple[NamespacedHostname, bytes]
 """A service that a workload belongs to, and what it is there (`convert.pack_endpoint`)."""
 
-_MEMORY = 2048
-"""Distinct inner messages to remember, up to twice as many."""
+_MEMORY = 8192
+"""Distinct inner messages to remember; with more than that the memory starts anew."""
 
 _WORKLOAD = b"\x0a"
 """The first byte of an Address that holds a workload."""
@@ -72,8 +71,9 @@ class Scanner:
 
     def __init__(self, node: str | None) -> None:
         self._node = node
-        self._services: GenerationCache[bytes, tuple[Membership, Membership]] = GenerationCache(_MEMORY)
-        self._inner: GenerationCache[tuple[bytes, ...], tuple[bytes, ...]] = GenerationCache(_MEMORY)
+        # Plain ones: each workload looks into both, and the call of a cache would be 3 % of a first sync.
+        self._services: dict[bytes, tuple[Membership, Membership]] = {}
+        self._inner: set[tuple[bytes, ...]] = set()
 
     def scan(self, body: bytes, *, local: bool) -> WorkloadKeys | ServiceParts:
         """Returns the keys of a workload, or the whole of a service, from the bytes of an Address.
@@ -111,7 +111,7 @@ class Scanner:
     def _quick(self, message: Any) -> WorkloadKeys:
         """Returns the same keys of a workload from the control plane. Raises what `scan` catches."""
         inner = _INNER(message)
-        if inner != _NO_INNER and not self._inner.get(inner):
+        if inner != _NO_INNER and inner not in self._inner:
             self._read_inner(inner)
         if _NUMBERS(message) not in _TAKEN:
             raise RejectedError("an enumeration has a number that is not known")
@@ -153,10 +153,15 @@ class Scanner:
             (key, convert.pack_endpoint(ports, HealthStatus.HEALTHY)),
             (key, convert.pack_endpoint(ports, HealthStatus.UNHEALTHY)),
         )
-        return self._services.put(body, pair)
+        if len(self._services) >= _MEMORY:
+            self._services.clear()
+        self._services[body] = pair
+        return pair
 
     def _read_inner(self, inner: tuple[bytes, ...]) -> None:
         """Reads these inner messages as those of a workload that has nothing else."""
         fields = {name: body for name, body in zip(_INNER_NAMES, inner, strict=True) if body}
         convert.address(wire.ADDRESS_KEYS(workload=fields).SerializeToString(), local=False)
-        self._inner.put(inner, inner)
+        if len(self._inner) >= _MEMORY:
+            self._inner.clear()
+        self._inner.add(inner)

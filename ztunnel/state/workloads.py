@@ -95,7 +95,8 @@ class WorkloadIndex:
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
         """Returns the best workload at an address: pods before others, then HBONE, then the last inserted."""
-        uids = self._by_address.of(*_place(network, ip.version, int(ip)))
+        number = int(ip)
+        uids = self._by_address.of((network, ip.version, number >> _HALF[ip.version]), number)
         if len(uids) < 2:
             return self.get(uids[0]) if uids else None
         workloads = [workload for workload in map(self.get, reversed(uids)) if workload is not None]
@@ -158,17 +159,12 @@ class WorkloadIndex:
     def _relink(self, uid: str, keys: WorkloadKeys, change: Callable[..., None]) -> None:
         """Does ``change``, a method of `Holders`, in all indexes of a workload."""
         for version, number in keys.addresses:
-            change(self._by_address, *_place(keys.network, version, number), uid)
+            change(self._by_address, (keys.network, version, number >> _HALF[version]), number, uid)
         if keys.hostname is not None:
             change(self._by_hostname, *keys.hostname, uid)
         if keys.account is not None:
             name, namespace, service_account = keys.account
             change(self._by_account, (namespace, service_account), name, uid)
-
-
-def _place(network: str, version: int, number: int) -> tuple[tuple[str, int, int], int]:
-    """Returns the block and the key of an address."""
-    return (network, version, number >> _HALF[version]), number
 
 
 def _itself(uid: str) -> str:
