@@ -29,7 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass
 class StandardMesh:
-    """Two nodes; three pods served by ztunnel; two that are not, one of them known to the mesh."""
+    """Two nodes; three pods served by ztunnel; three that are not, one of them known to the mesh.
+
+    ``crowd`` is as ``outside``; the ports of its connections are chosen by one suite, and by nobody else.
+    """
 
     mesh: Mesh
     client: MeshPod
@@ -37,6 +40,7 @@ class StandardMesh:
     server: MeshPod
     legacy: MeshPod
     outside: MeshPod
+    crowd: MeshPod
     vip: str
 
 
@@ -48,9 +52,10 @@ def _standard_mesh() -> Iterator[StandardMesh]:
         server = mesh.node("b").pod("server")
         legacy = mesh.node("b").pod("legacy", captured=False, protocol="TCP")
         outside = mesh.node("b").pod("outside", captured=False, registered=False)
+        crowd = mesh.node("b").pod("crowd", captured=False, registered=False)
         vip = mesh.service("web", ports={80: 8080}, endpoints=[server])
         mesh.start()
-        yield StandardMesh(mesh, client, other, server, legacy, outside, vip)
+        yield StandardMesh(mesh, client, other, server, legacy, outside, crowd, vip)
         for pod in (client, other, server):
             status = pod.ztunnel.process.stop(grace=10)
             assert status == 0, (

@@ -49,9 +49,11 @@ def _standard_mesh() -> Iterator[StandardMesh]:
         mesh = nodes.mesh
         other = mesh.node("a").pod("other", namespace="elsewhere")
         legacy = mesh.node("b").pod("legacy", captured=False, protocol="TCP")
+        crowd = mesh.node("b").pod("crowd", captured=False, registered=False)
         mesh.remove_pod(nodes.neighbour)
         mesh.start()
-        yield StandardMesh(mesh, nodes.client, other, nodes.server, legacy, nodes.outside, nodes.vip)
+        pods = (nodes.client, other, nodes.server, legacy, nodes.outside, crowd)
+        yield StandardMesh(mesh, *pods, nodes.vip)
         for node in nodes.deployment.nodes.values():
             process = node.current.process
             status = process.stop(grace=10)

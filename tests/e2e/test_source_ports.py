@@ -39,12 +39,12 @@ PORTS: dict[str, Callable[[], Iterable[int]]] = {
 async def converse(pod: MeshPod, target: tuple[str, int], port: int, word: bytes) -> trio.SocketStream:
     """Connect from a port and have a word echoed; the connection stays open."""
     sock = pod.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if port:
-        sock.bind(("::" if ":" in target[0] else "0.0.0.0", port))
     sock.setblocking(False)
     wrapped = trio.socket.from_stdlib_socket(sock)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            sock.bind(("::" if ":" in target[0] else "0.0.0.0", port))
         await wrapped.connect(target)
         stream = trio.SocketStream(wrapped)
         await stream.send_all(word)
@@ -96,19 +96,19 @@ async def test_many_at_once_from_any_port(standard: StandardMesh, ports: str, ve
     lines = len(server.ztunnel.log_lines("ZT-NET-015"))
     target = (server.ipv4 if version == 4 else server.ipv6, PORT)
     async with serve(server, target[1]) as application:
-        await all_at_once(standard.outside, target, PORTS[ports]())
+        await all_at_once(standard.crowd, target, PORTS[ports]())
     assert len(application.peers) == AT_ONCE
-    own = standard.outside.ipv4 if version == 4 else standard.outside.ipv6
+    own = standard.crowd.ipv4 if version == 4 else standard.crowd.ipv6
     assert set(application.peer_addresses) == {own}
     assert len(server.ztunnel.log_lines("ZT-NET-015")) == lines
 
 
 async def test_many_at_once_where_both_have_few_ports(standard: StandardMesh) -> None:
     """The client's range and the pod's are the same thousand ports; a kernel would run out of them."""
-    server, outside = standard.server, standard.outside
-    with port_range(server, "32768 33767"), port_range(outside, "32768 33767"):
+    server, crowd = standard.server, standard.crowd
+    with port_range(server, "32768 33767"), port_range(crowd, "32768 33767"):
         async with serve(server, PORT) as application:
-            await all_at_once(outside, (server.ipv4, PORT), range(32768, 32768 + AT_ONCE))
+            await all_at_once(crowd, (server.ipv4, PORT), range(32768, 32768 + AT_ONCE))
     assert len(application.peers) == AT_ONCE
 
 
