@@ -241,6 +241,14 @@ def test_a_process_that_ends_is_noticed_and_one_that_stalls_too() -> None:
         assert stalled.stop(grace=5) == -signal.SIGTERM
 
 
+def test_the_last_words_of_a_process_count_though_it_has_ended() -> None:
+    with Machine.open() as machine:
+        ended = machine.spawn("ended", [sys.executable, "-c", "print('last words')"])
+        assert ended.wait(20) == 0
+        tries = iter([False, True])
+        assert ended.wait_until(lambda: next(tries), what="heard", timeout=20)
+
+
 def test_only_the_first_signal_interrupts() -> None:
     with pytest.raises(InterruptedByError) as caught, interruptible():  # noqa: PT012 - what follows must not run
         os.kill(os.getpid(), signal.SIGTERM)

@@ -83,6 +83,10 @@ class Process:
             if result is not None and result is not False:
                 return result
             if poller.poll(_POLL_INTERVAL * 1000) and self.returncode is not None:
+                # Its last words may have come after the try.
+                result = condition()
+                if result is not None and result is not False:
+                    return result
                 raise ProcessEndedError(
                     f"{self.name} ended with status {self.returncode}. The end of its output:\n{self._tail()}"
                 )
