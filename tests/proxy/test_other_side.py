@@ -235,6 +235,18 @@ async def test_a_dial_of_a_destination_outside_the_mesh():
         await until_none_is_open(control)
 
 
+async def test_a_client_that_waits_when_its_pod_ends_sees_a_reset():
+    """An end in order would look like an empty answer."""
+    async with nobody_accepts("127.0.0.2") as port:
+        async with running_plane(bounds=PATIENT) as control:
+            waiting = [await via_socks(port, "127.0.0.2") for _ in range(2)]
+            await until_open(control, 2)
+        for stream in waiting:
+            with trio.fail_after(SOON):
+                assert await outcome(stream) == (b"", "reset")
+            await stream.aclose()
+
+
 async def test_the_wait_for_a_certificate():
     async with server(echo) as port, running_plane() as control:
         control.issue = False

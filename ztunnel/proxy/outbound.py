@@ -91,7 +91,7 @@ class OutboundProxy:
                 source = pod.known_workload() or await self._own_workload(entry)
                 request = OutboundRequest(source, client, destination, pod.shared.config.network)
                 end = await self._carry(sock, request, report, entry, hangup)
-            except ConnectionFailure:
+            except (ConnectionFailure, trio.Cancelled):
                 reset_unless_carried(sock, report.phase)
                 raise
             if end.error is not None:

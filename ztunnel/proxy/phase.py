@@ -23,7 +23,9 @@ class Phase(Enum):
 
 
 def reset_unless_carried(sock: socket.socket, phase: Phase) -> None:
-    """Let the client see a reset when its connection fails before the relay. The caller closes ``sock``.
+    """Let the client see a reset when its connection fails, or is cut by a drain, before the relay.
+
+    The caller closes ``sock``.
 
     Without this, closing the socket sends a FIN if the client has not sent anything yet, and many clients
     take that for an empty response.

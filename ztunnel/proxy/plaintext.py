@@ -45,7 +45,7 @@ class PlaintextProxy:
             with entry.scope, pod.shared.hangups.watch(sock, gone) as hangup, Closing(report, entry):
                 try:
                     await self._carry(sock, peer, destination, report, entry, hangup)
-                except ConnectionFailure:
+                except (ConnectionFailure, trio.Cancelled):
                     reset_unless_carried(sock, report.phase)
                     raise
         finally:
