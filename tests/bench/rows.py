@@ -12,6 +12,7 @@ from typing import Any
 from tests.bench.load import THOUSAND, WARM_UP
 from tests.bench.pairs import DIRECT, ENVOY, OURS, Pair, Result
 from tests.support.processes import memory
+from ztunnel.demo.processes import ProcessEndedError
 
 GIBIBYTE = 1024**3
 Figure = Callable[[Result], float]
@@ -182,7 +183,12 @@ def idle(bench: Bench) -> list[Row]:
         for pair in proxies:
             before = memory(pair.roots()).pss
             client = pair.spawn(f"idle-{count}", "idle", count)
-            client.wait_until(lambda: "seconds" in client.output(), what="connected", timeout=240)  # noqa: B023
+            try:
+                client.wait_until(lambda: "seconds" in client.output(), what="connected", timeout=240)  # noqa: B023
+            except ProcessEndedError:
+                if pair.name != ENVOY:
+                    raise
+                continue  # it holds four descriptors for each, more than the machine may allow
             row.values[pair.name] = (memory(pair.roots()).pss - before) * 1024 / 1000 / count
             client.stop(grace=5)
         rows.append(row)
