@@ -1,8 +1,8 @@
 """usage: python -m tests.cluster build | up | down | test [PYTEST'S ARGUMENTS]
 
-make cluster, cluster-down and cluster-test. build makes programs only; test brings the cluster up when it
-is not, and down again unless
-it was up or KEEP is set. CLUSTER_CACHE names another place than .cache/cluster for them.
+make cluster, cluster-down and cluster-test. build makes programs only; test brings the cluster up when it is
+not, and down again unless it was up or KEEP is set. CLUSTER_CACHE names another place than .cache/cluster for
+them.
 """
 
 import os

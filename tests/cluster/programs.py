@@ -1,10 +1,9 @@
 """The cluster's programs, built once from their Go modules and kept in the cache.
 
 Versions are pinned in go-modules/*/go.mod and go.sum, and nowhere else. A program's directory in the cache
-carries the version
-of its module, so that a new version is built beside the old one. Compilers run one at a time and last in
-line for the
-processor; a cold build of everything takes half an hour to three quarters of an hour on one core.
+carries the version of its module, so that a new version is built beside the old one. Compilers run one at a
+time and last in line for the processor; a cold build of everything takes half an hour to three quarters of an
+hour on one core.
 """
 
 import os

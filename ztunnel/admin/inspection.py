@@ -25,7 +25,7 @@ from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.task_tree import TaskAges, TaskNode, Words, task_nodes
-from ztunnel.slices import Slices, T
+from ztunnel.slices import Slices, T, batches
 
 log = get_logger("admin")
 tasks_log = get_logger("debug::tasks")
@@ -196,9 +196,8 @@ def _json_trees(processes: list[dict[str, Any]]) -> Iterator[bytes]:
     """Returns the trees as JSON in pieces, one line for each task; other tasks run in between."""
     for number, process in enumerate(processes):
         yield b'%b{"pid": %d, "tasks": [' % (b",\n" if number else b"[", process["pid"])
-        for start in range(0, len(process["tasks"]), _SLICE):
-            part = process["tasks"][start : start + _SLICE]
-            yield (b",\n" if start else b"\n") + b",\n".join(map(msgspec.json.encode, part))
+        for later, part in enumerate(batches(process["tasks"], _SLICE)):
+            yield (b",\n" if later else b"\n") + b",\n".join(map(msgspec.json.encode, part))
         yield b"\n]}"
     yield b"]\n"
 
@@ -242,9 +241,9 @@ def _json_items(items: Sequence[Any]) -> Response:
     """Returns many items in pieces, formatted as `_json` does; other tasks run in between."""
 
     def pieces() -> Iterator[bytes]:
-        for start in range(0, len(items), _SLICE):
-            part = [_laid_out(one).replace(b"\n", b"\n  ") for one in items[start : start + _SLICE]]
-            yield (b",\n  " if start else b"[\n  ") + b",\n  ".join(part)
+        for later, part in enumerate(batches(items, _SLICE)):
+            laid = [_laid_out(one).replace(b"\n", b"\n  ") for one in part]
+            yield (b",\n  " if later else b"[\n  ") + b",\n  ".join(laid)
         yield b"\n]\n" if items else b"[]\n"
 
     return Response(200, pieces(), "application/json")

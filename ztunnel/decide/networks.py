@@ -2,9 +2,8 @@
 
 Policies list hundreds of address ranges, and each connection is checked against them. A list is converted
 once into sets of network numbers, one set for each prefix length. So a check takes as many look-ups as there
-are
-different lengths: at most 33 for IPv4. The result is cached by the identity (``id``) of the list's tuple. The
-cache holds the tuple too, so no other tuple can get the same identity meanwhile.
+are different lengths: at most 33 for IPv4. The result is cached by the identity (``id``) of the list's tuple.
+The cache holds the tuple too, so no other tuple can get the same identity meanwhile.
 """
 
 from __future__ import annotations

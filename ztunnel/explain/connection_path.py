@@ -13,7 +13,7 @@ made at once, as for a connection; names, endpoints and policies are processed i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
 from random import Random
@@ -175,6 +175,17 @@ class _Telling:
         code: str = "",
     ) -> Slices[Explanation]:
         endpoints = yield from self._endpoints(plan)
+        return self._explanation(outcome, summary, code, endpoints, arrival, plan)
+
+    def _explanation(
+        self,
+        outcome: Outcome,
+        summary: str,
+        code: str,
+        endpoints: tuple[EndpointView, ...],
+        arrival: ArrivalView | None,
+        plan: OutboundPlan | Refusal | None = None,
+    ) -> Explanation:
         how = (self.destination.how,) if self.destination.how else ()
         return Explanation(
             self.question.source,
@@ -184,8 +195,8 @@ class _Telling:
             code=code,
             source=_workload_view(self.source),
             destination=str(self.destination.address),
-            steps=tuple(StepTaken(step.name, step.value) for step in plan.steps),
-            why=(*how, *plan.why),
+            steps=() if plan is None else tuple(StepTaken(step.name, step.value) for step in plan.steps),
+            why=how if plan is None else (*how, *plan.why),
             endpoints=endpoints,
             plan=self._plan(plan) if isinstance(plan, OutboundPlan) else None,
             arrival=arrival,
@@ -231,15 +242,10 @@ class _Telling:
         chosen = ""
         if isinstance(plan, OutboundPlan) and plan.destination_workload is not None:
             chosen = plan.endpoint_uid or plan.destination_workload.uid
-        unhealthy = yield from self._unhealthy(service, found)
-        total = len(found) + len(unhealthy)
-        if total > _ENDPOINTS:
-            self.notes.append(f"Of {total} endpoints {_ENDPOINTS} are listed.")
-        ranked = ((_state(one, chosen), one.uid) for one in (*found.values(), *unhealthy.values()))
-        return tuple(
-            _endpoint_view(found.get(uid) or unhealthy[uid], _STATES[state])
-            for state, uid in nsmallest(_ENDPOINTS, ranked)
-        )
+        found |= yield from self._unhealthy(service, found)
+        if len(found) > _ENDPOINTS:
+            self.notes.append(f"Of {len(found)} endpoints {_ENDPOINTS} are listed.")
+        return _endpoint_views(found, chosen)
 
     def _unhealthy(self, service: Service, known: Collection[str]) -> Slices[dict[str, Surveyed]]:
         """Returns the workloads that belong to the service and are no endpoints because of their health."""
@@ -279,8 +285,7 @@ class _Telling:
             possible = next((one for one in found.values() if one.possible), None)
             workload = None if possible is None else possible.workload
             port = port if possible is None else possible.port
-            ranked = nsmallest(_ENDPOINTS, ((_state(one, ""), uid) for uid, one in found.items()))
-            endpoints = tuple(_endpoint_view(found[uid], _STATES[state]) for state, uid in ranked)
+            endpoints = _endpoint_views(found)
         arrival = None
         if workload is not None and workload.protocol is Protocol.HBONE and workload.addresses:
             arrival = yield from arrive_plain(
@@ -295,19 +300,7 @@ class _Telling:
             summary = (
                 f"{name} is outside the mesh: its connections are plain TCP, and no ztunnel carries them."
             )
-        return Explanation(
-            self.question.source,
-            self.question.destination,
-            outcome,
-            summary,
-            code=code,
-            source=_workload_view(self.source),
-            destination=str(address),
-            why=(self.destination.how,) if self.destination.how else (),
-            endpoints=endpoints,
-            arrival=arrival,
-            notes=tuple(self.notes),
-        )
+        return self._explanation(outcome, summary, code, endpoints, arrival)
 
     # -- the sentence at the end -------------------------------------------------------------------------
 
@@ -355,6 +348,12 @@ def plan_way(plan: OutboundPlan) -> str:
 def _state(one: Surveyed, chosen: str) -> int:
     """Returns the index of an endpoint's state in `_STATES`, which is the order of the list."""
     return 0 if one.uid == chosen else 1 if one.possible else 2
+
+
+def _endpoint_views(found: Mapping[str, Surveyed], chosen: str = "") -> tuple[EndpointView, ...]:
+    """Returns the first `_ENDPOINTS` of the endpoints by uid, ordered by their state."""
+    ranked = nsmallest(_ENDPOINTS, ((_state(one, chosen), uid) for uid, one in found.items()))
+    return tuple(_endpoint_view(found[uid], _STATES[state]) for state, uid in ranked)
 
 
 def _endpoint_view(one: Surveyed, state: str) -> EndpointView:

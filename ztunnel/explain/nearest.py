@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from heapq import nsmallest
 
-from ztunnel.slices import Slices
+from ztunnel.slices import Slices, batches
 
 NEAREST = 5
 """The most names in an answer."""
@@ -34,8 +34,7 @@ def nearest_names(text: str, parts: Iterable[Sequence[str]]) -> Slices[list[str]
     pairs = _pairs(wanted)
     likely: dict[str, int] = {}
     for part in parts:
-        for start in range(0, len(part), COUNTED_SLICE):
-            names = part[start : start + COUNTED_SLICE]
+        for names in batches(part, COUNTED_SLICE):
             likely.update((name, _difference(pairs, _pairs(name.casefold()))) for name in names)
             if len(likely) > COMPARED:
                 likely = dict(nsmallest(COMPARED, likely.items(), key=_rank))

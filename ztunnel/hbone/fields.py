@@ -52,9 +52,8 @@ def read_request(fields: Iterable[tuple[bytes, bytes]]) -> RequestFields | None:
     Malformed is: no ``:method``; a CONNECT with ``:scheme``, ``:path`` or ``:protocol``; another method
     without ``:scheme`` or ``:path``, or with ``:protocol``; an ``:authority`` that is empty or breaks the
     syntax of RFC 3986; and everything that ``_split`` refuses. The caller answers these with 400, so they are
-    not
-    malformed: another method than CONNECT, no ``:authority``, an ``:authority`` without port or with a bad
-    one.
+    not malformed: another method than CONNECT, no ``:authority``, an ``:authority`` without port or with a
+    bad one.
     """
     parts = _split(fields)
     if parts is None:

@@ -1,8 +1,7 @@
 """Splits the byte stream into frames.
 
 How it works. Bytes come in pieces of any size, and nearly all of them are the payload of DATA frames. Payload
-is
-never collected: each piece is passed on as a view into the buffer in which it came. So a frame of 1 MiB
+is never collected: each piece is passed on as a view into the buffer in which it came. So a frame of 1 MiB
 passes through as it arrives and is never copied. Only frame headers (nine bytes) and the bodies of other
 frames are collected. A body that is longer than its frame type allows is refused by its length field, before
 a byte of it is kept. Frames of unknown types and PRIORITY are skipped and not kept.

@@ -7,8 +7,7 @@ after `ConnectionBounds.attempts` attempts. If a peer processed the request and 
 for a bad request), that is the result, and no other endpoint is tried.
 
 Slow endpoints. If an endpoint was not reached after `ConnectionBounds.try_timeout`, another one is tried if
-there is
-one: pods that are gone usually do not refuse a connection, they do not answer at all.
+there is one: pods that are gone usually do not refuse a connection, they do not answer at all.
 
 Outlier ejection. The pod's other connections avoid an endpoint that failed for a few seconds, because during
 a rollout the control plane reports the end of a pod a moment after it happened.

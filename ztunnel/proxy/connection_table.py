@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
@@ -115,6 +116,28 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self.inbound) + len(self.outbound)
 
+    def awaiting(self, entry: ConnectionEntry) -> Awaiting:
+        """Returns a context manager: ``entry`` is among ``waiting`` while its block runs."""
+        return Awaiting(self.waiting, entry)
+
     def oldest(self) -> float | None:
         """Returns when the oldest open connection began, on Trio's clock; None if there is none."""
         return min((entry.opened for entry in (*self.inbound, *self.outbound)), default=None)
+
+
+class Awaiting:
+    """See `ConnectionTable.awaiting`. A class, because each connection passes here."""
+
+    __slots__ = ("_entry", "_waiting")
+
+    def __init__(self, waiting: set[ConnectionEntry], entry: ConnectionEntry) -> None:
+        self._waiting = waiting
+        self._entry = entry
+
+    def __enter__(self) -> None:
+        self._waiting.add(self._entry)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._waiting.discard(self._entry)

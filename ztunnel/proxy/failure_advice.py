@@ -1,8 +1,7 @@
 """Explains why a connection failed, for the person who has to repair it.
 
 The text of a failure is that of the Rust ztunnel and says what happened to the socket. The advice says what
-that
-means: who refused, and where to look. Pure.
+that means: who refused, and where to look. Pure.
 """
 
 from __future__ import annotations

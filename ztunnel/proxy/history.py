@@ -2,8 +2,7 @@
 
 An entry is made when a connection ends, from values that exist anyway; texts are made from it when somebody
 asks. Entries share sentences, because most connections of a pod have the same reasons. The number of entries
-and the
-length of each text are limited: the largest entry takes less than 3.5 kB, most take a third of that
+and the length of each text are limited: the largest entry takes less than 3.5 kB, most take a third of that
 (tests/proxy/test_history.py).
 """
 

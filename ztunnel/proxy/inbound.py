@@ -74,18 +74,15 @@ class InboundProxy:
         local = local_address(sock)
         report = ConnectionReport(pod, Direction.INBOUND, peer, local)
         entry = ConnectionEntry(trio.CancelScope(), report=report, sock=sock)
-        pod.connections.waiting.add(entry)
+        tls = None
         try:
-            tls = await self._greeted(sock, peer, report, entry)
-        except BaseException:
-            sock.close()
-            raise
+            with pod.connections.awaiting(entry):
+                tls = await self._greeted(sock, peer, report, entry)
         finally:
-            pod.connections.waiting.discard(entry)
-        if tls is None:
-            sock.close()
-            return
-        await self._serve_tunnel(tls, peer, local)
+            if tls is None:
+                sock.close()
+        if tls is not None:
+            await self._serve_tunnel(tls, peer, local)
 
     async def _greeted(
         self, sock: socket.socket, peer: SocketAddress, report: ConnectionReport, entry: ConnectionEntry
@@ -215,11 +212,8 @@ class _Connect:
         # Until the relay reads the stream, only this callback ends the task when the client resets it.
         stream.on_death = lambda: self._entry.close(ClientGoneError())
         shared = pod.shared
-        pod.connections.waiting.add(self._entry)
-        try:
+        with pod.connections.awaiting(self._entry):
             workload = await self._destined()
-        finally:
-            pod.connections.waiting.discard(self._entry)
         plan = self._admit(workload)
         facts = PolicyFacts(self._peer, plan.destination, self._identity)
         self._entry.facts = facts

@@ -106,12 +106,8 @@ class OutboundProxy:
 
     async def _own_workload(self, entry: OutboundEntry) -> Workload:
         """Wait for the pod's own workload, while the entry is among the waiting connections."""
-        waiting = self._pod.connections.waiting
-        waiting.add(entry)
-        try:
+        with self._pod.connections.awaiting(entry):
             return await self._pod.local_workload()
-        finally:
-            waiting.discard(entry)
 
     async def _carry(
         self,

@@ -62,11 +62,8 @@ class PlaintextProxy:
     ) -> None:
         pod = self._pod
         shared = pod.shared
-        pod.connections.waiting.add(entry)
-        try:
+        with pod.connections.awaiting(entry):
             workload = await pod.local_workload()
-        finally:
-            pod.connections.waiting.discard(entry)
         plan = admit_plaintext(
             shared.store,
             workload,

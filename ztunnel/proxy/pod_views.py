@@ -45,9 +45,6 @@ def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
     info = tcp_info(entry.sock) if entry.sock is not None else None
     bounds = pod.context.shared.bounds.connection
     stream = entry.stream
-    window = None
-    if stream is not None:
-        window = stream.send_window
     return ConnectionView(
         id=report.id,
         state="open",
@@ -65,7 +62,7 @@ def open_view(pod: PodProxy, entry: ConnectionEntry) -> ConnectionView | None:
         received_bytes=received,
         sent_bytes=sent,
         waits_for=_unestablished(pod, report) or _waits_for(entry, info, bounds.settled, outbound=outbound),
-        send_window=window,
+        send_window=None if stream is None else stream.send_window,
         held_bytes=0 if stream is None else stream.held,
         route=report.route,
         attempts=report.attempts,

@@ -159,8 +159,7 @@ async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
     """Let the application see a reset, but only after all that the peer sent before it.
 
     A reset discards what the kernel has not sent yet. So this waits, at most ``grace`` seconds, until nothing
-    is
-    left to send: with TCP_NOTSENT_LOWAT at 1 the socket is writable then (tcp(7)).
+    is left to send: with TCP_NOTSENT_LOWAT at 1 the socket is writable then (tcp(7)).
     """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)

@@ -14,6 +14,7 @@ from heapq import merge
 from typing import Any, TypeAlias
 
 from ztunnel.model.service import Endpoint
+from ztunnel.slices import batches
 from ztunnel.state import wire
 from ztunnel.state.description import AUTHORIZATION, ENDPOINT, SERVICE, WORKLOAD
 from ztunnel.state.services import ServiceIndex
@@ -104,7 +105,7 @@ def _sorted(keys: list[str]) -> Iterator[str | None]:
         yield from sorted(keys)
         return
     runs = []
-    for start in range(0, len(keys), _RUN):
-        runs.append(sorted(keys[start : start + _RUN]))
+    for part in batches(keys, _RUN):
+        runs.append(sorted(part))
         yield None
     yield from merge(*runs)

@@ -16,8 +16,8 @@ the pool's own nursery, so a caller that gives up does not cancel a dial that ot
 dial of a key fails, all who wait get its error; later callers start a new dial.
 
 The pool decides in synchronous code that sees its whole state. Waiting comes after the decision and ends
-whenever
-something changes: a dial, the peer's SETTINGS, the end of a stream or of a tunnel. Then it decides again.
+whenever something changes: a dial, the peer's SETTINGS, the end of a stream or of a tunnel. Then it decides
+again.
 """
 
 from __future__ import annotations

@@ -28,9 +28,7 @@ _CANCELLED = "Cancelled"
 _DEADLINE_EXCEEDED = "DeadlineExceeded"
 _UNAVAILABLE = "Unavailable"
 _ORDERLY = ("transport is closing", "received prior goaway", "GOAWAY received; Error code: 0")
-"""Parts of the message of an Unavailable when the server shut down in an orderly way; the last is grpcio's.
-
-"""
+"""Parts of an Unavailable's message when the server shut down in an orderly way; the last is grpcio's."""
 
 
 class StreamPhase(Enum):

@@ -48,6 +48,7 @@ from itertools import count, islice
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Rejected, ResourceKind
+from ztunnel.slices import batches
 from ztunnel.xds.delta import ResponseScanner, encode_request, encode_version
 
 ADDRESS_TYPE = "type.googleapis.com/istio.workload.Address"
@@ -267,8 +268,8 @@ class XdsSession:
             return
         known = self._versions[response.type_url]
         refused = {bad.name for bad in rejected}
-        for start in range(0, len(response.removed), READ_SLICE):
-            for name in response.removed[start : start + READ_SLICE]:
+        for part in batches(response.removed, READ_SLICE):
+            for name in part:
                 known.pop(name, None)
             yield
         resources = response.resources
