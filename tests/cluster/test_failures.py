@@ -98,12 +98,7 @@ def test_pods_come_and_go_while_istiod_is_away(tools, seen):
         took = time.monotonic() - back
     scale(tools, "deployment/web", 2)
     seen(f"{outcome}; all pods ready {took:.1f} s after istiod was back")
-    # With istiod away nobody says that the deleted pod is going: requests under way when its process ends
-    # are reset by that, at one moment. Each later one finds another pod.
-    assert outcome.new_failed == 0 or outcome.gap < 0.5, outcome.errors
-    assert all("ConnectionResetError" in each for each in outcome.errors if each.startswith("new ")), (
-        outcome.errors
-    )
+    assert outcome.new_failed == 0, outcome.errors
     assert took < 15
 
 
