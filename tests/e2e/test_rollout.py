@@ -42,11 +42,13 @@ class Application:
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
-        async with trio.open_nursery() as self._nursery:
-            with self._stopped:
-                while True:
-                    await trio.lowlevel.wait_readable(self._listener)
-                    self._accept_waiting()
+        with self._listener:
+            async with trio.open_nursery() as self._nursery:
+                with self._stopped:
+                    # A wait that was over already does not see that `stop` has closed the listener.
+                    while not self._stopped.cancel_called:
+                        self._accept_waiting()
+                        await trio.lowlevel.wait_readable(self._listener)
 
     def _accept_waiting(self) -> None:
         assert self._nursery is not None

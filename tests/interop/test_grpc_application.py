@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 import trio
 
 from tests.support.namespaces import needs_namespaces
 from tests.support.pod import MeshPod
+from tests.support.processes import said
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.dedicated import INHERITED
 from ztunnel.demo.processes import Process
@@ -106,12 +106,6 @@ print("content")
 def nodes() -> Iterator[TwoNodes]:
     with TwoNodes.open() as mesh:
         yield mesh
-
-
-async def said(process: Process, text: str, timeout: float) -> None:
-    """Wait for a line of a program. One that ends, or hangs, fails the test with what it has written."""
-    wait = partial(process.wait_until, lambda: text in process.output(), what=text, timeout=timeout)
-    await trio.to_thread.run_sync(wait)
 
 
 async def test_grpc(nodes: TwoNodes) -> None:

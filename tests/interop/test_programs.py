@@ -18,6 +18,7 @@ import trio
 from tests.needs import needs_programs
 from tests.support.namespaces import needs_namespaces
 from tests.support.pod import MeshPod, eventually
+from tests.support.processes import said
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.processes import Process
 
@@ -261,9 +262,10 @@ async def test_mariadb(nodes: TwoNodes) -> None:
 @needs_programs("iperf3")
 async def test_iperf3(nodes: TwoNodes) -> None:
     """Four streams up, four down, and both at once."""
-    with running(nodes, nodes.server, "iperf3", "iperf3", "-s"):
-        await trio.sleep(1)
-        for way in ([], ["-R"], ["--bidir"]):
+    for way in ([], ["-R"], ["--bidir"]):
+        # A server for each: for a moment after a test it says to the next client that it is busy.
+        with running(nodes, nodes.server, "iperf3", "iperf3", "-s", "-1", "--forceflush") as served:
+            await said(served, "listening", 60)
             told = await succeeds(nodes.client, "iperf3", "-c", nodes.server.ipv4, "-P", "4", "-t", "2", *way)
             assert "iperf Done" in told
     await went_over_hbone(nodes.server, 5201)

@@ -1,11 +1,16 @@
-"""What processes have used, with all that they have started: CPU time and memory."""
+"""What processes have used, with all that they have started (CPU time, memory), and what they have written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import trio
+
+from ztunnel.demo.processes import Process
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 # Fields of proc(5)'s stat behind the program's name: parent, user and system time, the same of dead children.
@@ -77,3 +82,9 @@ def _rollup(pid: int) -> dict[str, int]:
         name, _, value = line.partition(":")
         values[name] = int(value.split()[0])
     return values
+
+
+async def said(process: Process, text: str, timeout: float) -> None:
+    """Wait for a line of a program. One that ends, or hangs, fails the test with what it has written."""
+    wait = partial(process.wait_until, lambda: text in process.output(), what=text, timeout=timeout)
+    await trio.to_thread.run_sync(wait)
