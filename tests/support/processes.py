@@ -1,4 +1,4 @@
-"""What processes have used, with all that they have started (CPU time, memory), and what they have written."""
+"""What processes have used, with all that they have started (CPU time, memory), and what they have said."""
 
 from __future__ import annotations
 
