@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from tests.support import big_meshes as meshes
+from ztunnel.dataplane.mesh_dump import dump_services, dump_workloads
 from ztunnel.messages import MeshDelta, Resource, ResourceKind
-from ztunnel.state.dump import dump_services, dump_workloads
 from ztunnel.state.store import MeshStore
 
 SIZES = (1_000, 10_000, 100_000, 300_000)

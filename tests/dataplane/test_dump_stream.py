@@ -116,12 +116,12 @@ async def test_the_link_says_when_it_wants_no_more(store: MeshStore, autojump_cl
 
 def test_no_step_of_a_big_section_does_the_work_of_all(store: MeshStore):
     """With more keys than are sorted at once, there are pauses, and the order is the same."""
-    from ztunnel.state import dump
+    from ztunnel.dataplane import mesh_dump
 
-    items = list(dump.dump_workloads(store))
+    items = list(mesh_dump.dump_workloads(store))
     assert None not in items
     many = MeshStore(None)
-    many.apply(big_meshes.sync(2 * dump._RUN))
-    items = list(dump.dump_workloads(many))
+    many.apply(big_meshes.sync(2 * mesh_dump._RUN))
+    items = list(mesh_dump.dump_workloads(many))
     assert items.count(None) == 2
     assert [item["uid"] for item in items if item is not None] == sorted(many.workloads.uids())

@@ -7,6 +7,7 @@ from random import Random
 
 from tests.support.fake_mesh import FakeMesh
 from tests.support.random_mesh import Builder
+from ztunnel.dataplane.mesh_dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.explain.saved_dump import SavedMesh, read_dump
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.policy import (
@@ -19,7 +20,6 @@ from ztunnel.model.policy import (
     StringMatchKind,
 )
 from ztunnel.state.convert import ServiceParts, WorkloadParts, body_of, pack_endpoint
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.store import MeshStore
 
 

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.hbone.test_fuzz import VALID
 from tests.state.test_dump import gateway
+
+from tests.hbone.test_fuzz import VALID
 from tests.support import big_meshes
 from tests.xds.test_local_file import EXAMPLE, FULL
 from ztunnel.dns.message import make_query

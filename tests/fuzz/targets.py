@@ -29,6 +29,7 @@ from ztunnel.certs.crl import parse_crl_file
 from ztunnel.config.config_errors import ConfigError
 from ztunnel.config.load import load_config
 from ztunnel.config.mesh import parse_mesh_file, parse_proxy_config
+from ztunnel.dataplane.mesh_dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.decide.headers import (
     ConnectHeaders,
     parse_authority,
@@ -46,7 +47,6 @@ from ztunnel.inpod.zds_session import ZdsSession
 from ztunnel.messages import MeshDelta, Resource, ResourceKind
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.socks import SocksError, SocksServer
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.local_reader import LocalConfigError
 from ztunnel.state.store import MeshStore
 from ztunnel.tls.peer import MalformedCertificateError, parse_certificate

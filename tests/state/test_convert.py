@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import pytest
 
-from ztunnel.model.address import GatewayAddress, NamespacedHostname, NetworkAddress
+from ztunnel.model.address import GatewayAddress, NamespacedHostname, NetworkAddress, written_network
 from ztunnel.model.service import (
     HealthPolicy,
     IpFamilies,
@@ -27,7 +27,6 @@ from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
 from ztunnel.state.convert import ServiceParts, WorkloadParts
 from ztunnel.state.kinds import RejectedError
-from ztunnel.state.values import written_network
 
 
 def workload(message: pb.Workload) -> Workload:

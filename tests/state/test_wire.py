@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from tests.support import mesh_messages as messages
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
+from ztunnel.protobuf import WireError, check, read_varint
 from ztunnel.state import wire
-from ztunnel.state.strict import check
-from ztunnel.state.varint import WireError, read_varint
 
 TYPES = [
     (wire.ADDRESS, messages.addresses, pb.Address),

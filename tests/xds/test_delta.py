@@ -15,7 +15,7 @@ from ztunnel.pb.envoy.service.discovery.v3 import (
     ResourceCacheControl,
 )
 from ztunnel.pb.google.protobuf import Any
-from ztunnel.state.varint import write_varint
+from ztunnel.protobuf import write_varint
 from ztunnel.xds.delta import MalformedResponseError, ResponseScanner, encode_request, field
 
 names = st.text(max_size=200)

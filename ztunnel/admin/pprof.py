@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import NamedTuple, TypeAlias
 
-from ztunnel.state.varint import write_varint
+from ztunnel.protobuf import write_varint
 
 _DEPTH = 200
 TRACED_FRAMES = 16

@@ -12,8 +12,8 @@ import msgspec
 import trio
 
 from ztunnel.bounds import Bounds
+from ztunnel.dataplane.mesh_dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.messages import DumpChunk, DumpSection, DumpTaken, DumpWanted, FromDataPlane
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.store import MeshStore
 
 PIECE = 64

@@ -56,8 +56,8 @@ class StoreCatalogue:
 
     def uids(self) -> Iterator[Sequence[str]]:
         """Returns the uids of all workloads."""
-        for shelf in range(self._store.workloads.shelves):
-            yield from batches(self._store.workloads.uids_on(shelf), NAME_PART)
+        for part in self._store.workloads.parts_of_uids():
+            yield from batches(part, NAME_PART)
 
     def services(self) -> Iterator[Sequence[NamespacedHostname]]:
         """Returns the keys of all services."""

@@ -25,6 +25,37 @@ def parse_ip(text: str) -> IPAddress:
     return canonical(ip_address(text.partition("%")[0]))
 
 
+class _Written:
+    """A network that keeps the host bits it was written with: ``11.0.0.1/8``. It compares without them."""
+
+    def __init__(self, ip: IPAddress, length: int) -> None:
+        super().__init__((ip, length), strict=False)  # type: ignore[call-arg]  # of the network it is mixed into
+        self.written = f"{ip}/{length}"
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class _WrittenIPv4Network(_Written, IPv4Network):
+    pass
+
+
+class _WrittenIPv6Network(_Written, IPv6Network):
+    pass
+
+
+def written_network(ip: IPAddress, length: int) -> IPNetwork:
+    """Returns the network of a prefix length, whose ``str()`` has the host bits. Raises ValueError."""
+    if not 0 <= length <= ip.max_prefixlen:
+        raise ValueError("invalid IP prefix length")
+    # The stock class is smaller, and pickles and compares as such; most networks have no host bits.
+    if isinstance(ip, IPv4Address):
+        network = IPv4Network((ip, length), strict=False)
+        return network if network.network_address == ip else _WrittenIPv4Network(ip, length)
+    network6 = IPv6Network((ip, length), strict=False)
+    return network6 if network6.network_address == ip else _WrittenIPv6Network(ip, length)
+
+
 @lru_cache(maxsize=8192)
 def _before_port(ip: IPAddress) -> str:
     # A connection's addresses are written a dozen times, and most are those of the connection before.

@@ -25,8 +25,7 @@ from typing import NamedTuple
 from ztunnel.messages import MeshDelta, Origin, Resource
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.identity import Identity
-from ztunnel.state.convert import ServiceParts
-from ztunnel.state.convert_policy import authorization
+from ztunnel.state.convert import ServiceParts, authorization
 from ztunnel.state.kinds import RejectedError
 from ztunnel.state.policies import PolicyIndex
 from ztunnel.state.scan import Scanner, WorkloadKeys

@@ -189,7 +189,7 @@ _ACTION = enumeration(Action, "istio.security.Action")
 
 
 # Rules are lists (rules) of lists (clauses) of lists (matches), of which the .proto makes messages. How a
-# match from the wire is read depends on the action, so `ztunnel.state.convert_policy` does it.
+# match from the wire is read depends on the action, so `ztunnel.state.convert` does it.
 _CLAUSE = many(MATCH.kind())
 _RULE = many(_CLAUSE)._replace(read=lambda rule: [clause.matches for clause in rule.clauses])
 

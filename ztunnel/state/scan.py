@@ -17,12 +17,12 @@ from google.protobuf.message import DecodeError
 
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.workload import HealthStatus, NetworkMode, Protocol
+from ztunnel.protobuf import WireError
 from ztunnel.state import convert, wire
 from ztunnel.state.convert import ServiceParts, WorkloadParts
 from ztunnel.state.description import DEFAULT_SERVICE_ACCOUNT, WORKLOAD
 from ztunnel.state.kinds import RejectedError
 from ztunnel.state.values import ip_from_bytes, namespaced_hostname, read_ports
-from ztunnel.state.varint import WireError
 
 Membership: TypeAlias = tuple[NamespacedHostname, bytes]
 """A service that a workload belongs to, and what it is there (`convert.pack_endpoint`)."""

@@ -70,8 +70,7 @@ class ServiceIndex:
     def read(self, entry: Entry) -> Service:
         """Returns the model value, without remembering it: for going through all of them."""
         parts = convert.address(entry.body, local=entry.from_file)
-        if not isinstance(parts, ServiceParts):
-            raise TypeError(f"what is stored as service {entry.key} is a workload")
+        assert isinstance(parts, ServiceParts)  # else it would not have been stored here
         return parts.service
 
     def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ztunnel.messages import MeshDelta, ResourceKind
 from ztunnel.model.address import IPAddress, NamespacedHostname
-from ztunnel.model.policy import Authorization
 from ztunnel.model.service import CidrVip, Endpoint, Service
 from ztunnel.model.workload import Workload
 from ztunnel.state.application import AddressApplication, Application, PolicyApplication
@@ -30,6 +29,14 @@ class MeshStore:
         self.services = ServiceIndex()
         self.policies = PolicyIndex()
         self._version = 0
+        # The part of the view that an index answers alone; `MeshView` says what each returns.
+        self.workload = self.workloads.get
+        self.workload_by_address = self.workloads.by_address
+        self.workload_by_hostname = self.workloads.by_hostname
+        self.local_workload = self.workloads.on_node
+        self.policy = self.policies.get
+        self.namespace_policies = self.policies.in_namespace
+        self.global_policies = self.policies.everywhere
 
     @property
     def version(self) -> int:
@@ -51,22 +58,6 @@ class MeshStore:
         while not application.step():
             pass
         return application
-
-    def workload(self, uid: str) -> Workload | None:
-        """Returns the workload with this uid."""
-        return self.workloads.get(uid)
-
-    def workload_by_address(self, network: str, ip: IPAddress) -> Workload | None:
-        """Returns the best workload at an address: pods before others, then HBONE, then the last inserted."""
-        return self.workloads.by_address(network, ip)
-
-    def workload_by_hostname(self, namespace: str, hostname: str) -> Workload | None:
-        """Returns a workload of this namespace that is known by hostname. No workload has the empty one."""
-        return self.workloads.by_hostname(namespace, hostname)
-
-    def local_workload(self, name: str, namespace: str, service_account: str) -> Workload | None:
-        """Returns a workload of our node, of any if ours has no name, by the names that the CNI knows."""
-        return self.workloads.on_node(name, namespace, service_account)
 
     def service(self, namespace: str, hostname: str) -> Service | None:
         """Returns the service with this key."""
@@ -100,18 +91,6 @@ class MeshStore:
             entry = self.services.entry(key)
             if entry is not None and workload.uid in entry.endpoints:
                 yield self.services.service(entry)
-
-    def policy(self, key: str) -> Authorization | None:
-        """Returns the policy stored under ``namespace/name``."""
-        return self.policies.get(key)
-
-    def namespace_policies(self, namespace: str) -> Sequence[Authorization]:
-        """Returns all policies of scope NAMESPACE in this namespace."""
-        return self.policies.in_namespace(namespace)
-
-    def global_policies(self) -> Sequence[Authorization]:
-        """Returns all policies of scope GLOBAL."""
-        return self.policies.everywhere()
 
     def _touch(self) -> None:
         self._version += 1

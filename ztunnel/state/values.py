@@ -1,16 +1,23 @@
 """The kinds of single values: addresses, networks, gateways, ports, text matches.
 
 What is refused, and with which text, is part of the protocol: the control plane sees it in a NACK. A value of
-a policy that cannot be read is `UNREADABLE` instead (`ztunnel.state.convert_policy` says why).
+a policy that cannot be read is `UNREADABLE` instead (`ztunnel.state.convert` says why).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from ztunnel.model.address import GatewayAddress, IPAddress, IPNetwork, NamespacedHostname, NetworkAddress
+from ztunnel.model.address import (
+    GatewayAddress,
+    IPAddress,
+    IPNetwork,
+    NamespacedHostname,
+    NetworkAddress,
+    written_network,
+)
 from ztunnel.model.policy import StringMatch, StringMatchKind
 from ztunnel.model.service import CidrVip
 from ztunnel.state import local_reader as file
@@ -43,37 +50,6 @@ def _display_ip(octets: bytes) -> str:
 IP = Kind(file.address, ip_from_bytes, str, _display_ip)
 
 
-class _Written:
-    """A network that keeps the host bits it was written with, for the dump: ``11.0.0.1/8``."""
-
-    def __init__(self, ip: IPAddress, length: int) -> None:
-        super().__init__((ip, length), strict=False)  # type: ignore[call-arg]  # of the network it is mixed into
-        self.written = f"{ip}/{length}"
-
-    def __str__(self) -> str:
-        return self.written
-
-
-class _WrittenIPv4Network(_Written, IPv4Network):
-    pass
-
-
-class _WrittenIPv6Network(_Written, IPv6Network):
-    pass
-
-
-def written_network(ip: IPAddress, length: int) -> IPNetwork:
-    """Returns the network of a prefix length, which prints with the host bits. Raises RejectedError."""
-    if not 0 <= length <= ip.max_prefixlen:
-        raise RejectedError("invalid cidr: invalid IP prefix length")
-    # The stock class is smaller, and pickles and compares as such; most networks have no host bits.
-    if isinstance(ip, IPv4Address):
-        network = IPv4Network((ip, length), strict=False)
-        return network if network.network_address == ip else _WrittenIPv4Network(ip, length)
-    network6 = IPv6Network((ip, length), strict=False)
-    return network6 if network6.network_address == ip else _WrittenIPv6Network(ip, length)
-
-
 def _parse_network(value: Any, place: str) -> IPNetwork:
     """Returns a network with its prefix length; host bits are kept."""
     start, slash, length = file.text(value, place).partition("/")
@@ -81,8 +57,8 @@ def _parse_network(value: Any, place: str) -> IPNetwork:
         raise file.problem(place, "invalid IP address syntax")
     try:
         return written_network(file.address(start, place), int(length))
-    except RejectedError:
-        raise file.problem(place, "invalid IP prefix length") from None
+    except ValueError as error:
+        raise file.problem(place, str(error)) from None
 
 
 # -- references --------------------------------------------------------------------------------------------
@@ -199,11 +175,11 @@ def _read_vips(messages: Iterable[Any]) -> tuple[NetworkAddress, ...]:
 
 
 def _read_ranges(messages: Iterable[Any]) -> tuple[CidrVip, ...]:
-    return tuple(
-        CidrVip(network, written_network(ip, length))
-        for network, ip, length in _addresses(messages)
-        if length is not None
-    )
+    ranges = [(name, ip, length) for name, ip, length in _addresses(messages) if length is not None]
+    try:
+        return tuple(CidrVip(name, written_network(ip, length)) for name, ip, length in ranges)
+    except ValueError as error:
+        raise RejectedError(f"invalid cidr: {error}") from None
 
 
 _RANGE_OF_FILE = Record(
@@ -257,7 +233,7 @@ STRING_MATCH = Kind(_parse_string, _read_string, _show_string)
 def _read_network(message: Any) -> IPNetwork | None:
     try:
         return written_network(ip_from_bytes(message.address), message.length)
-    except RejectedError:
+    except ValueError:
         return UNREADABLE
 
 

@@ -3,7 +3,7 @@
 upb parses a workload in half a microsecond, and is more lenient than the Rust ztunnel in one
 respect: to it, a known field with another wire type is an unknown field. A workload or policy that was half
 read must never come into force, so `parse` finds out whether anything in the bytes was not understood, and
-then lets `ztunnel.state.strict` decide. That also gives the reasons of refusals, which the control plane sees
+then lets `ztunnel.protobuf` decide. That also gives the reasons of refusals, which the control plane sees
 in NACKs.
 
 A map (the services of a workload) is read as the list of entries that it is on the wire, and an enumeration
@@ -19,8 +19,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from ztunnel.pb.descriptors import FILES
-from ztunnel.state.strict import check
-from ztunnel.state.varint import WireError
+from ztunnel.protobuf import WireError, check
 
 _POOL = descriptor_pool.DescriptorPool()
 for _file in FILES:
@@ -41,10 +40,14 @@ AUTHORIZATION = _class("istio.security.Authorization")
 def parse(kind: Any, body: bytes) -> Any:
     """Returns the message of class ``kind``, one of this module, that the bytes are. Raises WireError."""
     try:
-        return understood(kind, body) or _checked(kind, body)
+        message = understood(kind, body)
+        if message is None:
+            check(kind.DESCRIPTOR, body)
+            message = kind.FromString(body)
     except DecodeError as error:
         check(kind.DESCRIPTOR, body)
         raise WireError(str(error)) from None  # what only upb refuses: a key of more than five bytes, say
+    return message
 
 
 def understood(kind: Any, body: bytes) -> Any:
@@ -57,11 +60,6 @@ def understood(kind: Any, body: bytes) -> Any:
         if message.ByteSize() == size:
             return message
     return None
-
-
-def _checked(kind: Any, body: bytes) -> Any:
-    check(kind.DESCRIPTOR, body)
-    return kind.FromString(body)
 
 
 def enumeration_numbers(name: str) -> Mapping[str, int]:

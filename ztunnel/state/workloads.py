@@ -7,7 +7,7 @@ shared by all indexes. The dicts hold texts, numbers and bytes only, which spare
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import attrgetter
 
@@ -55,14 +55,9 @@ class WorkloadIndex:
         """Returns the uids of all workloads, in no useful order."""
         return list(chain.from_iterable(self._bodies))
 
-    @property
-    def shelves(self) -> int:
-        """How many parts the workloads are kept in."""
-        return len(self._bodies)
-
-    def uids_on(self, shelf: int) -> list[str]:
-        """Returns the uids of one part: for going through all of them with pauses."""
-        return list(self._bodies[shelf])
+    def parts_of_uids(self) -> Iterator[list[str]]:
+        """Yields the same in parts: for going through all of them with pauses."""
+        yield from map(list, self._bodies)
 
     def body(self, uid: str) -> bytes | None:
         """Returns the bytes of a workload's Address."""
@@ -89,8 +84,7 @@ class WorkloadIndex:
     def stored(self, uid: str, body: bytes) -> WorkloadParts:
         """Returns what the stored bytes of a workload hold."""
         parts = convert.address(body, local=uid in self._from_file)
-        if not isinstance(parts, WorkloadParts):
-            raise TypeError(f"what is stored as workload {uid} is a service")
+        assert isinstance(parts, WorkloadParts)  # else it would not have been stored here
         return parts
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
@@ -152,8 +146,7 @@ class WorkloadIndex:
     def keys(self, uid: str, body: bytes, scanner: Scanner) -> WorkloadKeys:
         """Returns the keys of a stored workload, anew from its bytes."""
         keys = scanner.scan(body, local=uid in self._from_file)
-        if not isinstance(keys, WorkloadKeys):
-            raise TypeError(f"what is stored as workload {uid} is a service")
+        assert isinstance(keys, WorkloadKeys)  # else it would not have been stored here
         return keys
 
     def _relink(self, uid: str, keys: WorkloadKeys, change: Callable[..., None]) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ztunnel.errors import ZtunnelError
-from ztunnel.state.varint import WireError, read_varint, write_varint
+from ztunnel.protobuf import WireError, read_varint, write_varint
 from ztunnel.xds.scanned import ScannedResources, Span
 
 # Tags: field number << 3 | wire type 2 (length-delimited).

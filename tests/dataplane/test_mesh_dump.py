@@ -8,13 +8,13 @@ from hypothesis import given, settings
 
 from tests.support import mesh_messages as messages
 from tests.support.mesh_messages import address, delta, policy
+from ztunnel.dataplane.mesh_dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
 from ztunnel.pb.istio import workload as pb
 from ztunnel.state import convert
 from ztunnel.state.convert import WorkloadParts
 from ztunnel.state.description import WORKLOAD
-from ztunnel.state.dump import dump_policies, dump_services, dump_staged, dump_workloads
 from ztunnel.state.kinds import RejectedError
 from ztunnel.state.store import MeshStore
 

@@ -1,10 +1,12 @@
-"""Whether bytes are a protobuf message, strictly, and if not, where and why.
+"""Protobuf's encoding by hand: numbers, and a strict check of whole messages.
 
-The rules are those of https://protobuf.dev/programming-guides/encoding/: unknown fields are skipped (groups
-too), numbers may come packed or one by one. Stricter than most readers, and like the Rust ztunnel:
-a known field with another wire type is an error, and so is a number of more than 64 bits.
+Messages are read by upb (`ztunnel.state.wire`). Here is what it does not do, or not as the Rust ztunnel does.
 
-Nothing is read here but the structure; the values are upb's (`ztunnel.state.wire`).
+Numbers have seven bits a byte, the lowest first. `check` tells whether bytes are a message, and if not, where
+and why. It reads the structure alone. The rules are those of
+https://protobuf.dev/programming-guides/encoding/: unknown fields are skipped (groups too), numbers may come
+packed or one by one. It is stricter than most readers, and like the Rust ztunnel: a known field with another
+wire type is an error, and so is a number of more than 64 bits.
 """
 
 from __future__ import annotations
@@ -13,12 +15,52 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
-from ztunnel.state.varint import WireError, read_varint
-
 _MAX_KEY = 0xFFFFFFFF
 _MAX_GROUP_DEPTH = 100  # the limit of the Rust ztunnel; our stack would bear more
 _WIRE_TYPES = ("Varint", "SixtyFourBit", "LengthDelimited", "StartGroup", "EndGroup", "ThirtyTwoBit")
 _VARINT, _FIXED64, _DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
+
+
+class WireError(ValueError):
+    """Bytes are not a message of their type. ``str()`` says where (innermost field first) and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.where: list[str] = []
+
+    def __str__(self) -> str:
+        places = "".join(f"{place}: " for place in self.where)
+        return f"failed to decode Protobuf message: {places}{self.reason}"
+
+
+def read_varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
+    """Reads a number of up to 64 bits. Returns it and where it ends. Raises WireError."""
+    result = shift = 0
+    while pos < end:
+        byte = data[pos]
+        pos += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if shift == 63 and byte > 1:
+                break
+            return result, pos
+        shift += 7
+        if shift > 63:
+            break
+    raise WireError("invalid varint")
+
+
+def write_varint(value: int) -> bytes:
+    """Returns a non-negative number as bytes."""
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 class _Field(NamedTuple):

@@ -18,7 +18,7 @@ from ztunnel.model.policy import (
 )
 from ztunnel.pb.google import protobuf
 from ztunnel.pb.istio import security
-from ztunnel.state.convert_policy import authorization
+from ztunnel.state.convert import authorization
 from ztunnel.state.kinds import RejectedError
 
 BAD_IP = security.Address(address=b"abc", length=8)
