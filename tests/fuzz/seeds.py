@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.state.test_dump import gateway
-
+from tests.dataplane.test_mesh_dump import gateway
 from tests.hbone.test_fuzz import VALID
 from tests.support import big_meshes
 from tests.xds.test_local_file import EXAMPLE, FULL
