@@ -137,6 +137,7 @@ class ControlBounds:
     xds_demand: float = seconds(5, "on-demand xDS: for the answer of the control plane")
     demands_waiting: int = count(10_000, "on-demand xDS: keys that are waited for")
     demands_remembered: int = count(10_000, "on-demand xDS: keys that stay subscribed")
+    xds_request: int = count(4_000_000, "bytes of a request on an xDS stream; istiod takes 4 MiB")
     xds_first_backoff: float = seconds(0.01, "between two xDS streams; doubled after each failure")
     xds_longest_backoff: float = seconds(3, "between two xDS streams at most")
     ca_call: float = seconds(30, "for a certificate to be issued")
@@ -159,6 +160,7 @@ class ControlBounds:
         4 * MIB, "replaced resources in the file that keeps the mesh for new workers"
     )
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
+    worker_message: int = size(256 * MIB, "a message between the control side and a worker process")
     worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")
     worker_first_pause: float = seconds(0.1, "until one that ended sooner is replaced; doubled each time")
     worker_longest_pause: float = seconds(30, "until a worker process is replaced at most")
@@ -171,6 +173,8 @@ class ControlBounds:
     crl_file: int = size(256 * MIB, "the file of revocation lists")
     crl_quiet: float = seconds(2, "without a change of its directory, until it is read")
     local_file_quiet: float = seconds(0.2, "without a change of the local file's directory, until it is read")
+    local_file_values: int = count(20_000_000, "values in the local file, with what its aliases stand for")
+    local_file_depth: int = count(100, "lists and mappings of the local file within one another")
     data_plane_answer: float = seconds(5, "for a report or a piece of the dump")
     watch_retry: float = seconds(10, "until a directory that cannot be watched is tried again")
 

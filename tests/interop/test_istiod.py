@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ from tests.interop import objects as k8s
 from tests.interop.istiod_peer import Istiod
 from tests.support.logs import capture_logs
 from tests.support.xds_conversation import hear, resource, response
+from ztunnel.bounds import DEFAULTS
 from ztunnel.config.model import Config, RootStatic
 from ztunnel.decide.authorize import authorize
 from ztunnel.decide.dns_names import answer
@@ -39,7 +41,7 @@ from ztunnel.state.store import MeshStore
 from ztunnel.xds.connect import connector
 from ztunnel.xds.node import encode_node
 from ztunnel.xds.xds_client import XdsClient
-from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, REQUEST_BUDGET, XdsSession
+from ztunnel.xds.xds_session import ADDRESS_TYPE, AUTHORIZATION_TYPE, XdsSession
 
 LOCAL_NETWORK = "network-1"
 REMOTE_NETWORK = "network-2"
@@ -145,7 +147,11 @@ def istiod(istiod_binary: None, tmp_path: Path) -> Iterator[Istiod]:
 
 @asynccontextmanager
 async def connected(
-    istiod: Istiod, *, on_demand: bool = False, knows: int = 0, request_budget: int = REQUEST_BUDGET
+    istiod: Istiod,
+    *,
+    on_demand: bool = False,
+    knows: int = 0,
+    xds_request: int = DEFAULTS.control.xds_request,
 ) -> AsyncIterator[Ztunnel]:
     """A client that has synced. ``knows``: from an earlier stream it knows so many names that are gone."""
     config = Config(
@@ -157,7 +163,8 @@ async def connected(
         local_ip="10.0.0.250",
         proxy_metadata=NODE_METADATA,
     )
-    session = XdsSession(encode_node(config, []), on_demand=on_demand, request_budget=request_budget)
+    bounds = replace(DEFAULTS.control, xds_request=xds_request)
+    session = XdsSession(encode_node(config, []), on_demand=on_demand, bounds=bounds)
     if knows:
         session.open()
         names = (f"Kubernetes//Pod/default/a-pod-that-was-here-before-{n}" for n in range(knows))
@@ -171,7 +178,7 @@ async def connected(
         ztunnel.client = client
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run, name="xds")
-            if request_budget <= REQUEST_BUDGET:
+            if xds_request <= DEFAULTS.control.xds_request:
                 await client.ready.wait()
             with trio.fail_after(30):
                 yield ztunnel
@@ -439,7 +446,7 @@ async def test_more_known_names_than_istiod_takes_in_a_message_are_synced_anyway
 
 
 async def test_without_the_bound_istiod_would_refuse_the_request_each_time(istiod):
-    async with connected(istiod, knows=60_000, request_budget=20_000_000) as z:
+    async with connected(istiod, knows=60_000, xds_request=20_000_000) as z:
         await z.until(lambda: len(z.terminations) >= 2)
         assert [r for r in z.records if "received message larger than max" in r.message]
         assert z.pod("web") is None

@@ -44,7 +44,7 @@ def attributes(data: bytes) -> dict[int, object]:
 
 
 def test_a_request_to_add_says_who_connects_and_what_is_shown():
-    message = encode_add(7, HIDDEN, TARGET, CLIENT)
+    message = encode_add(7, HIDDEN, TARGET, CLIENT, 30)
     length, kind, flags, sequence, port = struct.unpack_from("=IHHII", message)
     assert (length, kind, flags, sequence, port) == (len(message), 0x100, 0x605, 7, 0)
     assert message[16:20] == bytes((socket.AF_INET, 0, 0, 0))
@@ -60,7 +60,7 @@ def test_ipv6_has_attributes_of_its_own():
     hidden, target, client = (
         ConntrackEndpoint(ip_address(text).packed, 1) for text in ("100::1", "fd00::2", "fd00::1")
     )
-    message = encode_add(1, hidden, target, client)
+    message = encode_add(1, hidden, target, client, 30)
     assert message[16] == socket.AF_INET6
     found = attributes(message[20:])
     assert found[1] == {1: {3: hidden.ip, 4: target.ip}, 2: {1: b"\x06", 2: b"\x00\x01", 3: b"\x00\x01"}}

@@ -197,7 +197,7 @@ def test_a_name_both_sent_and_removed_is_known_afterwards_since_the_server_sent_
 
 class TestTooManyNamesForOneRequest:
     def reconnected(self) -> XdsSession:
-        session = XdsSession(NODE, request_budget=60)
+        session = XdsSession(NODE, bounds=ControlBounds(xds_request=60))
         session.open()
         names = [resource(f"name-{n}", f"v{n}") for n in range(10)]
         hear(session, response(*names))
@@ -249,7 +249,7 @@ class TestTooManyNamesForOneRequest:
         assert delta.removed == ("name-9",)
 
     def test_on_demand_the_names_go_in_several_requests_each_within_the_budget(self):
-        session = XdsSession(NODE, on_demand=True, request_budget=60)
+        session = XdsSession(NODE, on_demand=True, bounds=ControlBounds(xds_request=60))
         session.open()
         hear(session, response(*(resource(f"name-{n}", f"v{n}") for n in range(10))))
         session.close()

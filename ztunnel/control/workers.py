@@ -142,7 +142,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         with theirs:
             self._forks.order(theirs)
-        line = control_end(ours)
+        line = control_end(ours, self._bounds.worker_message)
         worker: Worker | None = None
         link = DataPlaneLink(line, line, lambda message: self._from(worker, message), self._bounds)
         worker = self._workers[number] = Worker(number, link)

@@ -81,7 +81,7 @@ class Pods:
         listening: SocketFactory = HostSockets()
         if message.netns is not None:
             try:
-                namespace = Namespace(message.netns)
+                namespace = Namespace(message.netns, end_seconds=self._shared.bounds.connection.visit_end)
             except OSError as error:
                 for descriptor in message.descriptors():
                     os.close(descriptor)

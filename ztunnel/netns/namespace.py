@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 import outcome
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.netns.namespace_thread import (
     NamespaceError,
     NamespaceIdentity,
@@ -31,16 +32,22 @@ class Namespace:
     """An open network namespace. It owns its descriptor: `close` it, or use it as a context manager.
 
     thread: the thread that enters it; None is the one that the process keeps while such a namespace is open.
+    end_seconds: when the last of these is closed, it waits no longer for a visit that is under way.
     """
 
-    def __init__(self, descriptor: int, thread: NamespaceThread | None = None) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        thread: NamespaceThread | None = None,
+        end_seconds: float = DEFAULTS.connection.visit_end,
+    ) -> None:
         """Take over ``descriptor``. Raises OSError when it is not open; the caller still owns it then.
 
         With the process's thread, call it on Trio's thread.
         """
         self.identity = NamespaceIdentity.of(descriptor)
         self._shares_thread = thread is None
-        self._thread = process_thread.acquire() if thread is None else thread
+        self._thread = process_thread.acquire(end_seconds) if thread is None else thread
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._visits = 0

@@ -227,10 +227,10 @@ class _ProcessThread:
         self._users = 0
         self._thread: NamespaceThread | None = None
 
-    def acquire(self) -> NamespaceThread:
+    def acquire(self, end_seconds: float) -> NamespaceThread:
         with self._lock:
             if self._thread is None:
-                self._thread = NamespaceThread()
+                self._thread = NamespaceThread(end_seconds)
             self._users += 1
             return self._thread
 

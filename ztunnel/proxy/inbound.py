@@ -105,7 +105,8 @@ class InboundProxy:
         report.phase = Phase.HANDSHAKE
         began = trio.current_time()
         try:
-            await tls.handshake(shared.bounds.connection.handshake_timeout)
+            limits = shared.bounds.connection
+            await tls.handshake(limits.handshake_timeout, alert_seconds=limits.alert_timeout)
         except (TlsError, OSError) as error:
             tls.close()
             if isinstance(error, RevokedCertificateError):

@@ -88,7 +88,8 @@ async def _handshake(outer: ClientStream, plan: OutboundPlan, shared: Shared) ->
     context = shared.certificates.client(certificate)
     tls = StreamTls(context, StreamTransport(outer), plan.inner_expected)
     try:
-        await tls.handshake(shared.bounds.connection.handshake_timeout)
+        limits = shared.bounds.connection
+        await tls.handshake(limits.handshake_timeout, alert_seconds=limits.alert_timeout)
     except (TlsError, OSError) as error:
         tls.close()
         # If the service expects no identity at all, every peer is refused: another attempt changes nothing.

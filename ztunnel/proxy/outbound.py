@@ -296,7 +296,8 @@ class OutboundProxy:
         tls = SocketTls(context, sock, key.expected)
         began = trio.current_time()
         try:
-            await tls.handshake(shared.bounds.connection.handshake_timeout)
+            limits = shared.bounds.connection
+            await tls.handshake(limits.handshake_timeout, alert_seconds=limits.alert_timeout)
         except (TlsError, OSError) as error:
             tls.close()
             if isinstance(error, RevokedCertificateError):

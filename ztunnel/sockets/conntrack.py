@@ -64,7 +64,7 @@ def encode_add(
     source: ConntrackEndpoint,
     destination: ConntrackEndpoint,
     shown: ConntrackEndpoint,
-    unused_seconds: float = DEFAULTS.connection.source_entry,
+    unused_seconds: float,
 ) -> bytes:
     """Returns a request to add a TCP connection from ``source`` that ``destination`` sees as from ``shown``.
 
@@ -158,11 +158,12 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 class Conntrack:
     """The table of one network namespace. ``sock``: a non-blocking netlink socket of it; `close` closes it.
 
-    All methods raise OSError.
+    unused_seconds: how long an entry lives if the first packet does not come. All methods raise OSError.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, unused_seconds: float = DEFAULTS.connection.source_entry) -> None:
         self._sock = sock
+        self._unused_seconds = unused_seconds
         self._sequence = 0
 
     def close(self) -> None:
@@ -174,7 +175,8 @@ class Conntrack:
     ) -> bool:
         """Translate a connection that is about to be made. Returns False when ``shown`` is in use there."""
         self._sequence += 1
-        error = self._ask(encode_add(self._sequence, source, destination, shown)).error
+        request = encode_add(self._sequence, source, destination, shown, self._unused_seconds)
+        error = self._ask(request).error
         if error == errno.EEXIST:
             return False
         if error:

@@ -16,11 +16,9 @@ from typing import Generic, TypeVar, cast
 import msgspec
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.errors import ZtunnelError
 from ztunnel.messages import FromDataPlane, PodAdded, ToDataPlane
-
-LARGEST_FRAME = 256 * 1024 * 1024
-"""The largest valid length. xDS responses end at 200 MiB, so a larger frame is an error."""
 
 _READ = 256 * 1024
 _LENGTH = 4
@@ -38,13 +36,20 @@ class MessageSocket(
 ):
     """One end of a socketpair between the control side and a worker: messages in both directions.
 
-    decoder: for the union of messages that come in. The socket is closed by `aclose`.
+    decoder: for the union of messages that come in. largest: the most bytes that a message may have. The
+        socket is closed by `aclose`.
     """
 
-    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[_Message]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        decoder: msgspec.msgpack.Decoder[_Message],
+        largest: int = DEFAULTS.control.worker_message,
+    ) -> None:
         sock.setblocking(False)  # noqa: FBT003  # the standard library has no other way
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._decoder = decoder
+        self._largest = largest
         # A response's resources are in a lazy sequence that msgspec does not know.
         self._encoder = msgspec.msgpack.Encoder(enc_hook=list)
         self._buffer = bytearray()
@@ -103,7 +108,7 @@ class MessageSocket(
         if len(buffer) < _LENGTH:
             return None
         length = int.from_bytes(buffer[:_LENGTH], "big")
-        if length > LARGEST_FRAME:
+        if length > self._largest:
             raise FrameError(f"A frame of {length} bytes was announced by the other process.")
         end = _LENGTH + length
         if len(buffer) < end:
@@ -143,6 +148,8 @@ def worker_end(sock: socket.socket) -> MessageSocket[ToDataPlane]:
     return MessageSocket(sock, msgspec.msgpack.Decoder(ToDataPlane))
 
 
-def control_end(sock: socket.socket) -> MessageSocket[FromDataPlane]:
-    """Returns the control side's end."""
-    return MessageSocket(sock, msgspec.msgpack.Decoder(FromDataPlane))
+def control_end(
+    sock: socket.socket, largest: int = DEFAULTS.control.worker_message
+) -> MessageSocket[FromDataPlane]:
+    """Returns the control side's end. largest: the most bytes that a message may have."""
+    return MessageSocket(sock, msgspec.msgpack.Decoder(FromDataPlane), largest)

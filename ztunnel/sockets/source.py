@@ -187,7 +187,7 @@ class ClientSources:
         if self._closed:
             return "the pod is being closed"
         if self._table is None:
-            self._table = Conntrack(await self._factory.conntrack())
+            self._table = Conntrack(await self._factory.conntrack(), self._bounds.source_entry)
         family = socket.AF_INET if own.version == 4 else socket.AF_INET6
         with await self._factory.stream(family) as listener, await self._factory.stream(family) as near:
             listener.bind((str(own), 0))

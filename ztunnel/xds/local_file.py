@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.messages import MeshDelta, Origin, Resource, ResourceKind
 from ztunnel.model.policy import Authorization
 from ztunnel.state.convert import ServiceParts, WorkloadParts, body_of, file_service, file_workload, shown
@@ -38,10 +39,10 @@ _FILE = Record(
 )
 
 
-def parse(source: str) -> LocalConfig:
+def parse(source: str, bounds: ControlBounds = DEFAULTS.control) -> LocalConfig:
     """Reads the text of the file. Empty text is an empty file. Raises LocalConfigError."""
     try:
-        value = read_yaml(source)
+        value = read_yaml(source, bounds)
     except YamlError as error:
         raise LocalConfigError(str(error)) from None
     config: LocalConfig = _FILE.parse({} if value is None else value, "")

@@ -84,7 +84,7 @@ class LocalXds:
         if isinstance(self._source, LocalFile):
             self._seen = _FileStatus.of(self._source.path)
         text = self._read()
-        config = parse(text)
+        config = parse(text, self._bounds)
         refused = await self._put(config)
         if refused:
             raise LocalFileError("; ".join(refused))
@@ -116,7 +116,7 @@ class LocalXds:
             text = self._read()
             if text == self._text and self.last_error is None:
                 return
-            config = parse(text)
+            config = parse(text, self._bounds)
         except (LocalConfigError, LocalFileError) as error:
             self._complain(error)
             return

@@ -16,12 +16,10 @@ from typing import Any
 
 import yaml
 
+from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.state.local_reader import Tagged
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-_MAX_DEPTH = 100
-_MAX_VALUES = 20_000_000
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -50,13 +48,13 @@ class _Open:
 _NO_KEY = object()
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, bounds: ControlBounds = DEFAULTS.control) -> Any:
     """Returns the one document of the text, None for an empty one.
 
     Values are dicts, lists, str, int, float, bool, None and `Tagged`. Raises YamlError.
     """
     try:
-        return _build(text)
+        return _build(text, bounds)
     except yaml.MarkedYAMLError as error:
         what = ": ".join(part for part in (error.context, error.problem) if part)
         raise _error(what or "not YAML", error.problem_mark) from None
@@ -64,7 +62,7 @@ def read_yaml(text: str) -> Any:
         raise YamlError(" ".join(str(error).split())) from None
 
 
-def _build(text: str) -> Any:
+def _build(text: str, bounds: ControlBounds) -> Any:
     anchors: dict[str, tuple[Any, int]] = {}
     stack: list[_Open] = []
     root: Any = None
@@ -84,7 +82,7 @@ def _build(text: str) -> Any:
                     raise _error(f"found undefined alias {event.anchor!r}", event.start_mark)
                 (value, size), anchor = anchors[event.anchor], None
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
-                if len(stack) >= _MAX_DEPTH:
+                if len(stack) >= bounds.local_file_depth:
                     raise _error("nested too deeply", event.start_mark)
                 stack.append(_Open([] if isinstance(event, yaml.SequenceStartEvent) else {}, event))
                 continue
@@ -100,7 +98,7 @@ def _build(text: str) -> Any:
             continue
         _add(stack[-1], value, event)
         stack[-1].size += size
-        if stack[-1].size > _MAX_VALUES:
+        if stack[-1].size > bounds.local_file_values:
             raise _error("too many values; aliases multiply what they stand for", event.start_mark)
     return root
 

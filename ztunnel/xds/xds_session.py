@@ -21,11 +21,11 @@ the store unread.
 
 **Reconnect.** The first request of a type contains every known name with its version, so the server sends
 only the difference and lists the removed names. But istiod refuses a message over 4 MiB, which is about
-45,000 names: the Rust ztunnel then fails at every attempt, forever. So above `REQUEST_BUDGET` the names are
-left out, and the response is the whole mesh. Resources with an unchanged version are not applied again, and
-known names that are not in the response are removed. This relies on istiod sending all resources of a type in
-one response. In on-demand mode names are subscriptions and cannot be left out: they are sent in several
-requests.
+45,000 names: the Rust ztunnel then fails at every attempt, forever. So above `ControlBounds.xds_request` the
+names are left out, and the response is the whole mesh. Resources with an unchanged version are not applied
+again, and known names that are not in the response are removed. This relies on istiod sending all resources
+of a type in one response. In on-demand mode names are subscriptions and cannot be left out: they are sent in
+several requests.
 
 **On demand.** A key (``network/ip``, ``namespace/hostname`` or a uid) is asked for once, however many callers
 wait for it. istiod answers an address with the object's own name and has the address among its aliases, so
@@ -56,9 +56,6 @@ AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
 
 KINDS = {ADDRESS_TYPE: ResourceKind.ADDRESS, AUTHORIZATION_TYPE: ResourceKind.AUTHORIZATION}
 """The types that we subscribe to, in the order of the requests."""
-
-REQUEST_BUDGET = 4_000_000
-"""The largest size of a request in bytes: istiod takes 4 MiB (its ISTIO_GPRC_MAXRECVMSGSIZE)."""
 
 READ_SLICE = 250
 """How many resources are read without a pause: half a millisecond."""
@@ -162,14 +159,12 @@ class XdsSession:
         *,
         on_demand: bool = False,
         numbers: Iterator[int] | None = None,
-        request_budget: int = REQUEST_BUDGET,
         bounds: ControlBounds = DEFAULTS.control,
     ) -> None:
         self._bounds = bounds
         self._node = node
         self._numbers = count(1) if numbers is None else numbers
         self._on_demand = on_demand
-        self._budget = request_budget
         self._versions: dict[str, dict[str, str]] = {type_url: {} for type_url in KINDS}
         self._awaited = {AUTHORIZATION_TYPE} if on_demand else set(KINDS)
         self._is_open = False
@@ -339,14 +334,14 @@ class XdsSession:
         for name, version in known.items():
             entry = encode_version(name, version)
             size += len(entry)
-            if size > self._budget:
+            if size > self._bounds.xds_request:
                 self._resync.add(type_url)
                 return encode_request(type_url, node=self._node)
             entries.append(entry)
         return encode_request(type_url, node=self._node) + b"".join(entries)
 
     def _exceeds_budget(self, known: Mapping[str, str]) -> bool:
-        left = self._budget
+        left = self._bounds.xds_request
         names, versions = iter(known), iter(known.values())
         while left >= 0:
             part = sum(map(len, islice(names, READ_SLICE))) + sum(map(len, islice(versions, READ_SLICE)))
@@ -364,7 +359,7 @@ class XdsSession:
         waited_for = ((key, "") for key in sorted(self._pending) if key not in known)
         for name, version in (*known.items(), *waited_for):
             entry = encode_version(name, version)
-            if size + len(entry) > self._budget and entries:
+            if size + len(entry) > self._bounds.xds_request and entries:
                 yield request + b"".join(entries)
                 request = encode_request(type_url)
                 entries, size = [], 0
