@@ -206,7 +206,6 @@ async def run(seed: int, seconds: float, only: list[str], pairs_only: bool) -> i
                     raise
                 began = trio.current_time()
                 wrong = await this.recovered(random)
-                applications.kernel_ends = False
                 took = trio.current_time() - began
                 outcomes = sorted((applications.outcomes - before).items())
                 what = ", ".join(f"{how} {count}" for how, count in outcomes)

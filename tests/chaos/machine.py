@@ -64,7 +64,6 @@ async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
     """
     node = scene.some_node(random)
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    scene.applications.killed()
     pids = families([node.current.process.pid])[1:]
     for pid in pids:
         with suppress(*_GONE):

@@ -34,7 +34,6 @@ def restart_if_dead(node: NodeZtunnel) -> None:
 async def ztunnel_killed(scene: Scene, random: Random) -> AsyncIterator[None]:
     """SIGKILL; a new one is started afterwards."""
     node = scene.some_node(random)
-    scene.applications.killed()
     node.current.process.signal(signal.SIGKILL)
     try:
         yield
@@ -111,8 +110,6 @@ def worker(number: signal.Signals) -> Fault:
     async def fault(scene: Scene, random: Random) -> AsyncIterator[None]:
         workers = _workers(scene, random)
         pid = random.choice(sorted(workers)) if workers else None  # none: another fault has killed all
-        if number == signal.SIGKILL:
-            scene.applications.killed()
         if pid is not None:
             send(pid, number)
         try:
@@ -128,7 +125,6 @@ def worker(number: signal.Signals) -> Fault:
 async def workers_killed(scene: Scene, random: Random) -> AsyncIterator[None]:
     """All of a node's workers at once, and whoever starts them."""
     root = scene.some_node(random).current.process.pid
-    scene.applications.killed()
     for pid in families([root])[1:]:
         send(pid, signal.SIGKILL)
     yield

@@ -13,7 +13,7 @@ import trio.testing
 from tests.chaos.__main__ import again, plan, random_of, tracebacks
 from tests.chaos.catalogue import CATALOGUE
 from tests.chaos.scene import Names, address_of
-from tests.support.conversations import Applications, EarlyEnd, exchange
+from tests.support.conversations import Violation, exchange
 from tests.support.traffic import pattern
 
 
@@ -40,20 +40,6 @@ def test_a_round_is_repeated_by_itself():
     )
     assert plan(3, list(names), pairs_only=True) == [names]
     assert again(3, ("partition",)) == "python -m tests.chaos --seed 3 --only partition"
-
-
-def test_an_early_end_is_excused_where_a_proxy_was_killed():
-    """Of a connection that was open then, even when it is read much later; of a new one it is not."""
-    applications = Applications(None, None)  # type: ignore[arg-type]  # no pod is asked for anything
-    old = applications._excused()
-    assert not old()
-    applications.killed()
-    during = applications._excused()
-    applications.kernel_ends = False
-    new = applications._excused()
-    assert old()
-    assert during()
-    assert not new()
 
 
 class Sockets:
@@ -89,10 +75,10 @@ async def say(stream: trio.SocketStream, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", EarlyEnd),
-        (bytes(3), EarlyEnd),
-        ((100).to_bytes(8, "big") + bytes(pattern(0, 99)), EarlyEnd),
-        ((100).to_bytes(8, "big") + bytes(pattern(0, 101)), EarlyEnd),
+        (b"", Violation),
+        (bytes(3), Violation),
+        ((100).to_bytes(8, "big") + bytes(pattern(0, 99)), Violation),
+        ((100).to_bytes(8, "big") + bytes(pattern(0, 101)), Violation),
         ((100).to_bytes(8, "big") + bytes(pattern(1, 100)), AssertionError),
         ((100).to_bytes(8, "big") + bytes(pattern(0, 50)) + bytes(pattern(51, 50)), AssertionError),
     ],

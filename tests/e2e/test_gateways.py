@@ -12,12 +12,14 @@ import trio
 
 from tests.e2e.east_west import gateway
 from tests.support.census import take_census
+from tests.support.local_file import Exact
 from tests.support.mesh import Mesh, waypoint
 from tests.support.pod import MeshPod, eventually
 from tests.support.quiet import quiet
 from tests.support.raw_hbone import raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices
 from tests.support.traffic import (
+    ended_by,
     pattern,
     read_all,
     read_exactly,
@@ -114,7 +116,7 @@ async def ask(client: MeshPod, address: str) -> None:
 async def fails(client: MeshPod, address: str) -> dict[str, Any]:
     """A connection that must fail; gives its access log line."""
     before = len(client.access_log())
-    assert await refused_by(client, address, 80, say=b"secret", timeout=30) in {"end", "reset"}
+    assert await refused_by(client, address, 80, say=b"secret", timeout=30) == "reset"
     (entry,) = (await client.logged(count=before + 1))[before:]
     assert "error" in entry
     return entry
@@ -301,3 +303,27 @@ async def test_the_last_bytes_arrive_when_the_server_has_ended_its_side_long_bef
         assert application.failures == []
         assert received == [total]
         assert behind.resets == []
+
+
+async def test_what_policy_cuts_behind_a_gateway_ends_with_a_reset_on_both_sides(networks: Networks) -> None:
+    """Cut in the inner tunnel, while the client is sending: the application must not take that for all."""
+    client, remote, mesh = networks.client, networks.remote, networks.mesh
+    ends: list[str] = []
+
+    async def remember(stream: trio.SocketStream) -> None:
+        assert await read_exactly(stream, 6) == b"a part"
+        await stream.send_all(b"x")
+        ends.append(await ended_by(stream))
+
+    async with networks.gateway_to(remote, "web"), serve(remote, 8080, remember):
+        async with await client.connect(networks.vips["web"], 80) as stream:
+            await stream.send_all(b"a part")
+            assert await read_exactly(stream, 1) == b"x"
+            late = mesh.policy("late", action="Deny", rules=[[[{"notPrincipals": [Exact("nobody")]}]]])
+            try:
+                await mesh.update()
+                assert await ended_by(stream) == "reset"
+            finally:
+                mesh.remove_policy(late)
+                await mesh.update()
+        await eventually(lambda: ends == ["reset"], "the application saw a reset")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -45,10 +45,6 @@ class Violation(AssertionError):
     """Something that may never happen, whatever fails."""
 
 
-class EarlyEnd(Violation):
-    """An end before the last byte, without a reset."""
-
-
 class Applications:
     """The server's side, in a pod: one port for everybody, and one where a policy lets only the client in."""
 
@@ -59,9 +55,6 @@ class Applications:
         self._running.set()
         self._listening: trio.CancelScope | None = None
         self._up = True
-        # A process that is killed says nothing: the kernel ends its connections with a FIN.
-        self.kernel_ends = False
-        self._kills = 0
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
 
@@ -95,22 +88,8 @@ class Applications:
         finally:
             self._running.set()
 
-    def killed(self) -> None:
-        """A proxy is about to be killed: what is open now may end with a FIN, however late that is read.
-
-        What begins before `kernel_ends` is taken back may as well.
-        """
-        self.kernel_ends = True
-        self._kills += 1
-
-    def _excused(self) -> Callable[[], bool]:
-        """For a connection that begins now: a function that says whether an early FIN on it is excused."""
-        began_after_kill, kills = self.kernel_ends, self._kills
-        return lambda: began_after_kill or self._kills > kills
-
     async def _serve(self, stream: trio.SocketStream) -> None:
         peer = ("", 0)
-        excused = self._excused()
         try:
             async with stream:
                 local, peer = stream.socket.getsockname(), stream.socket.getpeername()
@@ -125,15 +104,12 @@ class Applications:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return
         except AssertionError as error:
-            if isinstance(error, EarlyEnd) and excused():
-                return
             self.violations.append(f"at the server, from {peer}: {error}")
 
     async def converse(
         self, pod: MeshPod, address: str, port: int, random: Random, timeout: float = 60
     ) -> str:
         """One conversation from a pod. Returns how it ended: complete, reset, refused or silent."""
-        excused = self._excused()
         try:
             with trio.fail_after(timeout):
                 sock = trio.socket.from_stdlib_socket(nonblocking(pod.socket()))
@@ -155,8 +131,6 @@ class Applications:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return "reset"
         except AssertionError as error:
-            if isinstance(error, EarlyEnd) and excused():
-                return "cut"
             self.violations.append(f"at {pod.name}: {error}")
             return "violation"
         return "complete"
@@ -202,10 +176,10 @@ async def _take(stream: trio.SocketStream) -> int:
     while len(head) < 8:
         piece = await stream.receive_some(8 - len(head))
         if not piece:
-            raise EarlyEnd(f"the end came after {len(head)} bytes of 8, without a reset")
+            raise Violation(f"the end came after {len(head)} bytes of 8, without a reset")
         head += piece
     total = int.from_bytes(head, "big")
     received = await receive_pattern(stream)
     if received != total:
-        raise EarlyEnd(f"the end came after {received} bytes of {total}, without a reset")
+        raise Violation(f"the end came after {received} bytes of {total}, without a reset")
     return total

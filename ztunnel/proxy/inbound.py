@@ -309,6 +309,7 @@ async def dial_application(
             sources=pod.sources,
             mark=pod.mark,
             keepalive=pod.shared.keepalive,
+            reset_on_close=True,
             timeout=pod.shared.bounds.connection.dial_timeout,
         )
     except OSError as error:

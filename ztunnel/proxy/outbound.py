@@ -27,7 +27,7 @@ from ztunnel.proxy.attempts import Attempts, OutlierEjection
 from ztunnel.proxy.closing import Closing
 from ztunnel.proxy.connection_table import OutboundEntry
 from ztunnel.proxy.outbound_attempt import OutboundAttempt
-from ztunnel.proxy.phase import Phase, reset_unless_carried
+from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.relay import RelayEnd
 from ztunnel.proxy.report import ConnectionReport
@@ -81,19 +81,17 @@ class OutboundProxy:
     async def serve(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:
         """Carry one connection from an application to ``destination``. The caller closes ``sock``.
 
+        ``sock`` is one that ends with a reset when it is closed (`ztunnel.sockets.reset`); only a relay that
+        has seen both ends changes that. So a client never takes a failure for an empty or a whole answer.
         Returns when the connection has ended. Failures are in its access log line and not raised.
         """
         pod = self._pod
         report = ConnectionReport(pod, Direction.OUTBOUND, client, destination)
         entry = OutboundEntry(trio.CancelScope(), opened=report.began, report=report, sock=sock)
         with entry.scope, self._watch(sock, entry) as hangup, Closing(report, entry):
-            try:
-                source = pod.known_workload() or await self._own_workload(entry)
-                request = OutboundRequest(source, client, destination, pod.shared.config.network)
-                end = await self._carry(sock, request, report, entry, hangup)
-            except (ConnectionFailure, trio.Cancelled):
-                reset_unless_carried(sock, report.phase)
-                raise
+            source = pod.known_workload() or await self._own_workload(entry)
+            request = OutboundRequest(source, client, destination, pod.shared.config.network)
+            end = await self._carry(sock, request, report, entry, hangup)
             if end.error is not None:
                 raise RelayError(end.error)
 
@@ -245,13 +243,19 @@ class OutboundProxy:
                 self.shared.traffic.duration(families.CONNECT_ANSWER, trio.current_time() - asked)
 
     async def connect(
-        self, destination: SocketAddress, try_timeout: float = math.inf, waited: float = 0.0
+        self,
+        destination: SocketAddress,
+        try_timeout: float = math.inf,
+        waited: float = 0.0,
+        *,
+        reset_on_close: bool = False,
     ) -> socket.socket:
         """Dial a TCP connection from the pod. Returns the socket, which the caller closes.
 
         Raises EndpointSlowError after ``try_timeout`` seconds, DialError for any other failure.
 
         waited: seconds of ``dial_timeout`` that an earlier attempt at this endpoint has used.
+        reset_on_close: as in `ztunnel.sockets.dial.connect`.
         """
         pod = self._pod
         left = max(pod.shared.bounds.connection.dial_timeout - waited, 0.0)
@@ -262,6 +266,7 @@ class OutboundProxy:
                 mark=pod.mark,
                 keepalive=pod.shared.keepalive,
                 factory=pod.sockets,
+                reset_on_close=reset_on_close,
                 timeout=min(left, try_timeout),
             )
         except ConnectTimedOut as error:

@@ -59,7 +59,9 @@ class OutboundAttempt:
         if plan.protocol is OutboundProtocol.TCP:
             report.phase = Phase.DIAL
             with (
-                await self._proxy.connect(plan.next_hop, try_timeout, attempts.waited) as upstream,
+                await self._proxy.connect(
+                    plan.next_hop, try_timeout, attempts.waited, reset_on_close=True
+                ) as upstream,
                 shared.hangups.watch(upstream) as upstream_hangup,
             ):
                 established()

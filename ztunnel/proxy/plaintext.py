@@ -13,13 +13,13 @@ from ztunnel.observe.access_log import Direction
 from ztunnel.proxy.closing import Closing
 from ztunnel.proxy.connection_table import InboundEntry
 from ztunnel.proxy.inbound import dial_application
-from ztunnel.proxy.phase import Phase, reset_unless_carried
+from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
 from ztunnel.proxy.relay import relay_plain
 from ztunnel.proxy.report import ConnectionReport
 from ztunnel.sockets.hangup import Hangup
-from ztunnel.tunnel.failures import ClientGoneError, ConnectionFailure, RelayError, RouteRefusedError
+from ztunnel.tunnel.failures import ClientGoneError, RelayError, RouteRefusedError
 
 
 class PlaintextProxy:
@@ -43,11 +43,7 @@ class PlaintextProxy:
 
         try:
             with entry.scope, pod.shared.hangups.watch(sock, gone) as hangup, Closing(report, entry):
-                try:
-                    await self._carry(sock, peer, destination, report, entry, hangup)
-                except (ConnectionFailure, trio.Cancelled):
-                    reset_unless_carried(sock, report.phase)
-                    raise
+                await self._carry(sock, peer, destination, report, entry, hangup)
         finally:
             pod.connections.inbound.discard(entry)
 

@@ -109,11 +109,14 @@ async def open_listeners(config: Config, sockets: SocketFactory, *, inbound_only
     in_pod = config.proxy_mode is ProxyMode.SHARED and not inbound_only
     mark = config.packet_mark if in_pod else None
 
-    async def open_one(address: SocketAddress, kept_alive: Keepalive | None) -> Listener:
+    async def open_one(
+        address: SocketAddress, kept_alive: Keepalive | None, *, tunnels: bool = False
+    ) -> Listener:
+        # A tunnel ends by itself in an order that lets its peer tell a whole stream from a lost one.
         return await listen(
             address,
             factory=sockets,
-            options=SocketOptions(mark=mark, keepalive=kept_alive),
+            options=SocketOptions(mark, kept_alive, reset_on_close=not tunnels),
             reuse_port=in_pod and config.inpod_port_reuse,
             transparent=False if inbound_only else config.enable_orig_src,
         )
@@ -130,7 +133,7 @@ async def open_listeners(config: Config, sockets: SocketFactory, *, inbound_only
                 reuse_port=shared_mode and config.inpod_port_reuse,
             )
         if config.proxy or inbound_only:
-            made.components[INBOUND] = await open_one(config.inbound_addr, None)
+            made.components[INBOUND] = await open_one(config.inbound_addr, None, tunnels=True)
             if not inbound_only:
                 made.components[PLAINTEXT] = await open_one(config.inbound_plaintext_addr, keepalive)
                 made.components[OUTBOUND] = await open_one(config.outbound_addr, keepalive)

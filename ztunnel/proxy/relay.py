@@ -2,7 +2,8 @@
 
 Each direction ends by itself, and its end is passed on as it came: a half-close as a half-close (FIN,
 END_STREAM), a reset as a reset (RST, RST_STREAM). The connection has ended when both directions have ended or
-one was reset.
+one was reset. A relay that ends in any other way (cancelled, lost, failed) resets both sides, since an end
+before both ends were seen would make what was cut off look complete.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import ErrorCode, error_text
 from ztunnel.loop.watch import Watch
 from ztunnel.sockets.hangup import Hangup
-from ztunnel.sockets.reset import set_reset_on_close
+from ztunnel.sockets.reset import set_end_on_close, set_reset_on_close
 from ztunnel.sockets.splice import PipePool, splice_direction
 from ztunnel.tunnel.carrier import StreamClosedError
 from ztunnel.tunnel.tunnel_stream import TunnelStream
@@ -61,7 +62,8 @@ async def relay_stream(
 ) -> RelayEnd:
     """Relay between ``sock`` and ``stream`` until both directions have ended.
 
-    ``sock`` is non-blocking, and the caller closes it; ``stream`` is closed here.
+    ``sock`` is non-blocking, and the caller closes it; ``stream`` is closed here. Closing ``sock`` resets it,
+    unless both ends were seen.
 
     sent_to_stream, received_from_stream: called with the number of bytes after each write.
     outbound: whether we are the client's end of the tunnel, for the text of an error.
@@ -87,9 +89,13 @@ async def relay_stream(
             stream.sink_error = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             stream.reset(ErrorCode.CONNECT_ERROR)
         if stream.dead:
-            await _reset_after_sending(sock, stream.bounds.reset_grace)
+            await _wait_sent(sock, stream.bounds.reset_grace)
         return RelayEnd(_stream_error(stream, outbound=outbound))
     finally:
+        if stream.whole:
+            set_end_on_close(sock)
+        else:
+            set_reset_on_close(sock)
         stream.close()
 
 
@@ -155,11 +161,11 @@ def _after_grace(scope: trio.CancelScope, grace: float) -> Callable[[], None]:
     return gone
 
 
-async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
-    """Let the application see a reset, but only after all that the peer sent before it.
+async def _wait_sent(sock: socket.socket, grace: float) -> None:
+    """Wait, at most ``grace`` seconds, until the kernel has sent all that was written to ``sock``.
 
-    A reset discards what the kernel has not sent yet. So this waits, at most ``grace`` seconds, until nothing
-    is left to send: with TCP_NOTSENT_LOWAT at 1 the socket is writable then (tcp(7)).
+    A reset, which discards what it has not sent yet, comes after that. With TCP_NOTSENT_LOWAT at 1 the socket
+    is writable then (tcp(7)).
     """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
@@ -167,7 +173,6 @@ async def _reset_after_sending(sock: socket.socket, grace: float) -> None:
             await trio.lowlevel.wait_writable(sock)
     except OSError:
         return
-    set_reset_on_close(sock)
 
 
 async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> bool:
@@ -249,33 +254,37 @@ async def relay_plain(
 ) -> RelayEnd:
     """Relay between two plain sockets with splice(2), so no byte enters Python. The caller closes both.
 
+    Closing them resets them, unless both ends were seen.
+
     received, sent: called with the number of bytes from client to server, and from server to client.
     hangups: the watches of the sockets. They see a reset of a socket that nothing reads, because its
         direction waits for the other socket to become writable.
     """
-    outcome: dict[str, OSError] = {}
+    outcome: dict[str, OSError | None] = {}
 
     async def direction(
         name: str, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
     ) -> None:
         try:
             await splice_direction(source, sink, count, pipes)
+            outcome.setdefault(name, None)
         except OSError as error:
             # One side was reset, so the other one is reset too, even if its direction has not ended.
             outcome.setdefault(name, error)
-            set_reset_on_close(client)
-            set_reset_on_close(server)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for hangup in hangups:
-            hangup.gone = _after_grace(nursery.cancel_scope, hangup_grace)
-        nursery.start_soon(direction, "send", client, server, received, name="client to server")
-        nursery.start_soon(direction, "receive", server, client, sent, name="server to client")
-    if nursery.cancel_scope.cancelled_caught and any(hangup.happened for hangup in hangups):
-        set_reset_on_close(client)
-        set_reset_on_close(server)
+    try:
+        async with trio.open_nursery() as nursery:
+            for hangup in hangups:
+                hangup.gone = _after_grace(nursery.cancel_scope, hangup_grace)
+            nursery.start_soon(direction, "send", client, server, received, name="client to server")
+            nursery.start_soon(direction, "receive", server, client, sent, name="server to client")
+    finally:
+        whole = list(outcome.values()) == [None, None]
+        ends = set_end_on_close if whole else set_reset_on_close
+        ends(client)
+        ends(server)
     for name, error in outcome.items():
-        if error.errno not in RESETS:
+        if error is not None and error.errno not in RESETS:
             return RelayEnd(f"{name}: io error: {error.strerror}")
     return RelayEnd(None)

@@ -10,6 +10,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.socks import LONGEST_MESSAGE, SocksError, SocksReply, SocksServer, SocksTarget, reply
+from ztunnel.sockets.reset import set_end_on_close
 
 log = get_logger("proxy::socks5")
 
@@ -82,6 +83,8 @@ async def _resolve(target: SocksTarget, client: SocketAddress, pod: PodContext) 
 
 
 def _refuse(sock: socket.socket, data: bytes) -> None:
+    # The client is to read this answer, so the connection ends in order after it.
+    set_end_on_close(sock)
     try:
         sock.send(data)
     except OSError as error:

@@ -18,7 +18,7 @@ from ztunnel.errors import ZtunnelError
 from ztunnel.model.address import IPAddress, SocketAddress
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
-from ztunnel.sockets.reset import close_with_reset
+from ztunnel.sockets.reset import close_with_reset, set_reset_on_close
 from ztunnel.sockets.source import ClientSources
 
 
@@ -39,6 +39,7 @@ async def connect(
     sources: ClientSources | None = None,
     mark: int | None = None,
     keepalive: Keepalive | None = None,
+    reset_on_close: bool = False,
     timeout: float = DEFAULTS.connection.dial_timeout,  # noqa: ASYNC109 # the limit is part of the contract of a dial
 ) -> socket.socket:
     """Dial a TCP connection. Returns the socket, which the caller closes. It has TCP_NODELAY.
@@ -46,6 +47,8 @@ async def connect(
     client: the address that the application should see as the source, with the help of ``sources``. It is
         ignored if it is the destination's own address (a pod that connects to itself).
     mark, keepalive: set on the socket if given.
+    reset_on_close: the connection ends with a reset, unless a relay has seen both ends
+        (`ztunnel.sockets.reset`).
 
     It is no checkpoint when the connection is made at once, as it is within one machine. Raises
     `ConnectTimedOut` after ``timeout`` seconds, and OSError for other failures, also when the mark cannot be
@@ -61,6 +64,8 @@ async def connect(
         sock = await factory.stream(family)
         try:
             _prepare(sock, mark, keepalive)
+            if reset_on_close:
+                set_reset_on_close(sock)
             if client is not None and sources is not None:
                 await sources.prepare(sock, destination, client)
             if _connects(sock, (str(destination.ip), destination.port)):

@@ -1,7 +1,8 @@
 """Listening: the options of a listening socket, which its connections inherit.
 
-Linux copies TCP_NODELAY, keepalive, the user timeout, the mark and IP_TRANSPARENT from the listening socket
-to each accepted connection. So they are set there, and accepting needs no further system call.
+Linux copies TCP_NODELAY, keepalive, the user timeout, SO_LINGER, the mark and IP_TRANSPARENT from the
+listening socket to each accepted connection. So they are set there, and accepting needs no further system
+call.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ztunnel.sockets import shared_wait
 from ztunnel.sockets.factories import SocketFactory
 from ztunnel.sockets.keepalive import Keepalive
 from ztunnel.sockets.linux import IP_TRANSPARENT
+from ztunnel.sockets.reset import set_reset_on_close
 from ztunnel.sockets.takeover import steer_to_newest
 
 log = get_logger("socket")
@@ -55,10 +57,13 @@ class SocketOptions:
     """The options of a listening socket, which the accepted connections inherit.
 
     mark: SO_MARK, None or 0 for none. keepalive: None to leave it off.
+    reset_on_close: the connections end with a reset, unless a relay has seen both ends
+        (`ztunnel.sockets.reset`).
     """
 
     mark: int | None = None
     keepalive: Keepalive | None = None
+    reset_on_close: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,8 @@ async def _listen(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if options.keepalive is not None:
             options.keepalive.apply(sock)
+        if options.reset_on_close:
+            set_reset_on_close(sock)
         is_transparent = transparent is not False and _set_transparent(sock, required=transparent is True)
         sock.bind((str(address.ip), address.port))
         default = _REUSE_PORT_BACKLOG if reuse_port else _BACKLOG

@@ -73,7 +73,7 @@ class TunnelStream:
         self._hbone = carrier.hbone
         self._h2_stream = self._hbone.stream(stream_id)
         self._inbox: deque[bytes | memoryview] = deque()
-        # Data that arrives is dropped and its window given back, because the user has ended the stream.
+        # Data that arrives is dropped and its window given back: the user has ended the stream.
         self._discards = False
         self._sock: socket.socket | None = None
         self._watch: Watch | None = None
@@ -110,6 +110,11 @@ class TunnelStream:
     def lost(self) -> bool:
         """Whether the tunnel ended before the stream."""
         return self._h2_stream.lost
+
+    @property
+    def whole(self) -> bool:
+        """Whether both ends were seen and passed on: ours is sent, and the socket has all that arrived."""
+        return self.end_sent and self.download_done and not (self.sink_error or self.dead)
 
     @property
     def reset_code(self) -> int | None:
