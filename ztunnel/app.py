@@ -28,7 +28,7 @@ from ztunnel.admin.metrics_page import MetricsPage
 from ztunnel.admin.pages import Admin
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.servers import listener, serve
-from ztunnel.bounds import Bounds, ControlBounds
+from ztunnel.bounds import DEFAULTS, Bounds, ControlBounds
 from ztunnel.certs.authority import CertificateAuthority
 from ztunnel.certs.ca_client import CaClient
 from ztunnel.certs.fake_ca import FakeCa
@@ -41,6 +41,7 @@ from ztunnel.control.worker_handle import Forks
 from ztunnel.control.workers import Workers
 from ztunnel.dataplane.data_plane import DataPlane
 from ztunnel.errors import ZtunnelError
+from ztunnel.loop.watchdog import Watchdog
 from ztunnel.messages import DumpSection, FromDataPlane, ToDataPlane
 from ztunnel.netns.privileges import verify_privileges
 from ztunnel.observe.labels import unknown_labels
@@ -78,7 +79,8 @@ def run(config: Config, probed: Sequence[socket.socket], forks: Forks | None = N
     use_one_arena()
     spare_collector()
     try:
-        trio.run(_main, config, probed, forks)
+        with Watchdog(DEFAULTS.control.loop_hung) as watchdog:
+            trio.run(_main, config, probed, forks, watchdog)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     return 0
@@ -93,10 +95,13 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return cause
 
 
-async def _main(config: Config, probed: Sequence[socket.socket], forks: Forks | None) -> None:
+async def _main(
+    config: Config, probed: Sequence[socket.socket], forks: Forks | None, watchdog: Watchdog
+) -> None:
     ages = TaskAges()
     trio.lowlevel.add_instrument(ages)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.run, name="watchdog")
         await nursery.start(run_log_writer, name="log writer")
         await _run(config, probed, forks, ages)
         nursery.cancel_scope.cancel()

@@ -159,6 +159,9 @@ class ControlBounds:
     mesh_cache_slack: int = size(
         4 * MIB, "replaced resources in the file that keeps the mesh for new workers"
     )
+    loop_hung: float = seconds(
+        30, "without a turn of the event loop; then the process ends, to be started again"
+    )
     worker_hung: float = seconds(60, "for a worker process to apply 2,000 resources; then it is killed")
     worker_message: int = size(256 * MIB, "a message between the control side and a worker process")
     worker_short_life: float = seconds(5, "a worker process that lives longer than this is replaced at once")

@@ -17,6 +17,7 @@ from tests.chaos.scene import Fault, Scene
 from tests.support.fake_cni import NoZtunnelError
 from tests.support.processes import families
 from tests.support.whole_mesh import faketime_library, full
+from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import PodInfo
 
 _GONE = (ProcessLookupError, FileNotFoundError, PermissionError)
@@ -57,14 +58,14 @@ async def descriptors_exhausted(scene: Scene, random: Random) -> AsyncIterator[N
 
 @asynccontextmanager
 async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
-    """The kernel gives a node's workers no more memory; a ztunnel that ends for it is started again.
+    """The kernel gives a node's processes no more memory. Whichever ends for it is started again.
 
-    Not the control process: grpcio starts threads in it, and where one of them dies for lack of memory before
-    it has begun, Python's `Thread.start` waits for ever (docs/chaos.md).
+    Some end at once, a worker for instance; a control process that hangs for it does so within
+    `ControlBounds.loop_hung`.
     """
     node = scene.some_node(random)
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    pids = families([node.current.process.pid])[1:]
+    pids = families([node.current.process.pid])
     for pid in pids:
         with suppress(*_GONE):
             used = _address_space(pid)
@@ -75,7 +76,10 @@ async def memory_exhausted(scene: Scene, random: Random) -> AsyncIterator[None]:
         for pid in families(pids):  # and what they have started meanwhile
             with suppress(*_GONE):
                 resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
-        restart_if_dead(node)
+        with trio.move_on_after(2 * DEFAULTS.control.loop_hung):
+            while not await trio.to_thread.run_sync(node.current.ready):  # a process
+                restart_if_dead(node)
+                await trio.sleep(0.2)
 
 
 @asynccontextmanager
