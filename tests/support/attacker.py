@@ -1,4 +1,4 @@
-"""Carrying out an attack on 15008, and what the server answers to it."""
+"""Carries out an attack on port 15008, and records what the server answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ztunnel.tls.tls_errors import TlsError
 
 
 class Answer:
-    """What comes back from an attacked server, read frame by frame."""
+    """The frames that an attacked server sends back."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -41,7 +41,7 @@ class Answer:
 
 
 async def carry_out(attack: Attack, tls: SocketTls, authority: str) -> Answer:
-    """Attack until the server has had enough, or the attack is over. ``tls`` is closed then."""
+    """Attack until the server ends the connection, or the attack is over. Then ``tls`` is closed."""
     answer = Answer()
     try:
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""What a hostile peer may say over HTTP/2 once its handshake was sound, as bytes without end."""
+"""Attacks over HTTP/2 by a peer whose TLS handshake was correct. Each is an endless stream of bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TURN = 200
 
 @dataclass(frozen=True)
 class Attack:
-    """One way to be a nuisance.
+    """One attack.
 
-    wire: gives the bytes, piece by piece, from an authority that would be served.
-    codes: the GOAWAY that ends it, one of these; empty when it is allowed, and only has to cost little.
-    pieces: how many of an attack that is allowed.
-    reads: whether the attacker takes what we answer.
+    wire: yields the bytes piece by piece, given an authority that would be served.
+    codes: the error codes of the GOAWAY that may end it; empty if it is allowed, and only has to cost little.
+    pieces: how many pieces are sent of an attack that is allowed.
+    reads: whether the attacker reads our answers.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Attack:
 
 
 def block(authority: str, *more: tuple[str, str]) -> bytes:
-    """The header block of a CONNECT that leaves the table alone."""
+    """Returns the header block of a CONNECT that does not use the dynamic table."""
     encoder = Encoder()
     encoder.header_table_size = 0
     return encoder.encode([(":method", "CONNECT"), (":authority", authority), *more])
@@ -66,7 +66,7 @@ def rapid_reset(authority: str) -> Iterator[bytes]:
 
 
 def patient_reset(authority: str) -> Iterator[bytes]:
-    """No more than twenty at a time, below what is told from one batch of bytes."""
+    """Opens and resets at most twenty streams at a time: too few to count as an attack in one read."""
     fields, ids = block(authority), odd()
     while True:
         numbers = [next(ids) for _ in range(20)]
@@ -74,14 +74,14 @@ def patient_reset(authority: str) -> Iterator[bytes]:
 
 
 def provoked_resets(authority: str) -> Iterator[bytes]:
-    """Requests that are malformed, each of which we have to reset (CVE-2025-8671)."""
+    """Sends malformed requests. We have to reset each of them (CVE-2025-8671)."""
     fields, ids = Encoder().encode([(":path", "/")]), odd()
     while True:
         yield b"".join(headers(next(ids), fields) for _ in range(TURN))
 
 
 def window_resets(authority: str) -> Iterator[bytes]:
-    """Sound requests whose window is then opened too far, so that we have to reset them."""
+    """Sends valid requests and then opens their windows too far, so that we have to reset them."""
     fields, ids = block(authority), odd()
     while True:
         numbers = [next(ids) for _ in range(20)]
@@ -124,7 +124,7 @@ def empty_continuation(authority: str) -> Iterator[bytes]:
 
 
 def header_bomb(authority: str) -> Iterator[bytes]:
-    """A field of four kilobytes in the table, and then a byte for each time that it is meant."""
+    """Puts a field of 4 kB into the dynamic table, and then refers to it with one byte each time."""
     encoder = Encoder()
     encoder.encode([("a", "x" * 4_000)])
     first = Encoder().encode([(":method", "CONNECT"), (":authority", authority), ("a", "x" * 4_000)])
@@ -134,7 +134,7 @@ def header_bomb(authority: str) -> Iterator[bytes]:
 
 
 def large_requests(authority: str) -> Iterator[bytes]:
-    """Each is over our limit, and below what is a flood: 431, again and again."""
+    """Sends header lists over our limit, but too few for a flood. Each is answered with 431."""
     fields = block(authority, ("baggage", "x" * 100_000))
     for number in odd():
         yield headers(number, fields)

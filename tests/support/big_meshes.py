@@ -1,4 +1,4 @@
-"""Meshes of any size, as the control plane would send them: for measuring, and the same each time."""
+"""Meshes of any size, as the control plane would send them, for measurements. They are the same each time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NETWORK = "network1"
 
 
 def workload(number: int) -> Resource:
-    """A pod: some 200 bytes, member of one service."""
+    """Returns a pod of some 200 bytes, which belongs to one service."""
     app, namespace = number // PODS_PER_SERVICE, f"ns-{number // PODS_PER_SERVICE % NAMESPACES}"
     name = f"app-{app}-7d4b9c6f5-{number:05x}"
     uid = f"Kubernetes//Pod/{namespace}/{name}"
@@ -41,7 +41,7 @@ def workload(number: int) -> Resource:
 
 
 def service(number: int) -> Resource:
-    """A Kubernetes service with one address and two ports."""
+    """Returns a Kubernetes service with one address and two ports."""
     namespace = f"ns-{number % NAMESPACES}"
     message = pb.Service(
         name=f"app-{number}",
@@ -56,22 +56,22 @@ def service(number: int) -> Resource:
 
 
 def hostname(number: int) -> str:
-    """The hostname of a service."""
+    """Returns the hostname of a service."""
     return f"app-{number}.ns-{number % NAMESPACES}.svc.cluster.local"
 
 
 def pod_address(number: int) -> bytes:
-    """The address of a pod, as its four bytes."""
+    """Returns the address of a pod, as its four bytes."""
     return (0x0A000000 + number).to_bytes(4, "big")
 
 
 def service_address(number: int) -> bytes:
-    """The address of a service, as its four bytes."""
+    """Returns the address of a service, as its four bytes."""
     return (0xAC100000 + number).to_bytes(4, "big")
 
 
 def resources(workloads: int) -> Iterator[Resource]:
-    """A whole mesh: the services first, then their pods."""
+    """Yields a whole mesh: the services first, then their pods."""
     for number in range(workloads // PODS_PER_SERVICE):
         yield service(number)
     for number in range(workloads):
@@ -79,5 +79,5 @@ def resources(workloads: int) -> Iterator[Resource]:
 
 
 def sync(workloads: int) -> MeshDelta:
-    """A whole mesh as one response."""
+    """Returns a whole mesh as one response."""
     return MeshDelta(number=0, kind=ResourceKind.ADDRESS, resources=tuple(resources(workloads)))

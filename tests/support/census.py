@@ -1,4 +1,4 @@
-"""What a machine has on the system (tests hold it to be nothing in the end), and what processes have used."""
+"""What a test mesh leaves on the system (nothing, in the end), and what its processes have used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ztunnel.demo.namespaces import PUBLISHED
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """What belongs to one machine, by its name."""
+    """What belongs to one test mesh, by its name."""
 
     namespaces: frozenset[str]
     processes: frozenset[str]
@@ -26,7 +26,7 @@ class Census:
 
 
 def take_census(machine: str) -> Census:
-    """Everything on this system that belongs to a machine, whoever started it."""
+    """Returns everything on this system that belongs to a test mesh, whoever started it."""
     assert machine.startswith(PREFIX)
     processes = set()
     for entry in Path("/proc").iterdir():
@@ -47,7 +47,7 @@ def take_census(machine: str) -> Census:
 
 
 def open_descriptors(pid: int) -> list[str]:
-    """What the descriptors of a process refer to, sockets as ``socket:[inode]``."""
+    """Returns what the descriptors of a process refer to, sockets as ``socket:[inode]``."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -58,7 +58,7 @@ def open_descriptors(pid: int) -> list[str]:
 
 
 def cpu_seconds(*pods: MeshPod) -> float:
-    """The CPU time of these pods' ztunnels so far."""
+    """Returns the CPU time of these pods' ztunnels so far."""
     ticks = 0
     for pod in pods:
         stat = Path(f"/proc/{pod.ztunnel.process.pid}/stat").read_text()

@@ -1,4 +1,4 @@
-"""The chart as data: rendered by the real helm, read back as YAML. What `helm test` adds is left out."""
+"""The chart as data: rendered by the real helm and read as YAML. What `helm test` adds is left out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CHART = Path(__file__).parents[2] / "charts" / "ztunnel"
 
 
 class RenderingError(Exception):
-    """Helm refused; the text is what it said."""
+    """Helm refused to render. The text is its output."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What one `helm template` gave."""
+    """The output of one `helm template`."""
 
     text: str
 
@@ -38,7 +38,7 @@ class Rendering:
         return sorted(item["kind"] for item in self.objects)
 
     def object(self, kind: str) -> dict[str, Any]:
-        """The one object of a kind."""
+        """Returns the one object of a kind."""
         [found] = [item for item in self.objects if item["kind"] == kind]
         return found
 
@@ -67,7 +67,7 @@ class Rendering:
 
     @property
     def env(self) -> dict[str, Any]:
-        """The container's variables, in order: a literal as text, a reference as what refers."""
+        """The container's variables, in order: a literal as text, a reference as its object."""
         entries = self.container["env"]
         found = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
         assert len(found) == len(entries), "a variable is there twice"

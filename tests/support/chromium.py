@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium, spoken to in the DevTools protocol over two pipes.
+"""A real browser for tests: headless Chromium, controlled by the DevTools protocol over two pipes.
 
 https://chromedevtools.github.io/devtools-protocol/ ; on the pipes each message ends with a NUL byte.
 """
@@ -40,12 +40,12 @@ class Browser:
             self._call(f"{domain}.enable")
 
     def open(self, url: str) -> None:
-        """Go to a page and wait until it has looked at the node at least once."""
+        """Open a page and wait until it is loaded."""
         self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """Returns the value of a JavaScript expression. A promise is awaited."""
         answer = self._call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
         )
@@ -72,12 +72,12 @@ class Browser:
             )
 
     def prefer(self, scheme: str) -> None:
-        """Have the page believe that the user prefers ``light`` or ``dark``."""
+        """Emulate a user who prefers ``light`` or ``dark``."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._call("Emulation.setEmulatedMedia", features=features)
 
     def accessible(self) -> list[dict[str, str]]:
-        """What a screen reader is told: the role and name of each node that is not ignored."""
+        """Returns what a screen reader gets: the role and name of each node that is not ignored."""
         nodes = self._call("Accessibility.getFullAXTree")["nodes"]
         return [
             {
@@ -126,7 +126,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser until the block ends; the test is skipped where there is none."""
+    """Yields a browser, until the block ends. The test is skipped where Chromium is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         unavailable("chromium is not installed: make deps")

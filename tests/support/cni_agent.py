@@ -1,4 +1,4 @@
-"""A CNI agent for tests in one trio run: sends what it is told to, checks nothing."""
+"""A CNI agent for tests within one Trio run. It sends what the test tells it to, and checks nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AgentConnection:
         self.sock.sendmsg([packet], control)
 
     async def receive(self) -> bytes:
-        """A packet; empty at the end of the connection."""
+        """Returns a packet, which is empty at the end of the connection."""
         while True:
             try:
                 return self.sock.recv(1024)
@@ -55,7 +55,7 @@ class AgentConnection:
                 await trio.lowlevel.wait_readable(self.sock)
 
     async def ack(self) -> str:
-        """The error of the next ack, empty for success."""
+        """Returns the error of the next ack, empty for success."""
         packet = await self.receive()
         assert packet, "the connection ended instead of an ack"
         ack = zds.WorkloadResponse.parse(packet).ack
@@ -70,7 +70,7 @@ class AgentConnection:
         return await self.ask(add_packet(uid, info), netns)
 
     def silent(self) -> bool:
-        """Whether nothing has come that was not asked for."""
+        """Returns whether no packet came without a request."""
         try:
             return self.sock.recv(1024) is None
         except BlockingIOError:
@@ -102,7 +102,7 @@ class Agent:
         self.path.unlink(missing_ok=True)
 
     async def accept(self) -> AgentConnection:
-        """The next connection, before its hello was read."""
+        """Returns the next connection, whose hello was not read yet."""
         while True:
             try:
                 sock, _ = self._sock.accept()
@@ -115,7 +115,7 @@ class Agent:
             return connection
 
     async def greeted(self) -> AgentConnection:
-        """The next connection, after a proper hello."""
+        """Returns the next connection, after a valid hello."""
         connection = await self.accept()
         assert (await connection.receive()).hex() == "0801"
         return connection

@@ -1,4 +1,4 @@
-"""The ZDS client of a node with its agent, and a pod manager that notes what it is asked."""
+"""The ZDS client of a node with its agent, and a pod manager that records its calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_descriptors() -> int:
 
 
 class Manager:
-    """Notes what it is asked. ``broken`` maps a uid to the error of its start, ``stuck`` never start."""
+    """Records its calls. ``broken``: the error of a pod's start, by uid. ``stuck``: pods that never start."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -74,7 +74,7 @@ async def node(tmp_path):
 
 @contextmanager
 def some_file(number=0):
-    """A descriptor to pass; which one it is shows in its identity."""
+    """A descriptor to pass. Its identity (device and inode) tells which one it is."""
     descriptor = os.open(("/proc/self/ns/net", "/proc/self/ns/uts", "/dev/null")[number], os.O_RDONLY)
     try:
         yield descriptor

@@ -1,11 +1,11 @@
 """Runs a program as a container runtime does: ``python container.py FILE``, FILE being a `Container` as JSON.
 
 The program gets a mount namespace and a process namespace of its own (it is process 1), a root file system
-out of overlay layers, /proc, /sys and /dev as containers have them, the mounts it is to have, and only the
-capabilities that it is granted. The network namespace is that of the caller. SIGTERM and SIGINT are passed
+made of overlay layers, /proc, /sys and /dev as in a container, its mounts, and only the capabilities
+that it is granted. The network namespace is that of the caller. SIGTERM and SIGINT are passed
 on; the exit status is the program's.
 
-It uses the standard library alone, and nothing of the tests, so that it starts fast.
+It imports the standard library alone, and no other module of the tests, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass
 class Mount:
-    """A directory or file of the machine at a place of the container."""
+    """A directory or file of the machine, mounted in the container."""
 
     source: str
     target: str
@@ -42,14 +42,14 @@ class Mount:
 
 @dataclass
 class Container:
-    """What to run, and in which surroundings.
+    """What to run, and in which root file system.
 
     layers: directories that make up the root file system, topmost first.
     machine: directories of this machine that are seen in it as well, read-only, in the place of a base image.
     Below OPENED the layers are seen instead.
-    changes: where what the program writes goes; None: it cannot write.
+    changes: the directory that receives what the program writes. If it is None, it cannot write.
     scratch: an empty directory on the file system of ``changes``, for the kernel and for mount points.
-    capabilities: those granted, as capabilities(7) names them without CAP_; None: all.
+    capabilities: those granted, named as in capabilities(7) without CAP_. If it is None, all are.
     """
 
     command: list[str]
@@ -65,13 +65,13 @@ class Container:
     capabilities: list[str] | None = None
 
     def write(self, file: Path) -> list[str]:
-        """Write the specification; gives the command line that runs it."""
+        """Write the specification. Returns the command line that runs it."""
         file.write_text(json.dumps(asdict(self)))
         return [sys.executable, "-S", "-E", __file__, str(file)]
 
     @classmethod
     def read(cls, file: Path) -> Container:
-        """The other way round."""
+        """Returns the container that `write` wrote."""
         values: dict[str, Any] = json.loads(file.read_text())
         values["mounts"] = [Mount(**mount) for mount in values["mounts"]]
         return cls(**values)
@@ -146,7 +146,7 @@ def _make_root(container: Container) -> str:
 
 
 def _furnish(root: str, container: Container) -> None:
-    """What a runtime mounts in every container, then what this one is to have."""
+    """Mount what a runtime mounts in every container, then what this one is to have."""
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in READ_ONLY_IN_PROC:
         if Path(root, "proc", name).exists():
@@ -166,7 +166,7 @@ def _furnish(root: str, container: Container) -> None:
 
 
 def _become(container: Container) -> None:
-    """In the new process: set everything up and turn into the program."""
+    """In the new process: set everything up, then execute the program."""
     _mount("none", "/", flags=MS_REC | MS_PRIVATE)
     root = _make_root(container)
     _furnish(root, container)
@@ -182,7 +182,7 @@ def _become(container: Container) -> None:
 
 
 def main(file: str) -> int:
-    """Run a container to its end; gives the exit status, 128 and its number for a signal."""
+    """Run a container to its end. Returns the exit status; for a signal, 128 plus its number."""
     container = Container.read(Path(file))
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID), "unshare")
     passed_on = (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A mesh whose ztunnels get all as in production: mesh and certificates from istiod, pods from the CNI.
+"""A mesh as in production: ztunnels get mesh and certificates from istiod, and pods from the CNI agent.
 
     with ControlledMesh.open() as controlled:
         client = controlled.mesh.node("a").pod("client")
@@ -36,7 +36,7 @@ ISTIOD_NAME = "istiod.istio-system.svc"
 
 
 def workload(pod: MeshPod, *, policies: Sequence[str] = (), **fields: object) -> pb.Workload:
-    """A pod as istiod describes it. ``fields`` replace those of the message."""
+    """Returns a pod as istiod describes it. ``fields`` replace those of the message."""
     values: dict[str, object] = {
         "uid": pod.uid,
         "name": pod.name,
@@ -56,7 +56,7 @@ def workload(pod: MeshPod, *, policies: Sequence[str] = (), **fields: object) ->
 
 
 def service(name: str, vip: str, ports: Mapping[int, int], *, namespace: str = "default") -> pb.Service:
-    """A Kubernetes service with one address."""
+    """Returns a Kubernetes service with one address."""
     return pb.Service(
         name=name,
         namespace=namespace,
@@ -68,7 +68,7 @@ def service(name: str, vip: str, ports: Mapping[int, int], *, namespace: str = "
 
 
 def membership(name: str, ports: Mapping[int, int], *, namespace: str = "default") -> dict[str, pb.PortList]:
-    """The field ``services`` of a workload that is an endpoint of this service."""
+    """Returns the field ``services`` of a workload that is an endpoint of this service."""
     listed = [pb.Port(service_port=port, target_port=to) for port, to in ports.items()]
     return {f"{namespace}/{name}.{namespace}.svc.cluster.local": pb.PortList(ports=listed)}
 
@@ -76,7 +76,7 @@ def membership(name: str, ports: Mapping[int, int], *, namespace: str = "default
 def deny(
     name: str, *, principal: str | None = None, port: int | None = None, selector: bool = False
 ) -> Authorization:
-    """A DENY policy of the namespace ``default`` for one principal, one destination port, or everybody.
+    """Returns a DENY policy of the namespace ``default``: for one principal, one destination port, or all.
 
     ``selector``: only for the workloads that refer to it.
     """
@@ -126,7 +126,7 @@ class ControlledMesh:
     def open(
         cls, *, environment: Mapping[str, str] | None = None, names: Sequence[str] | None = None
     ) -> Iterator[ControlledMesh]:
-        """An empty mesh with a control plane. ``names``: what istiod's certificate is for."""
+        """Yields an empty mesh with a control plane. ``names``: the names in istiod's certificate."""
         deployment = NodeDeployment()
         with Mesh.open(deployment=deployment) as mesh:
             controlled = cls(mesh, deployment, names)
@@ -135,17 +135,17 @@ class ControlledMesh:
 
     @property
     def directory(self) -> Path:
-        """Where files of the test belong."""
+        """The directory for the test's files."""
         return self.mesh.machine.directory
 
     def serve(self, ca: FakeCertificateAuthority | None = None) -> None:
-        """Start istiod in its pod, again at the same port. ``ca``: show a certificate of this one."""
+        """Start istiod in its pod, each time at the same port. ``ca``: the one that signs its certificate."""
         # The socket belongs to the namespace in which it is made.
         with self.home.namespace.entered():
             self.istiod.start(ca)
 
     def register(self, *pods: MeshPod, **fields: object) -> None:
-        """Let istiod tell of pods, or of their present state; each can be asked for by its addresses too."""
+        """Let istiod send these pods in their present state. Each can be asked for by its addresses too."""
         for pod in pods:
             message = pb.Address(workload=workload(pod, policies=(), **fields))
             self.istiod.put(pod.uid, message, aliases=[f"/{address}" for address in pod.pod.addresses])

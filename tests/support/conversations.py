@@ -1,9 +1,10 @@
-"""The traffic under which faults happen, and what must be true of it all the time.
+"""The traffic that runs while faults happen, and what must always be true of it.
 
 Each conversation announces how many bytes it will send, sends them as the pattern of `tests.support.traffic`,
-and ends its side; the server checks them and answers in the same way. So both know at an end whether it is
-the right one: an end (FIN) before the last byte is a lie, whatever happened, while a reset says honestly that
-something was lost. Bytes are compared by their place, which holds them to be exact and in order.
+and ends its side. The server checks them and answers in the same way. So both sides know whether an end comes
+at the right place. An end (FIN) before the last byte is a violation, whatever happened. A reset is none,
+because it says that something was lost. Bytes are compared by their position, so they must be exact and in
+order.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RESET, IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 def only_the_client(client: MeshPod) -> Authorization:
-    """The policy of these tests, for who refers to it: at DENIED_PORT nobody but the client is let in."""
+    """Returns the policy of these tests: at DENIED_PORT it denies everybody but the client."""
     port = Clause(matches=[Match(destination_ports=[DENIED_PORT])])
     others = Clause(matches=[Match(not_principals=[StringMatch(exact=client.principal)])])
     return Authorization(
@@ -42,11 +43,11 @@ def only_the_client(client: MeshPod) -> Authorization:
 
 
 class Violation(AssertionError):
-    """Something that may never happen, whatever fails."""
+    """Something that must never happen, whatever fails."""
 
 
 class Applications:
-    """The server's side, in a pod: one port for everybody, and one where a policy lets only the client in."""
+    """The server's side, in a pod. One port is open to all; at the other a policy admits only the client."""
 
     def __init__(self, pod: MeshPod, forbidden: MeshPod) -> None:
         self._pod = pod
@@ -70,7 +71,7 @@ class Applications:
 
     @asynccontextmanager
     async def down(self) -> AsyncIterator[None]:
-        """Nobody listens, and all connections are gone."""
+        """Close the listeners and all connections."""
         self._up = False
         assert self._listening is not None
         self._listening.cancel()
@@ -81,7 +82,7 @@ class Applications:
 
     @asynccontextmanager
     async def stalled(self) -> AsyncIterator[None]:
-        """Connections are taken, and then nothing happens on them."""
+        """Accept connections, and neither read nor write on them."""
         self._running = trio.Event()
         try:
             yield
@@ -137,7 +138,7 @@ class Applications:
 
 
 def nonblocking(sock: socket.socket) -> socket.socket:
-    """The same socket, not blocking."""
+    """Returns the same socket in non-blocking mode."""
     sock.setblocking(False)
     return sock
 

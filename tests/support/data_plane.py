@@ -1,4 +1,4 @@
-"""A data plane fed by hand: what the control side would say comes from here."""
+"""A data plane for tests. The test sends it the messages of the control side."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def deny_port(port: int, name: str = "deny", *, dry_run: bool = False) -> Resour
 
 
 class Control:
-    """The control side of a test: sends messages, answers wishes for certificates, keeps what else comes."""
+    """The control side of a test: sends messages, answers requests for certificates, keeps the rest."""
 
     def __init__(self, to_plane: Any) -> None:
         self.to_plane = to_plane
@@ -122,7 +122,7 @@ class Control:
         return await self.apply(*resources, removed=removed, kind=ResourceKind.AUTHORIZATION)
 
     async def ask(self, topic: Topic, **parameters: str) -> list[Any]:
-        """The items of an answer."""
+        """Returns the items of the answer to a question."""
         self._number += 1
         number = self._number
         await self.to_plane.send(Asked(number, topic, parameters))
@@ -157,7 +157,7 @@ class Control:
 
 @asynccontextmanager
 async def running_plane(config: Config = CONFIG, bounds: Bounds = DEFAULTS):
-    """A data plane in this process, with the workload of `workload` and its pod started."""
+    """Yields a data plane in this process, with the workload of `workload`, whose pod was started."""
     to_plane, inbox = trio.open_memory_channel[ToDataPlane](16)
     out, from_plane = trio.open_memory_channel[FromDataPlane](math.inf)
     control = Control(to_plane)
@@ -189,7 +189,7 @@ WORKER_ENVIRONMENT = {
 
 @asynccontextmanager
 async def worker_process(module: str = "ztunnel.dataplane.worker"):
-    """The same data plane in a child process, over a socketpair. Gives control, and the process.
+    """Yields the control side of the same data plane in a child process, over a socketpair, and the process.
 
     module: what is run; its one argument is the descriptor of the socketpair.
     """
@@ -227,7 +227,7 @@ async def worker_process(module: str = "ztunnel.dataplane.worker"):
 
 @asynccontextmanager
 async def server(handler, ip: str = "127.0.0.1"):
-    """A TCP server; ``handler(stream)`` serves each connection. Gives the port."""
+    """Runs a TCP server whose ``handler(stream)`` serves each connection. Yields the port."""
     listeners = await trio.open_tcp_listeners(0, host=ip)
 
     async def serve(stream):
@@ -243,14 +243,14 @@ async def server(handler, ip: str = "127.0.0.1"):
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Sends back what comes, and ends when the client does."""
+    """Send back what comes, and end when the client ends."""
     async for data in stream:
         await stream.send_all(data)
     await stream.send_eof()
 
 
 async def via_socks(port: int, ip: str = "127.0.0.1") -> trio.SocketStream:
-    """A connection to ip:port through the pod's SOCKS5 port."""
+    """Returns a connection to ip:port through the pod's SOCKS5 port."""
     stream = await trio.open_tcp_stream("127.0.0.1", 15080)
     try:
         await stream.send_all(b"\x05\x01\x00")
@@ -273,7 +273,7 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 
 async def is_closed(stream: trio.SocketStream) -> bool:
-    """Whether the other end closes or resets the connection within five seconds, without sending anything."""
+    """Returns whether the other end closes or resets the connection within 5 s, and sends nothing before."""
     with trio.fail_after(5):
         try:
             return await stream.receive_some(100) == b""

@@ -1,4 +1,4 @@
-"""The DNS proxy of a pod that a test made up, on loopback."""
+"""The DNS proxy of a fictitious pod, on loopback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DOMAIN = "cluster.local"
 
 
 class FakeClient:
-    """A pod that the control plane tells of when the test says so; waited for five seconds."""
+    """A pod whose workload arrives when the test says so. The proxy waits five seconds for it."""
 
     def __init__(self, workload: Workload | None) -> None:
         self.workload = workload
@@ -65,7 +65,7 @@ class Pod:
         return str(self.address.ip), self.address.port
 
     def counted(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples with these labels."""
+        """Returns the sum of a metric's samples with these labels."""
         names = ("request_query_type", "request_protocol", "source_canonical_service")
         return sum(
             sample.value
@@ -100,7 +100,7 @@ class Pod:
 
 
 def make_mesh() -> FakeMesh:
-    """Services of each kind: by name, with a wildcard, headless, of several namespaces."""
+    """Returns a mesh with services of each kind: named, with a wildcard, headless, in several namespaces."""
     mesh = FakeMesh()
     mesh.add_service("productpage", "10.96.0.1 fd96::1", namespace="ns1")
     mesh.add_service("google", "1.1.1.1", namespace="ns1", hostname="www.google.com")
@@ -109,7 +109,7 @@ def make_mesh() -> FakeMesh:
 
 
 def free_address() -> SocketAddress:
-    """An address of loopback with a port that no TCP socket had a moment ago."""
+    """Returns an address of loopback with a port that no TCP socket had a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
@@ -126,7 +126,7 @@ async def running_pod(
     reuse_port: bool = False,
     bounds: DnsBounds = DEFAULTS.dns,
 ) -> AsyncIterator[Pod]:
-    """Serve on a free port of 127.0.0.1 (or at ``address``), and forward to that port there."""
+    """Serve on a free port of 127.0.0.1 (or at ``address``), and forward to the nameserver at that port."""
     mesh = make_mesh()
     workload = mesh.add_workload("client", "10.0.0.1", namespace="ns1")
     client = FakeClient(replace(workload, canonical_name="app") if known else None)
@@ -178,7 +178,7 @@ def frame(message: bytes) -> bytes:
 
 
 async def read_frames(stream: trio.SocketStream, count: int) -> list[bytes]:
-    """So many messages of a TCP connection; fewer if it ends before."""
+    """Returns so many messages of a TCP connection; fewer if it ends before."""
     received = b""
     frames: list[bytes] = []
     while len(frames) < count:

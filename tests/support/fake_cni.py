@@ -1,4 +1,4 @@
-"""istio-cni's node agent, as far as ztunnel meets it: the ZDS server, with the habits of the real one.
+"""The ZDS server of istio-cni's node agent, which behaves as the real one does.
 
     with FakeCni(path) as cni:
         cni.wait_ready()                       # a ztunnel has connected and taken the snapshot
@@ -6,9 +6,10 @@
         assert ack.error == ""
         cni.delete_pod("uid-1")
 
-Habits: one request, then its ack; adds go to the newest connection and fail without one; deletes go to all;
-a new connection gets every cached pod, as a keep where the namespace cannot be found any more, then the end
-of the snapshot; a connection that speaks without having been asked is dropped.
+The agent waits for the ack of one request before it sends the next. It sends an add to the newest connection,
+and the add fails without one. It sends a delete to all. A new connection gets every cached pod (a keep, where
+the namespace is not found any more), then the end of the snapshot. A connection on which a packet comes
+without a request is dropped.
 
 It runs on threads of its own, one for each connection, so that it answers whatever the test is doing. All
 methods may be called from any thread and block; in a trio test use ``trio.to_thread.run_sync``.
@@ -126,7 +127,7 @@ class CniConnection:
             self._end()
 
     def _idle(self) -> bool:
-        """Wait for a request. False when the ztunnel hung up or spoke without having been asked."""
+        """Wait for a request. Returns False when the ztunnel hung up, or sent a packet without a request."""
         readable, _, _ = select.select([self._sock.fileno(), self._wake_reader], [], [])
         if self._sock.fileno() in readable:
             if data := self._sock.recv(1024):
@@ -198,7 +199,7 @@ class FakeCni:
             self._pods.clear()
 
     def listen(self) -> None:
-        """Begin to listen, again after `close`: the agent was restarted, and still knows its pods."""
+        """Begin to listen. After `close`, it is a restarted agent that still knows its pods."""
         self.path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(os.fspath(self.path))
@@ -222,7 +223,7 @@ class FakeCni:
             connection.join()
 
     def add_pod(self, uid: str, info: PodInfo, netns: int) -> Ack:
-        """Enrol a pod; ``netns`` is duplicated. Waits for the ack, whose error would go to the kubelet.
+        """Add a pod; ``netns`` is duplicated. Waits for the ack, whose error would go to the kubelet.
 
         The pod stays cached even so. Raises `NoZtunnelError` when no ztunnel answers.
         """
@@ -235,7 +236,7 @@ class FakeCni:
         return answer.result(ACK_SECONDS + 1)
 
     def cache_pod(self, uid: str, info: PodInfo, netns: int) -> None:
-        """Know a pod without telling of it: it comes with the next snapshot. ``netns`` is duplicated."""
+        """Cache a pod without an add: it comes with the next snapshot. ``netns`` is duplicated."""
         with self._changed:
             self._cache(uid, info, netns)
 
@@ -246,7 +247,7 @@ class FakeCni:
         self._pods[uid] = _Pod(info, os.dup(netns))
 
     def delete_pod(self, uid: str) -> list[Ack]:
-        """Take a pod out of the mesh, on all connections; gives their acks."""
+        """Delete a pod, on all connections. Returns their acks."""
         packet = bytes(zds.WorkloadRequest(del_=zds.DelWorkload(uid=uid)))
         with self._changed:
             pod = self._pods.pop(uid, None)

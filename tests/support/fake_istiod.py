@@ -4,17 +4,18 @@
         istiod.put("Kubernetes//Pod/default/a", Address(...))
         istiod.remove("Kubernetes//Pod/default/a")
 
-It answers as istiod does (docs/protocol/state-and-xds.md#what-istiod-does): every first request gets an
-answer, if need be an empty one; what a client knows by version is not sent again, what it knows and is gone
-is listed as removed; on-demand keys are answered by the object's own name with the key among the aliases, a
-service together with its workloads, and the workloads of the client's node come unasked.
-tests/xds/test_recorded_istiod.py holds it to conversations with the real one.
+It answers as istiod does (docs/protocol/state-and-xds.md#what-istiod-does). Every first request gets an
+answer, even an empty one. What a client has in its current version is not sent again. What a client has and
+is gone is listed as removed. On-demand keys are answered by the object's own name, with the key among the
+aliases. A service comes together with its workloads, and the workloads of the client's node come without a
+request.
+tests/xds/test_recorded_istiod.py compares it with recorded conversations of the real one.
 
-grpcio's threads serve it, so that it works beside any event loop; every method may be called from any
+It is served by grpcio's threads, so that it works beside any event loop. Every method may be called from any
 thread, and none blocks for long.
 
-Misbehaviour is asked for by attributes, read at each call: see `Misbehaviour`. `kill` cuts everything,
-`start` serves again at the same port.
+Attributes make it misbehave; they are read at each call (see `Misbehaviour`). `kill` cuts all connections,
+and `start` serves again at the same port.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MAX_RECEIVED = 4 * 1024 * 1024
 
 
 class CertificateLie(Enum):
-    """What is wrong with a certificate that is issued nevertheless."""
+    """What is wrong with a certificate that is issued."""
 
     IDENTITY = auto()
     """It is another workload's."""
@@ -65,7 +66,7 @@ class CertificateLie(Enum):
 
 @dataclass
 class Misbehaviour:
-    """What the server does wrong, until it is set back."""
+    """What the server does wrong, until the attribute is reset."""
 
     hang: bool = False
     """Take streams and calls, and never answer anything."""
@@ -105,22 +106,22 @@ class Stream:
     """The nonce of the last response of each type."""
 
     def settled(self, type_url: str) -> bool:
-        """Whether the last response of a type, if there was one, has been answered."""
+        """Returns whether the last response of a type, if there was one, has been answered."""
         nonce = self.sent.get(type_url)
         return nonce is None or any(request.response_nonce == nonce for request in self.requests[-8:])
 
     def first(self, type_url: str) -> DeltaDiscoveryRequest | None:
-        """The first request of a type."""
+        """Returns the first request of a type."""
         return next((request for request in self.requests if request.type_url == type_url), None)
 
     def acks(self, type_url: str) -> list[DeltaDiscoveryRequest]:
-        """The requests that answer a response and accept it."""
+        """Returns the requests that answer a response and accept it."""
         return [
             r for r in self.requests if r.type_url == type_url and r.response_nonce and not r.error_detail
         ]
 
     def nacks(self, type_url: str) -> list[DeltaDiscoveryRequest]:
-        """The requests that answer a response and refuse something of it."""
+        """Returns the requests that answer a response and refuse something of it."""
         return [r for r in self.requests if r.type_url == type_url and r.error_detail]
 
 
@@ -176,7 +177,7 @@ class FakeIstiod:
 
     @property
     def address(self) -> str:
-        """As ``XDS_ADDRESS`` and ``CA_ADDRESS`` take it."""
+        """The address in the form of ``XDS_ADDRESS`` and ``CA_ADDRESS``."""
         return f"https://{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
@@ -189,7 +190,7 @@ class FakeIstiod:
         self.kill()
 
     def start(self, ca: FakeCertificateAuthority | None = None) -> None:
-        """Serve; again at the same port if it served before. ``ca``: show a certificate of this one."""
+        """Serve, at the same port if it served before. ``ca``: the one that signs its certificate."""
         key, chain = (ca or self.ca).server(*self.names)
         server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=64, thread_name_prefix="fake istiod"),
@@ -207,7 +208,7 @@ class FakeIstiod:
         self._server = server
 
     def kill(self) -> None:
-        """Cut every connection and serve no longer."""
+        """Cut every connection and stop serving."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -267,15 +268,15 @@ class FakeIstiod:
     def wait_until(self, condition: Callable[[FakeIstiod], object], timeout: float = 20.0) -> None:
         """Block the calling thread until something is true of the server; TimeoutError after ``timeout`` s.
 
-        Only for what clients cause: each request, stream and certificate looks again. From an event loop
-        call it in a thread.
+        Use it only for what clients cause: the condition is checked after each request, stream and
+        certificate. From an event loop, call it in a thread.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self), timeout):
                 raise TimeoutError("the fake istiod did not see what the test waits for")
 
     def resume(self) -> None:
-        """Hang no longer, and answer on the open streams what was asked meanwhile."""
+        """Stop hanging, and answer on the open streams what was asked meanwhile."""
         with self._changed:
             self.misbehaviour.hang = False
             for stream in self._open_streams():
@@ -311,7 +312,7 @@ class FakeIstiod:
             self._changed.notify_all()
 
     def hear(self, stream: Stream, message: bytes) -> None:
-        """A request came in: note it, and put what answers it in the stream's queue."""
+        """Record a request, and put its answer into the stream's queue."""
         request = DeltaDiscoveryRequest.parse(message)
         with self._changed:
             stream.requests.append(request)
@@ -348,7 +349,7 @@ class FakeIstiod:
         return bytes(IstioCertificateResponse(cert_chain=[part.decode() for part in chain]))
 
     def _sign(self, csr: x509.CertificateSigningRequest, identity: str, lifetime: dt.timedelta) -> bytes:
-        """A certificate; what is wrong with it, if anything, is the misbehaviour's."""
+        """Returns a certificate. `Misbehaviour` says what is wrong with it, if anything."""
         match self.misbehaviour.certificate:
             case CertificateLie.IDENTITY:
                 return self.ca.sign(csr, identity + "-of-somebody-else", lifetime)
@@ -400,7 +401,7 @@ class FakeIstiod:
             stream.outgoing.put(_End(self.misbehaviour.end_streams, self.misbehaviour.end_message))
 
     def _of_node(self, request: DeltaDiscoveryRequest) -> set[str]:
-        """The names of the workloads on the node that a first request comes from."""
+        """Returns the names of the workloads on the node that a first request comes from."""
         if request.node is None or request.node.metadata is None or request.type_url != ADDRESS_TYPE:
             return set()
         node = request.node.metadata.fields["NODE_NAME"].string_value
@@ -409,7 +410,7 @@ class FakeIstiod:
         }
 
     def _workloads_of(self, names: Sequence[str]) -> list[str]:
-        """The workloads of the services among some objects: who asks for a service hears of them too."""
+        """Returns the workloads of the services among these objects. They are sent with their service."""
         asked = [Address.parse(self._stored[ADDRESS_TYPE][name].body).service for name in names]
         services = {f"{one.namespace}/{one.hostname}" for one in asked if one is not None}
         if not services:
@@ -442,7 +443,7 @@ class FakeIstiod:
         return [stream for stream in self.streams if stream.is_open]
 
     def _response(self, stream: Stream, type_url: str, names: Sequence[str], removed: Sequence[str]) -> bytes:
-        """Resources carry their aliases only where addresses are asked for one by one, as istiod's do."""
+        """Returns a response. As with istiod, resources have aliases only in on-demand mode."""
         stored = self._stored[type_url]
         with_aliases = not stream.wildcard[type_url]
         resources = [encode_resource(type_url, name, stored[name], with_aliases) for name in names]
@@ -520,7 +521,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
 @contextlib.contextmanager
 def server_that_never_answers(speech: bytes = b"", port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
-    """A TCP port that accepts, says ``speech`` and then nothing. Yields the port."""
+    """Runs a TCP server that accepts, sends ``speech``, and then nothing. Yields the port."""
     with socket.create_server((host, port)) as listener:
         accepted: list[socket.socket] = []
 

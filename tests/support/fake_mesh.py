@@ -1,10 +1,10 @@
-"""A mesh in memory for tests of decisions: plain dictionaries, and a builder that reads like a description.
+"""A mesh in memory for tests of decisions: plain dictionaries, and methods that fill them.
 
     mesh = FakeMesh()
     web = mesh.add_service("web", "10.96.0.1", ports={80: 8080})
     mesh.add_workload("web-1", "10.0.0.2", HBONE, behind=web)
 
-It implements `ztunnel.decide.mesh_view.MeshView` in the most obvious way: no index, only order.
+It implements `ztunnel.decide.mesh_view.MeshView` in the simplest way: without indexes, in order.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ ILLEGAL_PORTS = frozenset({15001, 15006, 15008})
 
 
 def at(text: str) -> SocketAddress:
-    """``at("10.0.0.1:80")``."""
+    """Returns an address, as in ``at("10.0.0.1:80")``."""
     return SocketAddress.parse(text)
 
 
 def by_address(ip: str, port: int = 15008, network: str = "") -> GatewayAddress:
-    """A reference to a gateway by address."""
+    """Returns a reference to a gateway by address."""
     return GatewayAddress(NetworkAddress(network, ip_address(ip)), port)
 
 
 def by_hostname(namespace: str, hostname: str, port: int = 15008) -> GatewayAddress:
-    """A reference to a gateway by the hostname of its service, or of a workload."""
+    """Returns a reference to a gateway by the hostname of its service, or of a workload."""
     return GatewayAddress(NamespacedHostname(namespace, hostname), port)
 
 
@@ -82,7 +82,7 @@ class FakeMesh:
         ports: Mapping[int, int] | None = None,
         **fields: Any,
     ) -> Workload:
-        """``addresses`` are separated by blanks; it serves the services ``behind``, at its own ``ports``."""
+        """Add a workload. ``addresses``: separated by blanks. ``behind``: its services, with ``ports``."""
         services = (behind,) if isinstance(behind, Service) else behind
         workload = Workload(
             uid=fields.pop("uid", f"cluster//Pod/{namespace}/{name}"),
@@ -116,7 +116,7 @@ class FakeMesh:
         cidrs: str = "",
         **fields: Any,
     ) -> Service:
-        """``vips`` and ``cidrs`` are separated by blanks, and on ``network``."""
+        """Add a service. ``vips`` and ``cidrs``: separated by blanks, on ``network``."""
         service = Service(
             name=name,
             namespace=namespace,
@@ -131,7 +131,7 @@ class FakeMesh:
         return service
 
     def change(self, service: Service, **fields: Any) -> Service:
-        """Replace fields of a service, its endpoints kept."""
+        """Replace fields of a service. It keeps its endpoints."""
         changed = replace(service, **fields)
         self.services[service.key] = changed
         return changed

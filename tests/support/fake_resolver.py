@@ -1,4 +1,4 @@
-"""A resolver that does what a test tells it to, over UDP and TCP, and writes down what it was asked."""
+"""A resolver over UDP and TCP that does what a test tells it to, and records its queries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def answer_with(*records: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR) -> Be
 def reply_to(
     query: bytes, *records: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, truncated: bool = False
 ) -> bytes:
-    """A reply as a real resolver would make it."""
+    """Returns a reply as a real resolver would make it."""
     message = dns.message.make_response(
         dns.message.from_wire(query, ignore_trailing=True), recursion_available=True
     )
@@ -48,7 +48,7 @@ def reply_to(
 
 
 def with_resolv_conf(path: Path) -> list[str]:
-    """What a command is to follow so that it sees this file as /etc/resolv.conf."""
+    """Returns a prefix for a command, which then sees this file as /etc/resolv.conf."""
     script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
     return ["unshare", "--mount", "sh", "-c", script, str(path)]
 
@@ -60,7 +60,7 @@ def silent(query: bytes, tcp: bool) -> list[bytes]:
 
 @dataclass
 class FakeResolver:
-    """``asked``: each query as it came, and whether over TCP. ``ports``, ``clients``: whence those of UDP.
+    """``asked``: each query, and whether it came over TCP. ``ports``, ``clients``: sources of those over UDP.
 
     ``delay``: seconds that each answer takes.
     """
@@ -73,7 +73,7 @@ class FakeResolver:
     delay: float = 0.0
 
     def asked_for(self, name: str) -> int:
-        """How often a name was asked for."""
+        """Returns how often a name was asked for."""
         return sum(str(dns.message.from_wire(query).question[0].name) == name for query, _ in self.asked)
 
 

@@ -1,4 +1,4 @@
-"""A hand-driven peer for the tests: frames in, frames out, as short readable texts."""
+"""A peer for tests that sends single frames, and shows the frames that it receives as short texts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def split(output: bytes) -> list[tuple[Any, bytes]]:
 
 
 class Peer:
-    """Speaks raw frames to one connection of ours, and tells what comes back."""
+    """Sends frames to one connection of ours, and records what comes back."""
 
     def __init__(self, connection: HboneConnection) -> None:
         self.connection = connection
@@ -87,7 +87,7 @@ class Peer:
     def headers(
         self, stream_id: int, fields: Iterable[tuple[Any, Any]], *, end: bool = False, cut: int = 0
     ) -> bytes:
-        """A HEADERS frame; with ``cut``, and CONTINUATION frames of so many bytes."""
+        """Returns a HEADERS frame, and with ``cut`` CONTINUATION frames of so many bytes."""
         block = self.encoder.encode(list(fields))
         parts = [block[at : at + cut] for at in range(0, len(block), cut)] if cut else [block]
         made: list[Frame] = [HeadersFrame(stream_id, parts[0])]
@@ -101,7 +101,7 @@ class Peer:
         return self.connection.receive(b"".join(wire))
 
     def hear(self) -> list[str]:
-        """What our side wrote, one text for each frame."""
+        """Returns what our side wrote, one text for each frame."""
         return [self.tell(parsed, body) for parsed, body in split(b"".join(self.connection.take_output()))]
 
     def tell(self, parsed: Frame, body: bytes) -> str:
@@ -124,7 +124,7 @@ class Peer:
 
 
 def server(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
-    """A server whose peer has finished the exchange of settings."""
+    """Returns a server whose peer has finished the exchange of settings."""
     connection = HboneServer(settings_)
     peer = Peer(connection)
     assert peer.say(PREFACE, settings(), settings(ack=True)) == []
@@ -133,7 +133,7 @@ def server(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
 
 
 def client(settings_: HboneSettings | None = None, **values: int) -> tuple[Any, Peer]:
-    """A client whose peer has finished the exchange of settings; the peer's windows are large."""
+    """Returns a client whose peer has finished the exchange of settings; the peer's windows are large."""
     connection = HboneClient(settings_)
     peer = Peer(connection)
     peer.say(settings({4: 4 << 20, 5: 1 << 20}), settings(ack=True), window_update(0, (16 << 20) - 65_535))
@@ -142,7 +142,7 @@ def client(settings_: HboneSettings | None = None, **values: int) -> tuple[Any, 
 
 
 def accepted(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
-    """A server with stream 1 accepted."""
+    """Returns a server with stream 1 accepted."""
     connection, peer = server(settings_)
     peer.say(peer.headers(1, CONNECT))
     assert connection.accept(1)
@@ -151,7 +151,7 @@ def accepted(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
 
 
 def connected(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
-    """A client with stream 1 answered with 200."""
+    """Returns a client with stream 1 answered with 200."""
     connection, peer = client(settings_)
     assert connection.connect("10.88.0.5:8080", []) == 1
     peer.say(peer.headers(1, [(":status", "200")]))
@@ -160,7 +160,7 @@ def connected(settings_: HboneSettings | None = None) -> tuple[Any, Peer]:
 
 
 def exchange(one: HboneConnection, other: HboneConnection) -> tuple[list[Event], list[Event]]:
-    """Pass output back and forth until both are silent; gives what each saw."""
+    """Pass output back and forth until both are silent. Returns the events of each."""
     seen: tuple[list[Event], list[Event]] = ([], [])
     while True:
         there, back = b"".join(one.take_output()), b"".join(other.take_output())

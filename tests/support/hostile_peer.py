@@ -1,4 +1,4 @@
-"""A peer of 15008 whose bytes are the test's own, behind a sound handshake: TLS for it, and a plain port."""
+"""A peer of port 15008 that sends any bytes after a valid handshake, over TLS or through a plain port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVER = Identity("cluster.local", INFO.namespace, INFO.service_account)
 
 
 async def dial(control: Control, identity: Identity = PEER) -> SocketTls:
-    """A TLS connection to 15008 as some workload of the mesh; the caller closes it."""
+    """Returns a TLS connection to 15008 as some workload of the mesh; the caller closes it."""
     context = client_context(await control.ca.issue(identity), TlsOptions())
     stream = await trio.open_tcp_stream("127.0.0.1", 15008)
     sock = socket.socket(fileno=stream.socket.detach())
@@ -43,7 +43,7 @@ async def send_all(tls: SocketTls, data: bytes) -> None:
 
 
 async def receive(tls: SocketTls) -> bytes:
-    """What comes next, ``b""`` at the end. Raises OSError, TlsError for an end that is none."""
+    """Returns what comes next, ``b""`` at the end. Raises OSError; TlsError if close_notify is missing."""
     while (data := tls.try_receive()) is None:
         await tls.wait_receivable()
     return data
@@ -51,7 +51,7 @@ async def receive(tls: SocketTls) -> bytes:
 
 @asynccontextmanager
 async def plain_port(control: Control) -> AsyncIterator[int]:
-    """A plain TCP port each of whose connections has a TLS connection of its own to 15008."""
+    """Runs a plain TCP port. Each of its connections gets its own TLS connection to 15008."""
 
     async def one(plain: trio.SocketStream) -> None:
         tls = await dial(control)

@@ -1,11 +1,11 @@
 """Builds the Dockerfile where there is no container engine: the same steps, in overlay layers.
 
-Every step makes a layer below ``.cache/image``, under a name that says what it depends on: the layers before
-it, the instruction, the files it copies. A layer that is there already is not made again. In the place of the
-base image stand this machine's own programs and libraries, with a virtual environment at /usr/local, which
-is where the official Python images have theirs; the checkout is not seen by what runs.
+Every step makes a layer below ``.cache/image``. Its name is a hash of what it depends on: the layers before
+it, the instruction, the files it copies. A layer that exists is not made again. This machine's own programs
+and libraries replace the base image, with a virtual environment at /usr/local, where the official Python
+images have Python. What runs cannot see the checkout.
 
-Only the instructions that our Dockerfile has are known; anything else is an error.
+It knows only the instructions of our Dockerfile. Any other is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImageError(Exception):
 
 @dataclass
 class Image:
-    """What the steps so far made, and what they say about running it."""
+    """The layers of the steps so far, and how the image is to be run."""
 
     layers: list[Path] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": BASE_PATH})
@@ -58,7 +58,7 @@ class Image:
 
 
 def machine_directories() -> list[str]:
-    """What of this machine stands for the base image: programs, libraries, settings, and the interpreter."""
+    """Returns the directories of this machine that replace the base image: programs, libraries, settings."""
     paths = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc"]
     if not sys.base_prefix.startswith("/usr"):
         paths.append(sys.base_prefix)
@@ -165,7 +165,7 @@ class _Build:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Put what a layer says of a directory on top of what the layers below it said.
+    """Merge a directory of a layer over the same directory of the layers below.
 
     A file that it removed is a character device 0:0, a directory that it replaced has an attribute: the
     kernel's
@@ -191,7 +191,7 @@ def _merge(source: Path, target: Path) -> None:
 
 
 def target_of(path: Path, source: str, target: str, *, many: bool) -> str:
-    """Where a file of the context comes to lie when ``source``, of which it is (a part), is copied."""
+    """Returns the target of a file of the context when ``source``, which is or holds it, is copied."""
     inner = path.relative_to(REPOSITORY / source)
     if str(inner) == ".":
         return os.path.normpath(os.path.join(target, source) if many else target)
@@ -241,7 +241,7 @@ def _base_image() -> Image:
 
 
 def _layer(image: Image, instruction: str) -> tuple[Path, Path | None]:
-    """The layer of a step; and where to make it, unless it is there."""
+    """Returns the layer of a step, and where to make it if it does not exist."""
     image.key = hashlib.sha256(f"{image.key}\n{instruction}".encode()).hexdigest()
     layer = CACHE / image.key[:24]
     image.layers.append(layer)

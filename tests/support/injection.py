@@ -1,9 +1,8 @@
-"""Faults put in by count: the n-th step of the scheduler, or the n-th system call on a socket.
+"""Injects faults by count: at the n-th step of the scheduler, or the n-th system call on a socket.
 
-A scenario is run again and again, with the fault at its first place, its second, and so on until a run ends
-before the fault's turn comes. So every await and every call is hit once, whatever the code looks like. Only
-ztunnel's own calls count, by the module that makes them; those through trio's sockets and streams are counted
-to whoever calls trio.
+A scenario is run again and again, with the fault at the first place, the second, and so on, until a run ends
+before the fault comes. So every await and every call fails once, whatever the code looks like. Only calls of
+ztunnel's modules count. A call through Trio's sockets and streams counts for the module that calls Trio.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ OS_CALLS = ("pipe2", "splice")
 
 
 def _caller(depth: int) -> str:
-    """The module on whose behalf a call is made. Trio's own business (its wake-up socket) is trio's."""
+    """Returns the module that makes a call, directly or through Trio. Trio's own calls are Trio's."""
     frame: FrameType | None = sys._getframe(depth + 1)
     while frame is not None:
         module: str = frame.f_globals.get("__name__", "")
@@ -54,7 +53,7 @@ def _caller(depth: int) -> str:
 
 
 class Turn:
-    """Counts until the fault's turn. ``at``: which it is, from 1. ``reached``: it came. ``place``: where."""
+    """Counts places until the fault. ``at``: its number, from 1. ``reached``: it came. ``place``: where."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -66,7 +65,7 @@ class Turn:
         return self.count >= self.at
 
     def now(self, place: str) -> bool:
-        """One more; whether it is the one."""
+        """Count one more place. Returns whether the fault is due."""
         self.count += 1
         if self.count == self.at:
             self.place = place
@@ -130,7 +129,7 @@ def at_call(
 
 
 class Census(Counter[str]):
-    """What a process holds: its descriptors by kind, and its tasks by what their names begin with."""
+    """What a process holds: its descriptors by kind, and its tasks by the beginnings of their names."""
 
     @classmethod
     def take(cls) -> Census:
@@ -152,7 +151,7 @@ class Census(Counter[str]):
 
 
 async def steady() -> Census:
-    """The census once it stays the same: what a first use has opened is open, and what has ended is gone."""
+    """Returns the census once it no longer changes: what has ended is gone, what is cached is open."""
     previous = Census()
     while (census := Census.take()) != previous:
         previous = census
@@ -161,7 +160,7 @@ async def steady() -> Census:
 
 
 async def settled(base: Census, timeout: float = 10) -> Census:
-    """The census once it is the base again; as it is after ``timeout`` seconds."""
+    """Returns the census once it equals the base, at the latest after ``timeout`` seconds."""
     with trio.move_on_after(timeout):
         while True:
             if Census.take() == base:

@@ -1,4 +1,4 @@
-"""Values of the local mesh file (LOCAL_XDS_PATH) that plain YAML cannot say: tagged string matches."""
+"""Values of the local mesh file (LOCAL_XDS_PATH) that plain YAML does not have: tagged string matches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Exact(str):
 
 
 class Prefix(str):
-    """Matches texts that begin so."""
+    """Matches texts that begin with this."""
 
     __slots__ = ()
 
 
 class Suffix(str):
-    """Matches texts that end so."""
+    """Matches texts that end with this."""
 
     __slots__ = ()
 
@@ -41,6 +41,6 @@ _Dumper.add_representer(Presence, lambda dumper, value: dumper.represent_sequenc
 
 
 def to_yaml(value: Any) -> str:
-    """The text of a local mesh file."""
+    """Returns the text of a local mesh file."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=200)
     return text

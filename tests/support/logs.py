@@ -1,4 +1,4 @@
-"""What is logged while a block runs, and what is written."""
+"""Collects log records while a block runs, and writes what is queued."""
 
 from __future__ import annotations
 

@@ -41,19 +41,19 @@ class Deployment(Protocol):
     """How ztunnel serves the pods of a mesh."""
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
-        """Serve these pods too; return when they are served."""
+        """Serve these pods too. Returns when they are served."""
 
     def update(self, mesh: Mesh) -> None:
-        """Let the mesh's present state take effect."""
+        """Put the mesh's present state into force."""
 
     def restart(self, mesh: Mesh, pod: MeshPod) -> None:
-        """Start the ztunnel of a pod anew after its end; return when it serves."""
+        """Start the ztunnel of a pod again after its end. Returns when it serves."""
 
     def remove(self, mesh: Mesh, pod: MeshPod) -> None:
-        """Serve a pod no more."""
+        """Stop serving a pod."""
 
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
-        """The process that serves a pod."""
+        """Returns the process that serves a pod."""
 
 
 class DedicatedDeployment:
@@ -142,12 +142,12 @@ class Mesh:
     def open(
         cls, *, deployment: Deployment | None = None, environment: Mapping[str, str] | None = None
     ) -> Iterator[Mesh]:
-        """An empty mesh; all that it starts and makes is gone afterwards."""
+        """Yields an empty mesh. All that it starts and makes is gone afterwards."""
         with Machine.open() as machine:
             yield cls(machine, deployment or DedicatedDeployment(), environment or {})
 
     def node(self, name: str) -> MeshNode:
-        """The node of that name, made when asked for first."""
+        """Returns the node of that name, made when asked for first."""
         if name not in self._nodes:
             self._nodes[name] = MeshNode(self, self.network.node(name))
         return self._nodes[name]
@@ -162,7 +162,7 @@ class Mesh:
         vips: Sequence[str] | None = None,
         **fields: Any,
     ) -> str:
-        """Define a service; gives its first VIP. ``fields``: further keys of the file."""
+        """Define a service. Returns its first VIP. ``fields``: further keys of the file."""
         hostname = f"{name}.{namespace}.svc.cluster.local"
         addresses = [f"10.96.0.{len(self.services) + 10}"] if vips is None else list(vips)
         self.services.append(
@@ -190,7 +190,7 @@ class Mesh:
         dry_run: bool = False,
         workloads: Iterable[MeshPod] = (),
     ) -> str:
-        """Define a policy, of scope WorkloadSelector if ``workloads`` are given; gives its key."""
+        """Define a policy, of scope WorkloadSelector if ``workloads`` are given. Returns its key."""
         selected = list(workloads)
         key = f"{namespace}/{name}"
         self.policies.append(
@@ -217,7 +217,7 @@ class Mesh:
                 pod.workload["authorizationPolicies"].remove(key)
 
     def local_mesh(self) -> dict[str, Any]:
-        """The mesh in the form of the local file."""
+        """Returns the mesh in the form of the local file."""
         workloads = [
             {
                 "uid": pod.uid,
@@ -248,7 +248,7 @@ class Mesh:
         new.rename(self.file)
 
     def start(self) -> None:
-        """Put the redirection in place and start ztunnel, for all captured pods that have none yet."""
+        """Set up the redirection and start ztunnel, for all captured pods that have none yet."""
         fresh = [pod for pod in self.pods if pod.captured and pod.name not in self._started]
         for pod in fresh:
             if pod.redirection is not None:
@@ -257,7 +257,7 @@ class Mesh:
         self.deployment.start(self, fresh)
 
     async def update(self, timeout: float = 10) -> None:
-        """Let changes take effect; returns when each running ztunnel shows the policies and workloads."""
+        """Put changes into force. Returns when each running ztunnel shows the policies and workloads."""
         self.deployment.update(self)
         wanted = _summary(self.local_mesh())
         for pod in self.pods:
@@ -269,7 +269,7 @@ class Mesh:
                     await trio.sleep(0.02)
 
     def remove_pod(self, pod: MeshPod) -> None:
-        """Serve a pod no more and take it out of the mesh; its namespace stays until the end."""
+        """Stop serving a pod and take it out of the mesh. Its namespace stays until the end."""
         self.pods.remove(pod)
         if pod.name in self._started:
             self._started.discard(pod.name)
@@ -281,14 +281,14 @@ class Mesh:
 
 
 def waypoint(target: MeshPod | str, port: int = 15008) -> dict[str, Any]:
-    """A reference to a waypoint (or network gateway): a pod, an IP address, or ``namespace/hostname``."""
+    """Returns a reference to a waypoint or network gateway: a pod, an IP address, ``namespace/hostname``."""
     if not isinstance(target, str):
         target = target.ipv4
     return {"destination": target if "/" in target else f"/{target}", "hboneMtlsPort": port}
 
 
 def _summary(mesh: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What a local file and a config dump must have in common."""
+    """Returns what a local file and a config dump must have in common."""
     policies = [(policy["namespace"], policy["name"], policy["action"]) for policy in mesh["policies"]]
     workloads = [
         (
@@ -305,7 +305,7 @@ def _summary(mesh: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def main() -> None:
-    """A mesh to play with, until Ctrl-C."""
+    """Run a mesh to try things in, until Ctrl-C."""
     with interruptible(), Mesh.open(environment={"LOG_FORMAT": "plain"}) as mesh:
         client = mesh.node("a").pod("client")
         server = mesh.node("b").pod("server")

@@ -43,7 +43,7 @@ extensions = st.lists(
 
 
 def numbers(known: Any) -> st.SearchStrategy[Any]:
-    """Numbers of an enumeration, now and then one that it does not have."""
+    """Numbers of an enumeration, and sometimes one that it does not have."""
     return st.one_of(
         st.sampled_from(list(known)), st.sampled_from(list(known)), st.integers(0, 300).map(known)
     )
@@ -168,7 +168,7 @@ policies = st.builds(
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes with a few changes: bytes flipped, cut off, put in, repeated."""
+    """Returns bytes with a few changes: bytes flipped, cut off, put in, repeated."""
     body = bytearray(draw(whole))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(body)))

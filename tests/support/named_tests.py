@@ -11,7 +11,7 @@ _DEFINITION = re.compile(r"^(?:    )?(?:async )?def (test_\w+)", re.MULTILINE)
 
 
 def defined() -> dict[str, str]:
-    """All tests by name, with the text of the file that each is in."""
+    """Returns all tests by name, with the text of the file that each is in."""
     found: dict[str, str] = {}
     for file in TESTS.rglob("test_*.py"):
         text = file.read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def defined() -> dict[str, str]:
 
 
 def rows(page: str, head: str) -> list[str]:
-    """The rows of a page's tables, without their heads, which begin with ``head``."""
+    """Returns the rows of a page's tables, without their heads, which begin with ``head``."""
     lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.startswith("| ") and not line.startswith(f"| {head}")]
 

@@ -18,7 +18,7 @@ needs_namespaces = pytest.mark.skipif(
 
 
 def namespace_of(sock: socket.socket) -> int:
-    """The inode of the network namespace that a socket belongs to (SIOCGSKNS, sockios.h)."""
+    """Returns the inode of the network namespace that a socket belongs to (SIOCGSKNS, sockios.h)."""
     descriptor = fcntl.ioctl(sock.fileno(), 0x894C)
     try:
         return os.fstat(descriptor).st_ino
@@ -27,12 +27,12 @@ def namespace_of(sock: socket.socket) -> int:
 
 
 def own_namespace() -> int:
-    """The inode of the calling thread's."""
+    """Returns the inode of the calling thread's."""
     return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
 def made_socket(namespace: OwnedNamespace, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A blocking socket in a namespace, with a timeout."""
+    """Returns a blocking socket in a namespace, with a timeout."""
     with namespace.entered():
         sock = socket.socket(family, kind)
     sock.settimeout(5)
@@ -40,5 +40,5 @@ def made_socket(namespace: OwnedNamespace, family: int, kind: int = socket.SOCK_
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Returns how many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))

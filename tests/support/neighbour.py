@@ -1,4 +1,4 @@
-"""An honest client of 15008 with a tunnel of its own, to see what attacks on others do to it."""
+"""An honest client of port 15008 with a tunnel of its own, to measure what attacks on others do to it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Neighbour:
         return list(self._hbone.receive(data))
 
     async def exchange(self, data: bytes) -> None:
-        """A round trip: what is sent comes back."""
+        """Send bytes and receive them again."""
         assert self._hbone.send_data(self._number, data) == len(data)
         received = b""
         with trio.fail_after(60):

@@ -1,7 +1,7 @@
 """Shared mode in tests: one ztunnel on each node, in a namespace of its own, under a fake istio-cni.
 
 As in production the ztunnel learns of pods from the CNI agent alone, opens its sockets in their namespaces,
-and knows the mesh from elsewhere (here the local file).
+and gets the mesh from elsewhere (here the local file).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORKERS = "ZTUNNEL_TEST_WORKERS"
 
 
 class NodeZtunnel:
-    """What one node runs: its CNI agent, and its ztunnels, of which the newest serves new pods."""
+    """The CNI agent and the ztunnels of one node. The newest ztunnel serves new pods."""
 
     def __init__(self, mesh: Mesh, node: Node, command: Sequence[str] | None = None) -> None:
         self._command = list(command or ztunnel_command("proxy", "ztunnel"))
@@ -45,15 +45,15 @@ class NodeZtunnel:
         return self.ztunnels[-1]
 
     def start(self, **environment: str | None) -> Ztunnel:
-        """Start one more ztunnel, beside those that run; ready when this returns."""
+        """Start one more ztunnel, beside those that run. It is ready when this returns."""
         ztunnel = self.launch(environment)
         ztunnel.wait_ready()
         return ztunnel
 
     async def upgrade(self, **environment: str | None) -> tuple[Ztunnel, Ztunnel]:
-        """Start a successor, and tell the old one to end when it is ready, as a DaemonSet with surge does.
+        """Start a successor, and end the old one when that is ready, as a DaemonSet with surge does.
 
-        Does not hold up the test's other tasks. Gives the old one, which is draining, and the new one.
+        Other tasks of the test go on meanwhile. Returns the old one, which is draining, and the new one.
         """
         old = self.current
         new = self.launch(environment)
@@ -129,7 +129,7 @@ class NodeDeployment:
         self.nodes: dict[str, NodeZtunnel] = {}
 
     def set_command(self, node: str, command: Sequence[str]) -> None:
-        """How the ztunnels of a node are started. Before the first of them is."""
+        """Set how the ztunnels of a node are started. Call it before the first starts."""
         self._commands[node] = command
 
     def start(self, mesh: Mesh, pods: Sequence[MeshPod]) -> None:
@@ -142,14 +142,14 @@ class NodeDeployment:
             node.add(pod)
 
     def node(self, mesh: Mesh, node: Node) -> NodeZtunnel:
-        """What a node runs; its CNI agent is there from the first call on."""
+        """Returns what a node runs. The first call starts its CNI agent."""
         found = self.nodes.get(node.name)
         if found is None:
             found = self.nodes[node.name] = NodeZtunnel(mesh, node, self._commands.get(node.name))
         return found
 
     def update(self, mesh: Mesh) -> None:
-        """Write the local file anew; ztunnels watch it."""
+        """Write the local file again. ztunnels watch it."""
         mesh.write_file()
 
     def restart(self, mesh: Mesh, pod: MeshPod) -> None:
@@ -161,5 +161,5 @@ class NodeDeployment:
         self.node(mesh, pod.pod.node).remove(pod)
 
     def ztunnel(self, pod: MeshPod) -> Ztunnel:
-        """The process that serves a pod now."""
+        """Returns the process that serves a pod now."""
         return self.nodes[pod.pod.node.name].current

@@ -1,4 +1,4 @@
-"""An endpoint that notes of each stream who the client's certificate says it is, and who it is itself."""
+"""An endpoint that records, for each stream, the identity of the client and its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.raw_tls import RawTls, TlsAlertError, TlsChoices, TlsEndError
 
 @dataclass
 class Seen:
-    """A stream as its endpoint saw it: a SPIFFE ID, whatever name the endpoint goes by, its address."""
+    """A stream as its endpoint saw it: the client's SPIFFE ID, the endpoint's name, its address."""
 
     client: str
     server: str
@@ -24,7 +24,7 @@ class Seen:
 async def note_streams(
     stream: trio.SocketStream, choices: TlsChoices, server: str, address: str, seen: list[Seen]
 ) -> None:
-    """Serve one HBONE connection to its end: take each stream's bytes, note them, and send them back."""
+    """Serve one HBONE connection to its end: record each stream's bytes and send them back."""
     ends = (TlsAlertError, TlsEndError, trio.BrokenResourceError, trio.ClosedResourceError)
     async with stream:
         with suppress(*ends):

@@ -1,4 +1,4 @@
-"""For tests of waits that the other side's end has to end: bounds of minutes, a silent address."""
+"""For tests of waits that end when the other side ends: bounds of minutes, and a silent address."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def gave_up(records: Iterable[LogRecord]) -> list[LogRecord]:
-    """The access log lines that say so."""
+    """Returns the access log lines that say so."""
     text = "client disconnected before the connection was established"
     return [record for record in records if record.fields.get("error") == text]
 
 
 async def fill(stream: trio.SocketStream) -> None:
-    """Send until nobody takes anything any more."""
+    """Send until the buffers are full."""
     with trio.move_on_after(1):
         while True:
             await stream.send_all(bytes(1 << 20))
 
 
 def _queued(listener: socket.socket) -> int:
-    """How many connections wait to be accepted: what the kernel says in ``tcpi_unacked`` of a listener."""
+    """Returns how many connections wait to be accepted: ``tcpi_unacked`` of a listener."""
     info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
     return int.from_bytes(info[24:28], sys.byteorder)
 
 
 @asynccontextmanager
 async def nobody_accepts(ip: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
-    """An address where a dial gets no answer: the listener's queue is full."""
+    """Yields an address where a dial gets no answer, because the listener's backlog is full."""
     with socket.create_server((ip, port), backlog=0) as full:
         filling: list[socket.socket] = []
         try:

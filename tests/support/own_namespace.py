@@ -1,4 +1,4 @@
-"""The ports of a data plane are fixed, so its tests run in a network namespace of their own if they may."""
+"""A network namespace for tests of a data plane, whose ports are fixed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLONE_NEWNET = 0x40000000
 
 @contextmanager
 def enter_network_namespace() -> Iterator[None]:
-    """A network namespace of this thread's own for as long as the block lasts; without root, a lock."""
+    """Moves this thread into its own network namespace until the block ends. Without root, takes a lock."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -42,7 +42,7 @@ def enter_network_namespace() -> Iterator[None]:
 
 
 def forget_threads() -> None:
-    """Have trio start new threads: those that wait for work are in the namespace that they began in."""
+    """Let Trio start new threads. Its idle ones stay in the namespace in which they began."""
     THREAD_CACHE._idle_workers.clear()
 
 

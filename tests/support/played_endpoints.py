@@ -1,4 +1,4 @@
-"""Endpoints of a service, played by the test at 127.0.1.x on the HBONE port."""
+"""Endpoints of a service that the test itself serves, at 127.0.1.x on the HBONE port."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTNAME = "web.default.svc.cluster.local"
 
 
 def endpoint(number: int, uid: str = "", **fields) -> Resource:
-    """An endpoint of the service at 127.0.1.<number>."""
+    """Returns an endpoint of the service at 127.0.1.<number>."""
     name = f"e{number}"
     base = {
         "uid": uid or f"cluster1//Pod/default/{name}",
@@ -50,7 +50,7 @@ def service(**fields) -> Resource:
 
 
 class Played:
-    """An endpoint played by the test: its connections, and how many streams were asked of it."""
+    """An endpoint that the test serves: its connections, and how many streams came."""
 
     def __init__(self) -> None:
         self.connections: list[RawHbone] = []
@@ -74,7 +74,7 @@ async def play(
     limit: int | None = None,
     tunnels: int | None = None,
 ) -> AsyncIterator[Played]:
-    """limit: streams on a tunnel. tunnels: connections that it speaks on; it only accepts the others."""
+    """limit: streams on a tunnel. tunnels: how many connections it serves; others it only accepts."""
     root = KeyPair(control.ca.root._key, control.ca.root.certificate)
     choices = TlsChoices(root.issue(f"spiffe://cluster.local/ns/default/sa/{account}"))
     played = Played()

@@ -1,4 +1,4 @@
-"""A network gateway and the endpoint behind it in one, for the two tunnels of double HBONE."""
+"""A network gateway and the endpoint behind it, in one server: the two tunnels of double HBONE."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Held(StreamTransport):
 
 
 class PlayedGateway:
-    """Takes one outer tunnel and one stream in it. ``inner``: brings the stream inside, accepted."""
+    """Accepts one outer tunnel and one stream in it. ``inner``: yields the inner stream, accepted."""
 
     def __init__(self, nursery: trio.Nursery, control: Control) -> None:
         self._nursery = nursery
@@ -43,7 +43,7 @@ class PlayedGateway:
         self._transport: _Held | None = None
 
     def hold(self) -> None:
-        """Read nothing more of what is inside."""
+        """Read nothing more of the inner tunnel."""
         assert self._transport is not None
         self._transport.held = True
 
@@ -53,7 +53,7 @@ class PlayedGateway:
         self._outer.reset(ErrorCode.CANCEL)
 
     def cut(self) -> None:
-        """The wire of the outer tunnel is gone."""
+        """Cut the connection of the outer tunnel."""
         assert self._outer is not None
         tls = self._outer.tunnel.tls
         assert isinstance(tls, SocketTls)
@@ -90,7 +90,7 @@ class PlayedGateway:
 
 @asynccontextmanager
 async def played_gateway(control: Control, ip: str) -> AsyncIterator[PlayedGateway]:
-    """Play it at ip:15008."""
+    """Run it at ip:15008."""
     listeners = await trio.open_tcp_listeners(15008, host=ip)
     async with trio.open_nursery() as nursery:
         gateway = PlayedGateway(nursery, control)

@@ -1,4 +1,4 @@
-"""A pod of a test mesh: what runs in it, and what its ztunnel says."""
+"""A pod of a test mesh: programs and sockets in it, and its ztunnel's log, metrics and state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 async def eventually(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
-    """Wait for something that another process does. Raises AssertionError with ``what`` when it does not."""
+    """Wait until a condition holds. Raises AssertionError with ``what`` if it never does."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -35,8 +35,8 @@ async def eventually(condition: Callable[[], object], what: str, timeout: float 
 class MeshPod:
     """A pod with its place in the mesh.
 
-    ``captured``: the redirection rules are in place and a ztunnel serves it. ``protocol``: what others
-    believe, HBONE or TCP. ``registered``: the mesh knows the pod at all. ``workload``: further keys of its
+    ``captured``: the redirection rules are in place and a ztunnel serves it. ``protocol``: what the mesh
+    says, HBONE or TCP. ``registered``: whether the mesh has the pod. ``workload``: further keys of its
     workload in the local file. ``environment``: further variables of its ztunnel. ``root``: another CA than
     the mesh's.
     """
@@ -87,12 +87,12 @@ class MeshPod:
     # What runs in the pod.
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """A blocking socket of the pod's namespace. The caller closes it."""
+        """Returns a blocking socket of the pod's namespace. The caller closes it."""
         with self.pod.namespace.entered():
             return socket.socket(family, kind)
 
     async def connect(self, address: str, port: int, *, timeout: float = 10) -> trio.SocketStream:
-        """An application's connection from this pod. Raises OSError. The caller closes it."""
+        """Returns an application's connection from this pod. Raises OSError. The caller closes it."""
         sock = trio.socket.from_stdlib_socket(
             self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         )
@@ -105,7 +105,7 @@ class MeshPod:
         return trio.SocketStream(sock)
 
     def listen(self, port: int, address: str = "::") -> trio.SocketListener:
-        """A listening socket of the pod; ``::`` takes IPv4 too. The caller closes it."""
+        """Returns a listening socket of the pod; ``::`` takes IPv4 too. The caller closes it."""
         sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
@@ -119,7 +119,7 @@ class MeshPod:
     # What its ztunnel says.
 
     def log(self, **fields: Any) -> list[dict[str, Any]]:
-        """The JSON log lines of its ztunnel that have these fields; ``__`` in a name stands for a dot."""
+        """Returns its ztunnel's JSON log lines with these fields. ``__`` in a name stands for a dot."""
         wanted = {key.replace("__", "."): value for key, value in fields.items()}
         found = []
         # The last line may be just being written.
@@ -132,13 +132,13 @@ class MeshPod:
         return found
 
     def access_log(self, **fields: Any) -> list[dict[str, Any]]:
-        """The access log: finished and refused connections."""
+        """Returns the access log: finished and refused connections."""
         return [
             entry for entry in self.log(scope="access", **fields) if entry["message"] != "connection opened"
         ]
 
     async def logged(self, *, count: int = 1, timeout: float = 10, **fields: Any) -> list[dict[str, Any]]:
-        """Wait until the access log has ``count`` lines with these fields; gives all of them."""
+        """Wait until the access log has ``count`` lines with these fields. Returns all of them."""
         deadline = time.monotonic() + timeout
         while len(found := self.access_log(**fields)) < count:
             if time.monotonic() > deadline:
@@ -150,7 +150,7 @@ class MeshPod:
         return found
 
     def metrics(self, name: str, **labels: str) -> list[MetricLine]:
-        """The samples of a metric with these labels."""
+        """Returns the samples of a metric with these labels."""
         return [
             sample
             for sample in self.ztunnel.metrics()
@@ -158,11 +158,11 @@ class MeshPod:
         ]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all series with these labels."""
+        """Returns the sum of a metric over all series with these labels."""
         return sum(sample.value for sample in self.metrics(name, **labels))
 
     async def metric_reaches(self, value: float, name: str, **labels: str) -> None:
-        """Wait until a metric's sum is at least ``value``; ten seconds at most."""
+        """Wait until a metric's sum is at least ``value``, for ten seconds at most."""
         deadline = time.monotonic() + 10
         while (now := self.metric(name, **labels)) < value:
             if time.monotonic() > deadline:

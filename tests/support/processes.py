@@ -1,4 +1,4 @@
-"""What processes have used, with all that they have started (CPU time, memory), and what they have said."""
+"""CPU time and memory of processes and all that they have started, and the lines that they print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMES = slice(11, 15)
 
 
 class Memory(NamedTuple):
-    """KiB. pss: pages that several processes share are counted in parts."""
+    """In KiB. pss: a page that several processes share counts for each in part."""
 
     rss: int
     pss: int
@@ -33,7 +33,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def families(roots: Iterable[int]) -> list[int]:
-    """These processes and their living descendants."""
+    """Returns these processes and their living descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
@@ -47,7 +47,7 @@ def families(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
-    """The CPU time of these processes and their descendants so far, those that have ended included."""
+    """Returns the CPU time of these processes and all descendants so far, also of those that have ended."""
     ticks = 0
     for pid in families(roots):
         fields = _stat(pid)
@@ -57,7 +57,7 @@ def cpu_seconds(roots: Iterable[int]) -> float:
 
 
 def memory(roots: Iterable[int]) -> Memory:
-    """The memory of these processes and their descendants."""
+    """Returns the memory of these processes and their descendants."""
     rss = pss = 0
     for pid in families(roots):
         values = _rollup(pid)
@@ -67,7 +67,7 @@ def memory(roots: Iterable[int]) -> Memory:
 
 
 def own_memory(pid: int) -> int:
-    """KiB of a process that no file has, pages that several processes share counted in parts; 0 when gone."""
+    """Returns KiB of a process's anonymous memory, shared pages in part; 0 when it is gone."""
     try:
         values = _rollup(pid)
     except OSError:
@@ -76,7 +76,7 @@ def own_memory(pid: int) -> int:
 
 
 def _rollup(pid: int) -> dict[str, int]:
-    """KiB of each kind of a process's memory. Raises OSError."""
+    """Returns KiB of each kind of a process's memory. Raises OSError."""
     values = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
@@ -85,6 +85,6 @@ def _rollup(pid: int) -> dict[str, int]:
 
 
 async def said(process: Process, text: str, timeout: float) -> None:
-    """Wait for a line of a program. One that ends, or hangs, fails the test with what it has written."""
+    """Wait for a line of a program. If it ends or hangs, the test fails with its output."""
     wait = partial(process.wait_until, lambda: text in process.output(), what=text, timeout=timeout)
     await trio.to_thread.run_sync(wait)

@@ -1,4 +1,4 @@
-"""Waiting until everything that ztunnels have to say about past connections has been said."""
+"""Waits until ztunnels have logged all past connections."""
 
 from __future__ import annotations
 

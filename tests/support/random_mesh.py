@@ -1,4 +1,4 @@
-"""Small meshes made of choices, and a request to route in each."""
+"""Small random meshes, and a request to route in each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Case:
 
 
 class Builder:
-    """Builds a mesh out of choices. Hypothesis's `Random` lets it shrink them, a seeded one is fast."""
+    """Builds a mesh at random. With Hypothesis's `Random` an example is shrunk; a seeded one is fast."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

@@ -1,4 +1,4 @@
-"""HBONE spoken by hand: a client and a server on h2 that can break every rule and see every frame."""
+"""A client and a server of HBONE on h2, which can break every rule and see every frame."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HBONE_PORT = 15008
 
 
 def connect_headers(authority: str, **extra: str) -> list[tuple[str, str]]:
-    """The pseudo-headers of a CONNECT, then ``extra`` with ``_`` for ``-``."""
+    """Returns the pseudo-headers of a CONNECT, then ``extra`` with ``_`` for ``-``."""
     return [
         (":method", "CONNECT"),
         (":authority", authority),
@@ -46,7 +46,7 @@ class RawStream:
 
 
 class PatientConnection(h2.connection.H2Connection):
-    """h2, but a GOAWAY does not end it: that only announces that no new streams are served."""
+    """h2 that goes on after a GOAWAY, which only announces that no new streams are served."""
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[h2.events.Event]]:
         state = self.state_machine.state
@@ -56,7 +56,7 @@ class PatientConnection(h2.connection.H2Connection):
 
 
 class RawHbone:
-    """One end of an HTTP/2 connection. Each `step` takes in what the peer sends and files it by stream."""
+    """One end of an HTTP/2 connection. Each `step` reads what the peer sends, and records it by stream."""
 
     def __init__(self, tls: RawTls, *, server: bool) -> None:
         self.tls = tls
@@ -115,7 +115,7 @@ class RawHbone:
         return self.streams.setdefault(number, RawStream(number))
 
     async def until(self, condition: Callable[[], object], timeout: float = 10) -> None:
-        """Take in until a condition holds."""
+        """Read until a condition holds."""
         with trio.fail_after(timeout):
             while not condition():
                 await self.step()
@@ -132,7 +132,7 @@ class RawHbone:
         return stream
 
     async def connect(self, authority: str, **extra: str) -> RawStream:
-        """CONNECT; see `request`."""
+        """Send a CONNECT; see `request`."""
         return await self.request(connect_headers(authority, **extra))
 
     async def send(self, stream: RawStream, data: bytes, *, end: bool = False, timeout: float = 10) -> None:
@@ -180,7 +180,7 @@ async def raw_client(pod: MeshPod, address: str, choices: TlsChoices) -> AsyncIt
 
 
 class RawServer:
-    """An HBONE server in a pod that no ztunnel serves, and what it has seen."""
+    """An HBONE server in a pod that no ztunnel serves, and the requests that it got."""
 
     def __init__(self) -> None:
         self.connections: list[RawHbone] = []
@@ -228,7 +228,7 @@ async def answer_all(connection: RawHbone, status: int = 200) -> None:
 async def raw_server(
     pod: MeshPod, choices: TlsChoices, serve: Serve = answer_all
 ) -> AsyncIterator[RawServer]:
-    """Serve HBONE by hand on a pod's port 15008 inside the ``async with``."""
+    """Run such a server on a pod's port 15008, until the block ends."""
     server = RawServer()
 
     async def one(stream: trio.SocketStream) -> None:

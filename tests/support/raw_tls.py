@@ -1,4 +1,4 @@
-"""Peers of a ztunnel that may be wrong on purpose: their certificates, and TLS with every choice open."""
+"""Peers of a ztunnel that may be wrong on purpose: their certificates, and TLS with any options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KeyPair:
 
     @classmethod
     def load(cls, path: Path) -> KeyPair:
-        """Read both from one PEM file, as `ztunnel.certs.shared_root` writes it."""
+        """Returns both from one PEM file, as `ztunnel.certs.shared_root` writes it."""
         pem = path.read_bytes()
         key = serialization.load_pem_private_key(pem, None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -39,7 +39,7 @@ class KeyPair:
             ExtendedKeyUsageOID.CLIENT_AUTH,
         ),
     ) -> KeyPair:
-        """A certificate for a SPIFFE URI (None: for no name) by this CA. ``valid``: relative to now."""
+        """Returns a certificate of this CA for a SPIFFE URI, or for no name. ``valid``: relative to now."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         builder = (
@@ -60,7 +60,7 @@ class KeyPair:
 
 
 def unrelated_root() -> KeyPair:
-    """The root of some other CA."""
+    """Returns the root of some other CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "another CA")])
     now = dt.datetime.now(dt.UTC)
@@ -120,7 +120,7 @@ class TlsChoices:
 
 
 class RawTls:
-    """TLS over a stream, every step in the open."""
+    """TLS over a stream, step by step."""
 
     def __init__(self, stream: trio.abc.Stream, choices: TlsChoices, *, server: bool) -> None:
         self.stream = stream
@@ -132,7 +132,7 @@ class RawTls:
             self.ssl.set_connect_state()
 
     async def handshake(self, timeout: float = 10) -> None:
-        """Raises TlsAlertError or TlsEndError when the peer refuses. In TLS 1.3 a server may refuse later."""
+        """Do the handshake. Raises TlsAlertError or TlsEndError; a TLS 1.3 server may refuse later."""
         with trio.fail_after(timeout):
             while True:
                 try:
@@ -153,7 +153,7 @@ class RawTls:
             await self.flush()
 
     async def receive(self, limit: int = 65_536) -> bytes:
-        """Some bytes. Raises TlsAlertError or TlsEndError."""
+        """Returns some bytes. Raises TlsAlertError or TlsEndError."""
         while True:
             try:
                 return self.ssl.recv(limit)
@@ -166,7 +166,7 @@ class RawTls:
                 raise _alert(error) from None
 
     async def flush(self) -> None:
-        """Send what TLS has to send. That the peer is gone is for `receive` to tell, with the reason."""
+        """Send what TLS has to send. If the peer is gone, `receive` raises the reason."""
         async with self._sending:
             while True:
                 try:
@@ -197,7 +197,7 @@ class RawTls:
         await self.stream.aclose()
 
     def peer_uri(self) -> str:
-        """The first URI in the peer's certificate."""
+        """Returns the first URI in the peer's certificate."""
         peer = self.ssl.get_peer_certificate(as_cryptography=True)
         assert peer is not None
         names = peer.extensions.get_extension_for_class(x509.SubjectAlternativeName)

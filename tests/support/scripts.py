@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def load_script(name: str) -> ModuleType:
-    """A program of scripts/, written in Python, without running it. Leaves no bytecode beside it."""
+    """Returns a program of scripts/, written in Python, without running it. Leaves no bytecode beside it."""
     loader = SourceFileLoader(f"scripts_{name.removesuffix('.py')}", str(SCRIPTS / name))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""A node that is made up, for what shows nodes: the front page and `ztunnel top`."""
+"""A fictitious node, for the front page and `ztunnel top`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ EXPLANATION = {"asked_from": "shop/web", "asked_to": "db:80", "outcome": "allowe
 
 
 class Node:
-    """A node that is made up; ``received`` grows with each look, so that there is a rate."""
+    """A fictitious node. ``received`` grows with each request, so that there is a rate."""
 
     def __init__(self) -> None:
         self.received = 0

@@ -1,4 +1,4 @@
-"""What the TLS tests share: identities, certificates, and connected pairs."""
+"""Identities, certificates and connected pairs for the tests of TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CA = IssuingCa(NOW)
 
 
 def certificate(identity: Identity, ca: IssuingCa = CA, **options: object) -> Certificate:
-    """A certificate that is valid for an hour, unless ``options`` (of `IssuingCa.certify`) say otherwise."""
+    """Returns a certificate, valid for an hour unless ``options`` (of `IssuingCa.certify`) say otherwise."""
     arguments: dict[str, object] = {"not_before": NOW - 60, "not_after": NOW + 3600} | options
     return ca.certify(identity, **arguments)  # type: ignore[arg-type]  # keyword arguments by name
 
@@ -36,7 +36,7 @@ SERVER_CONTEXT = server_context(SERVER_CERTIFICATE, TlsOptions())
 
 
 def sockets(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """Two connected non-blocking TCP sockets; ``buffer`` makes the kernel hold little."""
+    """Yields two connected non-blocking TCP sockets. ``buffer``: the size of the kernel's buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -69,7 +69,7 @@ class Pair:
         self.server = SocketTls(server, theirs)
 
     async def handshake(self) -> tuple[TlsHandshakeError | None, TlsHandshakeError | None]:
-        """Both handshakes at once; the failure of the client and that of the server."""
+        """Returns the errors of client and server, after both handshakes at once."""
         failures: dict[str, TlsHandshakeError | None] = {"client": None, "server": None}
 
         async def one(name: str, connection: SocketTls) -> None:

@@ -21,7 +21,7 @@ _TWICE = memoryview(_pattern * 2)
 
 
 def pattern(offset: int, length: int) -> memoryview:
-    """The bytes that belong at ``offset`` of every exact transfer; at most PERIOD of them."""
+    """Returns the bytes that belong at ``offset`` of every exact transfer; at most PERIOD of them."""
     assert length <= PERIOD
     start = offset % PERIOD
     return _TWICE[start : start + length]
@@ -39,7 +39,7 @@ async def send_pattern(
 
 
 async def receive_pattern(stream: trio.SocketStream, total: int | None = None) -> int:
-    """Receive ``total`` bytes, or all until the end, and hold them to be the pattern; gives how many came."""
+    """Receive ``total`` bytes, or all until the end, and check them. Returns how many came."""
     received = 0
     while total is None or received < total:
         limit = 262_144 if total is None else min(262_144, total - received)
@@ -60,7 +60,7 @@ async def echo(stream: trio.SocketStream) -> None:
 
 
 async def read_all(stream: trio.SocketStream, timeout: float = 10) -> bytes:
-    """Everything up to the peer's end. Raises trio.BrokenResourceError on a reset."""
+    """Returns everything up to the peer's end. Raises trio.BrokenResourceError on a reset."""
     data = bytearray()
     with trio.fail_after(timeout):
         while part := await stream.receive_some(65_536):
@@ -69,7 +69,7 @@ async def read_all(stream: trio.SocketStream, timeout: float = 10) -> bytes:
 
 
 async def read_exactly(stream: trio.SocketStream, count: int, timeout: float = 10) -> bytes:
-    """``count`` bytes. Raises AssertionError when the peer ends before."""
+    """Returns ``count`` bytes. Raises AssertionError when the peer ends before."""
     data = bytearray()
     with trio.fail_after(timeout):
         while len(data) < count:
@@ -87,9 +87,9 @@ def reset(stream: trio.SocketStream) -> None:
 
 
 async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"", timeout: float = 10) -> str:
-    """How a connection that is to be refused ends: "end" or "reset".
+    """Returns how a connection that is to be refused ends: "end" or "reset".
 
-    A reset may come so early that connecting or sending tells of it. Raises AssertionError when data comes.
+    A reset may come so early that connecting or sending fails. Raises AssertionError when data comes.
     """
     try:
         stream = await pod.connect(address, port, timeout=timeout)
@@ -104,7 +104,7 @@ async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"",
 
 
 async def ended_by(stream: trio.SocketStream, timeout: float = 10) -> str:
-    """How the peer ended it: "end" or "reset". Raises AssertionError when it sends data instead."""
+    """Returns how the peer ended it: "end" or "reset". Raises AssertionError when it sends data instead."""
     try:
         with trio.fail_after(timeout):
             data = await stream.receive_some(65_536)
@@ -125,7 +125,7 @@ class Server:
 
     @property
     def peer_addresses(self) -> list[str]:
-        """The clients' IP addresses in the order of their connections, IPv4 in its own form."""
+        """The clients' IP addresses in the order of their connections, with IPv4 unmapped."""
         return [address.removeprefix("::ffff:") for address, _ in self.peers]
 
 
@@ -133,7 +133,7 @@ class Server:
 async def serve(
     pod: MeshPod, port: int, handler: Handler = echo, address: str = "::"
 ) -> AsyncIterator[Server]:
-    """Run an application in a pod inside the ``async with``. Its connections are closed at the end.
+    """Run an application in a pod, until the block ends. Its connections are closed then.
 
     A handler's exceptions end its own connection and are kept in `Server.failures`.
     """

@@ -22,7 +22,7 @@ SERVER = Identity("cluster.local", "default", "server")
 
 
 class TunnelPair:
-    """Both ends of a tunnel. ``accepted`` brings the server's end of each stream that `open` made."""
+    """Both ends of a tunnel. ``accepted`` returns the server's end of each stream that `open` made."""
 
     def __init__(
         self, client: ClientTunnel, server: ServerTunnel, accepted: trio.MemoryReceiveChannel[ServerStream]
@@ -32,17 +32,17 @@ class TunnelPair:
         self._accepted = accepted
 
     async def accepted(self) -> ServerStream:
-        """The next request that the server's end has begun; not answered yet."""
+        """Returns the next request that the server's end has received, before it is answered."""
         return await self._accepted.receive()
 
     def cut(self) -> None:
-        """The wire between both ends is gone."""
+        """Cut the connection between both ends."""
         tls = self.client.tls
         assert isinstance(tls, SocketTls)
         tls.socket.shutdown(socket.SHUT_RDWR)
 
     async def open(self) -> tuple[ClientStream, ServerStream]:
-        """A stream, accepted; gives the client's and the server's end."""
+        """Returns the client's and the server's end of a new stream, which is accepted."""
         ours = self.client.open("10.0.0.1:80", [])
         theirs = await self._accepted.receive()
         theirs.accept()
@@ -56,9 +56,9 @@ async def tunnel_pair(
     wire: tuple[socket.socket, socket.socket] | None = None,
     bounds: TunnelBounds = DEFAULTS.tunnel,
 ):
-    """Two tunnels that talk to each other; both end with the block.
+    """Yields both ends of a tunnel, until the block ends.
 
-    wire: the two ends of what lies between, a socket pair unless given.
+    wire: the two ends of the connection between them, a socket pair unless given.
     """
     ca = FakeCa(time.time)
     left, right = wire or socket.socketpair()
@@ -84,7 +84,7 @@ async def tunnel_pair(
 
 
 def plain_pair() -> tuple[socket.socket, trio.SocketStream]:
-    """A TCP connection on loopback: our end (non-blocking, raw) and the application's."""
+    """Returns a TCP connection on loopback: our end (non-blocking, raw) and the application's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         application = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
@@ -93,7 +93,7 @@ def plain_pair() -> tuple[socket.socket, trio.SocketStream]:
 
 
 async def outcome(stream: trio.SocketStream) -> tuple[bytes, str]:
-    """Everything that arrives, and how it ended."""
+    """Returns everything that arrives, and how it ended."""
     data = b""
     with trio.fail_after(10):
         while True:

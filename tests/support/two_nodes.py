@@ -29,7 +29,7 @@ class TwoNodes:
     vip: str
 
     def node(self, pod: MeshPod) -> NodeZtunnel:
-        """What runs on a pod's node."""
+        """Returns what runs on a pod's node."""
         return self.deployment.nodes[pod.pod.node.name]
 
     @classmethod
@@ -41,7 +41,7 @@ class TwoNodes:
         backend: str | None = None,
         redirection: RedirectionOptions = _REDIRECTION,
     ) -> Iterator[TwoNodes]:
-        """A mesh with a ztunnel on each node; nothing of it may be left afterwards.
+        """Yields a mesh with a ztunnel on each node. Fails if anything of it is left afterwards.
 
         backend: one of `ztunnel.demo.network.BACKENDS`, for the redirection.
         """
@@ -61,7 +61,7 @@ class TwoNodes:
 
 
 async def ended(ztunnel: Ztunnel, timeout: float) -> None:
-    """Wait until it has ended, as it should."""
+    """Wait until the process has ended with status 0."""
     await eventually(lambda: ztunnel.process.returncode is not None, "ended", timeout)
     output = ztunnel.process.output()
     assert ztunnel.process.returncode == 0, output[-4000:]

@@ -2,8 +2,8 @@
 
 Mesh and certificates come from two stand-ins for istiod, so that each can fail alone. Each ztunnel has worker
 processes, an /etc/resolv.conf that names a resolver of the test, its log on a small disk of its own, and,
-where libfaketime is installed, a wall clock that a test can set (the monotonic one goes on as it is). All
-workloads' certificates live for a short time only.
+where libfaketime is installed, a wall clock that a test can set. The monotonic clock is not changed. All
+certificates of workloads live for a short time only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DISK_BYTES = 1 << 30
 
 
 def faketime_library() -> Path | None:
-    """libfaketime, where it is installed."""
+    """Returns the path of libfaketime, None where it is not installed."""
     return next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None)
 
 
@@ -68,26 +68,26 @@ class WholeMesh:
         return self.controlled.deployment
 
     def node(self, pod: MeshPod) -> NodeZtunnel:
-        """What runs on a pod's node."""
+        """Returns what runs on a pod's node."""
         return self.deployment.nodes[pod.pod.node.name]
 
     def serve_certificates(self) -> None:
-        """Start the CA, again at the same port."""
+        """Start the CA, each time at the same port."""
         with self.controlled.home.namespace.entered():
             self.authority.start()
 
     def describe_server(self, *policies: str, **fields: object) -> pb.Address:
-        """The server as istiod describes it."""
+        """Returns the server as istiod describes it."""
         values: dict[str, object] = {"services": membership("web", {80: 8080})} | fields
         return pb.Address(workload=workload(self.server, policies=policies, **values))
 
     def put_server(self, *policies: str, **fields: object) -> None:
-        """Let istiod tell of the server, with the policies that select it."""
+        """Let istiod send the server, with the policies that select it."""
         aliases = [f"/{address}" for address in self.server.pod.addresses]
         self.istiod.put(self.server.uid, self.describe_server(*policies, **fields), aliases=aliases)
 
     def put_policy(self, policy: Authorization) -> None:
-        """Let istiod tell of a policy."""
+        """Let istiod send a policy."""
         self.istiod.put(f"{policy.namespace}/{policy.name}", policy)
 
     def set_clock(self, node: NodeZtunnel, seconds: float) -> None:
@@ -99,7 +99,7 @@ class WholeMesh:
     def open(
         cls, *, lifetime: float = 60.0, workers: int = 2, environment: Mapping[str, str] | None = None
     ) -> Iterator[WholeMesh]:
-        """Such a mesh; nothing of it may be left afterwards.
+        """Yields such a mesh. Fails if anything of it is left afterwards.
 
         lifetime: of certificates, in seconds. environment: further variables of all ztunnels.
         """
@@ -147,7 +147,7 @@ class WholeMesh:
         assert census.empty, census
 
     def _prepare(self, node: Node) -> None:
-        """What a node's ztunnels find on it, before the first of them starts."""
+        """Prepare a node before its first ztunnel starts."""
         directory = self.mesh.machine.directory
         resolv_conf = directory / "resolv.conf"
         resolv_conf.write_text(f"nameserver {self.resolver.ipv4}\noptions timeout:1 attempts:3\n")
@@ -171,7 +171,7 @@ class WholeMesh:
 
 
 def _set_clock(file: Path, seconds: float) -> None:
-    """Written in one step: ztunnel reads it whenever it likes."""
+    """Set the clock's file in one step, because ztunnel may read it at any time."""
     new = file.with_suffix(".new")
     new.write_text(f"{seconds:+.0f}\n")
     new.rename(file)
@@ -179,7 +179,7 @@ def _set_clock(file: Path, seconds: float) -> None:
 
 @contextmanager
 def _disk(mesh: Mesh) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """Mount a file system in memory."""
     path = mesh.machine.directory / "disk"
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", path], check=True)

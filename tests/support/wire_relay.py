@@ -1,4 +1,4 @@
-"""Between a node and the wire, in user space: packets come later, in another order, or twice.
+"""A relay in user space between a node and the wire, which delays packets, reorders them, or doubles them.
 
     with WireRelay.between(network, node, random) as relay:
         nursery.start_soon(relay.run)
@@ -32,7 +32,7 @@ _numbers = count()
 
 
 class WireRelay:
-    """Made by `between`. ``delay``: called for each frame, the seconds it takes. ``twice``: how likely."""
+    """Made by `between`. ``delay``: returns the seconds that a frame takes. ``twice``: its probability."""
 
     def __init__(self, ends: tuple[socket.socket, socket.socket], random: Random) -> None:
         self._ends = tuple(map(trio.socket.from_stdlib_socket, ends))
@@ -44,7 +44,7 @@ class WireRelay:
     @classmethod
     @contextmanager
     def between(cls, network: Network, node: Node, random: Random) -> Iterator[WireRelay]:
-        """Take the place of the bridge's port of a node. Behind the block it is as before."""
+        """Takes the place of the bridge's port of a node. After the block it is as before."""
         port = network.wire_port(node)
         number = next(_numbers)
         near, far = f"relay{number}", f"relay{number}-far"

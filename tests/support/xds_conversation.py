@@ -1,4 +1,4 @@
-"""What a server says, for tests of a session: responses built by betterproto2, requests read by it."""
+"""The server's side for tests of a session: betterproto2 builds responses and reads requests."""
 
 from collections.abc import Callable, Iterable
 
@@ -37,7 +37,7 @@ def hear(
     refuse: Callable[[MeshDelta], list[Rejected]] = lambda _: [],
     slice_size: int = 1000,
 ) -> tuple[XdsOutcome, MeshDelta | None]:
-    """Take one response the whole way, with a store that refuses what ``refuse`` says."""
+    """Process one response, with a store that refuses what ``refuse`` says."""
     reading = session.receive(message)
     while not reading.scan(slice_size):
         pass
@@ -46,7 +46,7 @@ def hear(
 
 
 def changed(session: XdsSession, message: bytes, slice_size: int = 1000) -> MeshDelta:
-    """The delta of a response of a known type."""
+    """Returns the delta of a response of a known type."""
     _, delta = hear(session, message, slice_size=slice_size)
     assert delta is not None
     return delta
