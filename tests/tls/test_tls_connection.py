@@ -233,12 +233,12 @@ async def test_an_idle_connection_gives_its_buffers_back():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, pair.client, bytes(1_000_000))
             await receive_all(pair.server, 1_000_000, random.Random(4))
-        assert pair.client._largest > CHUNK
-        before = pair.client._outgoing
+        assert pair.client._records.largest == CHUNK
+        before = pair.client._records._outgoing
         with trio.move_on_after(0):
             await pair.client.wait_receivable()
-        assert pair.client._outgoing != before
-        assert pair.client._largest == 0
+        assert pair.client._records._outgoing != before
+        assert pair.client._records.largest == 0
         # And works on.
         await send(pair.client, b"still here")
         assert await receive(pair.server) == b"still here"

@@ -2,7 +2,7 @@
 
 pyOpenSSL makes contexts and connections for us. It is built on cryptography's binding, whose ``lib`` and
 ``ffi`` are called directly, here and in `ztunnel.tls.context`, `ztunnel.tls.tls_connection`,
-`ztunnel.tls.socket_and_stream_tls` and `ztunnel.tls.scratch`, for:
+`ztunnel.tls.records` and `ztunnel.tls.scratch`, for:
 
 - the verify callback. pyOpenSSL's can refuse a certificate but cannot say why, and OpenSSL chooses the alert
   by the reason. The alerts that the mesh promises need `X509_STORE_CTX_set_error`;

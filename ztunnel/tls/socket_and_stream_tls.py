@@ -14,8 +14,9 @@ import trio
 
 from ztunnel.loop.watch import Watch
 from ztunnel.tls.context import TlsContext
-from ztunnel.tls.openssl import ffi, lib
-from ztunnel.tls.scratch import CHUNK, scratch
+from ztunnel.tls.openssl import WANT_READ
+from ztunnel.tls.records import REFUSED
+from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_connection import TlsConnection
 
 
@@ -45,27 +46,37 @@ class SocketTls(TlsConnection):
         except OSError:
             return 0
 
-    def _transport_receive(self, limit: int) -> int | None:
+    def _receive(self, limit: int) -> tuple[bytes, int, int] | None:
         # A short read has emptied the socket, so the next read would most likely only return EAGAIN. If bytes
         # have come meanwhile, the wait that follows returns at once.
         if self._drained:
             self._drained = False
             return None
-        try:
-            size = self._socket.recv_into(scratch.cipher_view, limit)
-        except (BlockingIOError, InterruptedError):
+        received = self._records.receive(self._socket, limit)
+        if received is None:
             self._watch.emptied()
+        elif 0 < received[1] < limit:
+            self._drained = True
+            self._watch.emptied()
+        return received
+
+    def _fetch(self, limit: int) -> int | None:
+        if self._drained:
+            self._drained = False
             return None
-        if 0 < size < limit:
+        size = self._records.fetch(self._socket, limit)
+        if size is None:
+            self._watch.emptied()
+        elif 0 < size < limit:
             self._drained = True
             self._watch.emptied()
         return size
 
-    def _transport_send(self, data: memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
+        return self._records.send(self._socket, data)
+
+    def _flush(self) -> bool:
+        return not self._records.flush(self._socket)
 
     def cut_off(self) -> None:
         """Half-close the socket; see `TlsConnection.cut_off`."""
@@ -84,7 +95,7 @@ class SocketTls(TlsConnection):
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
         if not self._ahead:
-            self._slim()
+            self._records.slim()
             await self._watch.readable()
         self._drained = False
 
@@ -130,7 +141,7 @@ class StreamTls(TlsConnection):
         """The stream below."""
         return self._transport
 
-    def _transport_receive(self, limit: int) -> int | None:
+    def _fetch(self, limit: int) -> int | None:
         arrived = self._arrived
         if arrived is None:
             if self._broken is not None:
@@ -139,14 +150,30 @@ class StreamTls(TlsConnection):
         if not arrived:
             return 0
         taken = min(limit, len(arrived))
-        scratch.cipher_view[:taken] = arrived[:taken]
+        self._records.feed(arrived[:taken])
         self._arrived = arrived[taken:] if taken < len(arrived) else None
         return taken
 
-    def _transport_send(self, data: memoryview) -> int:  # only wait_sendable sends
+    def _receive(self, limit: int) -> tuple[bytes, int, int] | None:
+        size = self._fetch(limit)
+        if not size:
+            return None if size is None else (b"", 0, WANT_READ)
+        data, error = self._records.decrypt()
+        return data, size, error
+
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
+        if not self._records.encrypt(data):
+            return REFUSED
         if self._broken is not None:
             raise self._broken
-        return 0
+        return self._records.unsent
+
+    def _flush(self) -> bool:  # only wait_sendable sends
+        if not self._records.unsent:
+            return True
+        if self._broken is not None:
+            raise self._broken
+        return False
 
     def cut_off(self) -> None:
         """Does nothing: the stream itself informs its peer."""
@@ -161,7 +188,7 @@ class StreamTls(TlsConnection):
         if self._ahead or self._arrived is not None or self._broken is not None:
             await trio.lowlevel.checkpoint()
             return
-        self._slim()
+        self._records.slim()
         try:
             self._arrived = await self._transport.receive_some(CHUNK)
         except trio.BrokenResourceError as error:
@@ -176,12 +203,10 @@ class StreamTls(TlsConnection):
             raise trio.BusyResourceError("another task is sending on this TLS connection")
         if self._broken is not None:
             raise self._broken
-        size = lib.BIO_get_mem_data(self._outgoing, scratch.pending)
-        self._largest = max(self._largest, size)
-        if not size:
+        data = self._records.waiting
+        if not data:
             await trio.lowlevel.checkpoint()
             return
-        data = bytes(ffi.buffer(scratch.pending[0], size))
         self._sending = True
         done = False
         try:
@@ -192,6 +217,6 @@ class StreamTls(TlsConnection):
         finally:
             self._sending = False
             if done:
-                self._discard(size)
+                self._records.discard(len(data))
             else:
                 self._broken = BrokenPipeError(errno.EPIPE, "a TLS record was cut off on its way out")

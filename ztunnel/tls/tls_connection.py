@@ -1,17 +1,11 @@
 """TLS connections for the tunnel driver: a small, non-blocking interface over OpenSSL.
 
-How it works. OpenSSL never uses a socket. Received records are read into a scratch buffer that all
-connections of a thread share, and this is wrapped as a read-only BIO. OpenSSL decrypts all of it into a
-second scratch buffer, from which one `bytes` of exactly the right size is cut. Records to send are written
-into the connection's own memory BIO, and the socket's `send` reads that memory directly. So `CHUNK` bytes
-take one `recv` or one `send`, where OpenSSL on a socket makes three system calls for each record. Only what
-arrived is allocated, and an idle connection has no buffer at all.
+`ztunnel.tls.records` does the work of one read and one write; this module keeps a connection's state.
 
 Two consequences matter for the reader of the code:
 
-- When a method returns, no ciphertext is left in the scratch buffer, because the next connection will use it.
-  OpenSSL itself keeps a partial record. If decrypting gave more than was asked for, the rest waits in
-  ``_ahead`` (at most `CHUNK` bytes).
+- All that was read from the transport is decrypted at once. If that gave more than was asked for, the rest
+  waits in ``_ahead`` (at most `CHUNK` bytes).
 - A record that was made must be sent, in order. If the socket does not take all of it, `try_send` cannot take
   it back. It returns "would block", notes how much plaintext these records contain, and counts that as sent
   when the caller comes back with the same bytes. So bytes that were reported as sent are always in the
@@ -24,7 +18,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Final
 
 import trio
 from OpenSSL import SSL
@@ -38,15 +31,14 @@ from ztunnel.tls.openssl import (
     ZERO_RETURN,
     Pointer,
     address_of,
-    ffi,
     lib,
-    outgoing_bio_of,
     ssl_of,
     take_errors,
 )
 from ztunnel.tls.peer import PeerCertificate, check_expected_identity
 from ztunnel.tls.reasons import explain_failure
-from ztunnel.tls.scratch import CHUNK, PLAIN_SIZE, RECORD, scratch
+from ztunnel.tls.records import REFUSED, Records
+from ztunnel.tls.scratch import CHUNK, RECORD
 from ztunnel.tls.tls_errors import (
     HandshakeEofError,
     HandshakeTimeoutError,
@@ -59,9 +51,6 @@ from ztunnel.tls.tls_errors import (
     TlsTruncatedError,
 )
 from ztunnel.tls.transport import TlsTransport
-
-# The memory of an outgoing BIO never shrinks. A BIO that has held more than this is replaced when it is idle.
-_KEPT_OUTGOING: Final = 2 * RECORD
 
 
 class TlsConnection(TlsTransport):
@@ -82,9 +71,7 @@ class TlsConnection(TlsTransport):
         else:
             self._connection.set_accept_state()
         self._ssl: Pointer = ssl_of(self._connection)
-        self._outgoing: Pointer = outgoing_bio_of(self._connection)
-        self._incoming: Pointer | None = None
-        self._largest = 0
+        self._records = Records(self._connection)
         self._verification = Verification(context.side, expected_identities or ())
         self._ahead = b""
         self._owed = 0
@@ -165,14 +152,15 @@ class TlsConnection(TlsTransport):
         try:
             while not self._advance():
                 await self._flushed()
-                while (size := self._transport_receive(CHUNK)) is None:
+                while (size := self._fetch(CHUNK)) is None:
                     await self.wait_receivable()
                 if size == 0:
                     raise HandshakeEofError(self.side, silent=not heard)
                 heard = True
-                self._feed(size)
             # Together with the last handshake message a client may have sent requests, a server tickets.
-            self._ahead = self._decrypt()
+            self._ahead, error = self._records.decrypt()
+            if error != WANT_READ:
+                self._note_end(error)
             self._check_outcome()
             # A TLS 1.3 server only has tickets left to send, and nobody waits for them: they go out with the
             # first data.
@@ -233,14 +221,15 @@ class TlsConnection(TlsTransport):
                 raise self._failure
             if self._ended:
                 return b""
-            size = self._transport_receive(max(RECORD, min(max_bytes, CHUNK)))
-            if size is None:
+            received = self._receive(max(RECORD, min(max_bytes, CHUNK)))
+            if received is None:
                 return None
+            data, size, error = received
             if size == 0:
                 self._failure = TlsTruncatedError()
                 raise self._failure
-            self._feed(size)
-            data = self._decrypt()
+            if error != WANT_READ:
+                self._note_end(error)
         if len(data) > max_bytes:
             self._ahead = data[max_bytes:]
             return data[:max_bytes]
@@ -268,14 +257,12 @@ class TlsConnection(TlsTransport):
             return sent
         if sent or len(data) > CHUNK:
             data = memoryview(data)[sent : sent + CHUNK]
-        lib.ERR_clear_error()
-        with ffi.from_buffer(data) as pointer:
-            result = lib.SSL_write(self._ssl, pointer, len(data))
-        if result <= 0:
+        left = self._send(data)
+        if left == 0:
+            return sent + len(data)
+        if left == REFUSED:
             raise self._send_failure()
-        if self._flush():
-            return int(sent + result)
-        self._owed = result
+        self._owed = len(data)
         return sent
 
     def _send_failure(self) -> Exception:
@@ -289,7 +276,7 @@ class TlsConnection(TlsTransport):
     @property
     def unsent(self) -> int:
         """How many bytes of records were made and not yet taken by the transport."""
-        return 0 if self._closed else int(lib.BIO_get_mem_data(self._outgoing, scratch.pending))
+        return 0 if self._closed else self._records.unsent
 
     def close_notify(self) -> bool:
         """Send close_notify: the peer sees an orderly end. What it sends can still be read.
@@ -307,7 +294,7 @@ class TlsConnection(TlsTransport):
         try:
             return self._flush()
         except OSError:
-            self._discard(self.unsent)
+            self._records.discard(self.unsent)
             return True
 
     def close(self) -> None:
@@ -319,33 +306,6 @@ class TlsConnection(TlsTransport):
             self._closed = True
             self._ahead = b""
             self._close_transport()
-
-    # Between OpenSSL and the transport.
-
-    def _feed(self, size: int) -> None:
-        """Let OpenSSL read the first ``size`` bytes of the ciphertext buffer."""
-        bio = lib.BIO_new_mem_buf(scratch.cipher_pointer, size)
-        if bio == ffi.NULL:
-            raise MemoryError("OpenSSL has no memory for a buffer")
-        lib.BIO_set_mem_eof_return(bio, -1)
-        self._incoming = bio
-        lib.SSL_set_bio(self._ssl, bio, self._outgoing)
-
-    def _decrypt(self) -> bytes:
-        """Returns all plaintext of what was fed. Notes an end or a failure for the next call."""
-        total = 0
-        ssl = self._ssl
-        plain = scratch.plain
-        read = lib.SSL_read
-        lib.ERR_clear_error()
-        while (size := read(ssl, plain + total, PLAIN_SIZE - total)) > 0:
-            total += size
-        error = lib.SSL_get_error(ssl, size)
-        # Copied before another connection uses the buffer.
-        data = ffi.buffer(plain, total)[:] if total else b""
-        if error != WANT_READ:
-            self._note_end(error)
-        return data
 
     def _note_end(self, error: int) -> None:
         errors = take_errors()
@@ -362,32 +322,3 @@ class TlsConnection(TlsTransport):
                 self._flush()
             except OSError:
                 return
-
-    def _flush(self) -> bool:
-        """Write the waiting records to the transport. Returns True when none are left. Raises OSError."""
-        outgoing = self._outgoing
-        pending = scratch.pending
-        while size := lib.BIO_get_mem_data(outgoing, pending):
-            self._largest = max(self._largest, size)
-            taken = self._transport_send(ffi.buffer(pending[0], size))
-            if taken == 0:
-                return False
-            self._discard(taken)
-        return True
-
-    def _discard(self, size: int) -> None:
-        """Drop what the transport took from the front of the outgoing BIO."""
-        while size > 0:
-            dropped = lib.BIO_read(self._outgoing, scratch.plain, min(size, PLAIN_SIZE))
-            if dropped <= 0:
-                return
-            size -= dropped
-
-    def _slim(self) -> None:
-        """Before a wait: free the memory of an outgoing BIO that was large and is empty."""
-        if self._largest > _KEPT_OUTGOING and self._incoming is not None and not self.unsent:
-            self._largest = 0
-            bio = lib.BIO_new(lib.BIO_s_mem())
-            if bio != ffi.NULL:
-                lib.SSL_set_bio(self._ssl, self._incoming, bio)
-                self._outgoing = bio

@@ -14,15 +14,23 @@ class TlsTransport(ABC):
         return 0
 
     @abstractmethod
-    def _transport_receive(self, limit: int) -> int | None:
-        """Read up to ``limit`` bytes into the ciphertext buffer.
+    def _fetch(self, limit: int) -> int | None:
+        """Read up to ``limit`` bytes, which OpenSSL reads next.
 
-        Returns how many, 0 at the end, None for not now.
+        Returns how many, 0 at the end, None for not now. Raises OSError.
         """
 
     @abstractmethod
-    def _transport_send(self, data: memoryview) -> int:
-        """Send from the beginning of ``data``. Returns how many bytes, 0 for not now. Raises OSError."""
+    def _receive(self, limit: int) -> tuple[bytes, int, int] | None:
+        """Read up to ``limit`` bytes and decrypt them; see `Records.receive`."""
+
+    @abstractmethod
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
+        """Encrypt ``data`` and send as much as goes now; see `Records.send`."""
+
+    @abstractmethod
+    def _flush(self) -> bool:
+        """Send the records that wait. Returns True when none do. Raises OSError."""
 
     @abstractmethod
     def cut_off(self) -> None:
