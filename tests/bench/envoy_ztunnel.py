@@ -42,33 +42,34 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 
 class EnvoyZtunnel:
-    """The Envoys that serve a client's and a server's pod. Their machine ends them.
+    """The Envoys that serve the clients' pods and a server's. Their machine ends them.
 
-    separate: a process for each pod. port: of the server's application.
+    separate: a process for the clients' pods and one for the server's. port: of the server's application.
     """
 
-    def __init__(self, mesh: Mesh, client: MeshPod, server: MeshPod, port: int, *, separate: bool) -> None:
+    def __init__(
+        self, mesh: Mesh, clients: Sequence[MeshPod], server: MeshPod, port: int, *, separate: bool
+    ) -> None:
         self._mesh = mesh
-        self._client = client
         self._server = server
-        for pod in (client, server):
+        for pod in (*clients, server):
             mesh.network.redirect(pod.pod, RedirectionOptions())
-        outbound, inbound = self._outbound(port), self._inbound(port)
-        parts = [("out", [outbound]), ("in", [inbound])] if separate else [("both", [outbound, inbound])]
+        outbound, inbound = [self._outbound(client, port) for client in clients], [self._inbound(port)]
+        parts = [("out", outbound), ("in", inbound)] if separate else [("both", [*outbound, *inbound])]
         self.processes = [self._start(f"envoy-{name}", part) for name, part in parts]
-        ready = [(client, _OUTBOUND), (server, _HBONE)]
+        ready = [*((client, _OUTBOUND) for client in clients), (server, _HBONE)]
         for pod, listening in ready:
             self.processes[0].wait_until(lambda: _listens(pod, listening), what="listening", timeout=30)  # noqa: B023
 
-    def _outbound(self, port: int) -> tuple[list[Config], list[Config]]:
-        pod = self._client
+    def _outbound(self, pod: MeshPod, port: int) -> tuple[list[Config], list[Config]]:
         credentials = Credentials(self._mesh, f"envoy-{pod.name}", pod.identity)
-        accepting = _accepting(listener("outbound", "0.0.0.0", _OUTBOUND, [_pass_on("encapsulate")]))
+        inside, tunnel = f"encapsulate-{pod.name}", f"tunnel-{pod.name}"
+        accepting = _accepting(listener(f"outbound-{pod.name}", "0.0.0.0", _OUTBOUND, [_pass_on(inside)]))
         # Istio's configuration brought the address along as metadata of the endpoint; here there is only one.
-        tunnelled = originate(f"{self._server.ipv4}:{port}", "tunnel")
-        listeners = [_in_namespace(pod, accepting), internal_listener("encapsulate", [tunnelled])]
-        tunnel = hbone_cluster("tunnel", self._server.ipv4, credentials, self._server.identity)
-        return listeners, [internal_cluster("encapsulate"), _leaving(pod, tunnel)]
+        tunnelled = originate(f"{self._server.ipv4}:{port}", tunnel)
+        listeners = [_in_namespace(pod, accepting), internal_listener(inside, [tunnelled])]
+        leading = hbone_cluster(tunnel, self._server.ipv4, credentials, self._server.identity)
+        return listeners, [internal_cluster(inside), _leaving(pod, leading)]
 
     def _inbound(self, port: int) -> tuple[list[Config], list[Config]]:
         pod = self._server

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.bench.envoy_ztunnel import EnvoyZtunnel
 from tests.support.mesh import Mesh
 from tests.support.node_deployment import NodeDeployment, NodeZtunnel
 from tests.support.pod import MeshPod
-from tests.support.processes import cpu_seconds
+from tests.support.processes import cpu_seconds, waited_for_a_core
 from ztunnel.demo.processes import Process
 
 PORT = 8080
@@ -40,10 +41,15 @@ TWO = Layout("two nodes", 2)
 
 @dataclass
 class Result:
-    """What the client printed, and the proxies' CPU seconds meanwhile."""
+    """What the client printed, and meanwhile the proxies' CPU seconds and those in which they had no core.
+
+    seconds: how long it took.
+    """
 
     values: dict[str, float]
     cpu: float
+    waited: float
+    seconds: float
 
 
 @dataclass
@@ -64,12 +70,18 @@ class Pair:
 
     def run(self, command: str, *arguments: int, client: MeshPod | None = None) -> Result:
         """Run a client to its end. Raises SystemExit with its output when it fails."""
-        before = cpu_seconds(self.roots())
+        roots = self.roots()
+        before, waited, began = cpu_seconds(roots), waited_for_a_core(roots), time.monotonic()
         words = self.words(command, *arguments)
         done = (client or self.client).run(*words, timeout=500)
         if done.returncode != 0:
             raise SystemExit(f"{self.name}: {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-        return Result(json.loads(done.stdout.splitlines()[-1]), cpu_seconds(self.roots()) - before)
+        return Result(
+            json.loads(done.stdout.splitlines()[-1]),
+            cpu_seconds(roots) - before,
+            waited_for_a_core(roots) - waited,
+            time.monotonic() - began,
+        )
 
     def spawn(self, name: str, command: str, *arguments: int, client: MeshPod | None = None) -> Process:
         """Start a client; whoever asks ends it."""
@@ -151,7 +163,9 @@ def opened(
                 pair.node = nodes[0]
                 pair.roots = lambda nodes=nodes: [node.current.process.pid for node in nodes]  # type: ignore[misc]
             elif name == ENVOY:
-                envoys = EnvoyZtunnel(mesh, client, server, PORT, separate=layout.nodes > 1).processes
+                envoys = EnvoyZtunnel(
+                    mesh, [client, *further], server, PORT, separate=layout.nodes > 1
+                ).processes
                 pair.roots = lambda envoys=envoys: [one.pid for one in envoys]  # type: ignore[misc]
             pairs.append(pair)
         yield pairs

@@ -146,24 +146,31 @@ def storm(bench: Bench) -> list[Row]:
 def neighbour(bench: Bench) -> list[Row]:
     """Round trips of another pod: quiet, and while bulk fills this one."""
     count = bench.count(3000)
-    rows = [
-        Row("another pod's round trip p99, quiet", "µs"),
-        Row("the same while bulk fills the first pod", "µs"),
-        Row("  as a multiple of quiet", "times"),
-    ]
-    for pair in bench.pairs:
-        if pair.name == ENVOY:
-            continue  # it serves no third pod
-        other = pair.others[0]
-        quiet = pair.run("roundtrips", count, client=other).values["p99"] * 1e6
-        filler = pair.spawn("filler", "upload", 1 << 40, 1)
-        try:
-            busy = pair.run("roundtrips", count, client=other).values["p99"] * 1e6
-        finally:
-            filler.stop(grace=0)
-        for row, value in zip(rows, (quiet, busy, busy / quiet), strict=True):
-            row.values[pair.name] = value
-    return rows
+    results: dict[str, dict[str, list[Result]]] = {"quiet": {}, "busy": {}}
+    for _ in range(bench.rounds):
+        for pair in bench.pairs:
+            other = pair.others[0]
+            results["quiet"].setdefault(pair.name, []).append(pair.run("roundtrips", count, client=other))
+            filler = pair.spawn("filler", "upload", 1 << 40, 1)
+            try:
+                results["busy"].setdefault(pair.name, []).append(pair.run("roundtrips", count, client=other))
+            finally:
+                filler.stop(grace=0)
+    rows = []
+    for quantile in ("p50", "p99"):
+        figure = _value(quantile, 1e6)
+        quiet = medians(f"another pod's round trip {quantile}, quiet", "µs", results["quiet"], figure)
+        busy = medians(f"{quantile} while bulk fills the first pod", "µs", results["busy"], figure)
+        times = {name: value / quiet.values[name] for name, value in busy.values.items()}
+        rows += [quiet, busy, Row(f"  {quantile} as a multiple of quiet", "times", times)]
+    without_core = medians(
+        "  the proxies are ready and have no core",
+        "% of this time",
+        results["busy"],
+        lambda result: result.waited / result.seconds * 100,
+    )
+    without_core.values.pop(DIRECT, None)
+    return [*rows, without_core]
 
 
 def idle(bench: Bench) -> list[Row]:

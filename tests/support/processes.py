@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -54,6 +55,20 @@ def cpu_seconds(roots: Iterable[int]) -> float:
         if fields is not None:
             ticks += sum(map(int, fields[_TIMES]))
     return ticks / _TICKS
+
+
+def waited_for_a_core(roots: Iterable[int]) -> float:
+    """Seconds for which the threads of these processes and their descendants were ready and had no core.
+
+    Those of threads that have ended are not in it. 0 where the kernel does not count them
+    (/proc/PID/task/TID/schedstat).
+    """
+    nanoseconds = 0
+    for pid in families(roots):
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                nanoseconds += int(path.read_text().split()[1])
+    return nanoseconds / 1e9
 
 
 def memory(roots: Iterable[int]) -> Memory:
