@@ -68,7 +68,7 @@ def validate(text: str, tmp_path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
 def test_the_objects_have_the_schemas_of_kubernetes(values, tmp_path):
-    rendering = render(values)
+    rendering = render(values, "--kube-version", KUBERNETES[-1])
     result = validate(rendering.text, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     said = result.stdout + result.stderr

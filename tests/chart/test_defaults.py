@@ -109,6 +109,17 @@ def test_the_container_apart_from_variables_and_mounts():
     }
 
 
+@pytest.mark.parametrize(
+    ("grace", "kubernetes", "pauses"),
+    [(11, "1.30.0", True), (3600, "1.36.2-gke.1", True), (10, "1.36.0", False), (30, "1.29.9", False)],
+)
+def test_a_pod_that_is_told_to_end_goes_on_until_its_successor_may_serve(grace, kubernetes, pauses):
+    """The drain ends 5 s before the grace period, 1 s if it is at most 10: that has no room for a pause."""
+    rendering = render({"terminationGracePeriodSeconds": grace}, "--kube-version", kubernetes)
+    expected = {"preStop": {"sleep": {"seconds": 4}}} if pauses else None
+    assert rendering.container.get("lifecycle") == expected
+
+
 def test_the_containers_variables_and_their_order():
     assert list(render().env.items()) == [
         ("CA_ADDRESS", "istiod.istio-system.svc:15012"),

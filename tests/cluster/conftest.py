@@ -6,8 +6,11 @@ Run by `make cluster-test`, which makes a table of them.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ import pytest
 from tests.cluster import cluster
 from tests.cluster.mesh import NAMESPACE, Tools
 from tests.cluster.places import places
-from tests.cluster.shell import until
+from tests.cluster.shell import run, until
+from tests.cluster.topology import HOST
 
 _ROWS = pytest.StashKey[list[tuple[str, str, str, float]]]()
 _SEEN: pytest.StashKey[Any] = pytest.StashKey()
@@ -79,6 +83,16 @@ def plain(tools: Tools) -> Iterator[str]:
     tools.kubectl("-n", "outside", "rollout", "status", "deployment/plain", "--timeout=120s")
     yield "outside"
     tools.kubectl("delete", "namespace", "outside", "--wait=true", timeout=120)
+
+
+@pytest.fixture
+def outside_server() -> Iterator[None]:
+    """A server on the host, port 8099, which is in no mesh and no cluster."""
+    program = Path(__file__).parent / "image-context" / "server.py"
+    with subprocess.Popen([sys.executable, program, "8099"], stderr=subprocess.DEVNULL) as process:
+        until("the server answers", 20, lambda: bool(run("curl", "-s", f"http://{HOST}:8099/", check=False)))
+        yield
+        process.terminate()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -104,6 +105,13 @@ class Images:
                 machine += ["--volume", f"{path}:{path}:ro"]
         base = f"--build-arg=PYTHON_IMAGE={PYTHON_BASE}"
         self._build(name, source / "Dockerfile", source, *machine, base, *arguments)
+
+    def make_of_tool(self, name: str, tool: Path) -> None:
+        """An image of one program, which scripts/tools has built."""
+        self._progress.step(f"image {name}")
+        with tempfile.TemporaryDirectory(dir=self._home) as context:
+            shutil.copy2(tool, Path(context) / "program")
+            self._build(name, CONTEXT / "tool.Dockerfile", Path(context))
 
     def push_into_nodes(self, name: str) -> None:
         """Brings one image of buildah's into each node's containerd, as a pull from a registry would."""

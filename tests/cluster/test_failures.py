@@ -63,7 +63,7 @@ def test_kill_9_of_ztunnel_costs_seconds(tools, seen):
     with traffic(tools, seconds=30, rate=25) as outcome:
         time.sleep(4)
         kill(tools, NODE1, NAMESPACE, "app=ztunnel")
-    seen(f"{outcome}; no mesh for {outcome.gap:.1f} s")
+    seen(f"{outcome}; no mesh for {outcome.gap:.1f} s; {outcome.slow_words}")
     assert outcome.new > 600
     assert outcome.gap < 5
 
@@ -151,21 +151,29 @@ def test_a_drained_node_costs_no_new_connection(tools, seen, apply):
     assert outcome.new_failed == 0, outcome.errors
 
 
-def test_the_eviction_of_ztunnels_pod_is_like_any_restart(tools, seen):
+def test_the_eviction_of_ztunnels_pod_costs_no_new_connection(tools, seen):
     name = ztunnel_of(tools, NODE1)
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
         "metadata": {"name": name, "namespace": NAMESPACE},
     }
-    with traffic(tools, seconds=30, rate=25) as outcome:
+
+    def successor_is_ready():
+        return any(
+            is_ready(pod)
+            for pod in pods(tools, NAMESPACE, "app=ztunnel")
+            if pod["spec"].get("nodeName") == NODE1.name and pod["metadata"]["name"] != name
+        )
+
+    with traffic(tools, seconds=40, rate=25) as outcome:
         time.sleep(2)
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction"
         tools.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
-        until("another ztunnel is there", 60, lambda: ztunnel_of(tools, NODE1) != name)
-    seen(outcome)
-    # There is none beside it: until the new one is ready, nobody takes connections (2 s), and they wait.
-    assert outcome.new_failed == 0 or outcome.gap < 5, outcome.errors
+        took = until("the new ztunnel is ready", 60, successor_is_ready)
+    seen(f"{outcome}; the new one was ready after {took:.1f} s")
+    # The old one serves for 4 s more. A start that takes longer, on a busy machine, leaves nobody.
+    assert outcome.new_failed == 0 or (took > 4 and outcome.gap < took), outcome.errors
 
 
 def test_a_pod_deleted_by_force_costs_no_connection(tools, seen):

@@ -33,7 +33,7 @@ def test_a_rollout_restart_fails_no_new_connection_at_100_a_second(tools, seen):
     with traffic(tools, seconds=SECONDS, rate=100) as outcome:
         time.sleep(3)
         restart(tools)
-    seen(outcome)
+    seen(f"{outcome}; {outcome.slow_words}")
     assert outcome.new_failed == 0, outcome.errors
     # Open connections stay with the old ztunnel, and it may drain for 25 of its 30 s of grace: two nodes,
     # two cuts.

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 from tests.cluster import mesh
 from tests.cluster.look import NODE1, NODE2, curl, pods
@@ -97,16 +92,6 @@ def restart_cni(tools):
     """istio-cni reads its ConfigMap when it starts."""
     tools.kubectl("-n", "istio-system", "rollout", "restart", "daemonset/istio-cni-node")
     tools.kubectl("-n", "istio-system", "rollout", "status", "daemonset/istio-cni-node", "--timeout=120s")
-
-
-@pytest.fixture
-def outside_server():
-    """A server on the host, which is in no mesh and no cluster."""
-    program = Path(__file__).parent / "image-context" / "server.py"
-    with subprocess.Popen([sys.executable, program, "8099"], stderr=subprocess.DEVNULL) as process:
-        until("the server answers", 20, lambda: bool(run("curl", "-s", f"http://{HOST}:8099/", check=False)))
-        yield
-        process.terminate()
 
 
 def test_services_of_every_kind(tools, seen, apply):

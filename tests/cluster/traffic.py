@@ -18,7 +18,11 @@ _CLIENT = Path(__file__).parent / "image-context" / "client.py"
 
 @dataclass
 class Outcome:
-    """What a client saw. Counts are requests; for the stream, lines. ``slowest`` in seconds."""
+    """What a client saw. Counts are requests; for the stream, lines. ``slowest`` in seconds.
+
+    slow: new connections that took longer than half a second: when each began (Unix time), seconds for its
+        name, for TCP's handshake, and in all.
+    """
 
     new: int = 0
     new_failed: int = 0
@@ -30,6 +34,7 @@ class Outcome:
     stream_breaks: int = 0
     errors: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    slow: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
         new = self.new + self.new_failed
@@ -37,6 +42,13 @@ class Outcome:
             f"{self.new_failed} of {new} new connections failed, the slowest {self.slowest:.2f} s; "
             f"kept-alive cut {self.kept_failed} times, stream {self.stream_breaks} times"
         )
+
+    @property
+    def slow_words(self) -> str:
+        """How many took longer than half a second, and what took most of it: DNS, or TCP's handshake."""
+        names = sum(name > took / 2 for _, name, _, took in self.slow)
+        handshakes = sum(handshake > took / 2 for _, _, handshake, took in self.slow)
+        return f"{len(self.slow)} took longer than 0.5 s, {names} for DNS, {handshakes} for TCP's handshake"
 
     @property
     def gap(self) -> float:
@@ -92,5 +104,6 @@ def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web
     outcome.new, outcome.new_failed, outcome.slowest = new["ok"], new["failed"], new["slowest"]
     outcome.kept, outcome.kept_failed, outcome.slowest_kept = kept["ok"], kept["failed"], kept["slowest"]
     outcome.lines, outcome.stream_breaks = stream["ok"], stream["failed"]
+    outcome.slow = [(began, name, handshake, took) for began, name, handshake, took in result["slow"]]
     outcome.errors = [words for _, words in result["errors"]]
     outcome.times = [when for when, words in result["errors"] if words.startswith("new ")]

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,19 +22,17 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.test_observability import LOG_QUERIES, PAGE, generate_traffic
+from tests.e2e.test_observability import LOG_QUERIES, generate_traffic
+from tests.support.log_store import (
+    Logs,
+    collector_configuration,
+    filled_in,
+    loki_configuration,
+    optional_tool,
+)
 from tests.support.mesh import Mesh
-from tests.tools import SCRIPT
 
 NODE = "node-1"
-
-
-def optional_tool(name: str) -> str:
-    """The path of a program that takes long to build: without it these tests are skipped, in CI too."""
-    found = subprocess.run([SCRIPT, "--find", name], capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        pytest.skip("Loki and a collector are not built: make loki")
-    return found.stdout.strip()
 
 
 def free_port() -> int:
@@ -48,80 +42,20 @@ def free_port() -> int:
 
 
 @dataclass
-class Logs:
+class Filled(Logs):
     """A Loki, and the lines that it was given."""
 
-    url: str
     lines: list[dict[str, Any]]
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        target = f"{self.url}/loki/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(target, timeout=30) as answer:
-                return json.loads(answer.read()).get("data")
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from error
-
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """The series or streams that a query finds in the last hour."""
-        found: list[dict[str, Any]] = self.get("query_range", query=query, since="1h", limit=5000)["result"]
-        return found
-
-    def answers(self) -> bool:
-        try:
-            self.get("labels")
-        except (OSError, AssertionError):
-            return False
-        return True
-
-    def stored(self) -> int:
-        return sum(len(one["values"]) for one in self.ask('{service_name="ztunnel"}'))
 
 
 def configuration(directory: Path, loki: str) -> dict[str, Any]:
     """The page's, reading our files and writing to our Loki."""
-    [block] = re.findall(r"```yaml\n(# An OpenTelemetry collector.*?)```", PAGE, re.DOTALL)
-    made: dict[str, Any] = yaml.safe_load(block)
+    made = collector_configuration()
     [pattern] = made["receivers"]["file_log"]["include"]
     made["receivers"]["file_log"]["include"] = [pattern.replace("/var/log/pods", str(directory / "pods"))]
     made["exporters"]["otlp_http"]["endpoint"] = f"{loki}/otlp"
     made["service"]["telemetry"] = {"metrics": {"level": "none"}}
     return made
-
-
-def loki_configuration(directory: Path, port: int) -> dict[str, Any]:
-    schema = {
-        "from": "2024-01-01",
-        "store": "tsdb",
-        "object_store": "filesystem",
-        "schema": "v13",
-        "index": {"prefix": "index_", "period": "24h"},
-    }
-    here = "127.0.0.1"
-    return {
-        "auth_enabled": False,
-        "server": {
-            "http_listen_address": here,
-            "http_listen_port": port,
-            "grpc_listen_address": here,
-            "grpc_listen_port": free_port(),
-            "log_level": "error",
-        },
-        "common": {
-            "instance_addr": here,
-            "path_prefix": str(directory / "loki"),
-            "storage": {
-                "filesystem": {
-                    "chunks_directory": str(directory / "loki" / "chunks"),
-                    "rules_directory": str(directory / "loki" / "rules"),
-                }
-            },
-            "replication_factor": 1,
-            "ring": {"kvstore": {"store": "inmemory"}},
-        },
-        "schema_config": {"configs": [schema]},
-        "analytics": {"reporting_enabled": False},
-    }
 
 
 @contextlib.contextmanager
@@ -159,13 +93,13 @@ def written_lines(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def logs() -> Iterator[Logs]:
+def logs() -> Iterator[Filled]:
     loki, collector = optional_tool("loki"), optional_tool("collector")
     with tempfile.TemporaryDirectory() as name:
         directory, port = Path(name), free_port()
-        made = Logs(f"http://127.0.0.1:{port}", written_lines(directory))
+        made = Filled(f"http://127.0.0.1:{port}", written_lines(directory))
         files = {
-            "loki.yaml": loki_configuration(directory, port),
+            "loki.yaml": loki_configuration(directory / "loki", port=port, grpc_port=free_port()),
             "collector.yaml": configuration(directory, made.url),
         }
         for file, content in files.items():
@@ -178,16 +112,8 @@ def logs() -> Iterator[Logs]:
                 yield made
 
 
-def filled_in(query: str, lines: list[dict[str, Any]]) -> str:
-    """A query with the ids of a connection of ours in place of the page's examples."""
-    refused = next(line for line in lines if line["message"] == "refused")
-    [trace, *_] = re.findall(r'"id": ?"([0-9a-f]{32})"', json.dumps(refused))
-    query = re.sub(r'connection = "[^"]*"', f'connection = "{refused["connection"]}"', query)
-    return re.sub(r'\|= "[0-9a-f]{32}"', f'|= "{trace}"', query)
-
-
 @pytest.mark.parametrize("query", LOG_QUERIES)
-def test_each_query_finds_what_it_asks_for(logs: Logs, query: str) -> None:
+def test_each_query_finds_what_it_asks_for(logs: Filled, query: str) -> None:
     asked = filled_in(query, logs.lines)
     found = logs.ask(asked)
     if "ztunnel::xds" in asked:
@@ -199,7 +125,7 @@ def test_each_query_finds_what_it_asks_for(logs: Logs, query: str) -> None:
     assert not any("__error__" in one.get("stream", {}) for one in found)
 
 
-def test_labels_are_few_and_the_rest_stays_in_the_line(logs: Logs) -> None:
+def test_labels_are_few_and_the_rest_stays_in_the_line(logs: Filled) -> None:
     series = logs.get("series", **{"match[]": '{service_name="ztunnel"}', "since": "1h"})
     assert {name for one in series for name in one} == {
         "service_name",
@@ -213,7 +139,7 @@ def test_labels_are_few_and_the_rest_stays_in_the_line(logs: Logs) -> None:
     assert shown in logs.lines
 
 
-def test_times_and_levels_are_those_of_the_lines(logs: Logs) -> None:
+def test_times_and_levels_are_those_of_the_lines(logs: Filled) -> None:
     for stream in logs.ask('{service_name="ztunnel"}'):
         for nanoseconds, text in stream["values"]:
             line = json.loads(text)

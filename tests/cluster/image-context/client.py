@@ -3,14 +3,15 @@
 usage: client.py URL SECONDS RATE [FILE]
 
 It ends after SECONDS, or as soon as FILE is there.
-A line for each failure as it happens, with the time, and a summary in JSON as the last line. SECONDS is at
-most 900 and RATE 200, so that
-a forgotten client ends.
+A line for each failure as it happens, with the time, and a summary in JSON as the last line. That also has
+the new connections that took longer than half a second, and what of it was for DNS and for TCP's handshake.
+SECONDS is at most 900 and RATE 200, so that a forgotten client ends.
 """
 
 import http.client
 import json
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -25,30 +26,34 @@ result: dict[str, dict[str, float]] = {
     kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")
 }
 errors: list[tuple[float, str]] = []
+SLOW = 0.5
+slow: list[tuple[float, ...]] = []  # when it began; seconds for its name, for TCP's handshake, in all
 
 
 def is_over():
     return time.monotonic() >= end or (stop is not None and stop.exists())
 
 
-def connect():
-    return http.client.HTTPConnection(str(url.hostname), url.port or 80, timeout=15)
+def connect(host=url.hostname):
+    return http.client.HTTPConnection(str(host), url.port or 80, timeout=15)
 
 
 def get(connection):
-    connection.request("GET", url.path or "/")
+    connection.request("GET", url.path or "/", headers={"Host": url.netloc})
     answer = connection.getresponse()
     answer.read()
     if answer.status != 200:
         raise OSError(f"status {answer.status}")
 
 
-def account(kind, started, error=None):
+def account(kind, started, error=None, phases=()):
     took = time.monotonic() - started
     with lock:
         if error is None:
             result[kind]["ok"] += 1
             result[kind]["slowest"] = max(result[kind]["slowest"], round(took, 3))
+            if phases and took > SLOW and len(slow) < 200:
+                slow.append(tuple(round(each, 3) for each in (time.time() - took, *phases, took)))
         else:
             result[kind]["failed"] += 1
             words = f"{kind} {type(error).__name__}: {error} after {took:.3f} s"
@@ -59,14 +64,19 @@ def account(kind, started, error=None):
 
 def one():
     started = time.monotonic()
-    connection = connect()
     try:
-        get(connection)
-        account("new", started)
+        found = socket.getaddrinfo(url.hostname, url.port or 80, type=socket.SOCK_STREAM)
+        resolved = time.monotonic()
+        connection = connect(found[0][4][0])
+        try:
+            connection.connect()
+            connected = time.monotonic()
+            get(connection)
+        finally:
+            connection.close()
+        account("new", started, phases=(resolved - started, connected - resolved))
     except (OSError, http.client.HTTPException) as error:
         account("new", started, error)
-    finally:
-        connection.close()
 
 
 def new():
@@ -120,4 +130,4 @@ workers = [threading.Thread(target=each, daemon=True) for each in (new, kept, st
 for worker in workers:
     worker.start()
 workers[0].join(seconds + 30)
-print(json.dumps({**result, "errors": errors}), flush=True)
+print(json.dumps({**result, "errors": errors, "slow": slow}), flush=True)
