@@ -28,6 +28,8 @@ from tests.cluster.shell import run, until
 from tests.cluster.topology import DNS_SERVICE, NODES, PODS, Node
 
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
+_WEIGHT = 20
+"""A node's share of the processors, in processes: it is a whole machine, and counts as one process by default."""
 
 
 def main(node: Node, places: Places) -> None:
@@ -133,6 +135,7 @@ def _cgroups(node: Node) -> None:
         (own / "runtime").mkdir(parents=True, exist_ok=True)
         (own / "runtime" / "cgroup.procs").write_text(str(os.getpid()))
         (own / "cgroup.subtree_control").write_text(hand_down)
+        (own / "cpu.weight").write_text(str(100 * _WEIGHT))
         return
     for controller in CONTROLLERS:
         root = Path("/sys/fs/cgroup") / controller
@@ -144,6 +147,8 @@ def _cgroups(node: Node) -> None:
                 for each in ("cpuset.cpus", "cpuset.mems"):
                     (directory / each).write_text((root / each).read_text())
         (root / node.cgroup / "runtime" / "cgroup.procs").write_text(str(os.getpid()))
+        if controller == "cpu":
+            (root / node.cgroup / "cpu.shares").write_text(str(1024 * _WEIGHT))
 
 
 def _write_configuration(node: Node, places: Places, home: Path) -> None:

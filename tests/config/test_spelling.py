@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.logs import capture_logs
 from ztunnel.config.load import load_config
-from ztunnel.config.spelling import nearest
+from ztunnel.config.spelling import nearest, variable_warnings
 from ztunnel.observe.filter import parse_startup_filter
 from ztunnel.observe.labels import unknown_labels
 from ztunnel.observe.logging import get_logger, unknown_scopes, warn_regardless
@@ -32,6 +32,7 @@ def warnings(**environ: str) -> list[str]:
         ({"ZTUNNEL_WORKLOAD_WIAT": "1s"}, "did you mean ZTUNNEL_WORKLOAD_WAIT?"),
         ({"ZTUNNEL_FROBNICATE": "1"}, "unknown variable ZTUNNEL_FROBNICATE: it changes nothing"),
         ({"XDS_ADRESS": "x"}, "unknown variable XDS_ADRESS: it changes nothing; did you mean XDS_ADDRESS?"),
+        ({"KUBERNETES_SERVICE_HOTS": "x"}, "did you mean KUBERNETES_SERVICE_HOST?"),
         ({"Rust_Log": "debug"}, "did you mean RUST_LOG?"),
         ({"POOL_MAX_STREAMS_PER_CONN": "5"}, "did you mean POOL_MAX_STREAMS_PER_CONNECTION?"),
     ],
@@ -64,6 +65,22 @@ def test_what_is_right_or_somebody_elses_gets_no_warning(environ):
     assert warnings(**environ) == []
 
 
+def test_what_kubernetes_sets_in_every_pod_gets_no_warning():
+    known = {"KUBERNETES_SERVICE_HOST", "XDS_ADDRESS"}
+    names = known | {
+        "KUBERNETES_SERVICE_PORT",
+        "KUBERNETES_SERVICE_PORT_HTTPS",
+        "KUBERNETES_PORT",
+        "KUBERNETES_PORT_443_TCP",
+        "KUBERNETES_PORT_443_TCP_ADDR",
+        "KUBERNETES_PORT_443_TCP_PORT",
+        "KUBERNETES_PORT_443_TCP_PROTO",
+    }
+    assert variable_warnings(names, known, ()) == []
+    [warning] = variable_warnings({"KUBERNETES_SERVICE_PORT"}, known, ())
+    assert "did you mean KUBERNETES_SERVICE_HOST?" in warning
+
+
 def test_the_nearest_word_ignores_case_and_separators():
     assert nearest("Log-Level", ["log_level", "log_format"]) == "log_level"
     assert nearest("quite different", ["log_level"]) is None
@@ -78,7 +95,7 @@ def test_unknown_metric_labels():
 
 
 def test_a_level_that_is_taken_for_a_scope_is_told_of():
-    held = [get_logger("proxy::outbound"), get_logger("access")]
+    held = [get_logger("proxy::outbound")]
     [warning] = unknown_scopes(parse_startup_filter("dbug"))
     assert warning == (
         "RUST_LOG: `dbug` logs nothing; it is taken for the name of a scope; did you mean the level debug?"
@@ -89,7 +106,7 @@ def test_a_level_that_is_taken_for_a_scope_is_told_of():
     assert "no logger here has such a scope" in warning
     assert unknown_scopes(parse_startup_filter("info,ztunnel::proxy=debug,access=off,ztunnel=warn")) == []
     assert unknown_scopes(parse_startup_filter(None)) == []
-    assert len(held) == 2
+    assert len(held) == 1
 
 
 def test_a_warning_about_the_filter_passes_the_filter():

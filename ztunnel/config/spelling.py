@@ -12,8 +12,8 @@ from difflib import SequenceMatcher
 
 _OURS = "ZTUNNEL_"
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-"""The variables that Kubernetes sets for each Service of the namespace, for one with the name ztunnel too
-(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+"""How variables end that Kubernetes sets for its API server and each Service of the namespace, one with the name
+ztunnel too (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 """
 
 _SURE = 0.87
@@ -43,7 +43,7 @@ def _folded(word: str) -> str:
     return word.casefold().replace("-", "_")
 
 
-def variable_warnings(names: Iterable[str], known: Collection[str], prefixes: Collection[str]) -> list[str]:
+def variable_warnings(names: Collection[str], known: Collection[str], prefixes: Collection[str]) -> list[str]:
     """Returns a warning for each variable that is nearly one of ours, or has our prefix and is none.
 
     names: of the environment. known: those that were read. prefixes: of families of names, all of which are
@@ -60,9 +60,15 @@ def variable_warnings(names: Iterable[str], known: Collection[str], prefixes: Co
             meant = meant or nearest(name, (one for one in known if one.startswith(_OURS)), 0.6)
             hint = f"did you mean {meant}?" if meant else "no variable of ours is like it."
             warnings.append(f"unknown variable {name}: it changes nothing; {hint}")
-        elif meant is not None:
+        elif meant is not None and not _is_service_link(name, names):
             warnings.append(f"unknown variable {name}: it changes nothing; did you mean {meant}?")
     return warnings
+
+
+def _is_service_link(name: str, names: Collection[str]) -> bool:
+    """Whether Kubernetes set the variable: then the Service's address is there too."""
+    link = _SERVICE_LINK.search(name)
+    return link is not None and f"{name[: link.start()]}_SERVICE_HOST" in names
 
 
 def switch_warning(name: str, value: str | None) -> str | None:

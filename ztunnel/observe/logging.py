@@ -293,7 +293,7 @@ def unknown_scopes(wanted: Filter) -> list[str]:
     Call it when all modules are loaded. The directives that are always added to ``RUST_LOG`` are left out.
     """
     own = parse_filter(DEFAULT_FILTER).directives
-    paths = {path for path, _ in _hub.paths()}
+    paths = {path for path, _ in _hub.paths()} | set(_OUTER_SCOPES)  # access: its logger comes with a pod
     known = {"::".join(path.split("::")[:end]) for path in paths for end in range(1, path.count("::") + 2)}
     warnings = []
     for directive in wanted.directives:
