@@ -29,7 +29,7 @@ from tests.cluster.topology import DNS_SERVICE, NODES, PODS, Node
 
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 _WEIGHT = 20
-"""A node's share of the processors, in processes: it is a whole machine, and counts as one process by default."""
+"""A node's share of the processors, in processes: it stands for a machine, and would count as one process."""
 
 
 def main(node: Node, places: Places) -> None:
