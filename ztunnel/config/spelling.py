@@ -12,8 +12,8 @@ from difflib import SequenceMatcher
 
 _OURS = "ZTUNNEL_"
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-"""How variables end that Kubernetes sets for its API server and each Service of the namespace, one with the name
-ztunnel too (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+"""The ends of the variables that Kubernetes sets for its API server and for each Service of the namespace
+(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 """
 
 _SURE = 0.87
