@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +107,29 @@ def process(tools: Tools, node: Node, namespace: str, label: str) -> str:
 def kill(tools: Tools, node: Node, namespace: str, label: str) -> None:
     """kill -9 of the first container's process 1 of a pod on that node, from the node."""
     run(*nodes.inside(node, tools.places, "kill", "-9", process(tools, node, namespace, label)))
+
+
+_WATCH = """
+import os, sys, time
+while os.path.exists(f"/proc/{sys.argv[1]}"):
+    time.sleep(0.002)
+print(time.time())
+"""
+
+
+@contextmanager
+def end_of(tools: Tools, node: Node, namespace: str, label: str) -> Iterator[Callable[[], float]]:
+    """Watches the process that `process` finds, while the block runs.
+
+    Gives a function that waits for its end, a minute at most, and returns when that was (Unix time).
+    """
+    pid = process(tools, node, namespace, label)
+    command = nodes.inside(node, tools.places, sys.executable, "-c", _WATCH, pid)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        try:
+            yield lambda: float(watching.communicate(timeout=60)[0])
+        finally:
+            watching.kill()
 
 
 def logs(tools: Tools, pod: str, *, since: str = "60s") -> list[str]:

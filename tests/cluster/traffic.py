@@ -20,6 +20,7 @@ _CLIENT = Path(__file__).parent / "image-context" / "client.py"
 class Outcome:
     """What a client saw. Counts are requests; for the stream, lines. ``slowest`` in seconds.
 
+    failures: when each new connection that failed began and when it failed (Unix time).
     slow: new connections that took longer than half a second: when each began (Unix time), seconds for its
         name, for TCP's handshake, and in all.
     """
@@ -33,7 +34,7 @@ class Outcome:
     lines: int = 0
     stream_breaks: int = 0
     errors: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    failures: list[tuple[float, float]] = field(default_factory=list)
     slow: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -53,7 +54,8 @@ class Outcome:
     @property
     def gap(self) -> float:
         """Seconds from the first failed new connection to the last."""
-        return max(self.times) - min(self.times) if self.times else 0.0
+        ends = [ended for _, ended in self.failures]
+        return max(ends) - min(ends) if ends else 0.0
 
 
 @contextmanager
@@ -106,4 +108,4 @@ def traffic(tools: Tools, *, seconds: float, rate: float, url: str = "http://web
     outcome.lines, outcome.stream_breaks = stream["ok"], stream["failed"]
     outcome.slow = [(began, name, handshake, took) for began, name, handshake, took in result["slow"]]
     outcome.errors = [words for _, words in result["errors"]]
-    outcome.times = [when for when, words in result["errors"] if words.startswith("new ")]
+    outcome.failures = [(began, ended) for began, ended in result["failed"]]

@@ -4,7 +4,8 @@ usage: client.py URL SECONDS RATE [FILE]
 
 It ends after SECONDS, or as soon as FILE is there.
 A line for each failure as it happens, with the time, and a summary in JSON as the last line. That also has
-the new connections that took longer than half a second, and what of it was for DNS and for TCP's handshake.
+when each new connection that failed began and ended, and those that took longer than half a second, with
+what of it was for DNS and for TCP's handshake.
 SECONDS is at most 900 and RATE 200, so that a forgotten client ends.
 """
 
@@ -26,6 +27,7 @@ result: dict[str, dict[str, float]] = {
     kind: {"ok": 0, "failed": 0, "slowest": 0.0} for kind in ("new", "kept", "stream")
 }
 errors: list[tuple[float, str]] = []
+failed: list[tuple[float, float]] = []  # new connections: when each began, and when it failed
 SLOW = 0.5
 slow: list[tuple[float, ...]] = []  # when it began; seconds for its name, for TCP's handshake, in all
 
@@ -57,8 +59,11 @@ def account(kind, started, error=None, phases=()):
         else:
             result[kind]["failed"] += 1
             words = f"{kind} {type(error).__name__}: {error} after {took:.3f} s"
+            now = time.time()
             if len(errors) < 200:
-                errors.append((round(time.time(), 3), words))
+                errors.append((round(now, 3), words))
+                if kind == "new":
+                    failed.append((round(now - took, 3), round(now, 3)))
             print(time.strftime("%H:%M:%S", time.gmtime()), words, flush=True)
 
 
@@ -130,4 +135,4 @@ workers = [threading.Thread(target=each, daemon=True) for each in (new, kept, st
 for worker in workers:
     worker.start()
 workers[0].join(seconds + 30)
-print(json.dumps({**result, "errors": errors, "slow": slow}), flush=True)
+print(json.dumps({**result, "errors": errors, "failed": failed, "slow": slow}), flush=True)
