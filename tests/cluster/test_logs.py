@@ -20,8 +20,8 @@ from tests.cluster.places import Progress
 from tests.cluster.shell import until
 from tests.cluster.test_policy import policy, settles
 from tests.cluster.topology import HOST, NODES
-from tests.e2e.test_observability import LOG_QUERIES
 from tests.support.log_store import Logs, collector_text, filled_in, loki_configuration, optional_tool
+from tests.support.page_queries import LOG_QUERIES
 
 COLLECTOR = """
 apiVersion: v1

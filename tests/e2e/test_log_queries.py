@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.test_observability import LOG_QUERIES, generate_traffic
+from tests.e2e.test_observability import generate_traffic
 from tests.support.log_store import (
     Logs,
     collector_configuration,
@@ -31,6 +31,7 @@ from tests.support.log_store import (
     optional_tool,
 )
 from tests.support.mesh import Mesh
+from tests.support.page_queries import LOG_QUERIES
 
 NODE = "node-1"
 

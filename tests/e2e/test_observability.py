@@ -27,19 +27,11 @@ import yaml
 from tests.needs import unavailable
 from tests.support.chart import CHART
 from tests.support.mesh import Mesh
+from tests.support.page_queries import LOG_QUERIES, page_queries
 from tests.support.pod import MeshPod
 from tests.support.traffic import echo, serve
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 _LIMIT = re.compile(r"\s[<>]\s[0-9.]+$")
-
-
-def page_queries(language: str) -> list[str]:
-    """The queries of one of the page's two tables of questions."""
-    part = PAGE.partition("## Ten questions")[2].partition(f"{language}, for")[2]
-    table = part.partition("| question | query |")[2].partition("\n\n")[0]
-    return [row.replace("\\|", "|") for row in re.findall(r"^\| .*\? \| `(.*)` \|$", table, re.MULTILINE)]
 
 
 def chart_queries() -> list[str]:
@@ -53,7 +45,6 @@ def chart_queries() -> list[str]:
 
 
 QUERIES = list(dict.fromkeys([*page_queries("PromQL"), *chart_queries()]))
-LOG_QUERIES = page_queries("LogQL")
 
 
 @dataclass

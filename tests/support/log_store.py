@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.page_queries import PAGE
 from tests.tools import SCRIPT
-
-PAGE = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
 
 
 def optional_tool(name: str) -> str:
