@@ -7,6 +7,7 @@ Loki is not built (`make loki`).
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,10 @@ def generate_traffic(tools, apply):
     until("the loss of istiod is in the log", 60, lambda: bool(complaints(tools)))
 
 
+def finds(loki, query):
+    return bool(loki.ask(query))
+
+
 def complaints(tools):
     return [line for line in log_lines(tools) if "xds" in line["scope"] and line["level"] != "info"]
 
@@ -177,7 +182,7 @@ def test_each_log_query_of_the_page_is_answered(tools, seen, apply, loki, json_l
     lines = log_lines(tools)
     for query in LOG_QUERIES:
         asked = filled_in(query, lines)
-        until(f"{asked} finds lines", 60, lambda asked=asked: bool(loki.ask(asked)), every=1)
+        until(f"{asked} finds lines", 60, partial(finds, loki, asked), every=1)
         assert not any("__error__" in one.get("stream", {}) for one in loki.ask(asked)), asked
     series = loki.get("series", **{"match[]": '{service_name="ztunnel"}', "since": "1h"})
     names = {ztunnel_of(tools, node) for node in (NODE1, NODE2)}
