@@ -63,7 +63,7 @@ def found(store: MeshStore, hostname: str = HOST, namespace: str = "ns") -> Serv
 
 
 def staged(store: MeshStore) -> dict[str, set[str]]:
-    return {str(key): set(store.services.staged(key)) for key in store.services.staged_keys()}
+    return {str(key): set(endpoints) for key, endpoints in store.services.staged().items()}
 
 
 def test_the_store_is_a_view_of_the_mesh(store: MeshStore):

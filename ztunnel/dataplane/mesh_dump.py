@@ -39,7 +39,7 @@ def dump_workloads(store: MeshStore) -> Iterator[Any]:
         if body is None:
             continue
         if store.workloads.from_file(uid):
-            yield WORKLOAD.show(store.workloads.stored(uid, body).workload)
+            yield WORKLOAD.show(store.workloads.read(uid))
         else:
             yield WORKLOAD.display(wire.ADDRESS.FromString(body).workload)
 
@@ -72,8 +72,8 @@ def dump_policies(store: MeshStore) -> Iterator[Any]:
 def dump_staged(store: MeshStore) -> Iterator[Any]:
     """Yields the endpoints of services that were not received: ``namespace/hostname``, endpoints by uid."""
     services = store.services
-    for key in sorted(services.staged_keys()):
-        shown = yield from _endpoints(services, services.staged(key))
+    for key in sorted(services.staged()):
+        shown = yield from _endpoints(services, services.staged().get(key, {}))
         yield str(key), shown
 
 

@@ -19,7 +19,7 @@ are wanted or not needed any more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, KeysView
+from collections.abc import Iterator, KeysView
 from typing import NamedTuple
 
 from ztunnel.messages import MeshDelta, Origin, Resource
@@ -54,24 +54,22 @@ class RemovedWorkload(NamedTuple):
 class Application(ABC):
     """A delta on its way into force. Made by `MeshStore.begin`.
 
-    accepted, rejected: complete when `step` has returned True; so are the others.
+    rejected: complete when `step` has returned True; so are the others.
     warnings: lines for the log about removals of what is not there.
     wanted: the identities of workloads that came for our node and can be reached over HBONE, in order: their
     certificates are worth fetching ahead.
     """
 
-    def __init__(self, delta: MeshDelta, touched: Callable[[], None]) -> None:
+    def __init__(self, delta: MeshDelta) -> None:
         self.delta = delta
         self.done = False
         # Not a set: a dict of texts is none of the garbage collector's business, and this one may be big.
         self._changed_workloads: dict[str, None] = {}
-        self.changed_services: set[NamespacedHostname] = set()
         self.changed_policies: set[str] = set()
         self.removed_workloads: list[RemovedWorkload] = []
         self.wanted: dict[Identity, None] = {}
         self.warnings: list[str] = []
         self._from_file = delta.origin is Origin.LOCAL
-        self._touched = touched
         self._refused: dict[int, RejectedError] = {}
         self._work = self._apply_all()
 
@@ -80,12 +78,6 @@ class Application(ABC):
         """Refused resources as (name, reason): those that broke a rule in order, then the undecodable."""
         refused = sorted(self._refused.items(), key=lambda item: (item[1].undecodable, item[0]))
         return [(self.delta.resources[index].name, str(error)) for index, error in refused]
-
-    @property
-    def accepted(self) -> list[str]:
-        """The names of the resources that are in force, in order."""
-        refused = self._refused
-        return [resource.name for index, resource in enumerate(self.delta.resources) if index not in refused]
 
     @property
     def changed_workloads(self) -> KeysView[str]:
@@ -100,23 +92,12 @@ class Application(ABC):
         """
         return bool(self.changed_policies) or not (self.delta.resources or self.delta.removed)
 
-    @property
-    def changed(self) -> bool:
-        """Whether the mesh is another than before, as far as `step` has come."""
-        return bool(
-            self._changed_workloads
-            or self.changed_services
-            or self.changed_policies
-            or self.removed_workloads
-        )
-
     def step(self, max_items: int = 64) -> bool:
         """Puts up to ``max_items`` more resources or removals into force. Returns True when all are.
 
         Raises nothing on account of what the delta holds.
         """
         if not self.done:
-            self._touched()
             budget = max_items * _ITEM
             for cost in self._work:
                 budget -= cost
@@ -144,8 +125,8 @@ class Application(ABC):
 class PolicyApplication(Application):
     """A delta of authorization policies. They are stored under the name of their resource."""
 
-    def __init__(self, delta: MeshDelta, touched: Callable[[], None], policies: PolicyIndex) -> None:
-        super().__init__(delta, touched)
+    def __init__(self, delta: MeshDelta, policies: PolicyIndex) -> None:
+        super().__init__(delta)
         self._policies = policies
 
     def _apply_all(self) -> Iterator[int]:
@@ -167,10 +148,8 @@ class PolicyApplication(Application):
 class AddressApplication(Application):
     """A delta of workloads and services."""
 
-    def __init__(
-        self, delta: MeshDelta, touched: Callable[[], None], workloads: WorkloadIndex, services: ServiceIndex
-    ) -> None:
-        super().__init__(delta, touched)
+    def __init__(self, delta: MeshDelta, workloads: WorkloadIndex, services: ServiceIndex) -> None:
+        super().__init__(delta)
         self._workloads = workloads
         self._services = services
         self._scanner = Scanner(workloads.node)
@@ -220,7 +199,6 @@ class AddressApplication(Application):
     def _insert_service(self, body: bytes, parts: ServiceParts) -> None:
         key = parts.service.key
         refused = self._services.insert(parts, body, from_file=self._from_file)
-        self.changed_services.add(key)
         for uid, packed in self._turned_away.pop(key, {}).items():
             self._join(key, uid, packed)
         for uid, packed in refused.items():
@@ -276,6 +254,5 @@ class AddressApplication(Application):
         }
         joined.update(self._turned_away.pop(key, {}))
         self._services.remove(key)
-        self.changed_services.add(key)
         for uid, packed in joined.items():
             self._services.stage(key, uid, packed)

@@ -18,8 +18,6 @@ _T = TypeVar("_T")
 _K = TypeVar("_K")
 _E = TypeVar("_E", bound=Enum)
 
-_PORT = 0xFFFF
-
 
 class LocalConfigError(ZtunnelError):
     """The local file cannot be used. The text names the place in the file and what is wrong there."""
@@ -124,7 +122,7 @@ def variant(names: type[_E]) -> Callable[[Any, str], _E]:
     return read
 
 
-port = integer(_PORT, "u16")
+port = integer(0xFFFF, "u16")
 number = integer(0xFFFFFFFF, "u32")
 
 

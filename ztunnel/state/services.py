@@ -11,7 +11,6 @@ when it arrives.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from ztunnel.model.address import NamespacedHostname
 from ztunnel.model.service import Endpoint, HealthPolicy, Service
@@ -23,8 +22,6 @@ from ztunnel.state.vips import Entry, VipIndex, namespace_of
 
 _DECODED = 4096
 _MATERIALIZED = 2048
-
-_NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
 class ServiceIndex:
@@ -55,13 +52,9 @@ class ServiceIndex:
         """Returns all hostnames of services, in no useful order."""
         return self._by_hostname.keys("")
 
-    def staged_keys(self) -> list[NamespacedHostname]:
-        """Returns the services that were not received, but have endpoints."""
-        return list(self._staged)
-
-    def staged(self, key: NamespacedHostname) -> Mapping[str, bytes]:
-        """Returns the endpoints of a service that was not received, packed. Not to be changed."""
-        return self._staged.get(key, {})
+    def staged(self) -> Mapping[NamespacedHostname, Mapping[str, bytes]]:
+        """Returns the packed endpoints of each service that was not received. Not to be changed."""
+        return self._staged
 
     def service(self, entry: Entry) -> Service:
         """Returns the model value of a stored service."""
@@ -79,7 +72,7 @@ class ServiceIndex:
         if endpoints is None:
             entry = self._entries.get(key)
             if entry is None:
-                return _NO_ENDPOINTS
+                return {}
             endpoints = {uid: self.endpoint(uid, packed) for uid, packed in entry.endpoints.items()}
             self._materialized.put(key, endpoints)
         return endpoints

@@ -28,7 +28,6 @@ class MeshStore:
         self.workloads = WorkloadIndex(node_name)
         self.services = ServiceIndex()
         self.policies = PolicyIndex()
-        self._version = 0
         # The part of the view that an index answers alone; `MeshView` says what each returns.
         self.workload = self.workloads.get
         self.workload_by_address = self.workloads.by_address
@@ -38,19 +37,14 @@ class MeshStore:
         self.namespace_policies = self.policies.in_namespace
         self.global_policies = self.policies.everywhere
 
-    @property
-    def version(self) -> int:
-        """A number that grows with each step of an application."""
-        return self._version
-
     def begin(self, delta: MeshDelta) -> Application:
         """Starts to put a delta into force; call `Application.step` until it returns True.
 
         One delta at a time: finish it before the next begins.
         """
         if delta.kind is ResourceKind.AUTHORIZATION:
-            return PolicyApplication(delta, self._touch, self.policies)
-        return AddressApplication(delta, self._touch, self.workloads, self.services)
+            return PolicyApplication(delta, self.policies)
+        return AddressApplication(delta, self.workloads, self.services)
 
     def apply(self, delta: MeshDelta) -> Application:
         """Puts a delta into force at once. Returns what it did."""
@@ -91,6 +85,3 @@ class MeshStore:
             entry = self.services.entry(key)
             if entry is not None and workload.uid in entry.endpoints:
                 yield self.services.service(entry)
-
-    def _touch(self) -> None:
-        self._version += 1

@@ -37,10 +37,10 @@ class WorkloadIndex:
         self._from_file: set[str] = set()
         self._decoded: GenerationCache[str, Workload] = GenerationCache(_DECODED)
         # Blocks are networks, IP versions and the upper halves of addresses, keys the addresses as numbers.
-        self._by_address: Holders[int, str] = Holders(_itself)
-        self._by_hostname: Holders[str, str] = Holders(_itself)  # blocks are namespaces
+        self._by_address: Holders[int, str] = Holders(str)
+        self._by_hostname: Holders[str, str] = Holders(str)  # blocks are namespaces
         # Blocks are namespaces with service accounts, keys names.
-        self._by_account: Holders[str, str] = Holders(_itself)
+        self._by_account: Holders[str, str] = Holders(str)
 
     def __len__(self) -> int:
         return sum(map(len, self._bodies))
@@ -79,13 +79,11 @@ class WorkloadIndex:
     def read(self, uid: str) -> Workload | None:
         """Returns the workload with this uid, without remembering it: for going through all of them."""
         body = self.body(uid)
-        return None if body is None else self.stored(uid, body).workload
-
-    def stored(self, uid: str, body: bytes) -> WorkloadParts:
-        """Returns what the stored bytes of a workload hold."""
+        if body is None:
+            return None
         parts = convert.address(body, local=uid in self._from_file)
         assert isinstance(parts, WorkloadParts)  # else it would not have been stored here
-        return parts
+        return parts.workload
 
     def by_address(self, network: str, ip: IPAddress) -> Workload | None:
         """Returns the best workload at an address: pods before others, then HBONE, then the last inserted."""
@@ -158,7 +156,3 @@ class WorkloadIndex:
         if keys.account is not None:
             name, namespace, service_account = keys.account
             change(self._by_account, (namespace, service_account), name, uid)
-
-
-def _itself(uid: str) -> str:
-    return uid
