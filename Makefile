@@ -45,7 +45,7 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 export PATHS ?= tests
-UNIT := pytest -q -n auto --maxprocesses=4 $(PATHS) $(addprefix --ignore=tests/,e2e interop bench cluster bare)
+UNIT := pytest -q -n 4 --dist worksteal $(PATHS) $(addprefix --ignore=tests/,e2e interop bench cluster bare)
 
 unit: setup ## unit and property tests
 	$(BIN)/python -m $(UNIT)

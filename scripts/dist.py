@@ -6,7 +6,8 @@ usage: python scripts/dist.py [--no-image] [--out DIRECTORY]
 All are made twice, from two copies of the commit in two directories, and compared byte by byte: the same commit gives
 the same files anywhere (SOURCE_DATE_EPOCH is the commit's time), the image where its base is the same. buildah builds it from
 the Dockerfile, for this machine's architecture and, where qemu can run it, for the other one too. Where the registry of its
-base image cannot be reached, name another base: PYTHON_IMAGE=localhost/python:dist.
+base image cannot be reached, name another base: `scripts/base-image` makes one, PYTHON_IMAGE=localhost/python:dist takes it.
+What else buildah has to be told on this machine is in BUILDAH_OPTIONS: a mount of its certificates, for instance.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import argparse
 import gzip
 import hashlib
 import io
+import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
+LOCAL_BASE = "localhost/python:dist"
 
 
 def run(command: Sequence[str | Path], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
@@ -146,18 +151,37 @@ def release_tools() -> Path:
     return directory
 
 
+def can_run(architecture: str) -> bool:
+    """Whether this machine runs programs of an architecture: its own, or with qemu as the kernel's interpreter."""
+    own = ARCHITECTURES.get(platform.machine(), platform.machine())
+    return architecture == own or Path("/proc/sys/fs/binfmt_misc", EMULATORS[architecture]).exists()
+
+
+def has_base(base: str, architecture: str) -> bool:
+    """Whether a local base, an image or a list of images, is there for an architecture."""
+    command = ["buildah", "manifest", "inspect", base]
+    listed = subprocess.run(command, capture_output=True, check=False)
+    if listed.returncode == 0 and "manifests" in (known := json.loads(listed.stdout)):
+        return architecture in {entry["platform"]["architecture"] for entry in known["manifests"]}
+    image = json.loads(run(["buildah", "inspect", "--type", "image", base]))
+    return bool(image["OCIv1"]["architecture"] == architecture)
+
+
 def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
     """An archive of the image for each architecture that can be built here; gives those."""
     made = []
     base = os.environ.get("PYTHON_IMAGE")
-    own = ARCHITECTURES.get(platform.machine(), platform.machine())
-    for architecture in sorted(ARCHITECTURES.values(), key=lambda name: name != own):
-        qemu = Path(
-            "/proc/sys/fs/binfmt_misc", {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}[architecture]
-        )
-        if architecture != own and (base or not qemu.exists()):
+    for architecture in sorted(
+        ARCHITECTURES.values(), key=lambda name: ARCHITECTURES.get(platform.machine()) != name
+    ):
+        if not can_run(architecture):
             sys.stdout.write(
                 f"no image for {architecture}: this machine cannot run its programs (qemu-user-static)\n"
+            )
+            continue
+        if base and base.startswith("localhost/") and not has_base(base, architecture):
+            sys.stdout.write(
+                f"no image for {architecture}: {base} is not there for it (scripts/base-image)\n"
             )
             continue
         tag = f"localhost/ztunnel:{version.replace('+', '_')}-{architecture}"
@@ -167,6 +191,7 @@ def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
                 *("buildah", "build", "--quiet", "--no-cache", "--network=host", "--timestamp", epoch),
                 *("--arch", architecture, "--label", f"org.opencontainers.image.version={version}"),
                 *(part for argument in arguments for part in ("--build-arg", argument)),
+                *shlex.split(os.environ.get("BUILDAH_OPTIONS", "")),
                 *("--tag", tag, source),
             ],
         )

@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 
 import trio
 
 from tests.support.cni_agent import Agent
 from tests.support.logs import capture_logs
+from tests.support.namespaces import open_descriptors
 from ztunnel.inpod.zds_client import ZdsClient
 from ztunnel.inpod.zds_errors import PodStartError
 from ztunnel.messages import PodInfo
 
 INFO = PodInfo("pod", "ns", "sa")
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Manager:

@@ -24,11 +24,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 import trio
 
 from tests.support.local_file import to_yaml
+from tests.support.measured import end_in_order, measured_environment
 from tests.support.pod import MeshPod
 from ztunnel.certs.shared_root import write_root
 from ztunnel.demo.capture import Capture
@@ -77,6 +79,7 @@ class DedicatedDeployment:
             root=pod.root or mesh.root,
             inherit=os.environ,
             extra={"LOG_FORMAT": "json", "RUST_LOG": "info,access=debug"}
+            | measured_environment()
             | mesh.environment
             | pod.environment,
         )
@@ -144,6 +147,7 @@ class Mesh:
     ) -> Iterator[Mesh]:
         """Yields an empty mesh. All that it starts and makes is gone afterwards."""
         with Machine.open() as machine:
+            machine.on_close(partial(end_in_order, machine))
             yield cls(machine, deployment or DedicatedDeployment(), environment or {})
 
     def node(self, name: str) -> MeshNode:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.grpc_end import wait_for_the_end_of_grpc
 from ztunnel.demo.namespaces import OwnedNamespace, may_make_namespaces
 
 needs_namespaces = pytest.mark.skipif(
@@ -40,5 +41,6 @@ def made_socket(namespace: OwnedNamespace, family: int, kind: int = socket.SOCK_
 
 
 def open_descriptors() -> int:
-    """Returns how many descriptors this process has open."""
+    """Returns how many descriptors this process has open, once grpcio has closed its own."""
+    wait_for_the_end_of_grpc()
     return len(list(Path("/proc/self/fd").iterdir()))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tests.support.fake_cni import FakeCni
+from tests.support.measured import measured_environment
 from tests.support.pod import MeshPod, eventually
 from ztunnel.certs.shared_root import VARIABLE as FAKE_CA_ROOT
 from ztunnel.demo.dedicated import INHERITED, Ztunnel, ztunnel_command
@@ -91,6 +92,7 @@ class NodeZtunnel:
             "ZTUNNEL_WORKER_THREADS": os.environ.get(WORKERS, "1"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        variables |= measured_environment()
         all_variables: dict[str, str | None] = {**variables, **self.mesh.environment, **(environment or {})}
         process = self.mesh.machine.spawn(
             f"ztunnel-{self.node.name}-{number}",

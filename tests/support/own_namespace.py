@@ -14,6 +14,8 @@ import pytest
 from pyroute2 import IPRoute
 from trio._core._thread_cache import THREAD_CACHE
 
+from tests.support.grpc_end import wait_for_the_end_of_grpc
+
 CLONE_NEWNET = 0x40000000
 
 
@@ -21,6 +23,7 @@ CLONE_NEWNET = 0x40000000
 def enter_network_namespace() -> Iterator[None]:
     """Moves this thread into its own network namespace until the block ends. Without root, takes a lock."""
     libc = ctypes.CDLL(None, use_errno=True)
+    wait_for_the_end_of_grpc()
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         if libc.unshare(CLONE_NEWNET) != 0:
@@ -35,6 +38,7 @@ def enter_network_namespace() -> Iterator[None]:
         try:
             yield
         finally:
+            wait_for_the_end_of_grpc()
             assert libc.setns(before, CLONE_NEWNET) == 0
             forget_threads()
     finally:

@@ -32,7 +32,10 @@ _numbers = count()
 
 
 class WireRelay:
-    """Made by `between`. ``delay``: returns the seconds that a frame takes. ``twice``: its probability."""
+    """Made by `between`. ``delay``: returns the seconds that a frame takes. ``twice``: its probability.
+
+    ``carried``: frames that went on. ``under_way``: frames that it still has.
+    """
 
     def __init__(self, ends: tuple[socket.socket, socket.socket], random: Random) -> None:
         self._ends = tuple(map(trio.socket.from_stdlib_socket, ends))
@@ -40,6 +43,7 @@ class WireRelay:
         self.delay: Callable[[], float] = lambda: 0.0
         self.twice = 0.0
         self.carried = 0
+        self.under_way = 0
 
     @classmethod
     @contextmanager
@@ -95,6 +99,8 @@ class WireRelay:
                     self.carried += 1
                 except OSError:
                     continue  # the end of an interface loses what is under way
+                finally:
+                    self.under_way -= 1
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(deliver)
@@ -107,6 +113,7 @@ class WireRelay:
                     if len(waiting) < QUEUED:
                         due = trio.current_time() + self.delay()
                         heappush(waiting, (due, next(_numbers), frame))
+                        self.under_way += 1
                         arrived.set()
 
 

@@ -13,7 +13,7 @@ def draw_mesh(nodes: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
     wire = " ══ mTLS (HBONE) ══ "
     gap = " " * len(wire)
     lines = [
-        gap.join(f"┌─ node {name} {'─' * (inner - len(name) - 5)}┐" for name in (left, right)),
+        gap.join(f"┌─ node {name} {'─' * (inner - len(name) - 6)}┐" for name in (left, right)),
     ]
     for row in range(rows):
         first, second = (_pod(*pods[row]) if row < len(pods) else "" for pods in (left_pods, right_pods))
