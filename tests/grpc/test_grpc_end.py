@@ -25,7 +25,8 @@ def talk() -> list[str]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        assert channel.unary_unary("/a/b")(b"word", timeout=30) == b"word"
+        call = channel.unary_unary("/a/b", request_serializer=bytes, response_deserializer=bytes)
+        assert call(b"word", timeout=30) == b"word"
         names = grpc_threads()
     server.stop(0).wait()
     return names

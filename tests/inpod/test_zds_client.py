@@ -7,8 +7,9 @@ import pytest
 import trio
 
 from tests.support.cni_agent import SNAPSHOT_SENT, Agent, add_packet, delete_packet, keep_packet
-from tests.support.cni_node import INFO, Manager, node, open_descriptors, some_file
+from tests.support.cni_node import INFO, Manager, node, some_file
 from tests.support.logs import capture_logs
+from tests.support.namespaces import open_descriptors
 from ztunnel.inpod.zds_client import ZdsClient
 from ztunnel.inpod.zds_errors import ZdsProtocolError
 from ztunnel.inpod.zds_session import PodCounts, PodState, PodView
