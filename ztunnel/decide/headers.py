@@ -11,6 +11,7 @@ ztunnel is stricter than those, we do the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
 from typing import NamedTuple, TypeAlias
@@ -19,6 +20,8 @@ from ztunnel.model.address import SocketAddress, canonical
 from ztunnel.model.workload import Workload
 
 _HEX = frozenset("0123456789abcdef")
+_USUAL_BAGGAGE = 512
+"""Bytes of a baggage header up to which its values are remembered."""
 _NOT_IN_HOST = frozenset(' "#/<>?@[]\\^`{|}:')
 _WORKLOAD_KEYS = frozenset(f"k8s.{kind}.name" for kind in ("deployment", "cronjob", "pod", "job"))
 
@@ -41,6 +44,11 @@ def _port(text: str) -> int | None:
         return None
     port = int(text)
     return port if port <= 0xFFFF else None
+
+
+@lru_cache(maxsize=8192)
+def _ipv4(text: str) -> IPv4Address:
+    return IPv4Address(text)
 
 
 def _host_is_printable(host: str) -> bool:
@@ -66,7 +74,7 @@ def parse_authority(text: str) -> Authority | None:
             return None
     if host[-1].isdigit():
         try:
-            return SocketAddress(IPv4Address(host), port)
+            return SocketAddress(_ipv4(host), port)
         except ValueError:
             pass
     return HostAuthority(host, port) if _host_is_printable(host) else None
@@ -127,7 +135,7 @@ def print_baggage(workload: Workload) -> str:
     character) is left out.
     """
     locality = workload.locality
-    items = (
+    return _baggage(
         ("k8s.cluster.name", workload.cluster_id),
         ("k8s.namespace.name", workload.namespace),
         (f"k8s.{workload.workload_type}.name", workload.workload_name),
@@ -136,6 +144,11 @@ def print_baggage(workload: Workload) -> str:
         ("cloud.region", locality.region),
         ("cloud.availability_zone", locality.zone),
     )
+
+
+@lru_cache(maxsize=1024)
+def _baggage(*items: tuple[str, str]) -> str:
+    # Each connection of a pod has the same.
     return ",".join(
         [
             f"{key}={value}"
@@ -150,6 +163,12 @@ def parse_baggage(values: Sequence[bytes | str]) -> Baggage:
 
     Of ``key=a=b`` the value is ``a``. If any line is not ASCII, all of them are ignored.
     """
+    if len(values) == 1 and len(values[0]) <= _USUAL_BAGGAGE:
+        return _read_baggage((values[0],))
+    return _merge_baggage(values)
+
+
+def _merge_baggage(values: Sequence[bytes | str]) -> Baggage:
     found: dict[str, str | None] = {}
     for value in values:
         text = _ascii(value)
@@ -161,6 +180,10 @@ def parse_baggage(values: Sequence[bytes | str]) -> Baggage:
             if field is not None and len(pieces) > 1:
                 found[field] = pieces[1].strip() or None
     return Baggage(**found)
+
+
+_read_baggage = lru_cache(maxsize=1024)(_merge_baggage)
+"""For the short header of one line that ztunnels write, the same for each connection of a workload."""
 
 
 class TraceParent(NamedTuple):

@@ -76,14 +76,14 @@ class LoopEpoll:
 
 def own() -> LoopEpoll | None:
     """Returns the wrapper of the running loop; None if there is no epoll object to wrap."""
-    runner: Any = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)  # noqa: SLF001
-    manager: Any = getattr(runner, "io_manager", None)
-    epoll = getattr(manager, "_epoll", None)
-    if not hasattr(select, "EPOLLEXCLUSIVE"):
+    try:
+        manager: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager  # noqa: SLF001
+        epoll: Any = manager._epoll  # noqa: SLF001
+    except AttributeError:
         return None
-    if isinstance(epoll, LoopEpoll):
+    if type(epoll) is LoopEpoll:
         return epoll
-    if type(epoll) is not select.epoll:
+    if type(epoll) is not select.epoll or not hasattr(select, "EPOLLEXCLUSIVE"):
         return None
     wrapped = LoopEpoll(epoll)
     manager._epoll = wrapped  # noqa: SLF001

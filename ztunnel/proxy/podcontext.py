@@ -60,6 +60,7 @@ class Shared:
     bounds: timeouts and limits.
     changed: its waiting tasks are woken whenever a change of the mesh was applied.
     wall_clock: returns seconds since the epoch.
+    keepalive: of dialled sockets, and of those accepted on 15001 and 15006; None if it is off.
     """
 
     config: Config
@@ -75,16 +76,13 @@ class Shared:
     history: History
     demands: Demands | None = None
     bounds: Bounds = DEFAULTS
+    keepalive: Keepalive | None = field(init=False)
     window_budget: WindowBudget = field(init=False)
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def __post_init__(self) -> None:
         self.window_budget = WindowBudget(self.bounds.tunnel.lent_bytes)
-
-    @property
-    def keepalive(self) -> Keepalive | None:
-        """The keepalive of dialled sockets, and of those accepted on 15001 and 15006."""
-        return configured_keepalive(self.config)
+        self.keepalive = configured_keepalive(self.config)
 
     @property
     def hbone_settings(self) -> HboneSettings:

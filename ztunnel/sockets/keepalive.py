@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 # The kernel takes these as a C int; tcp(7) allows smaller ranges and refuses the rest.
 _MAX_KEEPIDLE = 32767
@@ -30,21 +31,29 @@ class Keepalive:
 
         An option that the kernel refuses stays as it was: none is essential.
         """
-        _try_set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        _try_set(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _bounded(self.time, _MAX_KEEPIDLE))
-        _try_set(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _bounded(self.interval, _MAX_KEEPINTVL))
-        _try_set(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _bounded(self.retries, _MAX_KEEPCNT))
-        if self.user_timeout is not None:
-            milliseconds = _bounded(self.user_timeout * 1000, 2**31 - 1)
-            _try_set(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        for option in _options(self.time, self.interval, self.retries, self.user_timeout):
+            try:
+                sock.setsockopt(*option)
+            except OSError:
+                pass
+
+
+@lru_cache(maxsize=8)
+def _options(
+    time: float, interval: float, retries: int, user_timeout: float | None
+) -> tuple[tuple[int, int, int], ...]:
+    """Returns level, name and value of each option. The configuration is the same for each connection."""
+    tcp = socket.IPPROTO_TCP
+    options = [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (tcp, socket.TCP_KEEPIDLE, _bounded(time, _MAX_KEEPIDLE)),
+        (tcp, socket.TCP_KEEPINTVL, _bounded(interval, _MAX_KEEPINTVL)),
+        (tcp, socket.TCP_KEEPCNT, _bounded(retries, _MAX_KEEPCNT)),
+    ]
+    if user_timeout is not None:
+        options.append((tcp, socket.TCP_USER_TIMEOUT, _bounded(user_timeout * 1000, 2**31 - 1)))
+    return tuple(options)
 
 
 def _bounded(value: float, most: int) -> int:
     return int(min(max(value, 1), most))
-
-
-def _try_set(sock: socket.socket, level: int, option: int, value: int) -> None:
-    try:
-        sock.setsockopt(level, option, value)
-    except OSError:
-        pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
 from ztunnel.tls.scratch import CHUNK
@@ -38,9 +38,25 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def extend(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Append pieces to the queue."""
-        self._pieces.extend(pieces)
+    def send(self, pieces: Sequence[bytes | memoryview]) -> bool:
+        """Write at least one piece, behind what waits already. Returns whether everything was written.
+
+        Raises what ``try_send`` raises.
+        """
+        queue = self._pieces
+        if not queue and (len(pieces) == 1 or (len(pieces) == 2 and len(pieces[1]) < SMALL)):
+            # A frame or two need no queue.
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            sent = self._wire.try_send(data)
+            if sent == len(data):
+                return True
+            queue.append(memoryview(data)[sent:])
+            if not sent:
+                return False
+        else:
+            queue.extend(pieces)
+        self.write()
+        return not queue
 
     def clear(self) -> None:
         """Drop everything: nothing is written any more."""

@@ -42,7 +42,7 @@ class ClientStream(TunnelStream):
     def responded(self, event: Responded) -> None:
         """The response to our CONNECT came (called by the tunnel's reader)."""
         self.response = event
-        self._wake_reader.unpark_all()
+        self._wake_reader.wake()
 
 
 class ClientTunnel(Tunnel[HboneClient, ClientStream]):

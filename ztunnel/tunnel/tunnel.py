@@ -117,12 +117,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         output = self.hbone.take_output()
         if not output:
             return
-        self._backlog.extend(output)
         try:
-            self._backlog.write()
+            written = self._backlog.send(output)
         except (OSError, TlsError) as error:
             self._fall_silent(f"io error: {error}")
-        if self._backlog:
+            return
+        if not written:
             self.blocked = True
             self._writer.unpark_all()
 
@@ -209,6 +209,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         tls = self.tls
         hbone = self.hbone
         receive = hbone.receive
+        # Cheaper than `trio.current_time`, and called with each message.
+        now = trio.lowlevel.current_clock().current_time
         turn_limit = self.bounds.turn_frames
         # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
@@ -233,7 +235,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 self._lost(f"io error: {error}")
             self._end_received = end
             if reads:
-                self.heard = trio.current_time()
+                self.heard = now()
             self._deliver()
             self.flush()
             if end or self._finished():

@@ -22,6 +22,7 @@ import trio
 
 from ztunnel.bounds import TunnelBounds
 from ztunnel.hbone import DataReceived, ErrorCode, StreamEnded, StreamReset, code_text
+from ztunnel.loop.waiter import Waiter
 from ztunnel.loop.watch import Watch
 from ztunnel.tunnel.carrier import Carrier, StreamClosedError
 
@@ -80,9 +81,9 @@ class TunnelStream:
         self._nursery: trio.Nursery | None = None
         self._taken: Callable[[int], None] | None = None
         self._drain_scope: trio.CancelScope | None = None
-        self._wake_reader = trio.lowlevel.ParkingLot()
-        self._wake_writer = trio.lowlevel.ParkingLot()
-        self._wake_relay = trio.lowlevel.ParkingLot()
+        self._wake_reader = Waiter()
+        self._wake_writer = Waiter()
+        self._wake_relay = Waiter()
 
     # -- for the connection that uses the stream -----------------------------------------------------------
 
@@ -99,12 +100,12 @@ class TunnelStream:
     @property
     def end_received(self) -> bool:
         """Whether the peer has half-closed."""
-        return self._h2_stream.end_received
+        return self._h2_stream.state.end_received
 
     @property
     def dead(self) -> bool:
         """Whether the stream was reset or the tunnel is lost: nothing can be sent any more."""
-        return self._h2_stream.dead
+        return self._h2_stream.state.dead
 
     @property
     def lost(self) -> bool:
@@ -171,8 +172,8 @@ class TunnelStream:
     def interrupt(self) -> None:
         """Wake the task that relays from its wait (see ``interrupted``)."""
         self.interrupted = True
-        self._wake_writer.unpark_all()
-        self._wake_relay.unpark_all()
+        self._wake_writer.wake()
+        self._wake_relay.wake()
         if self._watch is not None:
             self._watch.interrupt()
 
@@ -184,7 +185,7 @@ class TunnelStream:
     def end_download(self) -> None:
         """Nothing more can be written to the socket."""
         self.download_done = True
-        self._wake_relay.unpark_all()
+        self._wake_relay.wake()
 
     async def wait_room(self) -> int:
         """Wait until something may be sent. Returns how many bytes; 0 when the relay is interrupted.
@@ -248,7 +249,7 @@ class TunnelStream:
         return data
 
     def _raise_if_dead(self) -> None:
-        if self._h2_stream.dead:
+        if self._h2_stream.state.dead:
             code = self._h2_stream.reset_code
             text = code_text(code) if code is not None else self._carrier.failure or "the tunnel was closed"
             raise StreamClosedError(code, text)
@@ -272,7 +273,7 @@ class TunnelStream:
 
     def writable(self) -> None:
         """Windows or the wire have room again."""
-        self._wake_writer.unpark_all()
+        self._wake_writer.wake()
 
     def tunnel_lost(self) -> None:
         """The tunnel has ended, and with it the stream."""
@@ -295,7 +296,7 @@ class TunnelStream:
     def deliver(self) -> None:
         """Write the inbox to the socket, or wake the task in `receive_some`."""
         if self._sock is None:
-            self._wake_reader.unpark_all()
+            self._wake_reader.wake()
         elif self._watch is not None and self._drain_scope is None and not self.download_done:
             self._push()
 
@@ -352,14 +353,15 @@ class TunnelStream:
                 # One piece is the common case, and ``send`` is cheaper than ``sendmsg``.
                 one = len(inbox) == 1
                 self._took(sock.send(inbox[0]) if one else sock.sendmsg(list(islice(inbox, _VECTOR))))
-            if self.end_received and not self.dead:
+            state = self._h2_stream.state
+            if state.end_received and not state.dead:
                 sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             return False
         except OSError as error:
             self._sink_failed(error)
             return True
-        if self.end_received or self.dead:
+        if state.end_received or state.dead:
             self.end_download()
         return True
 
@@ -397,6 +399,6 @@ class TunnelStream:
             self._carrier.flush()
 
     def wake(self) -> None:
-        """Wake all tasks that wait for the stream, after another task has closed it."""
-        self._wake_reader.unpark_all()
-        self._wake_writer.unpark_all()
+        """Wake the tasks that wait for the stream, after another task has closed it."""
+        self._wake_reader.wake()
+        self._wake_writer.wake()
