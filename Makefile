@@ -16,7 +16,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv from requirements.lock
 
-$(STAMP): requirements.lock pyproject.toml scripts/setup
+$(STAMP): requirements.lock pyproject.toml scripts/setup hatch_build.py ztunnel/tls/accelerator.c
 	@scripts/setup "$(PYTHON)" "$(VENV)"
 
 demo: setup ## run a small mesh on this machine and show a request through it (TOUR=1 breaks something; KEEP=1 leaves it running)

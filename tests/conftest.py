@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator, Iterator
 
 import hypothesis
@@ -18,6 +20,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("ztunnel"), max_examples=10_000)
 hypothesis.settings.load_profile("ztunnel")  # --hypothesis-profile=deep loads the other one
+
+
+# The same variable as ztunnel's own: all tests run with TLS records in Python, as where nothing was built.
+if os.environ.get("ZTUNNEL_TLS_ACCELERATOR") == "false":
+    sys.modules["ztunnel.tls._accelerator"] = None  # type: ignore[assignment]  # an import of it fails
 
 
 @pytest.fixture(autouse=True)

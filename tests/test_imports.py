@@ -23,7 +23,10 @@ def sources(*directories: str) -> list[Path]:
 
 def module_file(dotted: str) -> Path | None:
     path = ROOT.joinpath(*dotted.split("."))
-    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+    compiled = path.with_suffix(".pyi")
+    return next(
+        (one for one in (path.with_suffix(".py"), path / "__init__.py", compiled) if one.is_file()), None
+    )
 
 
 @cache

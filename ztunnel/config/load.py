@@ -333,6 +333,7 @@ def _own(env: Environment) -> dict[str, Any]:
         "connection_history": env.number(
             "ZTUNNEL_CONNECTION_HISTORY", _DEFAULTS.connection_history, 0, 10**6
         ),
+        "tls_accelerator": env.flag("ZTUNNEL_TLS_ACCELERATOR", _DEFAULTS.tls_accelerator),
         "metrics_drop_labels": frozenset(label.strip() for label in dropped.split(",") if label.strip()),
     }
 

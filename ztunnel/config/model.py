@@ -154,6 +154,7 @@ class Config:
     metrics_series_ttl: after how long a series without connections may be dropped.
     metrics_drop_labels: traffic labels whose value is always ``unknown``.
     connection_history: how many connections that have ended are remembered.
+    tls_accelerator: whether TLS records go through the compiled part, where it is available.
     warnings: what is odd about the environment but no error, to be logged at start.
     """
 
@@ -229,6 +230,7 @@ class Config:
     metrics_series_ttl: float = 3600.0
     metrics_drop_labels: frozenset[str] = frozenset()
     connection_history: int = 10_000
+    tls_accelerator: bool = False
     warnings: tuple[str, ...] = ()
 
     @property

@@ -56,6 +56,7 @@ from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.splice import PipePool
 from ztunnel.state.application import Application
 from ztunnel.state.store import MeshStore
+from ztunnel.tls.accelerated import UNAVAILABLE
 from ztunnel.tls.context import TlsOptions
 from ztunnel.tls.revocation import Revocations
 
@@ -98,7 +99,13 @@ class DataPlane:
             config=config,
             store=self.store,
             certificates=CertificateStore(
-                send, TlsOptions(tls12=config.tls12_enabled, post_quantum_only=config.pqc), wall_clock
+                send,
+                TlsOptions(
+                    tls12=config.tls12_enabled,
+                    post_quantum_only=config.pqc,
+                    accelerated=config.tls_accelerator,
+                ),
+                wall_clock,
             ),
             traffic=TrafficMetrics(
                 max_series=config.metrics_max_series,
@@ -126,6 +133,8 @@ class DataPlane:
         have stopped.
         """
         ending = trio.Event()
+        if self._config.tls_accelerator and UNAVAILABLE is not None:
+            log.info(f"TLS reads and writes are Python's: {UNAVAILABLE}")
         with self._shared.pipes, self._shared.hangups as hangups:
             async with trio.open_nursery() as nursery:
                 pods = Pods(self._shared, self._send, nursery)

@@ -31,6 +31,7 @@ from OpenSSL import SSL, crypto
 
 from ztunnel.model.certificate import Certificate
 from ztunnel.tls import openssl as tls_openssl
+from ztunnel.tls.accelerated import records_kind
 from ztunnel.tls.malformed import MALFORMED
 from ztunnel.tls.openssl import VerifyStep, lib
 from ztunnel.tls.peer import (
@@ -101,10 +102,12 @@ class TlsOptions:
 
     tls12: TLS 1.2 in addition to 1.3 (TLS12_ENABLED).
     post_quantum_only: only the key exchange X25519MLKEM768 (COMPLIANCE_POLICY=pqc).
+    accelerated: the compiled record path, where it is available (ZTUNNEL_TLS_ACCELERATOR).
     """
 
     tls12: bool = False
     post_quantum_only: bool = False
+    accelerated: bool = True
 
 
 class Verification:
@@ -122,13 +125,23 @@ class Verification:
 class TlsContext:
     """One side's TLS configuration for one certificate. Made by `client_context` and `server_context`."""
 
-    __slots__ = ("_anchors", "_kept", "_running", "revocations", "side", "ssl_context", "trust_domain")
+    __slots__ = (
+        "_anchors",
+        "_kept",
+        "_running",
+        "records",
+        "revocations",
+        "side",
+        "ssl_context",
+        "trust_domain",
+    )
 
     def __init__(
         self, side: Side, certificate: Certificate, options: TlsOptions, revocations: Revocations | None
     ) -> None:
         self.side = side
         self.revocations = revocations
+        self.records = records_kind(accelerated=options.accelerated)
         self._running: dict[int, Verification] = {}
         try:
             leaf, *intermediates = _certificates(certificate.chain)

@@ -57,6 +57,22 @@ def address_of(pointer: Pointer) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
+def function_address(name: str, signature: str) -> int:
+    """Returns the address of one of OpenSSL's functions, for C code.
+
+    signature: cffi's name for the type of a pointer to it. Raises LookupError if there is no such function.
+    """
+    original = getattr(lib, "_original_lib", lib)
+    try:
+        pointer = ffi.addressof(original, name)
+    except (AttributeError, TypeError) as error:
+        raise LookupError(f"cryptography gives no address of {name}") from error
+    found = ffi.typeof(pointer).cname
+    if found != signature:
+        raise LookupError(f"cryptography's {name} is {found}, not {signature}")
+    return address_of(pointer)
+
+
 def take_errors() -> list[tuple[int, str]]:
     """Empty this thread's error queue. Returns (reason number, reason text), oldest first.
 

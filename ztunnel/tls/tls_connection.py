@@ -37,7 +37,7 @@ from ztunnel.tls.openssl import (
 )
 from ztunnel.tls.peer import PeerCertificate, check_expected_identity
 from ztunnel.tls.reasons import explain_failure
-from ztunnel.tls.records import REFUSED, Records
+from ztunnel.tls.records import REFUSED
 from ztunnel.tls.scratch import CHUNK, RECORD
 from ztunnel.tls.tls_errors import (
     HandshakeEofError,
@@ -71,7 +71,7 @@ class TlsConnection(TlsTransport):
         else:
             self._connection.set_accept_state()
         self._ssl: Pointer = ssl_of(self._connection)
-        self._records = Records(self._connection)
+        self._records = context.records(self._connection)
         self._verification = Verification(context.side, expected_identities or ())
         self._ahead = b""
         self._owed = 0

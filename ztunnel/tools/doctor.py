@@ -15,7 +15,15 @@ from ztunnel.config.model import Config
 from ztunnel.config.parse_values import host_and_port
 from ztunnel.tools.ask import ADMIN, AskError, get
 from ztunnel.tools.findings import Finding, exit_status, failure, lines, ok, skipped, warning
-from ztunnel.tools.machine_checks import capabilities, conntrack, descriptors, mtu, namespaces, ports
+from ztunnel.tools.machine_checks import (
+    capabilities,
+    conntrack,
+    descriptors,
+    mtu,
+    namespaces,
+    ports,
+    tls_records,
+)
 from ztunnel.tools.network_checks import names, peer, root, server, token
 
 _EPILOG = """\
@@ -72,6 +80,7 @@ def examine(environ: Mapping[str, str], admin: str, peers: Sequence[str]) -> Ite
     except AskError:
         running = False
         yield skipped("ztunnel", f"none answers at {admin}")
+    yield from tls_records(config)
     yield from capabilities(config)
     yield from namespaces(config)
     yield from ports(config, running=running)

@@ -1,4 +1,4 @@
-"""Checks of the machine: capabilities, the agent's socket, ports, descriptors, connection tracking, MTU.
+"""Checks of the machine: TLS, capabilities, the agent's socket, ports, descriptors, connection tracking, MTU.
 
 Each check takes what it reads as parameters, so that tests can simulate each problem; the defaults are the
 machine's.
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ztunnel.config.model import Config, Localhost, ProxyMode
+from ztunnel.tls.accelerated import UNAVAILABLE
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}
@@ -45,6 +46,16 @@ def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> It
         )
     if not missing:
         yield ok("capabilities", ", ".join(f"CAP_{name}" for name in CAPABILITIES))
+
+
+def tls_records(config: Config, unavailable: str | None = UNAVAILABLE) -> Iterator[Finding]:
+    """Says whether TLS reads and writes are compiled. Python's are as right, and cost more CPU time."""
+    if not config.tls_accelerator:
+        yield ok("TLS records", "in Python: ZTUNNEL_TLS_ACCELERATOR is off")
+    elif unavailable is not None:
+        yield ok("TLS records", f"in Python: {unavailable}")
+    else:
+        yield ok("TLS records", "by the compiled part")
 
 
 def namespaces(config: Config) -> Iterator[Finding]:
