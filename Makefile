@@ -26,7 +26,7 @@ check: setup ## the quick one: lint, types, unit and property tests; two minutes
 	@$(BIN)/python -m tests.everything lint types unit
 
 test: setup ## everything: lint, types, unit, property, e2e and interop tests; what is missing for it, and a summary
-	@$(BIN)/python -m tests.everything lint docs types $(if $(COVERAGE),coverage,unit) e2e interop-built $(if $(BARE),bare)
+	@$(BIN)/python -m tests.everything $(if $(COVERAGE),--coverage) lint docs types unit e2e interop-built $(if $(BARE),bare)
 
 deps: ## show which programs of the distribution are missing and how to install them; as root, install them
 	@scripts/deps
@@ -45,21 +45,27 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 export PATHS ?= tests
+# With COVERAGE=1 tests note which lines and branches they take: each process in a file of its own, below .coverage.
+RUN = $(BIN)/$(if $(COVERAGE),coverage run,python) -m
 UNIT := pytest -q -n 4 --dist worksteal $(PATHS) $(addprefix --ignore=tests/,e2e interop bench cluster bare)
 
 unit: setup ## unit and property tests
-	$(BIN)/python -m $(UNIT)
-
-coverage: setup ## unit and property tests with the branches counted that they take; fails below the floor
-	@mkdir -p .coverage && rm -f .coverage/data*
-	$(BIN)/coverage run -m $(UNIT)
-	$(BIN)/coverage combine -q
-	$(BIN)/coverage report
+	$(RUN) $(UNIT)
 
 export E2E ?= tests/e2e
 
 e2e: setup ## real ztunnel processes in network namespaces (as root; skipped with a message otherwise)
-	$(BIN)/pytest -q -p no:randomly $(E2E)
+	$(RUN) pytest -q -p no:randomly -n 2 --dist loadfile $(E2E)
+
+coverage: setup ## unit, property and e2e tests with the branches counted that they take; fails below the floor (as root)
+	@$(BIN)/python -m tests.everything --coverage unit e2e
+
+coverage-begin:
+	@mkdir -p .coverage && rm -f .coverage/data*
+
+coverage-report: setup
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 bare: setup ## both commands of the README on a bare Debian made by debootstrap (as root; minutes)
 	$(BIN)/pytest -q -p no:randomly tests/bare

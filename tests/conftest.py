@@ -60,6 +60,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
     needs.write_summary(reasons)
+    seed = getattr(terminalreporter.config.option, "randomly_seed", None)
+    if seed is not None and {"failed", "error"} & set(terminalreporter.stats):
+        terminalreporter.write_line(f"in the order of --randomly-seed={seed}")
     if text := needs.sum_up(reasons):
         terminalreporter.write_sep("=", "what this machine lacks")
         terminalreporter.write(text)

@@ -1,6 +1,6 @@
 """Runs make's targets one after another, all of them whatever fails, and sums up.
 
-usage: python -m tests.everything TARGET...
+usage: python -m tests.everything [--coverage] TARGET...    --coverage: unit and e2e note lines and branches
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def render(outcomes: Sequence[Outcome], reasons: Sequence[str]) -> str:
 
 def main(targets: Sequence[str]) -> int:
     """The exit status: 0 if all passed."""
+    if targets[0] == "--coverage":
+        os.environ["COVERAGE"] = "1"
+        targets = ["coverage-begin", *targets[1:], "coverage-report"]
     with tempfile.NamedTemporaryFile(prefix="ztunnel-tests-") as file:
         outcomes = run(targets, Path(file.name))
         reasons = [json.loads(line) for line in Path(file.name).read_text().splitlines()]

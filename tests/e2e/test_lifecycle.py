@@ -241,3 +241,16 @@ async def test_closed_connections_leave_no_descriptor(pair: Pair) -> None:
         for pod in (pair.client, pair.server):
             await pod.logged(count=51)
         await eventually(lambda: descriptors() == before, f"back to {before} descriptors")
+
+
+def test_a_workload_that_the_local_file_does_not_have_is_warned_of(fresh_mesh: Mesh) -> None:
+    """It waits for its workload then, which a typing error would make it do for ever without a word."""
+    node = fresh_mesh.node("a")
+    misspelt = node.pod("client", environment={"PROXY_WORKLOAD_INFO": "default/clint/client"})
+    elsewhere = node.pod("server", environment={"NODE_NAME": "another"})
+    fresh_mesh.start()
+    [line] = misspelt.ztunnel.log_lines("the local file has no such workload")
+    assert "PROXY_WORKLOAD_INFO=default/clint/client" in line
+    assert "did you mean default/client/client?" in line
+    [line] = elsewhere.ztunnel.log_lines("so it is not ours")
+    assert "the local file has it on node 'a', and NODE_NAME is 'another'" in line
