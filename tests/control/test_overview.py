@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ztunnel.config.model import Config, LocalStatic, WorkloadInfo
 from ztunnel.control.mesh_source import MeshSource
 from ztunnel.control.overview import count_into, overview
 from ztunnel.inpod.zds_session import PodState, PodView
-from ztunnel.messages import InboundConnection, PodConnections, PodInfo, Report, Sample
+from ztunnel.messages import InboundConnection, MeshDelta, PodConnections, PodInfo, Rejected, Report, Sample
 from ztunnel.model.identity import Identity
 from ztunnel.observe import families
 from ztunnel.observe.metrics import ControlMetrics
@@ -22,7 +23,7 @@ CLIENT = PodConnections("u1", (ONE,), ())
 IDENTITY = Identity("cluster.local", "default", "client")
 
 
-async def applied(*_: object) -> None:
+async def applied(_: MeshDelta) -> Sequence[Rejected]:
     raise AssertionError("nothing is synced here")
 
 
