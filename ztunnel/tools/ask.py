@@ -32,13 +32,16 @@ class Answer(NamedTuple):
     body: bytes
 
 
+def admin_address(admin: str) -> tuple[str, int]:
+    """Returns host and port of an admin server. Without a port it is 15000. Raises ValueError."""
+    parts = urlsplit(admin if "://" in admin else f"http://{admin}")
+    return parts.hostname or "", parts.port or 15000
+
+
 def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET", body: bytes = b"") -> Answer:
     """Ask the admin server at a base URL. Returns its response. Raises AskError when there is none."""
-    parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     try:
-        connection = http.client.HTTPConnection(
-            parts.hostname or "", parts.port or 15000, timeout=ADMIN_TIMEOUT
-        )
+        connection = http.client.HTTPConnection(*admin_address(admin), timeout=ADMIN_TIMEOUT)
         try:
             target = f"{path}?{urlencode(query)}" if query else path
             connection.request(method, target, body=body or None)

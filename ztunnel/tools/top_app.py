@@ -11,13 +11,15 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Header, Static, TabbedContent, TabPane
+
+from ztunnel.tools.ask import admin_address
 
 REFRESH_TIMEOUT = 10.0
 """Seconds for one answer."""
@@ -32,11 +34,10 @@ class NodeSilentError(Exception):
 
 async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -> str:
     """Returns one response of the admin server as text. Raises NodeSilentError."""
-    parts = urlsplit(admin if "://" in admin else f"http://{admin}")
     target = f"{path}?{urlencode(query)}" if query else path
     try:
         async with asyncio.timeout(REFRESH_TIMEOUT):
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 15000)
+            reader, writer = await asyncio.open_connection(*admin_address(admin))
             try:
                 writer.write(f"GET {target} HTTP/1.0\r\nhost: localhost\r\n\r\n".encode())
                 await writer.drain()
