@@ -94,6 +94,9 @@ chaos: setup ## SEED=n DURATION=300: faults of all kinds under traffic, alone an
 soak: setup ## MINUTES=10: traffic of all kinds and churn, with memory and descriptors held to be flat (as root)
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --write $(or $(WRITE),dist/soak)
 
+census: setup ## CONNECTIONS=100000: connections with mixed endings, after which the process holds what it held before (as root)
+	$(BIN)/python -m tests.soak.mixed_endings --connections $(or $(CONNECTIONS),100000)
+
 audit: setup ## ADVISORIES=path: the locked libraries against a copy of known vulnerabilities, offline; says when it was skipped
 	@$(BIN)/python scripts/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES))
 

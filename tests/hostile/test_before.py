@@ -11,7 +11,6 @@ import trio
 from tests.support.data_plane import echo, running_plane, server
 from tests.support.logs import capture_logs
 from tests.support.neighbour import Neighbour
-from tests.support.own_namespace import own_network_namespace  # noqa: F401 - used by pytest
 from ztunnel.bounds import DEFAULTS
 
 SOON = replace(DEFAULTS, connection=replace(DEFAULTS.connection, handshake_timeout=1.0))

@@ -18,11 +18,20 @@ PEER = Identity("cluster.local", "default", "stranger")
 SERVER = Identity("cluster.local", INFO.namespace, INFO.service_account)
 
 
-async def dial(control: Control, identity: Identity = PEER) -> SocketTls:
-    """Returns a TLS connection to 15008 as some workload of the mesh; the caller closes it."""
+async def dial(
+    control: Control, identity: Identity = PEER, *, receive_buffer: int | None = None
+) -> SocketTls:
+    """Returns a TLS connection to 15008 as some workload of the mesh; the caller closes it.
+
+    receive_buffer: bytes that our kernel takes while nobody reads, and with them the server's; None for the
+        system's choice, which is some megabytes.
+    """
     context = client_context(await control.ca.issue(identity), TlsOptions())
-    stream = await trio.open_tcp_stream("127.0.0.1", 15008)
-    sock = socket.socket(fileno=stream.socket.detach())
+    sock = socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.connect(("127.0.0.1", 15008))
+    sock.setblocking(False)
     tls = SocketTls(context, sock, [str(SERVER)])
     try:
         await tls.handshake(10)

@@ -20,8 +20,11 @@ CLONE_NEWNET = 0x40000000
 
 
 @contextmanager
-def enter_network_namespace() -> Iterator[None]:
-    """Moves this thread into its own network namespace until the block ends. Without root, takes a lock."""
+def enter_network_namespace() -> Iterator[bool]:
+    """Moves this thread into its own network namespace until the block ends. Without root, takes a lock.
+
+    Yields whether it is in a namespace of its own.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     wait_for_the_end_of_grpc()
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -30,19 +33,34 @@ def enter_network_namespace() -> Iterator[None]:
             # Without root: the ports of this machine have to do, for one module at a time.
             with Path(tempfile.gettempdir(), f"ztunnel-test-ports-{os.geteuid()}").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+                yield False
             return
         forget_threads()
         with IPRoute() as routes:
             routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
         try:
-            yield
+            yield True
         finally:
             wait_for_the_end_of_grpc()
             assert libc.setns(before, CLONE_NEWNET) == 0
             forget_threads()
     finally:
         os.close(before)
+
+
+@contextmanager
+def small_send_buffers() -> Iterator[None]:
+    """Sockets that are made meanwhile keep little of what their peer does not read.
+
+    Only inside of `enter_network_namespace`, where it has given one: the setting is a namespace's.
+    """
+    setting = Path("/proc/sys/net/ipv4/tcp_wmem")
+    before = setting.read_text()
+    setting.write_text("4096 16384 32768")
+    try:
+        yield
+    finally:
+        setting.write_text(before)
 
 
 def forget_threads() -> None:
@@ -52,5 +70,5 @@ def forget_threads() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_network_namespace():
-    with enter_network_namespace():
-        yield
+    with enter_network_namespace() as is_own:
+        yield is_own
