@@ -83,7 +83,8 @@ async def every_place(path: str, inject: Callable[[Turn], AbstractContextManager
         for number in range(1, MOST):
             turn = Turn(number)
             with capture_logs("error") as records, inject(turn):
-                assert await converse(it.port, it.ip) != "stuck", turn.place
+                # Nor "cut": an end in order before the last byte, in either direction.
+                assert await converse(it.port, it.ip) in {"complete", "failed"}, turn.place
             await it.after(turn)
             bugs = [record for record in records if "exc_info" in record.fields]
             assert not bugs, f"{turn.place}: {bugs}"
