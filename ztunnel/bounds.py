@@ -183,6 +183,17 @@ class ControlBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainBounds:
+    """Of an explanation (``/explain``, ``ztunnel explain``)."""
+
+    endpoints: int = count(200, "endpoints of a service in an explanation; the chosen one is among them")
+    headless_endpoints: int = count(200, "endpoints of a headless service that are searched for an address")
+    names_read: int = count(2_000, "objects that are read one by one for a name that no index has")
+    names_compared: int = count(200, "names that are compared in full with an unknown one")
+    names_suggested: int = count(5, "similar names in the answer about an unknown one")
+
+
+@dataclass(frozen=True, slots=True)
 class LogBounds:
     """Of the log, and of what we measure of ourselves."""
 
@@ -201,6 +212,7 @@ class Bounds:
     dns: DnsBounds = field(default_factory=DnsBounds)
     admin: AdminBounds = field(default_factory=AdminBounds)
     control: ControlBounds = field(default_factory=ControlBounds)
+    explain: ExplainBounds = field(default_factory=ExplainBounds)
     log: LogBounds = field(default_factory=LogBounds)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.explain.meshes import store_of
 from tests.support.fake_mesh import HBONE, TCP, FakeMesh, by_address, by_hostname
+from ztunnel.bounds import ExplainBounds
 from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.explain.connection_path import Question, explain
@@ -29,6 +30,19 @@ def mesh() -> FakeMesh:
 
 def ask(mesh: FakeMesh, to: str, source: str = "default/client") -> Explanation:
     return explain(StoreCatalogue(store_of(mesh)), Question(source, to), Setting())
+
+
+def test_the_length_of_an_answer_is_a_bound(mesh):
+    web = mesh.add_service("wide", "10.96.0.77", ports={80: 8080})
+    for number in range(3):
+        mesh.add_workload(f"wide-{number}", f"10.0.7.{number + 1}", HBONE, behind=web)
+    store = StoreCatalogue(store_of(mesh))
+    setting = Setting(bounds=ExplainBounds(endpoints=2, names_suggested=1))
+    said = explain(store, Question("default/client", "wide:80"), setting)
+    assert said.plan is not None
+    assert len(said.endpoints) == 2
+    assert "Of 3 endpoints 2 are listed." in said.notes
+    assert len(explain(store, Question("default/client", "default/wide-:80"), setting).nearest) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from tests.explain.meshes import store_of
 from tests.support import big_meshes
 from tests.support.fake_mesh import HBONE, FakeMesh
+from ztunnel.bounds import DEFAULTS
 from ztunnel.decide import survey
 from ztunnel.decide.authorize import explain_policy
 from ztunnel.explain import arrival, catalogue, nearest
@@ -131,7 +132,7 @@ def test_each_slice_of_a_question_about_a_big_mesh_is_small(big, compared, quest
     assert most(done, "read") <= 2 * survey.SURVEY_SLICE
     assert most(done, "_pairs") <= nearest.COUNTED_SLICE + 1
     assert most(done, "_likeness") <= nearest.COMPARED_SLICE
-    assert sum(one["_likeness"] for one in done) <= 2 * nearest.COMPARED
+    assert sum(one["_likeness"] for one in done) <= 2 * DEFAULTS.explain.names_compared
 
 
 def test_a_service_with_many_endpoints_is_gone_through_in_slices_but_for_the_decision_itself(compared):

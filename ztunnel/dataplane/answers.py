@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.config.model import Config
 from ztunnel.decide.plans import OutboundPlan
 from ztunnel.explain.arrival import Setting
@@ -84,13 +85,14 @@ def answer(asked: Asked, here: AnswerContext) -> Iterator[Any]:
             return _sliced((one for pod in here.pods for one in tunnels(pod)), _TUNNELS)
 
 
-def setting_of(config: Config) -> Setting:
-    """Returns the settings that explanations need, from the configuration."""
+def setting_of(config: Config, bounds: ExplainBounds = DEFAULTS.explain) -> Setting:
+    """Returns the settings that explanations need, from the configuration, and their bounds."""
     return Setting(
         network=config.network,
         illegal_ports=config.illegal_ports,
         localhost_app_tunnel=config.localhost_app_tunnel,
         cluster_domain=config.cluster_domain,
+        bounds=bounds,
     )
 
 
@@ -190,7 +192,10 @@ def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
 
 
 def _explain(parameters: dict[str, str], here: AnswerContext) -> Iterator[Any]:
-    catalogue, setting = StoreCatalogue(here.shared.store), setting_of(here.config)
+    catalogue, setting = (
+        StoreCatalogue(here.shared.store),
+        setting_of(here.config, here.shared.bounds.explain),
+    )
     question = Question(parameters.get("from", ""), parameters.get("to", ""))
 
     def avoided_by(source: Workload) -> Collection[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.decide.admit import admit_connect, admit_plaintext
 from ztunnel.decide.authorize import applicable_policies, authorize, explain_policy
 from ztunnel.decide.balance import HBONE_PORT
@@ -24,12 +25,16 @@ POLICIES_SLICE = 20
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What decisions need besides the mesh: settings of the node. The defaults are the product's."""
+    """What an explanation needs besides the mesh: settings of the node, and its bounds.
+
+    The defaults are the product's.
+    """
 
     network: str = ""
     illegal_ports: frozenset[int] = frozenset({15001, 15006, 15008})
     localhost_app_tunnel: bool = True
     cluster_domain: str = "cluster.local"
+    bounds: ExplainBounds = DEFAULTS.explain
 
 
 def client_address(source: Workload) -> SocketAddress:

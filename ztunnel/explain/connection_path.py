@@ -45,9 +45,6 @@ from ztunnel.model.workload import HealthStatus, Protocol, Workload
 from ztunnel.slices import Slices, at_once
 
 POLICY_CODE = "ZT-POL-001"
-_ENDPOINTS = 200
-"""The most endpoints in an answer; the chosen one is always among them."""
-
 _STATES = ("chosen", "possible", "left out")
 
 
@@ -89,9 +86,9 @@ def telling(
     avoided_by: returns the workloads that a client avoids, in addition to those of the question.
     """
     try:
-        source = yield from find_source(catalogue, question.source, setting.network)
+        source = yield from find_source(catalogue, question.source, setting.network, setting.bounds)
         destination = yield from find_destination(
-            catalogue, question.destination, source, setting.network, setting.cluster_domain
+            catalogue, question.destination, source, setting.network, setting.cluster_domain, setting.bounds
         )
     except UnclearError as unclear:
         return Told(
@@ -243,9 +240,10 @@ class _Telling:
         if isinstance(plan, OutboundPlan) and plan.destination_workload is not None:
             chosen = plan.endpoint_uid or plan.destination_workload.uid
         found |= yield from self._unhealthy(service, found)
-        if len(found) > _ENDPOINTS:
-            self.notes.append(f"Of {len(found)} endpoints {_ENDPOINTS} are listed.")
-        return _endpoint_views(found, chosen)
+        most = self.setting.bounds.endpoints
+        if len(found) > most:
+            self.notes.append(f"Of {len(found)} endpoints {most} are listed.")
+        return _endpoint_views(found, chosen, most)
 
     def _unhealthy(self, service: Service, known: Collection[str]) -> Slices[dict[str, Surveyed]]:
         """Returns the workloads that belong to the service and are no endpoints because of their health."""
@@ -285,7 +283,7 @@ class _Telling:
             possible = next((one for one in found.values() if one.possible), None)
             workload = None if possible is None else possible.workload
             port = port if possible is None else possible.port
-            endpoints = _endpoint_views(found)
+            endpoints = _endpoint_views(found, "", self.setting.bounds.endpoints)
         arrival = None
         if workload is not None and workload.protocol is Protocol.HBONE and workload.addresses:
             arrival = yield from arrive_plain(
@@ -350,9 +348,9 @@ def _state(one: Surveyed, chosen: str) -> int:
     return 0 if one.uid == chosen else 1 if one.possible else 2
 
 
-def _endpoint_views(found: Mapping[str, Surveyed], chosen: str = "") -> tuple[EndpointView, ...]:
-    """Returns the first `_ENDPOINTS` of the endpoints by uid, ordered by their state."""
-    ranked = nsmallest(_ENDPOINTS, ((_state(one, chosen), uid) for uid, one in found.items()))
+def _endpoint_views(found: Mapping[str, Surveyed], chosen: str, most: int) -> tuple[EndpointView, ...]:
+    """Returns the first ``most`` of the endpoints by uid, ordered by their state."""
+    ranked = nsmallest(most, ((_state(one, chosen), uid) for uid, one in found.items()))
     return tuple(_endpoint_view(found[uid], _STATES[state]) for state, uid in ranked)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.decide.balance import best_service, find_address
 from ztunnel.errors import ZtunnelError
 from ztunnel.explain.catalogue import Catalogue
@@ -19,14 +20,8 @@ from ztunnel.model.service import Service
 from ztunnel.model.workload import Workload
 from ztunnel.slices import Slices
 
-_READ = 2000
-"""Objects that are read one by one for a name with which no key ends."""
-
 _READ_SLICE = 50
 """Objects that are read between two pauses, about 20 µs each."""
-
-_FIRST = 200
-"""Endpoints of a headless service that are checked for an address."""
 
 
 class UnclearError(ZtunnelError):
@@ -48,20 +43,27 @@ class Destination:
     service: Service | None = None
 
 
-def find_source(catalogue: Catalogue, text: str, network: str) -> Slices[Workload]:
+def find_source(
+    catalogue: Catalogue, text: str, network: str, bounds: ExplainBounds = DEFAULTS.explain
+) -> Slices[Workload]:
     """Returns the workload for ``namespace/name``, a uid, or an address (also ``network/ip``).
 
     Raises UnclearError.
     """
-    found = yield from _workload(catalogue, text, network)
+    found = yield from _workload(catalogue, text, network, bounds)
     if found is None:
         names = ([_short(uid) for uid in uids] for uids in catalogue.uids())
-        raise UnclearError(f"There is no workload {text}.", (yield from nearest_names(text, names)))
+        raise UnclearError(f"There is no workload {text}.", (yield from nearest_names(text, names, bounds)))
     return found
 
 
 def find_destination(
-    catalogue: Catalogue, text: str, source: Workload, network: str, domain: str
+    catalogue: Catalogue,
+    text: str,
+    source: Workload,
+    network: str,
+    domain: str,
+    bounds: ExplainBounds = DEFAULTS.explain,
 ) -> Slices[Destination]:
     """Returns the address to which a client at ``source`` connects if it asks for ``text``.
 
@@ -82,14 +84,14 @@ def find_destination(
         if port is None:
             raise UnclearError(f"{text} needs a port: {text}:80 for instance.")
         return Destination(SocketAddress(ip, port), "")
-    service = yield from _service(catalogue, name, source, domain)
+    service = yield from _service(catalogue, name, source, domain, bounds)
     if service is not None:
-        return _of_service(catalogue, service, _port(service, port, text), source)
-    workload = yield from _workload(catalogue, name, network)
+        return _of_service(catalogue, service, _port(service, port, text), source, bounds)
+    workload = yield from _workload(catalogue, name, network, bounds)
     if workload is None:
         raise UnclearError(
             f"There is no service or workload {name} that {source.namespace}/{source.name} could mean.",
-            (yield from nearest_names(_as_shown(name, source), _service_names(catalogue))),
+            (yield from nearest_names(_as_shown(name, source), _service_names(catalogue), bounds)),
         )
     if port is None:
         raise UnclearError(f"{text} is a workload, so it needs a port: {text}:80 for instance.")
@@ -99,7 +101,9 @@ def find_destination(
     return Destination(address, f"{text} is workload {workload.uid}.")
 
 
-def _of_service(catalogue: Catalogue, service: Service, port: int, source: Workload) -> Destination:
+def _of_service(
+    catalogue: Catalogue, service: Service, port: int, source: Workload, bounds: ExplainBounds
+) -> Destination:
     vips = [vip for vip in service.vips if vip.network == source.network] or list(service.vips)
     if vips:
         return Destination(
@@ -108,7 +112,7 @@ def _of_service(catalogue: Catalogue, service: Service, port: int, source: Workl
             service,
         )
     endpoints = catalogue.view.endpoints(service)
-    for uid in nsmallest(_FIRST, endpoints):
+    for uid in nsmallest(bounds.headless_endpoints, endpoints):
         workload, endpoint = catalogue.view.workload(uid), endpoints[uid]
         own = endpoint.ports.get(port) or service.ports.get(port)
         if workload is not None and workload.addresses and own:
@@ -129,12 +133,14 @@ def _port(service: Service, port: int | None, text: str) -> int:
     raise UnclearError(f"Service {service.key} has {len(ports)} ports; which one is meant?", ports)
 
 
-def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> Slices[Service | None]:
+def _service(
+    catalogue: Catalogue, name: str, source: Workload, domain: str, bounds: ExplainBounds
+) -> Slices[Service | None]:
     view = catalogue.view
     namespace, slash, short = name.partition("/")
     if slash:
         exact = view.service(namespace, short) or view.service(namespace, f"{short}.{namespace}.svc.{domain}")
-        return exact or (yield from _by_short_name(catalogue, namespace, short))
+        return exact or (yield from _by_short_name(catalogue, namespace, short, bounds))
     for hostname in (
         name.rstrip("."),
         f"{name}.{source.namespace}.svc.{domain}",
@@ -147,12 +153,14 @@ def _service(catalogue: Catalogue, name: str, source: Workload, domain: str) -> 
     return None
 
 
-def _by_short_name(catalogue: Catalogue, namespace: str, name: str) -> Slices[Service | None]:
+def _by_short_name(
+    catalogue: Catalogue, namespace: str, name: str, bounds: ExplainBounds
+) -> Slices[Service | None]:
     """Returns a service by its object's name, if its hostname differs (ServiceEntry, another domain)."""
     known: list[str] = []
     for keys in catalogue.services():
         hostnames = (key.hostname for key in keys if key.namespace == namespace)
-        known = nsmallest(_READ, (*known, *hostnames))
+        known = nsmallest(bounds.names_read, (*known, *hostnames))
         yield
     for number, hostname in enumerate(known, 1):
         service = catalogue.view.service(namespace, hostname)
@@ -177,7 +185,9 @@ def _service_names(catalogue: Catalogue) -> Iterator[list[str]]:
         yield [f"{key.namespace}/{key.hostname.partition('.')[0]}" for key in keys]
 
 
-def _workload(catalogue: Catalogue, text: str, network: str) -> Slices[Workload | None]:
+def _workload(
+    catalogue: Catalogue, text: str, network: str, bounds: ExplainBounds
+) -> Slices[Workload | None]:
     view = catalogue.view
     exact = view.workload(text)
     if exact is not None:
@@ -196,15 +206,17 @@ def _workload(catalogue: Catalogue, text: str, network: str) -> Slices[Workload 
     if found:
         # a pod before a WorkloadEntry of the same name
         return view.workload(min(found, key=lambda uid: ("/Pod/" not in uid, uid)))
-    return (yield from _by_own_name(catalogue, text))
+    return (yield from _by_own_name(catalogue, text, bounds))
 
 
-def _by_own_name(catalogue: Catalogue, text: str) -> Slices[Workload | None]:
+def _by_own_name(catalogue: Catalogue, text: str, bounds: ExplainBounds) -> Slices[Workload | None]:
     """Returns a workload whose uid does not end in its name: the first of those that mention it, by uid."""
     namespace, _, name = text.partition("/")
     known: list[str] = []
     for uids in catalogue.uids():
-        known = nsmallest(_READ, (*known, *(uid for uid in uids if catalogue.mentions(uid, name))))
+        known = nsmallest(
+            bounds.names_read, (*known, *(uid for uid in uids if catalogue.mentions(uid, name)))
+        )
         yield
     for number, uid in enumerate(known, 1):
         workload = catalogue.read(uid)

@@ -10,13 +10,8 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from heapq import nsmallest
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.slices import Slices, batches
-
-NEAREST = 5
-"""The most names in an answer."""
-
-COMPARED = 200
-"""Names that are compared in full."""
 
 COUNTED_SLICE = 200
 """Names whose pairs of letters are counted between two pauses."""
@@ -28,7 +23,9 @@ _ALIKE = 0.5
 """The similarity, from 0 to 1, that two names must have."""
 
 
-def nearest_names(text: str, parts: Iterable[Sequence[str]]) -> Slices[list[str]]:
+def nearest_names(
+    text: str, parts: Iterable[Sequence[str]], bounds: ExplainBounds = DEFAULTS.explain
+) -> Slices[list[str]]:
     """Returns the names that are most similar to a text, best first; only those that are similar at all."""
     wanted = text.casefold()
     pairs = _pairs(wanted)
@@ -36,15 +33,15 @@ def nearest_names(text: str, parts: Iterable[Sequence[str]]) -> Slices[list[str]
     for part in parts:
         for names in batches(part, COUNTED_SLICE):
             likely.update((name, _difference(pairs, _pairs(name.casefold()))) for name in names)
-            if len(likely) > COMPARED:
-                likely = dict(nsmallest(COMPARED, likely.items(), key=_rank))
+            if len(likely) > bounds.names_compared:
+                likely = dict(nsmallest(bounds.names_compared, likely.items(), key=_rank))
             yield
     scored: list[tuple[float, str]] = []
     for number, name in enumerate(likely, 1):
         scored.append((-_likeness(wanted, name.casefold()), name))
         if number % COMPARED_SLICE == 0:
             yield
-    return [name for score, name in nsmallest(NEAREST, scored) if -score > _ALIKE]
+    return [name for score, name in nsmallest(bounds.names_suggested, scored) if -score > _ALIKE]
 
 
 def _pairs(text: str) -> set[str]:
