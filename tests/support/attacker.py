@@ -1,9 +1,14 @@
-"""Carries out an attack on port 15008, and records what the server answers."""
+"""Carries out an attack on port 15008, and records what the server answers.
+
+An attacker that reads also answers PING: on a busy machine an attack lasts longer than a tunnel waits for it.
+"""
 
 from __future__ import annotations
 
+import math
+
 import trio
-from hyperframe.frame import Frame, GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
 from tests.support.attacks import HELLO, Attack
 from tests.support.data_plane import Control
@@ -18,6 +23,7 @@ class Answer:
     def __init__(self) -> None:
         self.code: int | None = None
         self.over = trio.Event()
+        self._asked, self.pings = trio.open_memory_channel[bytes](math.inf)
         self._left = b""
 
     async def read(self, tls: SocketTls) -> None:
@@ -37,22 +43,39 @@ class Answer:
             if isinstance(parsed, GoAwayFrame):
                 parsed.parse_body(memoryview(self._left[9 : 9 + length]))
                 self.code = parsed.error_code
+            elif isinstance(parsed, PingFrame) and "ACK" not in parsed.flags:
+                parsed.parse_body(memoryview(self._left[9 : 9 + length]))
+                self._asked.send_nowait(parsed.opaque_data)
             self._left = self._left[9 + length :]
 
 
 async def carry_out(attack: Attack, tls: SocketTls, authority: str) -> Answer:
     """Attack until the server ends the connection, or the attack is over. Then ``tls`` is closed."""
     answer = Answer()
+    sending = trio.Lock()
+
+    async def send(data: bytes) -> None:
+        async with sending:
+            await send_all(tls, data)
+
+    async def acknowledge() -> None:
+        try:
+            async for opaque in answer.pings:
+                await send(PingFrame(0, opaque, flags=["ACK"]).serialize())
+        except (OSError, TlsError):
+            pass
+
     try:
         async with trio.open_nursery() as nursery:
             if attack.reads:
                 nursery.start_soon(answer.read, tls)
+                nursery.start_soon(acknowledge)
             try:
-                await send_all(tls, HELLO)
+                await send(HELLO)
                 for number, piece in enumerate(attack.wire(authority)):
                     if answer.over.is_set() or (not attack.codes and number == attack.pieces):
                         break
-                    await send_all(tls, piece)
+                    await send(piece)
             except (OSError, TlsError):
                 pass
             if not attack.reads:
