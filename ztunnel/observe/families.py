@@ -16,9 +16,9 @@ class MetricKind(Enum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """One family. ``name``: as in its TYPE line, without ``_total``.
+    """One family, of which there is one object. ``name``: as in its TYPE line, without ``_total``.
 
     help: as printed; those of the Rust ztunnel end in a full stop.
     labels: names in order; the last ones may be missing from a series.

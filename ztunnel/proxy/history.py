@@ -63,7 +63,11 @@ class History:
 
     def __init__(self, capacity: int, random: Random) -> None:
         self._ring: deque[ClosedConnection] = deque(maxlen=capacity)
-        self._prefix = f"{random.getrandbits(20):05x}"
+        self.keeps = capacity != 0
+        """Whether anything is kept."""
+        self.add = self._ring.append
+        """Adds a connection that has ended; the oldest entry is dropped if there is no room."""
+        self._prefix = f"{random.getrandbits(20):05x}-"
         self._number = 0
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -73,16 +77,7 @@ class History:
     def next_id(self) -> str:
         """Returns an id for a new connection: short, and unique for a long time."""
         self._number += 1
-        return f"{self._prefix}-{self._number:x}"
-
-    @property
-    def keeps(self) -> bool:
-        """Whether anything is kept."""
-        return self._ring.maxlen != 0
-
-    def add(self, entry: ClosedConnection) -> None:
-        """Add a connection that has ended. The oldest entry is dropped if there is no room."""
-        self._ring.append(entry)
+        return f"{self._prefix}{self._number:x}"
 
     def shared(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
         """Returns the sentences, limited in number and length. Equal sentences give the same object."""

@@ -49,6 +49,29 @@ class ConnectionReport:
     headers: of the CONNECT.
     """
 
+    __slots__ = (
+        "_answered",
+        "_attempts",
+        "_authority",
+        "_earlier",
+        "_entry",
+        "_headers",
+        "_identity",
+        "_inbound_plan",
+        "_labels",
+        "_metrics",
+        "_plan",
+        "_pod",
+        "_verdict",
+        "began",
+        "destination",
+        "direction",
+        "id",
+        "phase",
+        "source",
+        "trace",
+    )
+
     def __init__(
         self,
         pod: PodContext,
@@ -73,7 +96,7 @@ class ConnectionReport:
         self._inbound_plan: InboundPlan | None = None
         self._identity: Identity | None = None
         self._verdict: Verdict | None = None
-        self._attempts: list[str] = []
+        self._attempts: tuple[str, ...] = ()
         self._earlier = (0, 0)
         self._answered = False
         self.id = pod.shared.history.next_id()
@@ -128,7 +151,7 @@ class ConnectionReport:
     @property
     def attempts(self) -> tuple[str, ...]:
         """The texts of the attempts that failed."""
-        return tuple(self._attempts)
+        return self._attempts
 
     @property
     def route(self) -> tuple[str, ...]:
@@ -226,7 +249,8 @@ class ConnectionReport:
         """
         assert self._plan is not None
         if len(self._attempts) < _ATTEMPTS:
-            self._attempts.append(short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})"))
+            failed = short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})")
+            self._attempts = (*self._attempts, failed)
         self._pod.shared.traffic.retried(code_of(failure))
         self.log.info(
             "trying another endpoint",
@@ -304,52 +328,67 @@ class ConnectionReport:
             }
             self.log.log(level, "refused", fields)
         if self._pod.shared.history.keeps:
-            self._add_to_history(failure, explained, count, seconds)
+            self._remember(failure, explained, count, seconds)
 
-    def _add_to_history(
+    def _remember(
         self,
         failure: ConnectionFailure | None,
         explained: FailureAdvice | None,
         count: tuple[int, int],
         seconds: float,
     ) -> None:
-        shared = self._pod.shared
+        """Add the connection to the history. Each one passes here: few calls, and few new objects that stay."""
+        pod, entry, plan, inbound = self._pod, self._entry, self._plan, self._inbound_plan
+        shared = pod.shared
         history = shared.history
-        entry, inbound = self._entry, self._inbound_plan
-        other = None
+        destination, next_hop, protocol, why = self.destination, None, "", ()
+        if plan is not None:
+            next_hop, protocol, why = plan.next_hop, plan.protocol.value, plan.why
+        elif inbound is not None:
+            destination, next_hop, why = inbound.destination, inbound.dial, inbound.why
+            protocol = "TCP" if self._authority is None else "HBONE"
+        closed = ClosedConnection(
+            self.id,
+            pod.name,
+            self.direction.value,
+            self.source,
+            destination,
+            shared.wall_clock() - seconds,
+            seconds,
+            next_hop,
+            protocol=protocol,
+            received=count[0],
+            sent=count[1],
+            route=history.shared(why),
+            attempts=self._attempts,
+            identity=self._identity,
+            trace=self.trace.trace_id,
+        )
         if entry is not None:
             other = entry.destination if self.direction is Direction.OUTBOUND else entry.source
-        why = "" if explained is None else short(explained.why)
-        if failure is not None and not why and self._verdict is not None:
-            why = short(str(failure))
-        history.add(
-            ClosedConnection(
-                id=self.id,
-                pod=self._pod.name,
-                direction=self.direction.value,
-                client=self.source,
-                destination=self.destination if inbound is None else inbound.destination,
-                began=shared.wall_clock() - seconds,
-                seconds=seconds,
-                next_hop=self.next_hop,
-                peer=f"{other.namespace}/{other.shown}" if other is not None and other.shown else "",
-                service="" if entry is None else short(entry.service or ""),
-                peer_identity="" if other is None or entry is None or not entry.mtls else other.principal,
-                protocol=self.protocol,
-                received=count[0],
-                sent=count[1],
-                error="" if failure is None else short(str(failure)),
-                code="" if failure is None else code_of(failure),
-                why=why,
-                policy="" if explained is None else explained.policy or "",
-                route=history.shared(
-                    failure.refusal.why if isinstance(failure, RouteRefusedError) else self.route
-                ),
-                attempts=self.attempts,
-                identity=self._identity,
-                trace=self.trace.trace_id,
-            )
-        )
+            if other is not None:
+                if other.shown:
+                    closed.peer = short(f"{other.namespace}/{other.shown}")
+                if entry.mtls:
+                    closed.peer_identity = short(other.principal)
+            if entry.service:
+                closed.service = short(entry.service)
+        if failure is not None:
+            self._remember_failure(closed, failure, explained)
+        history.add(closed)
+
+    def _remember_failure(
+        self, closed: ClosedConnection, failure: ConnectionFailure, explained: FailureAdvice | None
+    ) -> None:
+        closed.error = short(str(failure))
+        closed.code = code_of(failure)
+        if explained is not None:
+            closed.why = short(explained.why)
+            closed.policy = explained.policy or ""
+        if not closed.why and self._verdict is not None:
+            closed.why = closed.error
+        if isinstance(failure, RouteRefusedError):
+            closed.route = self._pod.shared.history.shared(failure.refusal.why)
 
     # -- inside ------------------------------------------------------------------------------------------
 
