@@ -1,10 +1,10 @@
 """``python -m tests.bench.unasked``: what the answers to "why?" cost when nobody asks.
 
-One process is both ends, as in `tests.bench.steps`. It carries batches of operations, alternately as it is and with one
-part of the record keeping replaced by nothing: the history, the ids, the histograms, or all of them. The parts are
-switched inside the process, batch by batch and in an order that changes, so other work on the machine disturbs all
-alike; what counts is the CPU time of this process. Printed: how much lower the mean of the batches is that other work
-disturbed least, a third of them.
+One process is both ends, as in `tests.bench.steps`. It carries batches of operations, alternately as it is
+and with one part of the record keeping replaced by nothing: the history, the ids, the histograms, or all of
+them. The parts are switched inside the process, batch by batch and in an order that changes, so other work on
+the machine disturbs all alike. What counts is the CPU time of this process. Printed: how much lower the mean
+of the batches is that other work disturbed least, a third of them, with twice its standard error.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def without(part: str) -> Iterator[None]:
 
 async def batch(load: trio.Process) -> float:
     """Seconds of our CPU time for one batch of the client's."""
-    assert load.stdin is not None and load.stdout is not None
+    assert load.stdin is not None
+    assert load.stdout is not None
     before = time.process_time()
     await load.stdin.send_all(b"\n")
     if not await load.stdout.receive_some(1):
@@ -102,7 +103,9 @@ async def compare(operation: str, port: int, rounds: int) -> None:
     print(f"{operation}: {whole:.1f} µs of CPU time, {rounds} rounds of {count}")
     for name in PARTS:
         less, error = undisturbed(times[name])
-        print(f"    {name:12} {whole - less:6.1f} ± {2 * error:.1f} µs, {(whole - less) / whole * 100:5.2f} %")
+        print(
+            f"    {name:12} {whole - less:6.1f} ± {2 * error:.1f} µs, {(whole - less) / whole * 100:5.2f} %"
+        )
 
 
 def undisturbed(values: list[float]) -> tuple[float, float]:

@@ -16,8 +16,9 @@ from textual.widgets import DataTable, Static, TabbedContent
 
 from tests.support.shown_node import CERTIFICATES, CONNECTION, FAILED, TUNNEL, Node
 from ztunnel import cli
+from ztunnel.explain.text import span
 from ztunnel.tools import top
-from ztunnel.tools.top_app import ExplanationScreen, Top, size, span
+from ztunnel.tools.top_app import ExplanationScreen, Top, size
 
 
 @pytest.fixture

@@ -30,7 +30,11 @@ def warnings(**environ: str) -> list[str]:
         ({"LOG_FORMAT": "JSON"}, "did you mean json?"),
         ({"COMPLIANCE_POLICY": "pcq"}, "so any key exchange is accepted; did you mean pqc?"),
         ({"ZTUNNEL_WORKLOAD_WIAT": "1s"}, "did you mean ZTUNNEL_WORKLOAD_WAIT?"),
-        ({"ZTUNNEL_FROBNICATE": "1"}, "unknown variable ZTUNNEL_FROBNICATE: it changes nothing"),
+        (
+            {"ZTUNNEL_FROBNICATE": "1"},
+            "FROBNICATE: it changes nothing; no variable of ours is like it.",
+        ),
+        ({"ZTUNNEL_FOO": "1"}, "ZTUNNEL_FOO: it changes nothing; no variable of ours is like it."),
         ({"XDS_ADRESS": "x"}, "unknown variable XDS_ADRESS: it changes nothing; did you mean XDS_ADDRESS?"),
         ({"KUBERNETES_SERVICE_HOTS": "x"}, "did you mean KUBERNETES_SERVICE_HOST?"),
         ({"Rust_Log": "debug"}, "did you mean RUST_LOG?"),

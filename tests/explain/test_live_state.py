@@ -49,7 +49,7 @@ def test_a_connection_that_does_not_move():
     open_one = connection(60, state="open", waitsFor="peer's window", idleSeconds=40)
     said = explained(connections=[open_one])
     assert said.outcome is Outcome.ALLOWED
-    assert "But connection c-60 does not move: for 40 s it has waited for peer's window." in said.summary
+    assert "But connection c-60 does not move: for 40.0s it has waited for peer's window." in said.summary
     assert said.summary.endswith("The application at the other end does not read what it was sent.")
     waiting = connection(2, state="open", waitsFor="a certificate")
     assert "for 2 s it has waited for a certificate." in explained(connections=[waiting]).summary

@@ -57,7 +57,9 @@ def variable_warnings(names: Collection[str], known: Collection[str], prefixes: 
         if name.startswith(_OURS):
             if _SERVICE_LINK.fullmatch(name.removeprefix(_OURS.rstrip("_"))):
                 continue
-            meant = meant or nearest(name, (one for one in known if one.startswith(_OURS)), 0.6)
+            ours = (one.removeprefix(_OURS) for one in known if one.startswith(_OURS))
+            nearly = None if meant else nearest(name.removeprefix(_OURS), ours, 0.6)
+            meant = f"{_OURS}{nearly}" if nearly else meant
             hint = f"did you mean {meant}?" if meant else "no variable of ours is like it."
             warnings.append(f"unknown variable {name}: it changes nothing; {hint}")
         elif meant is not None and not _is_service_link(name, names):

@@ -28,6 +28,7 @@ from ztunnel.explain.arrival import Setting
 from ztunnel.explain.catalogue import StoreCatalogue
 from ztunnel.explain.connection_path import Question, Told, telling
 from ztunnel.explain.connection_views import ConnectionView, Selection
+from ztunnel.explain.text import span
 from ztunnel.messages import Asked, Topic
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
@@ -248,14 +249,14 @@ def _certificate(source: Workload, here: AnswerContext) -> tuple[str, bool]:
         return f"there is no certificate of {identity}: {held}", True
     left = held - here.shared.wall_clock()
     if left > 0:
-        return f"the certificate of {identity} is valid for {left / 60:.0f} more minutes.", False
-    return f"the certificate of {identity} expired {-left / 60:.0f} minutes ago and was not renewed.", True
+        return f"the certificate of {identity} is valid for another {span(left)}.", False
+    return f"the certificate of {identity} expired {span(-left)} ago and was not renewed.", True
 
 
 def _avoided(pod: PodProxy) -> Iterator[str]:
     if pod.outbound is not None:
         for uid, seconds in sorted(pod.outbound.ejection.since().items()):
-            yield f"endpoint {uid} failed {seconds:.1f} s ago and is avoided while there are others."
+            yield f"endpoint {uid} failed {span(seconds)} ago and is avoided while there are others."
 
 
 def _latest(pod: PodProxy, address: SocketAddress, here: AnswerContext) -> Slices[list[ConnectionView]]:

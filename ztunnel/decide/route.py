@@ -174,7 +174,7 @@ class _Router:
         if hop.workload.network != self.source.network:
             if service is None:
                 self.why.append(
-                    f"It is on network {hop.workload.network!r}, we are on {self.source.network!r}, "
+                    f"It is {_on_network(hop.workload.network)}, we are {_on_network(self.source.network)}, "
                     "and a gateway takes only service names."
                 )
                 text = f"no service for target address: {self.target}"
@@ -205,7 +205,7 @@ class _Router:
                 return Hop(neighbour, None, target.port, target.ip)
             self.why.append(
                 f"No workload or service that we can see has the address {target.ip} "
-                f"on network {source.network!r}."
+                f"{_on_network(source.network)}."
             )
         elif is_passthrough(service):
             self.why.append(f"Service {service.key} has load balancing mode PASSTHROUGH.")
@@ -265,8 +265,8 @@ class _Router:
         """Double HBONE: ``hop`` ends the inner tunnel, its network's gateway the outer one."""
         self.steps.append(Step.GATEWAY)
         self.why.append(
-            f"Workload {hop.workload.uid} is on network {hop.workload.network!r}, "
-            f"we are on {self.source.network!r}."
+            f"Workload {hop.workload.uid} is {_on_network(hop.workload.network)}, "
+            f"we are {_on_network(self.source.network)}."
         )
         reference = hop.workload.network_gateway
         if reference is None:
@@ -395,3 +395,8 @@ class _Router:
 
 def _named(reference: GatewayAddress) -> str:
     return f"{reference.destination}:{reference.hbone_mtls_port}"
+
+
+def _on_network(name: str) -> str:
+    """Returns words for the network of a workload. An installation with one network gives it no name."""
+    return f"on network {name!r}" if name else "on the network without a name"

@@ -305,10 +305,12 @@ class _Telling:
     def _end(self, plan: OutboundPlan, arrival: ArrivalView | None) -> tuple[Outcome, str, str]:
         name, goal = named(self.source), self._goal()
         if plan.protocol is OutboundProtocol.TCP:
-            whom = (
-                "nobody of the mesh" if plan.destination_workload is None else "a workload outside the mesh"
+            why = (
+                "that is outside the mesh"
+                if plan.destination_workload is None
+                else "it is a workload outside the mesh"
             )
-            return Outcome.PLAIN, "", f"{name} reaches {goal} as plain TCP at {plan.next_hop}: it is {whom}."
+            return Outcome.PLAIN, "", f"{name} reaches {goal} as plain TCP at {plan.next_hop}: {why}."
         way = f"through its {plan_way(plan)} " if plan.waypoint or plan.inner_expected else ""
         if plan.protocol is OutboundProtocol.DOUBLE_HBONE:
             way = f"through the {plan_way(plan)} "

@@ -9,6 +9,7 @@ import msgspec
 
 from ztunnel.bounds import DEFAULTS, AdminBounds
 from ztunnel.errors import ZtunnelError
+from ztunnel.explain.text import span
 from ztunnel.slices import Slices
 
 _RANKED = 1000
@@ -148,13 +149,13 @@ def connection_lines(view: Mapping[str, Any]) -> Iterable[str]:
         yield f"  next hop {view['nextHop']}{peer}, {view.get('protocol', '')}"
     if view.get("peerIdentity"):
         yield f"  the other end is {view['peerIdentity']}"
-    age = f"{view['ageSeconds']:.1f} s ago"
+    age = f"{span(view['ageSeconds'])} ago"
     if view.get("durationSeconds") is not None:
         age += f", for {view['durationSeconds']:.3f} s"
     received, sent = view.get("receivedBytes", 0), view.get("sentBytes", 0)
     yield f"  began {age}; {received} bytes to the server, {sent} back"
     if view.get("idleSeconds") is not None:
-        yield f"  the application's socket last moved a byte {view['idleSeconds']:.1f} s ago"
+        yield f"  the application's socket last moved a byte {span(view['idleSeconds'])} ago"
     if view.get("waitsFor"):
         window = f", its send window is {view['sendWindow']}" if view.get("sendWindow") is not None else ""
         held = f", {view['heldBytes']} bytes wait for the application" if view.get("heldBytes") else ""

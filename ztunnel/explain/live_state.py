@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ztunnel.explain.explanation import Explanation, Outcome
+from ztunnel.explain.text import span
 
 _LATEST = 5
 _DRAINED = "ZT-DRN-001"
@@ -46,7 +47,7 @@ def judge(explanation: Explanation) -> None:
         explanation.code = _NO_CERTIFICATE
     elif latest is not None and latest.get("error") and latest.get("code") != _DRAINED:
         explanation.summary += (
-            f" But the last one, {latest['ageSeconds']:.0f} s ago, failed: {latest['error']}."
+            f" But the last one, {span(latest['ageSeconds'])} ago, failed: {latest['error']}."
         )
         if latest.get("why"):
             explanation.summary += f" {latest['why']}"
@@ -65,7 +66,7 @@ def _waits(connections: Sequence[Mapping[str, Any]]) -> str:
             idle = one.get("idleSeconds")
             since = one["ageSeconds"] if idle is None else idle
             text = (
-                f" But connection {one['id']} does not move: for {since:.0f} s it has waited for {waits_for}."
+                f" But connection {one['id']} does not move: for {span(since)} it has waited for {waits_for}."
             )
             if waits_for == "peer's window":
                 text += " The application at the other end does not read what it was sent."

@@ -79,6 +79,19 @@ def _plan(plan: PlanView) -> Iterator[str]:
         yield f"  expects, inside the outer tunnel, {' or '.join(plan.inner_expects)}"
 
 
+def span(seconds: float | None) -> str:
+    """Returns a duration in a few characters, "" for None."""
+    if seconds is None:
+        return ""
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if abs(seconds) < 100:
+        return f"{seconds:.1f}s"
+    if abs(seconds) < 7200:
+        return f"{seconds / 60:.0f}min"
+    return f"{seconds / 3600:.1f}h"
+
+
 def _arrival(arrival: ArrivalView) -> Iterator[str]:
     yield ""
     yield f"At the other end ({arrival.workload}):"
@@ -116,12 +129,12 @@ def _live(live: dict[str, Any]) -> Iterator[str]:
         room = "" if window is None else f", smallest send window {window}"
         yield (
             f"  a tunnel to {tunnel['peer']} stands: {tunnel['streams']} streams, "
-            f"age {tunnel['ageSeconds']:.0f} s{room}"
+            f"age {span(tunnel['ageSeconds'])}{room}"
         )
     for one in live.get("connections", ()):
         end = f"{one['error']} ({one['code']})" if one.get("error") else one.get("state", "")
         if one.get("waitsFor", "nobody") != "nobody":
             end += f", waits for {one['waitsFor']}"
-        yield f"  connection {one['id']}, {one['ageSeconds']:.0f} s ago: {end}"
+        yield f"  connection {one['id']}, {span(one['ageSeconds'])} ago: {end}"
         if one.get("why"):
             yield f"      {one['why']}"

@@ -337,7 +337,7 @@ class ConnectionReport:
         count: tuple[int, int],
         seconds: float,
     ) -> None:
-        """Add the connection to the history. Each one passes here: few calls, and few new objects that stay."""
+        """Add the connection to the history. Each one passes here: few calls, few new objects that stay."""
         pod, entry, plan, inbound = self._pod, self._entry, self._plan, self._inbound_plan
         shared = pod.shared
         history = shared.history

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from ztunnel.config.model import Config, RootCert, RootFile, RootStatic, TokenFile
 from ztunnel.config.parse_values import host_and_port
+from ztunnel.explain.text import span
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
 PROBE_TIMEOUT = 3.0
@@ -57,12 +58,10 @@ def token(config: Config) -> Iterator[Finding]:
         yield failure("token", f"{path} is empty (ZT-CA-005)", "mount the projected service account token")
     elif (left := _token_seconds(text)) is not None and left < 0:
         yield failure(
-            "token", f"{path} expired {-left:.0f} s ago", "is kubelet up? it renews projected tokens"
+            "token", f"{path} expired {span(-left)} ago", "is kubelet up? it renews projected tokens"
         )
     else:
-        yield ok(
-            "token", f"{path} is there" + ("" if left is None else f", for {left / 60:.0f} more minutes")
-        )
+        yield ok("token", f"{path} is there" + ("" if left is None else f", valid for another {span(left)}"))
 
 
 def _token_seconds(text: str) -> float | None:

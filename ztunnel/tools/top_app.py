@@ -19,6 +19,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Header, Static, TabbedContent, TabPane
 
+from ztunnel.explain.text import span
 from ztunnel.tools.ask import admin_address
 
 REFRESH_TIMEOUT = 10.0
@@ -50,19 +51,6 @@ async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -
     if b" 200 " not in head.partition(b"\r\n")[0]:
         raise NodeSilentError(f"{path}: {head.partition(b' ')[2][:40].decode(errors='replace')}")
     return body.decode("utf-8", "replace")
-
-
-def span(seconds: float | None) -> str:
-    """Returns a duration in a few characters."""
-    if seconds is None:
-        return ""
-    if abs(seconds) < 1:
-        return f"{seconds * 1000:.0f}ms"
-    if abs(seconds) < 100:
-        return f"{seconds:.1f}s"
-    if abs(seconds) < 7200:
-        return f"{seconds / 60:.0f}min"
-    return f"{seconds / 3600:.1f}h"
 
 
 def size(count: float) -> str:

@@ -84,10 +84,13 @@ class LocalXds:
         if isinstance(self._source, LocalFile):
             self._seen = _FileStatus.of(self._source.path)
         text = self._read()
-        config = parse(text, self._bounds)
+        try:
+            config = parse(text, self._bounds)
+        except LocalConfigError as error:
+            raise LocalConfigError(f"{self._path}: {error}") from None
         refused = await self._put(config)
         if refused:
-            raise LocalFileError("; ".join(refused))
+            raise LocalFileError(f"{self._path}: {'; '.join(refused)}")
         self._text = text
         self._tell("local config initialized", config)
 
