@@ -48,7 +48,7 @@ def _count_only(self: ConnectionReport, count: int) -> None:
 
 PARTS: dict[str, tuple[tuple[type, str, Any], ...]] = {
     "history": ((ConnectionReport, "_remember", _nothing),),
-    "ids": ((History, "next_id", lambda _: ""),),
+    "ids": ((History, "id_of", lambda *_: ""),),
     "histograms": ((TrafficMetrics, "duration", _nothing), (ConnectionReport, "sent", _count_only)),
 }
 """By name: what stands in place of which attributes when this part is switched off."""
@@ -81,11 +81,11 @@ async def batch(load: trio.Process) -> float:
     return time.process_time() - before
 
 
-async def compare(operation: str, port: int, rounds: int) -> None:
+async def compare(operation: str, port: int, rounds: int, parts: list[str]) -> None:
     count = BATCHES[operation]
     command = [sys.executable, "-m", "tests.bench.unasked", "--client", operation, str(port), str(count)]
     load = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    times: dict[str, list[float]] = {name: [] for name in (AS_IT_IS, *PARTS)}
+    times: dict[str, list[float]] = {name: [] for name in (AS_IT_IS, *parts)}
     order, random = list(times), Random(0)
     try:
         for _ in range(4):
@@ -101,7 +101,7 @@ async def compare(operation: str, port: int, rounds: int) -> None:
         await load.wait()
     whole, _ = undisturbed(times[AS_IT_IS])
     print(f"{operation}: {whole:.1f} µs of CPU time, {rounds} rounds of {count}")
-    for name in PARTS:
+    for name in parts:
         less, error = undisturbed(times[name])
         print(
             f"    {name:12} {whole - less:6.1f} ± {2 * error:.1f} µs, {(whole - less) / whole * 100:5.2f} %"
@@ -114,7 +114,7 @@ def undisturbed(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(lowest), statistics.stdev(lowest) / len(lowest) ** 0.5
 
 
-async def run(operations: list[str], rounds: int) -> None:
+async def run(operations: list[str], rounds: int, parts: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "tests.bench.load", "serve", str(port)]
@@ -124,7 +124,7 @@ async def run(operations: list[str], rounds: int) -> None:
     try:
         async with running_plane():
             for operation in operations:
-                await compare(operation, port, rounds)
+                await compare(operation, port, rounds, parts)
     finally:
         os.killpg(application.pid, signal.SIGKILL)
         application.communicate()
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=300, help="how often each is measured (default 300)")
     parser.add_argument("--only", choices=list(BATCHES), action="append", help="this operation alone")
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="switch off this part alone")
     options = parser.parse_args()
     if options.client:
         operation, port, count = options.client
@@ -151,7 +152,7 @@ def main() -> None:
         return
     with open(os.devnull, "w") as nowhere:
         setup_logging({"RUST_LOG": "info", "LOG_FORMAT": "json"}, fd=nowhere.fileno())
-        trio.run(run, options.only or list(BATCHES), options.rounds)
+        trio.run(run, options.only or list(BATCHES), options.rounds, options.part or list(PARTS))
         shutdown_logging()
 
 

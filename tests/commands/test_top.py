@@ -150,7 +150,7 @@ def test_few_characters():
         "5.0s",
         "2min",
         "25.0h",
-        "-30.0s",
+        "-30s",
     ]
     assert [size(value) for value in (0, 999, 1500, 2e6, 3e9, 4e12)] == [
         "0B",

@@ -4,73 +4,165 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from ipaddress import ip_address
 from random import Random
 
+import pytest
+
 from ztunnel.model.address import SocketAddress
-from ztunnel.model.identity import Identity
-from ztunnel.proxy.history import ClosedConnection, History, short
+from ztunnel.proxy.history import ClosedConnection, Failure, History, limited, short
 
-ENTRY_BYTES = 3500
+LARGEST_ENTRY = 7500
+USUAL_ENTRY = 200
+CLIENT = SocketAddress.parse("10.0.0.1:41234")
+SERVER = SocketAddress.parse("[fd00::2]:80")
+HOP = SocketAddress.parse("10.0.0.2:15008")
+ROUTE = ("10.0.0.2 is an address of workload x.", "The workload speaks HBONE.")
 
 
-def remembered(history: History, number: int, length: int = 60) -> ClosedConnection:
-    text = f"{number:06d}" * (length // 6)
-    return ClosedConnection(
-        id=history.next_id(),
+def add(
+    history: History, *, failed: Failure | None = None, text: str = "", route: tuple[str, ...] = ROUTE
+) -> str:
+    """Add a connection. Returns its id. text: makes its peer, service and identity long and its own."""
+    number = history.next_number()
+    peer = f"server{text}"
+    history.add(
+        number,
+        history.setting(
+            "outbound", "default/client", "default", peer, f"web{text}", f"spiffe://{peer}", "HBONE", route
+        ),
+        CLIENT._replace(port=number % 65536),
+        SERVER,
+        HOP,
+        1.5e9 + number,
+        number / 3,
+        (number, number * 2),
+        f"{number:032x}",
+        failed,
+    )
+    return history.id_of(number)
+
+
+def test_an_entry_is_read_as_it_was_added():
+    history = History(3, Random(1))
+    failure = Failure("it broke", "ZT-NET-010", "Nothing listens.", "default/deny", ("No.",), ("one failed",))
+    name = add(history, failed=failure)
+    assert history.find(name) == ClosedConnection(
+        id=name,
         pod="default/client",
         direction="outbound",
-        client=SocketAddress(ip_address("10.0.0.1"), number % 65536),
-        destination=SocketAddress(ip_address("10.0.0.2"), 80),
-        began=float(number),
-        seconds=number / 3,
-        next_hop=SocketAddress(ip_address("10.0.0.2"), 15008),
-        peer=f"default/server-{number}",
-        peer_identity=f"spiffe://cluster.local/ns/default/sa/server-{number}",
-        error=short(text),
+        client=CLIENT._replace(port=1),
+        destination=SERVER,
+        began=1.5e9 + 1,
+        seconds=1 / 3,
+        next_hop=HOP,
+        peer="default/server",
+        service="web",
+        peer_identity="spiffe://server",
+        protocol="HBONE",
+        received=1,
+        sent=2,
+        error="it broke",
         code="ZT-NET-010",
-        why=short(text + "."),
-        route=history.shared((f"10.0.0.2 is an address of workload {number}.", "The workload speaks HBONE.")),
-        attempts=(short("a" + text), short("b" + text), short("c" + text)),
-        identity=Identity("cluster.local", "default", f"client-{number}"),
-        trace=f"{number:032x}",
+        why="Nothing listens.",
+        policy="default/deny",
+        route=("No.",),
+        attempts=("one failed",),
+        trace=f"{1:032x}",
     )
+
+
+def test_of_a_connection_of_which_only_the_addresses_were_known():
+    history = History(3, Random(1))
+    setting = history.setting("inbound", "default/client", "", "", "", "", "", ())
+    history.add(
+        history.next_number(), setting, SERVER, CLIENT, None, 1.0, 0.0, (0, 0), "0" * 32, Failure("no")
+    )
+    [was] = history.latest()
+    assert (was.client, was.destination, was.next_hop) == (SERVER, CLIENT, None)
+    assert (was.peer, was.service, was.route, was.error) == ("", "", (), "no")
 
 
 def test_the_last_ones_are_kept_and_found_by_their_ids():
     history = History(3, Random(1))
-    made = [remembered(history, number) for number in range(5)]
-    for entry in made:
-        history.add(entry)
-    assert list(history.latest()) == made[:1:-1]
-    assert history.find(made[4].id) is made[4]
-    assert history.find(made[0].id) is None
-    assert len({entry.id for entry in made}) == 5
+    names = [add(history) for _ in range(5)]
+    assert [one.id for one in history.latest()] == names[:1:-1]
+    assert len(history) == 3
+    assert history.find(names[0]) is None
+    assert len(set(names)) == 5
+
+
+def test_a_failure_does_not_stay_with_its_place():
+    history = History(1, Random(1))
+    add(history, failed=Failure("it broke"))
+    add(history)
+    [was] = history.latest()
+    assert was.error == ""
+
+
+@pytest.mark.parametrize(("meanwhile", "seen"), [(0, 4), (1, 3), (2, 2), (9, 1)])
+def test_what_is_overwritten_while_somebody_reads_is_left_out(meanwhile, seen):
+    history = History(4, Random(1))
+    names = [add(history) for _ in range(6)]
+    reading = history.latest()
+    first = next(reading)
+    for _ in range(meanwhile):
+        add(history)
+    assert [first.id, *(one.id for one in reading)] == names[::-1][:seen]
 
 
 def test_nothing_is_kept_when_it_is_off():
     history = History(0, Random(1))
     assert not history.keeps
-    history.add(remembered(history, 1))
+    add(history)
+    assert list(history.latest()) == []
     assert len(history) == 0
 
 
-def test_reasons_are_shared_and_bounded():
+def test_settings_are_shared_and_bounded():
     history = History(10, Random(1))
-    first = history.shared(("a", "b"))
-    assert history.shared(("a", "b")) is first
-    many = history.shared(tuple("x" * 1000 for _ in range(100)))
-    assert len(many) == 12
-    assert all(len(one) == 300 for one in many)
+    same = ("outbound", "default/client", "default", "server", "web", "spiffe://x", "HBONE")
+    assert history.setting(*same, ("a", "b")) is history.setting(*same, ("a", "b"))
+    assert history.setting(*same, ("a",)) is not history.setting(*same, ("a", "b"))
+    assert short("x" * 1000) == "x" * 297 + "..."
+    many = limited(tuple("x" * 1000 for _ in range(100)))
+    assert (len(many), {len(one) for one in many}) == (12, {300})
+    long = history.setting(
+        "inbound", "p", "n" * 70_000, "s" * 70_000, "w" * 70_000, "i" * 70_000, "HBONE", ()
+    )
+    assert [len(one) for one in (long.peer, long.service, long.peer_identity)] == [300, 300, 300]
 
 
-def test_ten_thousand_take_less_than_is_stated():
+def bytes_each(history: History, count: int, **entry: object) -> float:
+    """Bytes that a full history of ten thousand takes for each entry."""
     gc.collect()
     tracemalloc.start()
-    history = History(10_000, Random(1))
-    for number in range(12_000):
-        history.add(remembered(history, number, length=300))
+    for number in range(count):
+        add(history, **{name: value(number) if callable(value) else value for name, value in entry.items()})
     gc.collect()
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert used / 10_000 < ENTRY_BYTES
+    return used / 10_000
+
+
+def test_ten_thousand_usual_ones_take_less_than_two_megabytes():
+    tracemalloc.start()
+    history = History(10_000, Random(1))
+    own, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert own / 10_000 + bytes_each(history, 12_000) < USUAL_ENTRY
+
+
+def test_ten_thousand_of_the_largest_take_less_than_is_stated():
+    def failure(number: int) -> Failure:
+        text = f"{number:06d}" * 50
+        attempts = tuple(short(one + text) for one in "abc")
+        return Failure(short(text), "ZT-NET-010", short(text + "."), "default/deny", None, attempts)
+
+    largest = bytes_each(
+        History(10_000, Random(1)),
+        12_000,
+        failed=failure,
+        text=lambda number: f"{number:06d}" * 200,
+        route=tuple("r" * 1000 for _ in range(100)),
+    )
+    assert largest < LARGEST_ENTRY

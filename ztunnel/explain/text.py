@@ -85,8 +85,10 @@ def span(seconds: float | None) -> str:
         return ""
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f}ms"
-    if abs(seconds) < 100:
+    if abs(seconds) < 10:
         return f"{seconds:.1f}s"
+    if abs(seconds) < 100:
+        return f"{seconds:.0f}s"
     if abs(seconds) < 7200:
         return f"{seconds / 60:.0f}min"
     return f"{seconds / 3600:.1f}h"

@@ -1,25 +1,61 @@
 """The history: the last connections of a data plane that ended, with the reasons of their plan and verdict.
 
-An entry is made when a connection ends, from values that exist anyway; texts are made from it when somebody
-asks. Entries share sentences, because most connections of a pod have the same reasons. The number of entries
-and the length of each text are limited: the largest entry takes less than 3.5 kB, most take a third of that
-(tests/proxy/test_history.py).
+Each connection passes here and hardly any is asked about. So an entry is a record of fixed size in one block
+of memory: numbers, addresses, the trace id. All else is in a `Setting`, which connections share that have the
+same pod, peer, service and route, and in a `Failure` if there was one. Nothing else stays: each object that
+stays makes the next connection use memory that is in no cache of the processor, which costs more than making
+the object. `ClosedConnection` is made from a record when somebody reads it.
+
+The number of entries and the length of each text are limited: tests/proxy/test_history.py holds how much
+memory they take.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from ipaddress import ip_address
 from random import Random
+from struct import Struct
 
 import msgspec
 
 from ztunnel.model.address import SocketAddress
-from ztunnel.model.identity import Identity
 
 _LONGEST_TEXT = 300
 _SENTENCES = 12
 _SHARED = 4096
+
+_RECORD = Struct("<QddQQ16s16sH16sH16sHBBB")
+"""Number, began, seconds, received, sent, trace; client, destination and next hop as ip and port; the lengths
+of the three ips.
+"""
+_NO_ADDRESS = (b"", 0)
+
+
+class Setting(msgspec.Struct, frozen=True, gc=False):
+    """What connections have in common. Texts are limited. route: the reasons of the plan."""
+
+    direction: str = ""
+    pod: str = ""
+    peer: str = ""
+    service: str = ""
+    peer_identity: str = ""
+    protocol: str = ""
+    route: tuple[str, ...] = ()
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """Why a connection failed, or what failed before it succeeded. Texts are limited.
+
+    route: the reasons of a refusal, None where those of the plan count. attempts: that failed before.
+    """
+
+    error: str = ""
+    code: str = ""
+    why: str = ""
+    policy: str = ""
+    route: tuple[str, ...] | None = None
+    attempts: tuple[str, ...] = ()
 
 
 class ClosedConnection(msgspec.Struct, gc=False):
@@ -27,7 +63,7 @@ class ClosedConnection(msgspec.Struct, gc=False):
 
     pod: ``namespace/name`` of our pod. began: seconds since the epoch. received, sent: bytes from client to
     server, and back. error, code, why: why it failed, empty if it did not. route: the reasons of its plan.
-    client, destination, identity: for an incoming connection, what policy was asked about.
+    destination: for an incoming connection, what policy was asked about.
     """
 
     id: str
@@ -50,52 +86,182 @@ class ClosedConnection(msgspec.Struct, gc=False):
     policy: str = ""
     route: tuple[str, ...] = ()
     attempts: tuple[str, ...] = ()
-    identity: Identity | None = None
     trace: str = ""
 
 
 class History:
-    """A ring buffer of `ClosedConnection`, and the ids of connections.
+    """A ring of the last connections, and the ids of connections.
 
     capacity: how many entries are kept, 0 for none. random: makes the first part of the ids. It differs
-    between processes and between runs of one process.
+    between processes and between runs of one process. keeps: whether anything is kept.
     """
 
     def __init__(self, capacity: int, random: Random) -> None:
-        self._ring: deque[ClosedConnection] = deque(maxlen=capacity)
-        self.keeps = capacity != 0
-        """Whether anything is kept."""
-        self.add = self._ring.append
-        """Adds a connection that has ended; the oldest entry is dropped if there is no room."""
+        self.keeps = capacity > 0
+        self._capacity = capacity
+        self._added = 0
+        self._records = bytearray(capacity * _RECORD.size)
+        self._settings: list[Setting | None] = [None] * capacity
+        self._failures: list[Failure | None] = [None] * capacity
         self._prefix = f"{random.getrandbits(20):05x}-"
         self._number = 0
-        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._shared: dict[tuple[str, str, str, str, str, str, str, tuple[str, ...]], Setting] = {}
 
     def __len__(self) -> int:
-        return len(self._ring)
+        return min(self._added, self._capacity)
 
-    def next_id(self) -> str:
-        """Returns an id for a new connection: short, and unique for a long time."""
+    def next_number(self) -> int:
+        """Returns the number of a new connection, for `id_of` and `add`."""
         self._number += 1
-        return f"{self._prefix}{self._number:x}"
+        return self._number
 
-    def shared(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the sentences, limited in number and length. Equal sentences give the same object."""
-        found = self._shared.get(sentences)
+    def id_of(self, number: int) -> str:
+        """Returns the id of a connection: short, and unique for a long time."""
+        return f"{self._prefix}{number:x}"
+
+    def add(
+        self,
+        number: int,
+        setting: Setting,
+        client: SocketAddress,
+        destination: SocketAddress,
+        next_hop: SocketAddress | None,
+        began: float,
+        seconds: float,
+        count: tuple[int, int],
+        trace: str,
+        failure: Failure | None = None,
+    ) -> None:
+        """Add a connection that has ended. The oldest entry is overwritten if there is no room.
+
+        Arguments as in `ClosedConnection`; count: bytes received and sent; trace: 32 hexadecimal digits.
+        """
+        if not self.keeps:
+            return
+        slot = self._added % self._capacity
+        self._added += 1
+        client_ip, destination_ip = client.ip.packed, destination.ip.packed
+        hop_ip, hop_port = _NO_ADDRESS if next_hop is None else (next_hop.ip.packed, next_hop.port)
+        _RECORD.pack_into(
+            self._records,
+            slot * _RECORD.size,
+            number,
+            began,
+            seconds,
+            count[0],
+            count[1],
+            bytes.fromhex(trace),
+            client_ip,
+            client.port,
+            destination_ip,
+            destination.port,
+            hop_ip,
+            hop_port,
+            len(client_ip),
+            len(destination_ip),
+            len(hop_ip),
+        )
+        self._settings[slot] = setting
+        self._failures[slot] = failure
+
+    def setting(
+        self,
+        direction: str,
+        pod: str,
+        namespace: str,
+        shown: str,
+        service: str,
+        peer_identity: str,
+        protocol: str,
+        route: tuple[str, ...],
+    ) -> Setting:
+        """Returns the setting with these values; the same object for the same values, mostly.
+
+        namespace, shown: of the peer. All of them may come from a peer and have any length.
+        """
+        key = (direction, pod, namespace, shown, service, peer_identity, protocol, route)
+        found = self._shared.get(key)
         if found is None:
+            found = Setting(
+                direction,
+                pod,
+                short(f"{namespace}/{shown}") if shown else "",
+                short(service),
+                short(peer_identity),
+                protocol,
+                limited(route),
+            )
             if len(self._shared) >= _SHARED:
                 self._shared.clear()
-            found = tuple(short(one) for one in sentences[:_SENTENCES])
-            self._shared[sentences] = found
+            # A key is as long as a peer makes it, and stays: a long one is not shared.
+            if sum(map(len, (namespace, shown, service, peer_identity, *route))) < _LONGEST_TEXT * 4:
+                self._shared[key] = found
         return found
 
     def latest(self) -> Iterator[ClosedConnection]:
-        """Returns all entries, the last one first."""
-        return iter(list(reversed(self._ring)))
+        """Returns all entries, the last one first.
+
+        More may be added while the caller goes through them: they are left out, and so are those that were
+        overwritten meanwhile.
+        """
+        newest = self._added
+        for position in range(newest - 1, max(newest - self._capacity, 0) - 1, -1):
+            if position < self._added - self._capacity:
+                return
+            yield self._read(position % self._capacity)
 
     def find(self, connection: str) -> ClosedConnection | None:
         """Returns the entry with this id, None if there is none."""
-        return next((one for one in self._ring if one.id == connection), None)
+        return next((one for one in self.latest() if one.id == connection), None)
+
+    def _read(self, slot: int) -> ClosedConnection:
+        (
+            number,
+            began,
+            seconds,
+            received,
+            sent,
+            trace,
+            client_ip,
+            client_port,
+            destination_ip,
+            destination_port,
+            hop_ip,
+            hop_port,
+            client_length,
+            destination_length,
+            hop_length,
+        ) = _RECORD.unpack_from(self._records, slot * _RECORD.size)
+        setting, failure = self._settings[slot], self._failures[slot] or Failure()
+        assert setting is not None
+        return ClosedConnection(
+            self.id_of(number),
+            setting.pod,
+            setting.direction,
+            SocketAddress(ip_address(client_ip[:client_length]), client_port),
+            SocketAddress(ip_address(destination_ip[:destination_length]), destination_port),
+            began,
+            seconds,
+            SocketAddress(ip_address(hop_ip[:hop_length]), hop_port) if hop_length else None,
+            setting.peer,
+            setting.service,
+            setting.peer_identity,
+            setting.protocol,
+            received,
+            sent,
+            failure.error,
+            failure.code,
+            failure.why,
+            failure.policy,
+            setting.route if failure.route is None else failure.route,
+            failure.attempts,
+            trace.hex(),
+        )
+
+
+def limited(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the sentences, limited in number and length."""
+    return tuple(short(one) for one in sentences[:_SENTENCES])
 
 
 def short(text: str) -> str:

@@ -30,7 +30,7 @@ from ztunnel.observe.labels import (
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
 from ztunnel.proxy.failure_advice import FailureAdvice, code_of, failure_advice
-from ztunnel.proxy.history import ClosedConnection, short
+from ztunnel.proxy.history import Failure, limited, short
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.tunnel.failures import ConnectionFailure, RouteRefusedError
@@ -56,10 +56,10 @@ class ConnectionReport:
         "_earlier",
         "_entry",
         "_headers",
-        "_identity",
         "_inbound_plan",
         "_labels",
         "_metrics",
+        "_number",
         "_plan",
         "_pod",
         "_verdict",
@@ -94,12 +94,13 @@ class ConnectionReport:
         self._labels: tuple[str, ...] = ()
         self._plan: OutboundPlan | None = None
         self._inbound_plan: InboundPlan | None = None
-        self._identity: Identity | None = None
         self._verdict: Verdict | None = None
         self._attempts: tuple[str, ...] = ()
         self._earlier = (0, 0)
         self._answered = False
-        self.id = pod.shared.history.next_id()
+        history = pod.shared.history
+        self._number = history.next_number()
+        self.id = history.id_of(self._number)
         self.phase = Phase.WORKLOAD
         self.trace = headers.trace or TraceParent.generate(pod.shared.random)
 
@@ -214,7 +215,6 @@ class ConnectionReport:
     def admitted(self, plan: InboundPlan, identity: Identity | None) -> None:
         """Note the plan of an incoming connection. It is opened now, before policy is checked."""
         self._inbound_plan = plan
-        self._identity = identity
         self.phase = Phase.APPLICATION
         shared = self._pod.shared
         config = shared.config
@@ -341,54 +341,51 @@ class ConnectionReport:
         pod, entry, plan, inbound = self._pod, self._entry, self._plan, self._inbound_plan
         shared = pod.shared
         history = shared.history
-        destination, next_hop, protocol, why = self.destination, None, "", ()
+        destination, next_hop, protocol = self.destination, None, ""
+        why: tuple[str, ...] = ()
         if plan is not None:
             next_hop, protocol, why = plan.next_hop, plan.protocol.value, plan.why
         elif inbound is not None:
             destination, next_hop, why = inbound.destination, inbound.dial, inbound.why
             protocol = "TCP" if self._authority is None else "HBONE"
-        closed = ClosedConnection(
-            self.id,
-            pod.name,
-            self.direction.value,
-            self.source,
-            destination,
-            shared.wall_clock() - seconds,
-            seconds,
-            next_hop,
-            protocol=protocol,
-            received=count[0],
-            sent=count[1],
-            route=history.shared(why),
-            attempts=self._attempts,
-            identity=self._identity,
-            trace=self.trace.trace_id,
-        )
+        namespace = shown = service = identity = ""
         if entry is not None:
+            service = entry.service or ""
             other = entry.destination if self.direction is Direction.OUTBOUND else entry.source
             if other is not None:
-                if other.shown:
-                    closed.peer = short(f"{other.namespace}/{other.shown}")
+                namespace, shown = other.namespace, other.shown
                 if entry.mtls:
-                    closed.peer_identity = short(other.principal)
-            if entry.service:
-                closed.service = short(entry.service)
-        if failure is not None:
-            self._remember_failure(closed, failure, explained)
-        history.add(closed)
+                    identity = other.principal
+        history.add(
+            self._number,
+            history.setting(
+                self.direction.value, pod.name, namespace, shown, service, identity, protocol, why
+            ),
+            self.source,
+            destination,
+            next_hop,
+            shared.wall_clock() - seconds,
+            seconds,
+            count,
+            self.trace.trace_id,
+            self._failure(failure, explained) if failure is not None or self._attempts else None,
+        )
 
-    def _remember_failure(
-        self, closed: ClosedConnection, failure: ConnectionFailure, explained: FailureAdvice | None
-    ) -> None:
-        closed.error = short(str(failure))
-        closed.code = code_of(failure)
-        if explained is not None:
-            closed.why = short(explained.why)
-            closed.policy = explained.policy or ""
-        if not closed.why and self._verdict is not None:
-            closed.why = closed.error
-        if isinstance(failure, RouteRefusedError):
-            closed.route = self._pod.shared.history.shared(failure.refusal.why)
+    def _failure(self, failure: ConnectionFailure | None, explained: FailureAdvice | None) -> Failure:
+        if failure is None:
+            return Failure(attempts=self._attempts)
+        error = short(str(failure))
+        why = "" if explained is None else short(explained.why)
+        if not why and self._verdict is not None:
+            why = error
+        return Failure(
+            error,
+            code_of(failure),
+            why,
+            (explained.policy or "") if explained is not None else "",
+            limited(failure.refusal.why) if isinstance(failure, RouteRefusedError) else None,
+            self._attempts,
+        )
 
     # -- inside ------------------------------------------------------------------------------------------
 
