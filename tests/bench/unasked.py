@@ -28,7 +28,7 @@ import trio
 from tests.bench.steps import client
 from tests.support.data_plane import running_plane
 from ztunnel.observe.logging import setup_logging, shutdown_logging
-from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.observe.traffic import Histogram
 from ztunnel.proxy.history import History
 from ztunnel.proxy.report import ConnectionReport
 
@@ -47,9 +47,9 @@ def _count_only(self: ConnectionReport, count: int) -> None:
 
 
 PARTS: dict[str, tuple[tuple[type, str, Any], ...]] = {
-    "history": ((ConnectionReport, "_remember", _nothing),),
+    "history": ((History, "later", _nothing),),
     "ids": ((History, "id_of", lambda *_: ""),),
-    "histograms": ((TrafficMetrics, "duration", _nothing), (ConnectionReport, "sent", _count_only)),
+    "histograms": ((Histogram, "add", _nothing), (ConnectionReport, "sent", _count_only)),
 }
 """By name: what stands in place of which attributes when this part is switched off."""
 PARTS["all of them"] = tuple(switch for part in tuple(PARTS.values()) for switch in part)

@@ -101,8 +101,8 @@ class _OpenSocket:
         self.open -= 1
 
 
-class _Histogram:
-    """Durations of one series."""
+class Histogram:
+    """Durations of one series. It is printed once there is one."""
 
     __slots__ = ("bounds", "buckets", "total")
 
@@ -112,10 +112,12 @@ class _Histogram:
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
+        """Record how long something took."""
         self.total += seconds
         self.buckets[bisect_left(self.bounds, seconds)] += 1
 
     def samples(self, family: Family, labels: tuple[str, ...]) -> Iterator[Sample]:
+        """Returns the samples of the series."""
         total, count, bucket = family.samples
         yield Sample(total, labels, self.total)
         yield Sample(count, labels, sum(self.buckets))
@@ -152,7 +154,7 @@ class TrafficMetrics:
         self._overflowed = 0
         self._sockets: dict[str, _OpenSocket] = {}
         self._counters: dict[Family, dict[tuple[str, ...], int]] = {}
-        self._histograms: dict[tuple[Family, tuple[str, ...]], _Histogram] = {}
+        self._histograms: dict[tuple[Family, tuple[str, ...]], Histogram] = {}
 
     def __len__(self) -> int:
         return len(self._series)
@@ -270,10 +272,11 @@ class TrafficMetrics:
 
     def duration(self, family: Family, seconds: float, *labels: str) -> None:
         """Record how long something took."""
-        found = self._histograms.get((family, labels)) or self._histogram(family, labels, DURATION_BUCKETS)
-        # Not by `_Histogram.add`, because each connection passes here three times.
-        found.total += seconds
-        found.buckets[bisect_left(DURATION_BUCKETS, seconds)] += 1
+        self._observe(family, labels, seconds, DURATION_BUCKETS)
+
+    def histogram(self, family: Family, *labels: str) -> Histogram:
+        """Returns the series that `duration` adds to, for what happens with each connection."""
+        return self._histogram(family, labels, DURATION_BUCKETS)
 
     def retried(self, code: str) -> None:
         """Count an attempt that failed with this code, and after which another endpoint is tried."""
@@ -289,10 +292,10 @@ class TrafficMetrics:
         found = self._histograms.get((family, labels)) or self._histogram(family, labels, bounds)
         found.add(seconds)
 
-    def _histogram(self, family: Family, labels: tuple[str, ...], bounds: tuple[float, ...]) -> _Histogram:
+    def _histogram(self, family: Family, labels: tuple[str, ...], bounds: tuple[float, ...]) -> Histogram:
         if len(self._histograms) >= self._max:
             labels = ("unknown",) * len(labels)
-        return self._histograms.setdefault((family, labels), _Histogram(bounds))
+        return self._histograms.setdefault((family, labels), Histogram(bounds))
 
     def _count(self, family: Family, labels: tuple[str, ...]) -> None:
         counters = self._counters.setdefault(family, {})
@@ -323,7 +326,8 @@ class TrafficMetrics:
             name = family.samples[0]
             samples += [Sample(name, labels, value) for labels, value in counters.items()]
         for (family, labels), histogram in self._histograms.items():
-            samples += histogram.samples(family, labels)
+            if any(histogram.buckets):
+                samples += histogram.samples(family, labels)
         if self._overflowed:
             samples.append(Sample(_OVERFLOW, (), self._overflowed))
         return samples

@@ -69,6 +69,7 @@ class OutboundProxy:
         self._pod = pod
         self.dials: dict[PoolKey, Phase] = {}
         """How far the dial for each tunnel to be has come; of several for one key, the last."""
+        self._answers = pod.shared.traffic.histogram(families.CONNECT_ANSWER)
         self.ejection = OutlierEjection(pod.shared.bounds.connection, pod.shared.traffic.ejected)
         self.pool = Pool(
             nursery,
@@ -240,7 +241,7 @@ class OutboundProxy:
                 if not again or tunnels == self.shared.bounds.connection.tunnels:
                     raise
             finally:
-                self.shared.traffic.duration(families.CONNECT_ANSWER, trio.current_time() - asked)
+                self._answers.add(trio.current_time() - asked)
 
     async def connect(
         self,

@@ -15,9 +15,10 @@ from ztunnel.hbone import HboneSettings, WindowBudget
 from ztunnel.messages import PodInfo
 from ztunnel.model.address import IPAddress
 from ztunnel.model.workload import Workload
+from ztunnel.observe import families
 from ztunnel.observe.access_log import AccessLog
 from ztunnel.observe.logging import get_logger
-from ztunnel.observe.traffic import TrafficMetrics
+from ztunnel.observe.traffic import Histogram, TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connection_table import ConnectionTable
 from ztunnel.proxy.demands import Demands
@@ -120,10 +121,14 @@ class PodContext:
     name: str = field(init=False)
     sources: ClientSources = field(init=False)
     access_log: AccessLog = field(init=False)
+    first_byte_in: Histogram = field(init=False)
+    first_byte_out: Histogram = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = f"{self.info.namespace}/{self.info.name}"
         self.access_log = AccessLog(self.name)
+        self.first_byte_in = self.shared.traffic.histogram(families.FIRST_BYTE, "destination")
+        self.first_byte_out = self.shared.traffic.histogram(families.FIRST_BYTE, "source")
         self.sources = ClientSources(self.sockets, self.shared.random, self.shared.bounds.connection)
 
     @property

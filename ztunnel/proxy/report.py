@@ -16,7 +16,6 @@ from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Ve
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import Workload
-from ztunnel.observe import families
 from ztunnel.observe.access_log import AccessLogEntry, Direction
 from ztunnel.observe.filter import Level
 from ztunnel.observe.labels import (
@@ -55,6 +54,7 @@ class ConnectionReport:
         "_authority",
         "_earlier",
         "_entry",
+        "_failed",
         "_headers",
         "_inbound_plan",
         "_labels",
@@ -62,6 +62,7 @@ class ConnectionReport:
         "_number",
         "_plan",
         "_pod",
+        "_seconds",
         "_verdict",
         "began",
         "destination",
@@ -98,6 +99,8 @@ class ConnectionReport:
         self._attempts: tuple[str, ...] = ()
         self._earlier = (0, 0)
         self._answered = False
+        self._seconds = 0.0
+        self._failed: Failure | None = None
         history = pod.shared.history
         self._number = history.next_number()
         self.id = history.id_of(self._number)
@@ -177,9 +180,9 @@ class ConnectionReport:
         assert self._metrics is not None
         if not self._answered:
             self._answered = True
-            seconds = trio.current_time() - self.began
-            reporter = "source" if self.direction is Direction.OUTBOUND else "destination"
-            self._pod.shared.traffic.duration(families.FIRST_BYTE, seconds, reporter)
+            pod = self._pod
+            first_byte = pod.first_byte_out if self.direction is Direction.OUTBOUND else pod.first_byte_in
+            first_byte.add(trio.current_time() - self.began)
         self._metrics.add_sent(count)
 
     # -- what becomes known ------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ class ConnectionReport:
         self._pod.access_log.failed(
             self.direction, self.source, self.destination, str(failure), code=code, connection=self.id
         )
-        self._end(failure, Level.WARN, self.destination, (0, 0), trio.current_time() - self.began)
+        self._end(failure, Level.WARN, self.destination, trio.current_time() - self.began)
 
     def finish(self, failure: ConnectionFailure | None) -> None:
         """Count and log the end. Called once, by `Closing`."""
@@ -301,14 +304,13 @@ class ConnectionReport:
             code=None if failure is None else code_of(failure),
             connection=self.id,
         )
-        self._end(failure, Level.ERROR, self._entry.destination_address, (received, sent), seconds)
+        self._end(failure, Level.ERROR, self._entry.destination_address, seconds)
 
     def _end(
         self,
         failure: ConnectionFailure | None,
         level: Level,
         address: SocketAddress,
-        count: tuple[int, int],
         seconds: float,
     ) -> None:
         """After the access log line, whose fields are fixed: log the advice, and add to the history."""
@@ -327,17 +329,15 @@ class ConnectionReport:
                 "connection": self.id,
             }
             self.log.log(level, "refused", fields)
-        if self._pod.shared.history.keeps:
-            self._remember(failure, explained, count, seconds)
+        history = self._pod.shared.history
+        if history.keeps:
+            self._seconds = seconds
+            if failure is not None or self._attempts:
+                self._failed = self._failure(failure, explained)
+            history.later(self)
 
-    def _remember(
-        self,
-        failure: ConnectionFailure | None,
-        explained: FailureAdvice | None,
-        count: tuple[int, int],
-        seconds: float,
-    ) -> None:
-        """Add the connection to the history. Each one passes here: few calls, few new objects that stay."""
+    def remember(self) -> None:
+        """Add the connection, which has ended, to the history; see `History.later`."""
         pod, entry, plan, inbound = self._pod, self._entry, self._plan, self._inbound_plan
         shared = pod.shared
         history = shared.history
@@ -364,11 +364,11 @@ class ConnectionReport:
             self.source,
             destination,
             next_hop,
-            shared.wall_clock() - seconds,
-            seconds,
-            count,
+            shared.wall_clock() - (trio.current_time() - self.began),
+            self._seconds,
+            self.counted,
             self.trace.trace_id,
-            self._failure(failure, explained) if failure is not None or self._attempts else None,
+            self._failed,
         )
 
     def _failure(self, failure: ConnectionFailure | None, explained: FailureAdvice | None) -> Failure:
