@@ -86,8 +86,22 @@ async def test_a_connection_is_explained_by_its_id():
     assert planes.asked == [(Topic.CONNECTIONS, {"id": "a-1"})]
     assert response.status == 200
     assert "=> http status: 503 Service Unavailable (ZT-HBN-010)\n     Nothing listens." in text
-    response, _ = await page(Planes(), "/explain", connection="a-2")
+    response, text = await page(Planes(), "/explain", connection="a-2")
     assert response.status == 404
+    assert "/connections lists all" in text
+
+
+async def test_an_incoming_connection_shows_its_client_and_its_application():
+    incoming = {**VIEW, "direction": "inbound", "peer": "default/client", "nextHop": "10.0.0.2:8080"}
+    _, text = await page(Planes(connections=[incoming]), "/explain", connection="a-1")
+    assert f"  from {VIEW['client']} (default/client) to {VIEW['destination']}" in text
+    assert "; the application is at 10.0.0.2:8080\n" in text
+    assert "next hop" not in text
+
+
+async def test_when_no_connection_matches_the_text_says_so():
+    _, text = await page(Planes(), "/connections", text="1")
+    assert text == "No connection matches.\n"
 
 
 async def test_connections_of_several_planes_are_sorted_and_cut():
@@ -140,6 +154,12 @@ async def test_the_sockets_of_the_control_process_have_their_roles():
             roles = {one["role"] for one in shown if f":{port}" in one.get("local", "") + one.get("peer", "")}
             assert roles == {"admin server", "a client of the admin server", "dialled by the control side"}
             assert {one["fd"]: one["role"] for one in shown}[1] == "log"
+            assert {"event loop", "messages and wake-ups within ztunnel"} <= {one["role"] for one in shown}
+            assert [
+                one
+                for one in shown
+                if one.get("kind") in ("eventpoll", "unix socketpair") and not one["role"]
+            ] == []
             assert shown[-1] == worker
             # In one process the data plane has listed all; what is a pod's stays, the rest gets a role.
             local = {"local": f"127.0.0.1:{port}", "state": "LISTEN"}

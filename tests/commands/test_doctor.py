@@ -276,7 +276,7 @@ def test_lines_and_status():
         "WARN  three         soon",
         "                    → look",
         "",
-        "=> 1 failures, 1 warnings, 1 are well, 0 do not apply here.",
+        "=> failures: 1, warnings: 1, well: 1, not applicable here: 0.",
     ]
     assert (exit_status(findings), exit_status(findings[:1])) == (1, 0)
 

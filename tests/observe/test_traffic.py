@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from tests.observe.test_labels import CLIENT, SERVER, SERVICE
 from ztunnel.messages import Sample
+from ztunnel.observe import families
 from ztunnel.observe.labels import FLAG, TrafficLabels, end_from_workload, traffic_labels, with_flag
 from ztunnel.observe.traffic import TrafficMetrics, dns_labels
 
@@ -30,11 +31,23 @@ def value(metrics: TrafficMetrics, family: str, labels: tuple[str, ...] | None =
 def test_opening_makes_the_byte_series_with_zero():
     metrics = TrafficMetrics()
     metrics.opened(LABELS)
-    assert metrics.samples() == [
+    assert [one for one in metrics.samples() if one.labels] == [
         Sample("istio_tcp_connections_opened_total", LABELS, 1),
         Sample("istio_tcp_received_bytes_total", LABELS, 0),
         Sample("istio_tcp_sent_bytes_total", LABELS, 0),
     ]
+
+
+def test_counters_without_labels_begin_at_zero_and_histograms_with_a_value():
+    metrics = TrafficMetrics()
+    metrics.histogram(families.FIRST_BYTE, "source")
+    assert metrics.samples() == [
+        Sample("ztunnel_endpoint_ejections_total", (), 0),
+        Sample(families.SERIES_OVERFLOW.samples[0], (), 0),
+    ]
+    metrics.histogram(families.FIRST_BYTE, "source").add(0.2)
+    metrics.duration(families.FIRST_BYTE, 0.3, "source")
+    assert value(metrics, "ztunnel_first_byte_duration_seconds_count") == 2
 
 
 def test_bytes_and_a_successful_end_share_the_labels_of_the_opening():
@@ -209,5 +222,5 @@ def test_slices_give_the_same_as_all_at_once():
     for number in range(25):
         metrics.opened(other(str(number))).closed()
     parts = list(metrics.sample_slices(10))
-    assert [len(part) for part in parts] == [0, 40, 40, 20]
+    assert [len(part) for part in parts] == [2, 40, 40, 20]
     assert [s for part in parts for s in part] == metrics.samples()

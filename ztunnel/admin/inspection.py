@@ -99,7 +99,10 @@ class Inspection:
     async def _connection(self, request: Request) -> Response:
         found = await self._ask(Topic.CONNECTIONS, {"id": request.query["connection"]})
         if not found:
-            text = "There is no such connection among those that are open or remembered.\n"
+            text = (
+                "There is no such connection among those of this node that are open or remembered. "
+                'An id is in the log lines of its connection: connection="…"; /connections lists all.\n'
+            )
             return Response(404, text.encode(), _TEXT)
         if _wants_json(request):
             return _json(found[0])
@@ -114,6 +117,8 @@ class Inspection:
             return Response(400, f"{error} ({error.code})\n".encode(), _TEXT)
         shown = await _with_checkpoints(ordered(await self._ask(Topic.CONNECTIONS, parameters), selection))
         if "text" in request.query:
+            if not shown:
+                return Response(200, b"No connection matches.\n", _TEXT)
             return Response(
                 200, _in_slices(line for one in shown for line in (*connection_lines(one), "")), _TEXT
             )

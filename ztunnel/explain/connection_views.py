@@ -141,12 +141,16 @@ def ordered(views: Sequence[Mapping[str, Any]], selection: Selection) -> Slices[
 def connection_lines(view: Mapping[str, Any]) -> Iterable[str]:
     """Returns one connection as text, its explanation included."""
     yield f"Connection {view['id']} of pod {view['pod']}: {view['direction']}, {view['state']}"
-    yield f"  from {view['client']} to {view['destination']}" + (
-        f" (service {view['service']})" if view.get("service") else ""
-    )
-    if view.get("nextHop"):
-        peer = f" ({view['peer']})" if view.get("peer") else ""
-        yield f"  next hop {view['nextHop']}{peer}, {view.get('protocol', '')}"
+    peer = f" ({view['peer']})" if view.get("peer") else ""
+    service = f" (service {view['service']})" if view.get("service") else ""
+    if view["direction"] == "inbound":
+        yield f"  from {view['client']}{peer} to {view['destination']}{service}"
+        if view.get("nextHop"):
+            yield f"  came as {view.get('protocol', '')}; the application is at {view['nextHop']}"
+    else:
+        yield f"  from {view['client']} to {view['destination']}{service}"
+        if view.get("nextHop"):
+            yield f"  next hop {view['nextHop']}{peer}, {view.get('protocol', '')}"
     if view.get("peerIdentity"):
         yield f"  the other end is {view['peerIdentity']}"
     age = f"{span(view['ageSeconds'])} ago"

@@ -153,7 +153,8 @@ class TrafficMetrics:
         self._overflow: dict[TrafficLabels, _Series] = {}
         self._overflowed = 0
         self._sockets: dict[str, _OpenSocket] = {}
-        self._counters: dict[Family, dict[tuple[str, ...], int]] = {}
+        # Counters without labels begin at 0, for a rate to see the first event.
+        self._counters: dict[Family, dict[tuple[str, ...], int]] = {families.EJECTIONS: {(): 0}}
         self._histograms: dict[tuple[Family, tuple[str, ...]], Histogram] = {}
 
     def __len__(self) -> int:
@@ -328,9 +329,7 @@ class TrafficMetrics:
         for (family, labels), histogram in self._histograms.items():
             if any(histogram.buckets):
                 samples += histogram.samples(family, labels)
-        if self._overflowed:
-            samples.append(Sample(_OVERFLOW, (), self._overflowed))
-        return samples
+        return [*samples, Sample(_OVERFLOW, (), self._overflowed)]
 
 
 def _samples_of(series: _Series) -> Iterator[Sample]:

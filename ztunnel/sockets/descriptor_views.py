@@ -11,6 +11,13 @@ from typing import Any, NamedTuple
 
 from ztunnel.sockets.tcp_info import tcp_info
 
+_INTERNAL = {
+    "eventpoll": "event loop",
+    "inotify": "watch of files",
+    "unix socketpair": "messages and wake-ups within ztunnel",
+}
+"""The roles of what no pod and no server has, by kind."""
+
 _SLICE = 50
 """Descriptors that are looked at between two pauses: some system calls each."""
 
@@ -56,8 +63,15 @@ def _descriptor(number: int, use: Use | None, now: float) -> dict[str, Any] | No
     if stat.S_ISSOCK(mode):
         shown.update(_socket(number))
     else:
-        shown["kind"] = target.partition(":")[0] if not target.startswith("/") else target
+        shown["kind"] = target if target.startswith("/") else _kernel_object(target)
+    shown["role"] = shown["role"] or _INTERNAL.get(shown["kind"], "")
     return shown
+
+
+def _kernel_object(target: str) -> str:
+    """Returns ``eventpoll`` for ``anon_inode:[eventpoll]``, and ``pipe`` for ``pipe:[123]``."""
+    kind, _, name = target.partition(":")
+    return name.strip("[]") if kind == "anon_inode" else kind
 
 
 def _socket(number: int) -> dict[str, Any]:
@@ -70,6 +84,8 @@ def _socket(number: int) -> dict[str, Any]:
         family = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}.get(
             sock.family, "other"
         )
+        if family == "unix" and _is_pair(sock):
+            return {"kind": "unix socketpair"}
         shown: dict[str, Any] = {"kind": f"{family} {kind}"}
         if family.startswith("inet"):
             shown["local"] = address_of(sock, peer=False)
@@ -79,6 +95,14 @@ def _socket(number: int) -> dict[str, Any]:
                 shown |= {"state": info.state, "sendQueue": info.unsent, "receiveQueue": info.unread}
                 shown["idleSeconds"] = info.idle
         return shown
+
+
+def _is_pair(sock: socket.socket) -> bool:
+    """Whether a Unix socket is connected, and neither end has a name: ``socketpair`` makes such ones."""
+    try:
+        return not sock.getsockname() and not sock.getpeername()
+    except OSError:
+        return False
 
 
 def address_of(sock: socket.socket, *, peer: bool) -> str:

@@ -62,8 +62,8 @@ def lines(findings: Iterable[Finding]) -> Iterator[str]:
             yield f"{'':<20}→ {one.advice}"
     yield ""
     yield (
-        f"=> {count[Severity.FAILURE]} failures, {count[Severity.WARNING]} warnings, "
-        f"{count[Severity.OK]} are well, {count[Severity.SKIPPED]} do not apply here."
+        f"=> failures: {count[Severity.FAILURE]}, warnings: {count[Severity.WARNING]}, "
+        f"well: {count[Severity.OK]}, not applicable here: {count[Severity.SKIPPED]}."
     )
 
 
