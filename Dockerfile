@@ -11,7 +11,11 @@ WORKDIR /src
 COPY requirements-build.lock requirements-runtime.lock ./
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --require-hashes -r requirements-build.lock
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --no-compile --require-hashes --only-binary :all: --prefix /install -r requirements-runtime.lock
-COPY pyproject.toml README.md LICENSE NOTICE ./
+# For the compiled part of TLS. Where no compiler can be had (ACCELERATOR=auto), the image is pure Python.
+ARG ACCELERATOR=auto
+ENV ZTUNNEL_BUILD_ACCELERATOR=${ACCELERATOR}
+RUN command -v cc || { apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev; } || [ "$ZTUNNEL_BUILD_ACCELERATOR" != require ]
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
 COPY ztunnel ztunnel
 # There is no git here to ask.
 ARG VERSION=0.0.0

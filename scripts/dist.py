@@ -68,6 +68,7 @@ def make_files(source: Path, out: Path, epoch: str) -> str:
     env = {
         "SOURCE_DATE_EPOCH": epoch,
         "SETUPTOOLS_SCM_IGNORE_VCS_ROOTS": "",
+        "ZTUNNEL_BUILD_ACCELERATOR": "require",
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
     }
@@ -185,7 +186,9 @@ def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
             )
             continue
         tag = f"localhost/ztunnel:{version.replace('+', '_')}-{architecture}"
-        arguments = [f"VERSION={version}", *([f"PYTHON_IMAGE={base}"] if base else [])]
+        # A base of one's own may have neither a compiler nor a way to one.
+        options = [f"PYTHON_IMAGE={base}"] if base else ["ACCELERATOR=require"]
+        arguments = [f"VERSION={version}", *options]
         run(
             [
                 *("buildah", "build", "--quiet", "--no-cache", "--network=host", "--timestamp", epoch),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import needs_programs
 from tests.support import image as images
 from tests.support.container import Container
 from tests.support.image import Image, ImageError
@@ -55,6 +56,16 @@ def test_version_names_the_version_of_istio_that_it_was_built_for(image, tmp_pat
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith('version.BuildInfo{Version:"1.2.3"')
     assert 'IstioVersion:"1.31.0"' in shown.stdout
+
+
+@needs_programs("cc", "python3-config")
+def test_it_has_the_compiled_part_of_tls(image, tmp_path):
+    program = "from ztunnel.tls import accelerated as a; print(a._accelerator.__file__, a.UNAVAILABLE)"
+    shown = run(image, tmp_path, "/usr/local/bin/python", "-c", program)
+    assert shown.returncode == 0, shown.stderr
+    file, why_not = shown.stdout.split()
+    assert file.startswith("/usr/local/lib/python")
+    assert why_not == "None"
 
 
 def test_istios_version_is_unknown_unless_the_build_is_told():

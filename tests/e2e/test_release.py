@@ -9,16 +9,19 @@ import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.needs import unavailable
+from tests.needs import needs_programs, unavailable
 from tests.tools import NO_FAULT_OF_THE_STEPS
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 600
+
+pytestmark = needs_programs("cc", "python3-config")
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
@@ -54,6 +57,14 @@ def test_every_file_has_its_checksum(release: Path):
     assert set(sums) == files
     assert {name: hashlib.sha256((release / name).read_bytes()).hexdigest() for name in files} == sums
     assert sorted(Path(name).suffix for name in files) == [".gz", ".json", ".tgz", ".whl"]
+
+
+def test_the_wheel_has_the_compiled_part_of_tls(release: Path):
+    [wheel] = release.glob("*.whl")
+    assert "-cp311-abi3-linux_" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"ztunnel/tls/_accelerator.abi3.so", "ztunnel/tls/records.py"} <= names
 
 
 def test_the_chart_has_the_version_of_the_release(release: Path):
