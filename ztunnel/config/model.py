@@ -230,7 +230,7 @@ class Config:
     metrics_series_ttl: float = 3600.0
     metrics_drop_labels: frozenset[str] = frozenset()
     connection_history: int = 10_000
-    tls_accelerator: bool = False
+    tls_accelerator: bool = True
     warnings: tuple[str, ...] = ()
 
     @property
