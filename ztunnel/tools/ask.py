@@ -6,10 +6,14 @@ import http.client
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
+import msgspec
+
 from ztunnel.errors import ZtunnelError
+
+Decoded = TypeVar("Decoded")
 
 ADMIN = "http://127.0.0.1:15000"
 ADMIN_TIMEOUT = 15.0
@@ -54,6 +58,14 @@ def get(admin: str, path: str, query: Mapping[str, str], *, method: str = "GET",
             f"No ztunnel answers at {admin}: {error}. In a cluster: "
             "kubectl -n istio-system port-forward POD 15000, or kubectl exec into its pod."
         ) from error
+
+
+def decode(answer: Answer, admin: str, path: str, kind: type[Decoded]) -> Decoded:
+    """Returns the value of a JSON answer. Raises AskError for another one, of what is no ztunnel."""
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AskError(f"What answers at {admin} does not know {path}: {error}") from error
 
 
 def read_file(path: str) -> bytes:

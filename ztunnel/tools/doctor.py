@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from ztunnel.config.config_errors import ConfigError
 from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.model import Config
 from ztunnel.config.parse_values import host_and_port
-from ztunnel.tools.ask import ADMIN, AskError, get
+from ztunnel.tools.ask import ADMIN, AskError, decode, get
 from ztunnel.tools.findings import Finding, exit_status, failure, lines, ok, skipped, warning
 from ztunnel.tools.machine_checks import (
     capabilities,
@@ -113,9 +114,13 @@ def _running(admin: str) -> Iterator[Finding]:
     """Returns the state of the running ztunnel's certificates. Raises AskError when none runs."""
     answer = get(admin, "/debug/certificates", {})
     if answer.status != 200:
-        yield skipped("ztunnel", f"what answers at {admin} does not know /debug/certificates")
+        yield skipped("ztunnel", f"What answers at {admin} does not know /debug/certificates")
         return
-    certificates = msgspec.json.decode(answer.body)
+    try:
+        certificates = decode(answer, admin, "/debug/certificates", list[dict[str, Any]])
+    except AskError as error:
+        yield skipped("ztunnel", str(error))
+        return
     bad = 0
     for one in certificates:
         left = one.get("expiresInSeconds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,7 @@ from ztunnel.explain.live_state import judge
 from ztunnel.explain.saved_dump import read_dump
 from ztunnel.explain.text import lines
 from ztunnel.slices import at_once
-from ztunnel.tools.ask import ADMIN, REFUSED, UNCLEAR, AskError, fail, get, read_file
+from ztunnel.tools.ask import ADMIN, REFUSED, UNCLEAR, AskError, decode, fail, get, read_file
 
 _EPILOG = """\
 FROM: namespace/pod, a workload's uid, or an address.
@@ -83,10 +84,7 @@ def _live(admin: str, source: str, destination: str) -> Explanation:
     answer = get(admin, "/explain", {"from": source, "to": destination, "json": "1"})
     if answer.status not in (200, 404):
         raise AskError(f"{admin} answers {answer.status}: {answer.body.decode(errors='replace').strip()}")
-    try:
-        return msgspec.json.decode(answer.body, type=Explanation)
-    except msgspec.DecodeError as error:
-        raise AskError(f"What answers at {admin} does not know /explain: {error}") from error
+    return decode(answer, admin, "/explain", Explanation)
 
 
 def _connection(admin: str, connection: str, *, as_json: bool) -> int:
@@ -94,7 +92,7 @@ def _connection(admin: str, connection: str, *, as_json: bool) -> int:
     if answer.status != 200:
         sys.stderr.write(answer.body.decode(errors="replace"))
         return UNCLEAR
-    view = msgspec.json.decode(answer.body)
+    view = decode(answer, admin, "/explain", dict[str, Any])
     if as_json:
         sys.stdout.buffer.write(answer.body)
     else:

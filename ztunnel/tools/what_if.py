@@ -22,7 +22,7 @@ from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity, InvalidIdentityError
 from ztunnel.model.workload import Workload
 from ztunnel.slices import at_once
-from ztunnel.tools.ask import ADMIN, REFUSED, AskError, fail, get, read_file
+from ztunnel.tools.ask import ADMIN, REFUSED, AskError, decode, fail, get, read_file
 
 _EPILOG = """\
 exit status: 0 nothing would be cut or refused, 1 something would, 2 the question could not be answered.
@@ -136,7 +136,8 @@ def _live(admin: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
         if answer.status != 200:
             raise AskError(f"{admin} answers {answer.status}: {answer.body[:200].decode(errors='replace')}")
     mesh = read_dump(dump.body)
-    views = [one for one in msgspec.json.decode(found.body) if one["direction"] == "inbound"]
+    listed = decode(found, admin, "/connections", list[dict[str, Any]])
+    views = [one for one in listed if one["direction"] == "inbound"]
     return mesh, [one for view in views if (one := _from_view(mesh, view)) is not None], []
 
 
