@@ -193,7 +193,7 @@ class XdsSession:
         return frozenset(self._pending)
 
     def versions(self, type_url: str) -> dict[str, str]:
-        """Returns a copy of the known names of a type with their versions, for the dump and for tests."""
+        """Returns a copy of the known names of a type with their versions, for tests."""
         return dict(self._versions[type_url])
 
     @property
