@@ -21,7 +21,7 @@ def require_accelerator() -> None:
     if os.environ.get("ZTUNNEL_TLS_ACCELERATOR") == "false":
         pytest.skip("ZTUNNEL_TLS_ACCELERATOR switches the compiled part off")
     if UNAVAILABLE is not None:
-        unavailable(f"the compiled part of TLS cannot be used: {UNAVAILABLE}")
+        unavailable(f"TLS in C cannot be tested: {UNAVAILABLE}")
 
 
 @pytest.fixture(scope="module", params=KINDS, autouse=True)

@@ -45,7 +45,18 @@ def test_without_it_python_does_its_work():
         "from ztunnel.tls.accelerated import UNAVAILABLE, records_kind\n"
         "print(records_kind(accelerated=True).__name__, UNAVAILABLE)"
     )
-    assert said.startswith("Records it is not in this installation (")
+    assert said.strip() == "Records the compiled part was not built"
+
+
+def test_one_that_does_not_load_is_left_to_python(tmp_path):
+    (tmp_path / "_accelerator.abi3.so").write_bytes(b"no library")
+    said = run(
+        "import ztunnel.tls\n"
+        f"ztunnel.tls.__path__.insert(0, {str(tmp_path)!r})\n"
+        "from ztunnel.tls.accelerated import UNAVAILABLE, records_kind\n"
+        "print(records_kind(accelerated=True).__name__, UNAVAILABLE)"
+    )
+    assert said.startswith("Records the compiled part does not load (")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,7 @@ def test_without_it_python_does_its_work():
         ),
         (
             "a.lib = SimpleNamespace(OpenSSL_version_num=lambda: 1)",
-            "its functions are of another OpenSSL",
+            "the functions that were found are of another OpenSSL",
         ),
     ],
 )

@@ -21,9 +21,11 @@ from ztunnel.tls.records import Records
 
 _missing = ""
 try:
-    from ztunnel.tls import _accelerator
+    import ztunnel.tls._accelerator as _accelerator  # noqa: PLR0402  # unlike "from" it tells absence apart
+except ModuleNotFoundError:
+    _missing = "the compiled part was not built"
 except ImportError as error:
-    _missing = f"it is not in this installation ({error})"
+    _missing = f"the compiled part does not load ({error})"
 
 # The types of the functions as accelerator.c declares them.
 SIGNATURES: Final = {
@@ -49,7 +51,7 @@ def _bind() -> str | None:
     except LookupError as error:
         return str(error)
     if _accelerator.bind(addresses) != lib.OpenSSL_version_num():
-        return "its functions are of another OpenSSL"
+        return "the functions that were found are of another OpenSSL"
     return None
 
 
