@@ -266,7 +266,6 @@ async def test_codes_of_the_resolver_are_passed_on(dns_mesh: DnsMesh, rcode: str
 
 
 async def test_a_dead_resolver(dns_mesh: DnsMesh) -> None:
-    began = time.monotonic()
     answer = await dns_mesh.dig(ELSEWHERE)  # nobody listens: refused at once
     assert answer.rcode() == dns.rcode.SERVFAIL
     async with dns_mesh.upstream(silent) as upstream:
@@ -274,7 +273,6 @@ async def test_a_dead_resolver(dns_mesh: DnsMesh) -> None:
     assert answer.rcode() == dns.rcode.SERVFAIL
     assert not answer.flags & dns.flags.RA
     assert len(upstream.asked) == 2
-    assert time.monotonic() - began < 10
 
 
 async def test_a_lying_resolver(dns_mesh: DnsMesh) -> None:
@@ -462,10 +460,8 @@ async def test_without_a_mark_queries_do_not_go_round(fresh_mesh: Mesh, tmp_path
     async with fake_resolver(silent, resolver.ipv4, 53, make=resolver.socket) as upstream:
         for arguments in ([], ["+tcp"]):
             command = ["dig", f"@{SOMEBODY}", ELSEWHERE, "+tries=1", "+timeout=10", *arguments]
-            began = time.monotonic()
             result = await trio.to_thread.run_sync(partial(client.run, *command))
             assert "SERVFAIL" in result.stdout
-            assert time.monotonic() - began < 4
     assert not upstream.asked
     loop = "forwarding failed (net error: the query is one that was forwarded from here)"
     assert 1 <= len(client.log(scope="ztunnel::dns", result=loop)) <= 4

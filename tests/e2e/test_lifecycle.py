@@ -29,7 +29,17 @@ class Pair:
 
 @pytest.fixture
 def pair(fresh_mesh: Mesh) -> Pair:
-    fresh_mesh.environment["CONNECTION_TERMINATION_DEADLINE"] = "3s"
+    """Their drains have so much time that what ends sooner has not waited for the deadline."""
+    return make_pair(fresh_mesh, "120s")
+
+
+@pytest.fixture
+def hasty_pair(fresh_mesh: Mesh) -> Pair:
+    return make_pair(fresh_mesh, "3s")
+
+
+def make_pair(fresh_mesh: Mesh, deadline: str) -> Pair:
+    fresh_mesh.environment["CONNECTION_TERMINATION_DEADLINE"] = deadline
     client = fresh_mesh.node("a").pod("client")
     server = fresh_mesh.node("b").pod("server")
     outside = fresh_mesh.node("b").pod("outside", captured=False, registered=False)
@@ -56,10 +66,8 @@ async def refused(pod: MeshPod, address: str, port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_without_connections_it_ends_at_once(pair: Pair, number: signal.Signals) -> None:
-    started = time.monotonic()
     pair.server.ztunnel.process.signal(number)
-    assert await ended(pair.server, 10) == 0
-    assert time.monotonic() - started < 2.5
+    assert await ended(pair.server, 60) == 0
     messages = [line["message"] for line in pair.server.log()]
     assert any(f"received signal {number.name}, starting shutdown" in message for message in messages)
     assert "shutdown complete" in messages
@@ -88,17 +96,16 @@ async def test_open_connections_go_on_and_new_ones_are_refused(pair: Pair, drain
             await stream.send_eof()
             assert await ended_by(stream) == "end"
         # With its last connection over it need not wait for the deadline.
-        started = time.monotonic()
-        assert await ended(pod, 10) == 0
-        assert time.monotonic() - started < 2
+        assert await ended(pod, 60) == 0
     assert application.failures == []
 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("drained", ["client", "server"])
 async def test_at_the_deadline_it_ends_by_force_also_after_a_second_signal(
-    pair: Pair, drained: str, again: bool
+    hasty_pair: Pair, drained: str, again: bool
 ) -> None:
+    pair = hasty_pair
     pod = pair.client if drained == "client" else pair.server
     started = time.monotonic()
     async with serve(pair.server, 8080), await pair.client.connect(pair.server.ipv4, 8080) as stream:
@@ -131,12 +138,12 @@ async def test_hbone_clients_are_told_by_goaway(pair: Pair) -> None:
         assert await client.exchange(stream, b"after") == b"after"
         await client.send(stream, b"", end=True)
         await client.until(lambda: stream.ended)
-        assert await ended(pair.server, 2) == 0
+        assert await ended(pair.server, 60) == 0
 
 
 async def test_quitquitquit_is_the_same_drain(pair: Pair) -> None:
     assert pair.server.ztunnel.http("POST", 15000, "/quitquitquit") == (200, "shutdown now\n")
-    assert await ended(pair.server, 10) == 0
+    assert await ended(pair.server, 60) == 0
 
 
 async def test_ztunnel_starts_again_where_it_was(pair: Pair) -> None:
@@ -146,7 +153,7 @@ async def test_ztunnel_starts_again_where_it_was(pair: Pair) -> None:
                 await stream.send_all(b"x")
                 assert await read_exactly(stream, 1) == b"x"
             pair.server.ztunnel.process.signal(signal.SIGTERM)
-            assert await ended(pair.server, 10) == 0
+            assert await ended(pair.server, 60) == 0
             pair.mesh.deployment.restart(pair.mesh, pair.server)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from functools import partial
@@ -235,11 +234,9 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_after_the_conn
         listener.listen()
         port = listener.getsockname()[1]
         with GrpcChannel(f"127.0.0.1:{port}", roots=CA.pem, bounds=ControlBounds(xds_connect=0.5)) as channel:
-            begin = time.monotonic()
             with pytest.raises(GrpcStatusError) as caught:
-                await channel.unary(UNARY, b"", deadline_seconds=20)
-            assert caught.value.status == "UNAVAILABLE"
-            assert time.monotonic() - begin < 15
+                await channel.unary(UNARY, b"", deadline_seconds=300)
+            assert caught.value.status == "UNAVAILABLE", "not DEADLINE_EXCEEDED: that comes later"
 
 
 async def test_a_server_of_another_ca_is_not_believed(service):
