@@ -57,7 +57,7 @@ def _standard_mesh() -> Iterator[StandardMesh]:
         mesh.start()
         yield StandardMesh(mesh, client, other, server, legacy, outside, crowd, vip)
         for pod in (client, other, server):
-            status = pod.ztunnel.process.stop(grace=10)
+            status = pod.ztunnel.process.stop(grace=60)
             assert status == 0, (
                 f"{pod.name}'s ztunnel ended with {status}:\n{pod.ztunnel.process.output()[-4000:]}"
             )
@@ -82,7 +82,7 @@ async def standard(_standard_mesh: StandardMesh) -> AsyncIterator[StandardMesh]:
     await settle(pods)
 
 
-async def settle(pods: list[MeshPod], timeout: float = 10) -> None:
+async def settle(pods: list[MeshPod], timeout: float = 30) -> None:
     """Wait until no ztunnel holds an application's connection any more, and all are logged.
 
     Tunnels may stay pooled.

@@ -42,9 +42,9 @@ class Traffic:
             asked = f"{name} {number}".encode()
             began = time.monotonic()
             try:
-                async with await source.connect(address, port) as stream:
+                async with await source.connect(address, port, timeout=10) as stream:
                     await stream.send_all(asked)
-                    assert await read_exactly(stream, len(asked)) == asked
+                    assert await read_exactly(stream, len(asked), timeout=10) == asked
                     await stream.send_eof()
                     assert await stream.receive_some(1) == b""
             except (OSError, trio.BrokenResourceError, trio.TooSlowError, AssertionError) as error:

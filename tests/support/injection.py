@@ -159,7 +159,7 @@ async def steady() -> Census:
     return census
 
 
-async def settled(base: Census, timeout: float = 10) -> Census:
+async def settled(base: Census, timeout: float = 30) -> Census:
     """Returns the census once it equals the base, at the latest after ``timeout`` seconds."""
     with trio.move_on_after(timeout):
         while True:

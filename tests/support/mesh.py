@@ -260,7 +260,7 @@ class Mesh:
             self._started.add(pod.name)
         self.deployment.start(self, fresh)
 
-    async def update(self, timeout: float = 10) -> None:
+    async def update(self, timeout: float = 30) -> None:
         """Put changes into force. Returns when each running ztunnel shows the policies and workloads."""
         self.deployment.update(self)
         wanted = _summary(self.local_mesh())

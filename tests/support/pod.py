@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.mesh import Mesh
 
 
-async def eventually(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
+async def eventually(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
     """Wait until a condition holds. Raises AssertionError with ``what`` if it never does."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -91,7 +91,7 @@ class MeshPod:
         with self.pod.namespace.entered():
             return socket.socket(family, kind)
 
-    async def connect(self, address: str, port: int, *, timeout: float = 10) -> trio.SocketStream:
+    async def connect(self, address: str, port: int, *, timeout: float = 30) -> trio.SocketStream:
         """Returns an application's connection from this pod. Raises OSError. The caller closes it."""
         sock = trio.socket.from_stdlib_socket(
             self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -137,7 +137,7 @@ class MeshPod:
             entry for entry in self.log(scope="access", **fields) if entry["message"] != "connection opened"
         ]
 
-    async def logged(self, *, count: int = 1, timeout: float = 10, **fields: Any) -> list[dict[str, Any]]:
+    async def logged(self, *, count: int = 1, timeout: float = 30, **fields: Any) -> list[dict[str, Any]]:
         """Wait until the access log has ``count`` lines with these fields. Returns all of them."""
         deadline = time.monotonic() + timeout
         while len(found := self.access_log(**fields)) < count:

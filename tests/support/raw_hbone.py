@@ -114,14 +114,14 @@ class RawHbone:
         assert number is not None
         return self.streams.setdefault(number, RawStream(number))
 
-    async def until(self, condition: Callable[[], object], timeout: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], timeout: float = 30) -> None:
         """Read until a condition holds."""
         with trio.fail_after(timeout):
             while not condition():
                 await self.step()
 
     async def request(
-        self, headers: list[tuple[str, str]], *, end: bool = False, timeout: float = 10
+        self, headers: list[tuple[str, str]], *, end: bool = False, timeout: float = 30
     ) -> RawStream:
         """Send a request and wait for its answer or reset."""
         number = self.h2.get_next_available_stream_id()
@@ -135,7 +135,7 @@ class RawHbone:
         """Send a CONNECT; see `request`."""
         return await self.request(connect_headers(authority, **extra))
 
-    async def send(self, stream: RawStream, data: bytes, *, end: bool = False, timeout: float = 10) -> None:
+    async def send(self, stream: RawStream, data: bytes, *, end: bool = False, timeout: float = 30) -> None:
         """Send data as the window allows."""
         with trio.fail_after(timeout):
             view = memoryview(data)

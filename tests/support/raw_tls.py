@@ -131,7 +131,7 @@ class RawTls:
         else:
             self.ssl.set_connect_state()
 
-    async def handshake(self, timeout: float = 10) -> None:
+    async def handshake(self, timeout: float = 30) -> None:
         """Do the handshake. Raises TlsAlertError or TlsEndError; a TLS 1.3 server may refuse later."""
         with trio.fail_after(timeout):
             while True:

@@ -59,7 +59,7 @@ async def echo(stream: trio.SocketStream) -> None:
     await stream.send_eof()
 
 
-async def read_all(stream: trio.SocketStream, timeout: float = 10) -> bytes:
+async def read_all(stream: trio.SocketStream, timeout: float = 30) -> bytes:
     """Returns everything up to the peer's end. Raises trio.BrokenResourceError on a reset."""
     data = bytearray()
     with trio.fail_after(timeout):
@@ -68,7 +68,7 @@ async def read_all(stream: trio.SocketStream, timeout: float = 10) -> bytes:
     return bytes(data)
 
 
-async def read_exactly(stream: trio.SocketStream, count: int, timeout: float = 10) -> bytes:
+async def read_exactly(stream: trio.SocketStream, count: int, timeout: float = 30) -> bytes:
     """Returns ``count`` bytes. Raises AssertionError when the peer ends before."""
     data = bytearray()
     with trio.fail_after(timeout):
@@ -86,7 +86,7 @@ def reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
-async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"", timeout: float = 10) -> str:
+async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"", timeout: float = 30) -> str:
     """Returns how a connection that is to be refused ends: "end" or "reset".
 
     A reset may come so early that connecting or sending fails. Raises AssertionError when data comes.
@@ -103,7 +103,7 @@ async def refused_by(pod: MeshPod, address: str, port: int, *, say: bytes = b"",
         return await ended_by(stream, timeout)
 
 
-async def ended_by(stream: trio.SocketStream, timeout: float = 10) -> str:
+async def ended_by(stream: trio.SocketStream, timeout: float = 30) -> str:
     """Returns how the peer ended it: "end" or "reset". Raises AssertionError when it sends data instead."""
     try:
         with trio.fail_after(timeout):
