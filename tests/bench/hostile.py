@@ -2,11 +2,13 @@
 
 A data plane in a process of its own serves two tunnels: an honest one, whose stream carries 64 bytes there
 and back as fast as it can, and a hostile one, driven by a third process, on which an attack of
-`tests.support.attacks` is carried out again and again. Prints, quiet and under each attack (or those named):
-the p50 and p99 of the neighbour's round trips and the ratio to the quiet p99; then the p99 and p99.9 of what
-the data plane's loop does at a time, in CPU time (`watched_worker`). Round trips depend on what else runs on
-the machine, and the attacker and the neighbour do; the loop's passes do not. Wants root, for a network
-namespace of its own. Nothing is asserted, since machines differ. Figures: docs/measurements/hostile.md.
+`tests.support.attacks` is carried out again and again. The attacker is stopped and goes on, second by second,
+so that both kinds of seconds have the same machine. Prints for each attack (or those named): the p99 of the
+neighbour's round trips while it is stopped, their p50 and p99 while it attacks, and the ratio of both p99;
+then the p99 and p99.9 of what the data plane's loop does at a time during the attack, in CPU time
+(`watched_worker`). Round trips depend on what else runs on the machine, and the attacker and the neighbour
+do; the loop's passes do not. Wants root, for a network namespace of its own. Nothing is asserted, since
+machines differ. Figures: docs/measurements/hostile.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -34,8 +37,11 @@ from tests.support.own_namespace import enter_network_namespace
 from ztunnel.model.certificate import Certificate
 from ztunnel.model.identity import Identity
 
-SECONDS = 3.0
-"""How long round trips are measured, for each attack."""
+SECONDS = 1.0
+"""How long round trips are measured at a time."""
+
+TIMES = 4
+"""How often, with the attacker stopped and with it attacking."""
 
 
 class OneCertificate:
@@ -50,21 +56,18 @@ class OneCertificate:
 
 
 async def round_trips(neighbour: Neighbour) -> list[float]:
-    """Milliseconds of each, in order of size."""
+    """Milliseconds of each."""
     times = []
     end = perf_counter() + SECONDS
     while (began := perf_counter()) < end:
         await neighbour.exchange(bytes(64))
         times.append((perf_counter() - began) * 1e3)
-    return sorted(times)
+    return times
 
 
 @contextmanager
-def attacking(attack: Attack | None, certificate: Certificate):
+def attacking(attack: Attack, certificate: Certificate):
     """Another process attacks until the end of the block; it attacks already when the block begins."""
-    if attack is None:
-        yield
-        return
     command = [sys.executable, "-m", "tests.bench.hostile", "--attack", attack.name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -73,7 +76,7 @@ def attacking(attack: Attack | None, certificate: Certificate):
         process.stdin.close()
         process.stdout.readline()
         try:
-            yield
+            yield process
         finally:
             process.kill()
 
@@ -101,17 +104,36 @@ async def passes(process: subprocess.Popen[bytes], path: Path) -> list[float]:
     return found
 
 
-async def measure(attack: Attack | None, file: Path) -> tuple[list[float], list[float]]:
+class Measured(NamedTuple):
+    """Round trips in milliseconds, sorted; and the worst p99 and p99.9 of the loop's passes."""
+
+    quiet: list[float]
+    attacked: list[float]
+    passes: list[float]
+
+
+async def measure(attack: Attack, file: Path) -> Measured:
+    """Measure by turns, with the attacker stopped and with it attacking."""
+    quiet: list[float] = []
+    hurt: list[float] = []
+    loop = [0.0, 0.0]
     async with (
         worker_process("tests.bench.watched_worker") as (control, process),
         server(echo) as port,
         Neighbour(control, f"127.0.0.1:{port}") as neighbour,
     ):
         certificate = await control.ca.issue(PEER)
-        with attacking(attack, certificate):
-            await trio.sleep(0.5)
-            await passes(process, file)
-            return await round_trips(neighbour), await passes(process, file)
+        with attacking(attack, certificate) as attacker:
+            for _ in range(TIMES):
+                attacker.send_signal(signal.SIGSTOP)
+                await trio.sleep(0.3)  # for what it has sent already
+                quiet += await round_trips(neighbour)
+                attacker.send_signal(signal.SIGCONT)
+                await trio.sleep(0.3)
+                await passes(process, file)
+                hurt += await round_trips(neighbour)
+                loop = [max(pair) for pair in zip(loop, await passes(process, file), strict=True)]
+    return Measured(sorted(quiet), sorted(hurt), loop)
 
 
 def main() -> None:
@@ -119,20 +141,23 @@ def main() -> None:
         certificate = pickle.loads(sys.stdin.buffer.read())
         trio.run(again_and_again, sys.argv[2], certificate)
     wanted = sys.argv[1:]
-    print(f"{'':<36} {'p50':>8} {'p99':>8} {'ratio':>6}   {'p99':>8} {'p99.9':>8} ms of the loop")
-    quiet = 0.0
-    for attack in (None, *ATTACKS, None):
-        name = attack.name if attack is not None else "quiet"
-        if attack is not None and wanted and name not in wanted:
+    print(
+        f"{'':<36} {'quiet':>8} {'p50':>8} {'p99':>8} {'ratio':>6}   {'p99':>8} {'p99.9':>8} ms of the loop"
+    )
+    for attack in ATTACKS:
+        if wanted and attack.name not in wanted:
             continue
         with TemporaryDirectory() as directory:
             file = Path(directory, "passes")
             os.environ[VARIABLE] = str(file)
-            times, loop = trio.run(measure, attack, file)
-        p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
-        quiet = quiet or p99
+            quiet, hurt, loop = trio.run(measure, attack, file)
+        before, p50, p99 = (
+            times[len(times) * part // 100] for times, part in ((quiet, 99), (hurt, 50), (hurt, 99))
+        )
         print(
-            f"{name:<36} {p50:8.2f} {p99:8.2f} {p99 / quiet:6.1f}   {loop[0]:8.2f} {loop[1]:8.2f}", flush=True
+            f"{attack.name:<36} {before:8.2f} {p50:8.2f} {p99:8.2f} {p99 / before:6.1f}   "
+            f"{loop[0]:8.2f} {loop[1]:8.2f}",
+            flush=True,
         )
 
 

@@ -49,6 +49,7 @@ from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
+from ztunnel.tunnel.rest import rest
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
@@ -244,7 +245,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 # Many frames with little payload: such a peer gets at most a fifth of the CPU, in small
                 # pieces.
                 size = SMALL_READ
-                await trio.sleep(work * self.bounds.turn_pause)
+                await rest(work * self.bounds.turn_pause)
             elif reads == BATCH:
                 size = CHUNK
                 # More is waiting than one batch takes: other tasks run first.
