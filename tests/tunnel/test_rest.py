@@ -1,4 +1,4 @@
-"""Tunnels that pause at the same time pause the longer, so that together they get no more than half."""
+"""Tunnels that pause at the same time pause the longer, so that together they get no more than a quarter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORK = 0.001
 PAUSE = 4 * WORK
 
 
-@pytest.mark.parametrize(("tunnels", "share"), [(1, 0.2), (2, 0.37), (5, 0.5), (50, 0.5)])
+@pytest.mark.parametrize(("tunnels", "share"), [(1, 0.2), (2, 0.25), (50, 0.25)])
 async def test_what_so_many_tunnels_get_of_the_cpu(
     tunnels: int, share: float, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -35,7 +35,7 @@ async def test_what_so_many_tunnels_get_of_the_cpu(
         async with trio.open_nursery() as nursery:
             for _ in range(tunnels):
                 nursery.start_soon(tunnel)
-    assert worked / 10 == pytest.approx(share, abs=0.07)
+    assert worked / 10 == pytest.approx(share, abs=0.02)
 
 
 async def test_one_has_its_turn_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
@@ -50,11 +50,11 @@ async def test_one_has_its_turn_at_a_time(autojump_clock: trio.testing.MockClock
         for _ in range(20):
             nursery.start_soon(tunnel)
     assert len(turns) == 20
-    assert all(later - earlier >= 0.99 * PAUSE / 2 for earlier, later in pairwise(turns))
+    assert all(later - earlier >= 0.99 * PAUSE for earlier, later in pairwise(turns))
 
 
 async def test_a_cancelled_pause_holds_nobody_up(autojump_clock: trio.testing.MockClock) -> None:
-    with trio.move_on_after(90):
+    with trio.move_on_after(150):
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(rest, 100.0)

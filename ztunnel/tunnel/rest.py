@@ -2,9 +2,11 @@
 
 After a turn of such work a tunnel pauses four times as long (`TunnelBounds.turn_pause`), so one peer gets a
 fifth of the CPU. But a peer may have many tunnels, also by closing one after the other while we still read
-what was sent on them. So the second half of each pause is spent in a queue, one tunnel at a time: all such
-tunnels together get half of the CPU. And between two of their turns there is at least one look at the other
-sockets, however late this process gets the CPU.
+what was sent on them. So tunnels pause one after the other: all together get a quarter. And between two of
+their turns there is at least one look at the other sockets, however late this process gets the CPU.
+
+A storm of honest requests is not held up by it: ten of them are a turn, so there may be more of them in a
+second than connections can be made.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ _door: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("the queue of tunn
 
 
 async def rest(seconds: float) -> None:
-    """Pause for ``seconds``, and longer when other tunnels pause as well."""
-    await trio.sleep(seconds / 2)
+    """Pause for ``seconds``, once all tunnels have paused that began before."""
     async with _queue():
-        await trio.sleep(seconds / 2)
+        await trio.sleep(seconds)
 
 
 def _queue() -> trio.Lock:
