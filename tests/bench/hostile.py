@@ -2,12 +2,12 @@
 
 A data plane in a process of its own serves two tunnels: an honest one, whose stream carries 64 bytes there
 and back as fast as it can, and a hostile one, driven by a third process, on which an attack of
-`tests.support.attacks` is carried out again and again. Round trips are measured by turns, before an attack and
-under it, so that both have the same machine. Prints for each attack (or those named): the p99 of the
-neighbour's round trips before it, their p50 and p99 under it, and the ratio of both p99; then the p99 and p99.9
-of what the data plane's loop does at a time during the attack, in CPU time (`watched_worker`). Round trips
-depend on what else runs on the machine, and the attacker and the neighbour do; the loop's passes do not. Wants
-root, for a network namespace of its own. Nothing is asserted, since machines differ. Figures:
+`tests.support.attacks` is carried out again and again. Round trips are measured by turns, before an attack
+and under it, so that both have the same machine. Prints for each attack (or those named): the p99 of the
+neighbour's round trips before it, their p50 and p99 under it, and the ratio of both p99; then the p99 and
+p99.9 of what the data plane's loop does at a time during the attack, in CPU time (`watched_worker`). Round
+trips depend on what else runs on the machine, and the attacker and the neighbour do; the loop's passes do
+not. Wants root, for a network namespace of its own. Nothing is asserted, since machines differ. Figures:
 docs/measurements/hostile.md.
 """
 
