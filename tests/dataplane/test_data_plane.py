@@ -21,9 +21,11 @@ from tests.support.data_plane import (
 )
 from tests.support.logs import capture_logs
 from tests.support.traffic import reset
+from ztunnel.dataplane import data_plane
 from ztunnel.messages import Drain
 from ztunnel.observe.filter import Level
 from ztunnel.observe.logging import LogRecord
+from ztunnel.tls import accelerated
 
 
 def totals(report, family: str):
@@ -293,3 +295,33 @@ async def test_half_a_handshake_is_still_a_warning(autojump_clock):
                     if any("tls handshake eof" in str(record.fields.get("error")) for record in records):
                         break
                     await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_tls_in_python_is_said_once_and_carries_the_same(wanted, monkeypatch, autojump_clock):
+    monkeypatch.setattr(data_plane, "UNAVAILABLE", "it was lost")
+    monkeypatch.setattr(accelerated, "UNAVAILABLE", "it was lost")
+    config = replace(CONFIG, tls_accelerator=wanted)
+    with capture_logs("info") as lines:
+        async with running_plane(config), server(echo) as port, await via_socks(port) as stream:
+            await stream.send_all(b"hello")
+            await stream.send_eof()
+            assert await read_all(stream) == b"hello"
+    said = [line.message for line in lines if "TLS" in line.message]
+    assert said == (["TLS reads and writes are Python's: it was lost"] if wanted else [])
+
+
+async def test_tls_is_pythons_where_the_compiled_part_is_switched_off(monkeypatch, autojump_clock):
+    def never(*_: object) -> None:
+        raise AssertionError("the compiled part was used")
+
+    for name in ("receive", "send", "flush"):
+        monkeypatch.setattr(accelerated.AcceleratedRecords, name, never)
+    async with (
+        running_plane(replace(CONFIG, tls_accelerator=False)),
+        server(echo) as port,
+        await via_socks(port) as stream,
+    ):
+        await stream.send_all(b"hello")
+        await stream.send_eof()
+        assert await read_all(stream) == b"hello"
