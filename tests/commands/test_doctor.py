@@ -97,9 +97,9 @@ def tls_server(pem: Path) -> Iterator[str]:
 
 def test_it_says_who_reads_tls():
     wanted, other = replace(CONFIG, tls_accelerator=True), replace(CONFIG, tls_accelerator=False)
-    assert one(machine.tls_records(wanted, None)).text == "by the compiled part"
-    assert one(machine.tls_records(wanted, "it was lost")).text == "in Python: it was lost"
-    assert one(machine.tls_records(other, None)).text == "in Python: ZTUNNEL_TLS_ACCELERATOR is off"
+    assert one(machine.tls_records(wanted, lambda: None)).text == "by the compiled part"
+    assert one(machine.tls_records(wanted, lambda: "it was lost")).text == "in Python: it was lost"
+    assert one(machine.tls_records(other, lambda: None)).text == "in Python: ZTUNNEL_TLS_ACCELERATOR is off"
 
 
 def test_missing_capabilities_are_named(tmp_path):

@@ -299,8 +299,8 @@ async def test_half_a_handshake_is_still_a_warning(autojump_clock):
 
 @pytest.mark.parametrize("wanted", [True, False])
 async def test_tls_in_python_is_said_once_and_carries_the_same(wanted, monkeypatch, autojump_clock):
-    monkeypatch.setattr(data_plane, "UNAVAILABLE", "it was lost")
-    monkeypatch.setattr(accelerated, "UNAVAILABLE", "it was lost")
+    monkeypatch.setattr(data_plane, "unavailable", lambda: "it was lost")
+    monkeypatch.setattr(accelerated, "unavailable", lambda: "it was lost")
     config = replace(CONFIG, tls_accelerator=wanted)
     with capture_logs("info") as lines:
         async with running_plane(config), server(echo) as port, await via_socks(port) as stream:

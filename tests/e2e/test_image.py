@@ -60,7 +60,7 @@ def test_version_names_the_version_of_istio_that_it_was_built_for(image, tmp_pat
 
 @needs_programs("cc", "python3-config")
 def test_it_has_the_compiled_part_of_tls(image, tmp_path):
-    program = "from ztunnel.tls import accelerated as a; print(a._accelerator.__file__, a.UNAVAILABLE)"
+    program = "from ztunnel.tls import accelerated as a; print(a._accelerator.__file__, a.unavailable())"
     shown = run(image, tmp_path, "/usr/local/bin/python", "-c", program)
     assert shown.returncode == 0, shown.stderr
     file, why_not = shown.stdout.split()

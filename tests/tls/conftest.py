@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.needs import unavailable
+from tests import needs
 from tests.support import tls_peers
 from ztunnel.tls import context
-from ztunnel.tls.accelerated import UNAVAILABLE, AcceleratedRecords
+from ztunnel.tls.accelerated import AcceleratedRecords, unavailable
 from ztunnel.tls.records import Records
 
 KINDS = {"python": Records, "compiled": AcceleratedRecords}
@@ -20,8 +20,8 @@ def require_accelerator() -> None:
     """Skip the test where the compiled part was switched off or not built; in CI it has to be there."""
     if os.environ.get("ZTUNNEL_TLS_ACCELERATOR") == "false":
         pytest.skip("ZTUNNEL_TLS_ACCELERATOR switches the compiled part off")
-    if UNAVAILABLE is not None:
-        unavailable(f"TLS in C cannot be tested: {UNAVAILABLE}")
+    if (why := unavailable()) is not None:
+        needs.unavailable(f"TLS in C cannot be tested: {why}")
 
 
 @pytest.fixture(scope="module", params=KINDS, autouse=True)

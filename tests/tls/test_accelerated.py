@@ -42,8 +42,8 @@ def run(program: str) -> str:
 def test_without_it_python_does_its_work():
     said = run(
         "import sys; sys.modules['ztunnel.tls._accelerator'] = None\n"
-        "from ztunnel.tls.accelerated import UNAVAILABLE, records_kind\n"
-        "print(records_kind(accelerated=True).__name__, UNAVAILABLE)"
+        "from ztunnel.tls.accelerated import records_kind, unavailable\n"
+        "print(records_kind(accelerated=True).__name__, unavailable())"
     )
     assert said.strip() == "Records the compiled part was not built"
 
@@ -53,8 +53,8 @@ def test_one_that_does_not_load_is_left_to_python(tmp_path):
     said = run(
         "import ztunnel.tls\n"
         f"ztunnel.tls.__path__.insert(0, {str(tmp_path)!r})\n"
-        "from ztunnel.tls.accelerated import UNAVAILABLE, records_kind\n"
-        "print(records_kind(accelerated=True).__name__, UNAVAILABLE)"
+        "from ztunnel.tls.accelerated import records_kind, unavailable\n"
+        "print(records_kind(accelerated=True).__name__, unavailable())"
     )
     assert said.startswith("Records the compiled part does not load (")
 

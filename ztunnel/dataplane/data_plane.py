@@ -56,7 +56,7 @@ from ztunnel.sockets.hangup import Hangups
 from ztunnel.sockets.splice import PipePool
 from ztunnel.state.application import Application
 from ztunnel.state.store import MeshStore
-from ztunnel.tls.accelerated import UNAVAILABLE
+from ztunnel.tls.accelerated import unavailable
 from ztunnel.tls.context import TlsOptions
 from ztunnel.tls.revocation import Revocations
 
@@ -133,8 +133,8 @@ class DataPlane:
         have stopped.
         """
         ending = trio.Event()
-        if self._config.tls_accelerator and UNAVAILABLE is not None:
-            log.info(f"TLS reads and writes are Python's: {UNAVAILABLE}")
+        if self._config.tls_accelerator and (why := unavailable()) is not None:
+            log.info(f"TLS reads and writes are Python's: {why}")
         with self._shared.pipes, self._shared.hangups as hangups:
             async with trio.open_nursery() as nursery:
                 pods = Pods(self._shared, self._send, nursery)

@@ -55,12 +55,16 @@ def _bind() -> str | None:
     return None
 
 
-UNAVAILABLE: Final = _bind()
-"""Why the compiled part cannot be used here; None if it can."""
+_unavailable: Final = _bind()
+
+
+def unavailable() -> str | None:
+    """Returns why the compiled part cannot be used here, or None if it can."""
+    return _unavailable
 
 
 class AcceleratedRecords(Records):
-    """`Records` whose calls with a socket are compiled. Only if not `UNAVAILABLE`."""
+    """`Records` whose calls with a socket are compiled. Not where it is `unavailable`."""
 
     __slots__ = ("_outgoing_address", "_ssl_address")
 
@@ -92,4 +96,4 @@ class AcceleratedRecords(Records):
 
 def records_kind(*, accelerated: bool) -> type[Records]:
     """Returns the class for new connections: the compiled one if it is wanted and can be used."""
-    return AcceleratedRecords if accelerated and UNAVAILABLE is None else Records
+    return AcceleratedRecords if accelerated and unavailable() is None else Records

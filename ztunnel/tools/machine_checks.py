@@ -9,11 +9,11 @@ from __future__ import annotations
 import resource
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ztunnel.config.model import Config, Localhost, ProxyMode
-from ztunnel.tls.accelerated import UNAVAILABLE
+from ztunnel.tls.accelerated import unavailable
 from ztunnel.tools.findings import Finding, failure, ok, skipped, warning
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}
@@ -48,12 +48,12 @@ def capabilities(config: Config, status: Path = Path("/proc/self/status")) -> It
         yield ok("capabilities", ", ".join(f"CAP_{name}" for name in CAPABILITIES))
 
 
-def tls_records(config: Config, unavailable: str | None = UNAVAILABLE) -> Iterator[Finding]:
+def tls_records(config: Config, why_not: Callable[[], str | None] = unavailable) -> Iterator[Finding]:
     """Says whether TLS reads and writes are compiled. Python's are as right, and cost more CPU time."""
     if not config.tls_accelerator:
         yield ok("TLS records", "in Python: ZTUNNEL_TLS_ACCELERATOR is off")
-    elif unavailable is not None:
-        yield ok("TLS records", f"in Python: {unavailable}")
+    elif (why := why_not()) is not None:
+        yield ok("TLS records", f"in Python: {why}")
     else:
         yield ok("TLS records", "by the compiled part")
 
