@@ -16,6 +16,7 @@ from random import SystemRandom
 
 import trio
 
+from ztunnel.bounds import DEFAULTS, Bounds
 from ztunnel.config.load_from_machine import load_from_machine
 from ztunnel.config.model import Config
 from ztunnel.dataplane.data_plane import DataPlane
@@ -26,7 +27,7 @@ from ztunnel.sockets.message_socket import MessageSocket, worker_end
 from ztunnel.system.memory import spare_collector
 
 
-async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
+async def serve(config: Config, control: MessageSocket[ToDataPlane], bounds: Bounds = DEFAULTS) -> None:
     """Run a data plane over a socketpair until either side ends. Closes the socket."""
     out_send, out_receive = trio.open_memory_channel[FromDataPlane](float("inf"))
     in_send, in_receive = trio.open_memory_channel[ToDataPlane](16)
@@ -55,7 +56,9 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
             return
 
     tell(AtWork(os.getpid()))
-    plane = DataPlane(config, tell, own_process=True, random=SystemRandom(), wall_clock=time.time)
+    plane = DataPlane(
+        config, tell, own_process=True, random=SystemRandom(), wall_clock=time.time, bounds=bounds
+    )
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen, name="from control")
@@ -69,14 +72,14 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane]) -> None:
             await control.aclose()
 
 
-async def _main(config: Config, descriptor: int) -> None:
+async def _main(config: Config, descriptor: int, bounds: Bounds = DEFAULTS) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(run_log_writer, name="log writer")
-        await serve(config, worker_end(socket.socket(fileno=descriptor)))
+        await serve(config, worker_end(socket.socket(fileno=descriptor)), bounds)
         nursery.cancel_scope.cancel()
 
 
-def run(config: Config, descriptor: int) -> None:
+def run(config: Config, descriptor: int, bounds: Bounds = DEFAULTS) -> None:
     """Run a worker process. ``descriptor``: of the socketpair; closed at the end."""
     # The control process decides when to end. A signal to the whole process group must not end workers
     # earlier.
@@ -87,17 +90,17 @@ def run(config: Config, descriptor: int) -> None:
     except (OSError, ValueError):
         pass  # the control process ended the worker
     try:
-        trio.run(_main, config, descriptor)
+        trio.run(_main, config, descriptor, bounds)
     finally:
         shutdown_logging()
 
 
-def main() -> None:
+def main(bounds: Bounds = DEFAULTS) -> None:
     """The entry point of a worker that is started as a program."""
     setup_logging(os.environ)
     spare_collector()
     try:
-        run(load_from_machine(os.environ), int(sys.argv[1]))
+        run(load_from_machine(os.environ), int(sys.argv[1]), bounds)
     finally:
         shutdown_logging()
 
