@@ -79,3 +79,5 @@ def test_what_a_run_leaves_behind_is_not_in_the_repository():
     binary = [file.relative_to(ROOT) for file in files if file.is_file() and b"\0" in file.read_bytes()]
     allowed = (Path("tests/fuzz/corpus"), Path("docs/images"))
     assert [name for name in binary if not any(name.is_relative_to(place) for place in allowed)] == []
+    # A link to a cache, once committed, replaced the cache that it led to.
+    assert [file.relative_to(ROOT) for file in files if file.is_symlink()] == []
