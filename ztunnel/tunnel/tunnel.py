@@ -242,8 +242,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             if end or self._finished():
                 break
             if work > turn_limit:
-                # Many frames with little payload: such a peer gets at most a fifth of the CPU, in small
-                # pieces.
+                # Many frames with little payload: such a tunnel gets at most a fifth of the CPU, in small
+                # pieces, and all of them a quarter.
                 size = SMALL_READ
                 await rest(work * self.bounds.turn_pause)
             elif reads == BATCH:
