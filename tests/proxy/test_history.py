@@ -24,7 +24,7 @@ def add(
     history: History, *, failed: Failure | None = None, text: str = "", route: tuple[str, ...] = ROUTE
 ) -> str:
     """Add a connection. Returns its id. text: makes its peer, service and identity long and its own."""
-    number = history.next_number()
+    number = next(history.numbers)
     peer = f"server{text}"
     history.add(
         number,
@@ -76,7 +76,7 @@ def test_of_a_connection_of_which_only_the_addresses_were_known():
     history = History(3, Random(1))
     setting = history.setting("inbound", "default/client", "", "", "", "", "", ())
     history.add(
-        history.next_number(), setting, SERVER, CLIENT, None, 1.0, 0.0, (0, 0), "0" * 32, Failure("no")
+        next(history.numbers), setting, SERVER, CLIENT, None, 1.0, 0.0, (0, 0), "0" * 32, Failure("no")
     )
     [was] = history.latest()
     assert (was.client, was.destination, was.next_hop) == (SERVER, CLIENT, None)

@@ -160,6 +160,11 @@ class AccessLog:
         log = get_logger("access") if log is None else log
         self._log = log if workload is None else log.for_workload(workload)
 
+    @property
+    def tells_of_opening(self) -> bool:
+        """Whether `opened` writes a line."""
+        return self._log.is_enabled(Level.DEBUG)
+
     def opened(self, entry: AccessLogEntry, connection: str | None = None) -> None:
         """Write a line at debug, when the connection is opened."""
         if self._log.is_enabled(Level.DEBUG):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import count
 from random import Random
 from struct import Struct
 from typing import Protocol
@@ -104,29 +105,25 @@ class History:
     """A ring of the last connections, and the ids of connections.
 
     capacity: how many entries are kept, 0 for none. random: makes the first part of the ids. It differs
-    between processes and between runs of one process. keeps: whether anything is kept.
+    between processes and between runs of one process. keeps: whether anything is kept. numbers: gives each
+    new connection its number, for `id_of` and `add`.
     """
 
     def __init__(self, capacity: int, random: Random) -> None:
         self.keeps = capacity > 0
         self._capacity = capacity
+        self.numbers = count(1)
         self._added = 0
         self._waiting: list[Ended] = []
         self._records = bytearray(capacity * _RECORD.size)
         self._settings: list[Setting | None] = [None] * capacity
         self._failures: list[Failure | None] = [None] * capacity
         self._prefix = f"{random.getrandbits(20):05x}-"
-        self._number = 0
         self._shared: dict[tuple[str, str, str, str, str, str, str, tuple[str, ...]], Setting] = {}
 
     def __len__(self) -> int:
         self._catch_up()
         return min(self._added, self._capacity)
-
-    def next_number(self) -> int:
-        """Returns the number of a new connection, for `id_of` and `add`."""
-        self._number += 1
-        return self._number
 
     def id_of(self, number: int) -> str:
         """Returns the id of a connection: short, and unique for a long time."""
@@ -155,13 +152,13 @@ class History:
         next_hop: SocketAddress | None,
         began: float,
         seconds: float,
-        count: tuple[int, int],
+        carried: tuple[int, int],
         trace: str,
         failure: Failure | None = None,
     ) -> None:
         """Add a connection that has ended. The oldest entry is overwritten if there is no room.
 
-        Arguments as in `ClosedConnection`; count: bytes received and sent; trace: 32 hexadecimal digits.
+        Arguments as in `ClosedConnection`; carried: bytes received and sent; trace: 32 hexadecimal digits.
         """
         if not self.keeps:
             return
@@ -175,8 +172,8 @@ class History:
             number,
             began,
             seconds,
-            count[0],
-            count[1],
+            carried[0],
+            carried[1],
             bytes.fromhex(trace),
             client_ip,
             client.port,

@@ -67,7 +67,6 @@ class ConnectionReport:
         "began",
         "destination",
         "direction",
-        "id",
         "phase",
         "source",
         "trace",
@@ -101,9 +100,7 @@ class ConnectionReport:
         self._answered = False
         self._seconds = 0.0
         self._failed: Failure | None = None
-        history = pod.shared.history
-        self._number = history.next_number()
-        self.id = history.id_of(self._number)
+        self._number = next(pod.shared.history.numbers)
         self.phase = Phase.WORKLOAD
         self.trace = headers.trace or TraceParent.generate(pod.shared.random)
 
@@ -118,6 +115,11 @@ class ConnectionReport:
         if outbound:
             return log.bind_span("outbound", id=self.trace.trace_id)
         return log.bind_span("inbound", id=self.trace.trace_id, peer=self.source)
+
+    @property
+    def id(self) -> str:
+        """The connection's id, made when it is written."""
+        return self._pod.shared.history.id_of(self._number)
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -417,7 +419,9 @@ class ConnectionReport:
         if self._metrics is None:
             assert self._entry is not None
             self._metrics = self._pod.shared.traffic.opened(self._labels)
-            self._pod.access_log.opened(self._entry, self.id)
+            log = self._pod.access_log
+            if log.tells_of_opening:
+                log.opened(self._entry, self.id)
 
     def _close_metrics(self, flag: str) -> None:
         metrics = self._metrics
