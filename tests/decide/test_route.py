@@ -44,7 +44,7 @@ def test_each_row_of_the_tables(scenario: Scenario):
         assert outcome.destination == request.destination
         assert outcome.source is request.source
     assert outcome.why
-    assert all(re.fullmatch(r"[A-Z0-9\[f].*\.", sentence) for sentence in outcome.why)
+    assert all(re.fullmatch(r"[A-Z0-9\[f].*[.?]", sentence) for sentence in outcome.why)
 
 
 def test_names_of_scenarios_are_unique():

@@ -126,6 +126,7 @@ def test_a_waypoint_that_is_missing(mesh):
     said = ask(mesh, "lost")
     assert (said.outcome, said.code) == (Outcome.REFUSED, "ZT-RTE-004")
     assert said.steps[-1].name == "REFUSE_WAYPOINT"
+    assert "Nothing is known under default/nobody: does the waypoint exist" in said.summary
 
 
 def test_another_network_without_and_with_a_gateway(mesh):
@@ -133,7 +134,8 @@ def test_another_network_without_and_with_a_gateway(mesh):
     mesh.add_workload("there", "10.0.0.8", HBONE, behind=far, network="elsewhere")
     said = ask(mesh, "far")
     assert (said.outcome, said.code) == (Outcome.REFUSED, "ZT-RTE-006")
-    assert "It has no network gateway." in said.summary
+    assert "is on network 'elsewhere', we are on the network without a name. No network" in said.summary
+    assert "No network gateway on network 'elsewhere' is known: is there an east-west gateway" in said.summary
     mesh.add_workload("gateway", "10.0.0.9", HBONE)
     mesh.add_workload(
         "there", "10.0.0.8", HBONE, behind=far, network="elsewhere", network_gateway=by_address("10.0.0.9")

@@ -270,7 +270,10 @@ class _Router:
         )
         reference = hop.workload.network_gateway
         if reference is None:
-            self.why.append("It has no network gateway.")
+            self.why.append(
+                f"No network gateway {_on_network(hop.workload.network)} is known: is there an east-west "
+                "gateway, and is topology.istio.io/network right at both ends?"
+            )
             return self._no_destination(hop.workload)
         gateway = self._gateway(reference, SelectionMode.STANDARD)
         if isinstance(gateway, Refusal):

@@ -131,7 +131,14 @@ def resolve_gateway(
         why = selected
     elif workload is not None:
         return Hop(workload, None, port, target)
-    return _unknown(reference, mode, why or f"Nothing is known under {destination}.")
+    if not why:
+        ask = (
+            "does the waypoint exist, and is istio.io/use-waypoint spelled like it?"
+            if mode is SelectionMode.WAYPOINT
+            else "does the network gateway exist?"
+        )
+        why = f"Nothing is known under {destination}: {ask}"
+    return _unknown(reference, mode, why)
 
 
 def _unknown(reference: GatewayAddress, mode: SelectionMode, why: str) -> Refusal:

@@ -39,6 +39,7 @@ from ztunnel.explain.explanation import (
     WorkloadView,
 )
 from ztunnel.explain.name_lookup import Destination, UnclearError, find_destination, find_source
+from ztunnel.explain.refusals import reasons
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.service import Service
 from ztunnel.model.workload import HealthStatus, Protocol, Workload
@@ -151,8 +152,7 @@ class _Telling:
             return (
                 yield from self._answer(
                     Outcome.REFUSED,
-                    f"{named(self.source)} cannot reach {self._goal()}: {plan.text} ({plan.kind.value}). "
-                    f"{plan.why[-1] if plan.why else ''}".rstrip(),
+                    f"{named(self.source)} cannot reach {self._goal()}: {plan.text} ({plan.kind.value}).",
                     plan,
                     code=plan.kind.value,
                 )
@@ -172,6 +172,8 @@ class _Telling:
         code: str = "",
     ) -> Slices[Explanation]:
         endpoints = yield from self._endpoints(plan)
+        if isinstance(plan, Refusal):
+            summary += "".join(f" {reason}" for reason in reasons(plan, endpoints))
         return self._explanation(outcome, summary, code, endpoints, arrival, plan)
 
     def _explanation(

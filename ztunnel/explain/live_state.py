@@ -50,7 +50,8 @@ def judge(explanation: Explanation) -> None:
             f" But the last one, {span(latest['ageSeconds'])} ago, failed: {latest['error']}."
         )
         if latest.get("why"):
-            explanation.summary += f" {latest['why']}"
+            why = latest["why"]
+            explanation.summary += f" {why[0].upper()}{why[1:]}"
         explanation.code = latest.get("code", "")
     else:
         explanation.summary += _waits(connections)

@@ -124,19 +124,20 @@ def _not_dialled(failure: DialError, name: str, plan: OutboundPlan) -> str | Non
 
 
 def _refused_by_peer(status: int, name: str, plan: OutboundPlan) -> str | None:
-    beside = "Its ztunnel's log tells more, in a line with the same trace id."
+    beside = "Its ztunnel's log tells more, in a line with the same trace id"
     if status == 401:
         return (
-            f"{name} refused: an authorization policy there does not allow {plan.source.identity}. {beside} "
-            "(`refused`, with policy, rule and clause; code ZT-POL-001)"
+            f"{name} refused: an authorization policy there does not allow {plan.source.identity}. {beside}, "
+            "message `refused` and code ZT-POL-001: policy, rule and clause."
         )
     if status == 503:
         return (
             f"{name} was reached, and its application was not: nothing takes connections on "
-            f"{plan.authority}. {beside} (code ZT-NET-012)"
+            f"{plan.authority}. Is it up, and does it listen on the Service's targetPort? {beside} and code "
+            "ZT-NET-012."
         )
     if status == 400:
-        return f"{name} does not accept {plan.authority}; mostly its address was another pod's. {beside}"
+        return f"{name} does not accept {plan.authority}; mostly its address was another pod's. {beside}."
     return None
 
 

@@ -259,7 +259,10 @@ class ExpiredCertificateError(PeerCertificateError):
 
     code: ClassVar[str] = "ZT-TLS-022"
     cause = "Expired"
-    explanation = "The peer's certificate has expired: its renewal fails, or one of the two clocks is wrong."
+    explanation = (
+        "The peer's certificate has expired: its renewal fails, or one of the two clocks is wrong. "
+        "/debug/certificates of the peer's ztunnel has the renewal's last error."
+    )
 
 
 class NotYetValidCertificateError(PeerCertificateError):
