@@ -78,7 +78,7 @@ def test_where_the_mesh_comes_from_and_what_it_waits_for():
 def test_a_certificate_that_cannot_be_renewed_is_told_of_first():
     fine, failing = Expiry(IDENTITY, 1.0, None), Expiry(IDENTITY, 1.0, "no answer")
     told = shown(replace(CONFIG, ca_address=None), expiries=[fine])
-    assert (told["ca"], told["caTrouble"]) == ("the built-in one, 1 certificates", False)
+    assert (told["ca"], told["caTrouble"]) == ("the built-in one, 1 certificate", False)
     told = shown(replace(CONFIG, ca_address="https://ca:1"), expiries=[fine, fine])
     assert told["ca"] == "https://ca:1, 2 certificates"
     told = shown(CONFIG, expiries=[fine, failing])

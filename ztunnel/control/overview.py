@@ -78,7 +78,7 @@ def _ca(config: Config, expiries: Sequence[Expiry], failing: Sequence[Expiry]) -
     if failing:
         return f"{len(failing)} cannot be renewed: {failing[0].renewal_failing}"
     where = "the built-in one" if config.ca_address is None else config.ca_address
-    return f"{where}, {len(expiries)} certificates"
+    return f"{where}, {len(expiries)} certificate{'' if len(expiries) == 1 else 's'}"
 
 
 def _pods(pods: Iterable[PodView], held: dict[str, PodConnections]) -> list[dict[str, Any]]:
