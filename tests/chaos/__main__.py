@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -138,11 +139,25 @@ def _inbound(output: str) -> Iterator[dict[str, str]]:
 
 def tracebacks(output: str) -> list[str]:
     """Those of a log, but for lack of memory that this program itself has caused."""
-    # A line of the log has the whole of one; what Python writes by itself reaches to the next such line.
-    parts = output.replace("\n{", "\0{").split("\0")
+    lines = output.splitlines(keepends=True)
+    # A line of the log has the whole of one. What Python writes by itself has many lines, and the lines of
+    # other processes may come between them.
+    logged = [line for line in lines if line.startswith("{")]
+    written = _split_tracebacks("".join(line for line in lines if not line.startswith("{")))
     lack = ("MemoryError", "Cannot allocate memory")
-    wrong = [part for part in parts if "Traceback" in part and not any(text in part for text in lack)]
-    return [part[-2500:] for part in wrong]
+    found = [part for part in (*logged, *written) if "Traceback" in part]
+    return [part[-2500:] for part in found if not any(text in part for text in lack)]
+
+
+def _split_tracebacks(text: str) -> list[str]:
+    """Returns one text for each traceback; exceptions that one has caused in turn are part of it."""
+    parts: list[str] = []
+    for part in re.split(r"(?m)^(?=Traceback |  \+ Exception Group Traceback )", text):
+        if parts and parts[-1].rstrip().endswith(("exception occurred:", "following exception:")):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts
 
 
 def plan(seed: int, only: list[str], *, pairs_only: bool = False) -> list[tuple[str, ...]]:

@@ -101,6 +101,19 @@ def test_a_traceback_is_a_bug_but_for_lack_of_memory_that_was_caused():
         assert tracebacks(lack + line) == []
 
 
+def test_lines_of_other_processes_do_not_take_a_traceback_apart():
+    line = '{"level":"info","message":"x"}\n'
+    first, rest = "Traceback (most recent call last):\n  File a\n", "MemoryError\n"
+    assert tracebacks(first + line + rest) == []
+    group = (
+        "  + Exception Group Traceback (most recent call last):\n    | Traceback (most recent call last):\n"
+    )
+    assert tracebacks(group + line + "    | MemoryError\n") == []
+    chained = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    assert tracebacks(first + rest + chained + first + line + "OSError\n") == []
+    assert len(tracebacks(first + rest + first + line + "OSError\n")) == 1
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_lying_resolver_tells_nothing_that_is_to_be_believed(seed: int):
     """Each of its answers is for another question or id, cannot be read, or is the right one."""
