@@ -160,3 +160,63 @@ async def test_a_cancelled_wait_loses_nothing(pair):
         with trio.fail_after(30):
             await watch.readable()
         assert near.recv(10) == b"later"
+
+
+async def test_bulk_data_makes_room_for_whoever_waits_for_a_message():
+    quiet, message = socket.socketpair()
+    busy, _data = socket.socketpair()
+    read: list[bytes] = []
+    with quiet, message, busy, _data, Watch(quiet) as waiting, Watch(busy) as bulk:
+
+        async def reader() -> None:
+            waiting.emptied()
+            await waiting.readable()
+            read.append(quiet.recv(100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not bulk.others_wait()
+            message.send(b"word")
+            assert bulk.others_wait()
+            # Until it has run, however often is asked.
+            assert bulk.others_wait()
+            assert not read
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            assert read == [b"word"]
+            assert not bulk.others_wait()
+
+
+async def test_bulk_data_makes_no_room_for_other_bulk_data():
+    other, data = socket.socketpair()
+    busy, _data = socket.socketpair()
+    with other, data, busy, _data, Watch(other) as waiting, Watch(busy) as bulk:
+        waiting.bulk = True
+        async with trio.open_nursery() as nursery:
+            waiting.emptied()
+            nursery.start_soon(waiting.readable)
+            await trio.testing.wait_all_tasks_blocked()
+            data.send(b"much")
+            assert not bulk.others_wait()
+            # Its task was woken all the same: the nursery ends.
+
+
+async def test_bulk_data_makes_room_for_what_trio_itself_waits_for():
+    other, message = socket.socketpair()
+    busy, _data = socket.socketpair()
+    with other, message, busy, _data, Watch(busy) as bulk:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, other)
+            await trio.testing.wait_all_tasks_blocked()
+            message.send(b"word")
+            assert bulk.others_wait()
+            # The event that was polled is not lost: the nursery ends.
+
+
+async def test_without_an_epoll_of_the_loop_nobody_is_known_to_wait(monkeypatch):
+    monkeypatch.delattr(select, "EPOLLEXCLUSIVE")
+    near, far = socket.socketpair()
+    with near, far, Watch(near) as watch:
+        far.send(b"word")
+        assert not watch.others_wait()

@@ -9,6 +9,10 @@ Trio has no public access to its epoll object. If it cannot be had (another vers
 returns None, and the caller uses Trio's ordinary waits, which are correct too, but slower.
 
 A descriptor that is registered here must not be waited for through Trio.
+
+Bulk and others. A task that moves bulk data makes others wait for the end of its turn. So between two of its
+reads it may `look`: that polls without waiting, and says whether somebody got something to do who should not
+wait. Sockets with bulk data of their own do not count, since several bulk streams are cheaper in long turns.
 """
 
 from __future__ import annotations
@@ -32,10 +36,17 @@ class _Taken(list[tuple[int, int]]):
 
 
 class LoopEpoll:
-    """The wrapper. ``callbacks``: by descriptor; they are called with the flags of epoll(7)."""
+    """The wrapper. ``callbacks``: by descriptor; they are called with the flags of epoll(7).
 
-    def __init__(self, epoll: select.epoll) -> None:
+    process: processes the events of Trio's own descriptors.
+    urgent: in this turn of the loop a task was woken that should not wait for bulk data; a callback sets it.
+    """
+
+    def __init__(self, epoll: select.epoll, process: Callable[[list[tuple[int, int]]], None]) -> None:
         self._epoll = epoll
+        self._process = process
+        self.urgent = False
+        self._looked = False
         self.register = epoll.register
         self.unregister = epoll.unregister
         self.modify = epoll.modify
@@ -45,12 +56,27 @@ class LoopEpoll:
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
         """Like ``select.epoll.poll``, without the events that callbacks took."""
-        callbacks = self.callbacks
-        if not callbacks:
+        # What `look` has woken runs in the turn that begins now.
+        self.urgent, self._looked = self._looked, False
+        if not self.callbacks:
             return self._epoll.poll(timeout, maxevents)
         events = self._epoll.poll(timeout, maxevents + _FEW)
-        if not events:
-            return events
+        return self._call(events) if events else events
+
+    def look(self) -> bool:
+        """Poll without waiting. Returns whether a task should run before more bulk data is moved."""
+        if not self.urgent:
+            events = self._epoll.poll(0, _FEW)
+            others = self._call(events)
+            if len(others):
+                self._process(others)
+                self.urgent = True
+            self._looked = self.urgent
+        return self.urgent
+
+    def _call(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Call the callbacks of our descriptors. Returns the events of the others."""
+        callbacks = self.callbacks
         others = _Taken()
         for event in events:
             callback = callbacks.get(event[0])
@@ -85,6 +111,6 @@ def own() -> LoopEpoll | None:
         return epoll
     if type(epoll) is not select.epoll or not hasattr(select, "EPOLLEXCLUSIVE"):
         return None
-    wrapped = LoopEpoll(epoll)
+    wrapped = LoopEpoll(epoll, manager.process_events)
     manager._epoll = wrapped  # noqa: SLF001
     return wrapped

@@ -32,13 +32,16 @@ class Watch:
     """The readiness of one socket, ``sock``, which the caller owns.
 
     `close` it before the socket, or use it with ``with``. One task at a time may wait for each direction.
+
+    bulk: much data flows, so its reader may wait until other sockets' readers have run (`others_wait`).
     """
 
-    __slots__ = ("_closed", "_ended", "_epoll", "_flags", "_readable", "_reader", "_writer", "sock")
+    __slots__ = ("_closed", "_ended", "_epoll", "_flags", "_readable", "_reader", "_writer", "bulk", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         """Start to watch. If the kernel refuses, Trio's waits are used."""
         self.sock = sock
+        self.bulk = False
         self._closed = False
         self._readable = self._ended = False
         self._reader: trio.lowlevel.Task | None = None
@@ -80,6 +83,10 @@ class Watch:
     def emptied(self) -> None:
         """Note that a read has found nothing, or less than it asked for."""
         self._readable = False
+
+    def others_wait(self) -> bool:
+        """Returns whether a socket without bulk data has become readable, whose task should run first."""
+        return self._epoll is not None and self._epoll.look()
 
     def interrupt(self) -> None:
         """Wake the task in `readable`, although there may be nothing to read."""
@@ -147,6 +154,9 @@ class Watch:
             if self._reader is not None:
                 reader, self._reader = self._reader, None
                 trio.lowlevel.reschedule(reader)
+                if not self.bulk:
+                    assert self._epoll is not None
+                    self._epoll.urgent = True
         if flags & ~select.EPOLLIN and self._writer is not None:
             writer, self._writer = self._writer, None
             trio.lowlevel.reschedule(writer)

@@ -33,7 +33,7 @@ Reads start small, because most messages are small, and grow when they are fille
 four times faster with large reads.
 """
 TURN = 4
-"""Full reads in a row before other tasks may run: at most 1 MiB.
+"""Full reads in a row before other tasks may run: at most 1 MiB, if nobody but other bulk streams waits.
 
 With one, eight streams cost a third more CPU (docs/performance.md).
 """
@@ -204,11 +204,14 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
             if count == wanted:
                 size = min(size * 2, LARGEST_READ)
                 full += 1
-                if full == TURN:
+                watch.bulk = size == LARGEST_READ
+                if full == TURN or watch.others_wait():
                     full = 0
                     await trio.lowlevel.checkpoint()
             else:
                 full = 0
+                if count < FIRST_READ:
+                    watch.bulk = False
                 # A short read: the socket is empty. Waiting now saves a read that would only say EAGAIN.
                 watch.emptied()
                 await watch.readable()

@@ -46,6 +46,15 @@ class SocketTls(TlsConnection):
         except OSError:
             return 0
 
+    @property
+    def bulk(self) -> bool:
+        """Whether much data flows; see `TlsTransport.bulk`."""
+        return self._watch.bulk
+
+    @bulk.setter
+    def bulk(self, bulk: bool) -> None:
+        self._watch.bulk = bulk
+
     def _receive(self, limit: int) -> tuple[bytes, int, int] | None:
         # A short read has emptied the socket, so the next read would most likely only return EAGAIN. If bytes
         # have come meanwhile, the wait that follows returns at once.

@@ -13,6 +13,15 @@ class TlsTransport(ABC):
         """How many sent bytes are not known to have arrived at the peer, as far as this is known."""
         return 0
 
+    @property
+    def bulk(self) -> bool:
+        """Whether much data flows (`ztunnel.loop.watch.Watch`), as its user has noted. For a socket only."""
+        return False
+
+    @bulk.setter
+    def bulk(self, bulk: bool) -> None:
+        del bulk
+
     @abstractmethod
     def _fetch(self, limit: int) -> int | None:
         """Read up to ``limit`` bytes, which OpenSSL reads next.

@@ -55,6 +55,9 @@ from ztunnel.tunnel.tunnel_stream import TunnelStream
 BATCH = 2
 """Reads in one batch: together 256 KiB, a good size for one ``sendmsg``."""
 
+BULK = 64 * 1024
+"""Bytes. Who sends so many at once need not be woken before others."""
+
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
 
 SMALL_READ = 16 * 1024
@@ -81,6 +84,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self.bounds = bounds
         self.streams: dict[int, StreamT] = {}
         self.blocked = False
+        self._bulk = False
         self.failure: str | None = None
         self.heard: float = trio.current_time()
         self.opened: float = self.heard
@@ -118,6 +122,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         output = self.hbone.take_output()
         if not output:
             return
+        if not self._bulk and len(output[-1]) >= BULK:
+            self._bulk = self.tls.bulk = True
         try:
             written = self._backlog.send(output)
         except (OSError, TlsError) as error:
@@ -237,6 +243,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self._end_received = end
             if reads:
                 self.heard = now()
+            if self._bulk != (reads == BATCH):
+                self._bulk = self.tls.bulk = reads == BATCH
             self._deliver()
             self.flush()
             if end or self._finished():
