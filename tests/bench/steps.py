@@ -44,7 +44,6 @@ _PARTS = (
     ("h2, hpack", "/hpack/"),
     ("OpenSSL binding", "/OpenSSL/"),
     ("OpenSSL binding", "/cryptography/"),
-    ("logging library", "/structlog/"),
 )
 
 
