@@ -44,9 +44,10 @@ class Backlog:
         Raises what ``try_send`` raises.
         """
         queue = self._pieces
-        if not queue and (len(pieces) == 1 or (len(pieces) == 2 and len(pieces[1]) < SMALL)):
+        count = len(pieces)
+        if not queue and (count == 1 or (count == 2 and len(pieces[1]) < SMALL)):
             # A frame or two need no queue.
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data = pieces[0] if count == 1 else b"".join(pieces)
             sent = self._wire.try_send(data)
             if sent == len(data):
                 return True
