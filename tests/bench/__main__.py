@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from tests.bench import results
@@ -61,19 +62,23 @@ def main() -> int:
         print("The benchmark needs the right to make network namespaces; run it as root.", file=sys.stderr)
         return 1
     parts = options.layout or (["one", "two"] if options.base else ["one", "two", "workers"])
-    tables: dict[str, list[Row]] = {}
+    began = time.monotonic()
     with interruptible():
         for name, layout in (("one", ONE), ("two", TWO)):
             if name in parts:
-                tables[layout.title] = table(layout, options)
+                _report({layout.title: table(layout, options)}, options.json)
         if "workers" in parts:
-            tables |= scaling(options)
-    for title, rows in tables.items():
-        print(f"\n{title}\n")
-        print(results.text(rows))
-    if options.json is not None:
-        results.merge(options.json, tables)
+            _report(scaling(options), options.json)
+    print(f"\n{(time.monotonic() - began) / 60:.0f} minutes")
     return 0
+
+
+def _report(tables: dict[str, list[Row]], kept: Path | None) -> None:
+    """Print tables, and keep them: what comes later may fail."""
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{results.text(rows)}", flush=True)
+    if kept is not None:
+        results.merge(kept, tables)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,13 @@ class LoopEpoll:
     """The wrapper. ``callbacks``: by descriptor; they are called with the flags of epoll(7).
 
     process: processes the events of Trio's own descriptors.
-    urgent: in this turn of the loop a task was woken that should not wait for bulk data; a callback sets it.
+    urgent: tasks that were woken, have not run yet, and should not wait for bulk data. A `Watch` counts them.
     """
 
     def __init__(self, epoll: select.epoll, process: Callable[[list[tuple[int, int]]], None]) -> None:
         self._epoll = epoll
         self._process = process
-        self.urgent = False
-        self._looked = False
+        self.urgent = 0
         self.register = epoll.register
         self.unregister = epoll.unregister
         self.modify = epoll.modify
@@ -56,8 +55,6 @@ class LoopEpoll:
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
         """Like ``select.epoll.poll``, without the events that callbacks took."""
-        # What `look` has woken runs in the turn that begins now.
-        self.urgent, self._looked = self._looked, False
         if not self.callbacks:
             return self._epoll.poll(timeout, maxevents)
         events = self._epoll.poll(timeout, maxevents + _FEW)
@@ -66,13 +63,11 @@ class LoopEpoll:
     def look(self) -> bool:
         """Poll without waiting. Returns whether a task should run before more bulk data is moved."""
         if not self.urgent:
-            events = self._epoll.poll(0, _FEW)
-            others = self._call(events)
+            others = self._call(self._epoll.poll(0, _FEW))
             if len(others):
                 self._process(others)
-                self.urgent = True
-            self._looked = self.urgent
-        return self.urgent
+                return True
+        return self.urgent > 0
 
     def _call(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Call the callbacks of our descriptors. Returns the events of the others."""

@@ -36,12 +36,24 @@ class Watch:
     bulk: much data flows, so its reader may wait until other sockets' readers have run (`others_wait`).
     """
 
-    __slots__ = ("_closed", "_ended", "_epoll", "_flags", "_readable", "_reader", "_writer", "bulk", "sock")
+    __slots__ = (
+        "_closed",
+        "_ended",
+        "_epoll",
+        "_flags",
+        "_readable",
+        "_reader",
+        "_urgent",
+        "_writer",
+        "bulk",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         """Start to watch. If the kernel refuses, Trio's waits are used."""
         self.sock = sock
         self.bulk = False
+        self._urgent = False
         self._closed = False
         self._readable = self._ended = False
         self._reader: trio.lowlevel.Task | None = None
@@ -108,6 +120,9 @@ class Watch:
             return
         self._reader = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._reader_gives_up)
+        if self._urgent:
+            self._urgent = False
+            self._epoll.urgent -= 1
 
     async def writable(self) -> None:
         """Wait until there may be room to write, or an error."""
@@ -155,8 +170,10 @@ class Watch:
                 reader, self._reader = self._reader, None
                 trio.lowlevel.reschedule(reader)
                 if not self.bulk:
+                    # Its next step takes it back: a task that was rescheduled is not cancelled any more.
                     assert self._epoll is not None
-                    self._epoll.urgent = True
+                    self._urgent = True
+                    self._epoll.urgent += 1
         if flags & ~select.EPOLLIN and self._writer is not None:
             writer, self._writer = self._writer, None
             trio.lowlevel.reschedule(writer)

@@ -84,7 +84,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self.bounds = bounds
         self.streams: dict[int, StreamT] = {}
         self.blocked = False
-        self._bulk = False
+        self._bulk = self._sent_bulk = False
         self.failure: str | None = None
         self.heard: float = trio.current_time()
         self.opened: float = self.heard
@@ -122,8 +122,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         output = self.hbone.take_output()
         if not output:
             return
-        if not self._bulk and len(output[-1]) >= BULK:
-            self._bulk = self.tls.bulk = True
+        if len(output[-1]) >= BULK:
+            self._sent_bulk = True
+            if not self._bulk:
+                self._bulk = self.tls.bulk = True
         try:
             written = self._backlog.send(output)
         except (OSError, TlsError) as error:
@@ -223,7 +225,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         size = SMALL_READ
         while True:
             reads = 0
-            end = False
+            much = end = False
             work = 0
             try:
                 while reads < BATCH and work <= turn_limit:
@@ -234,6 +236,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                         end = True
                         break
                     reads += 1
+                    if len(data) >= SMALL_READ:
+                        much = True
                     for event in receive(data, turn_limit):
                         self._dispatch(event)
                     work += hbone.take_work()
@@ -243,8 +247,11 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self._end_received = end
             if reads:
                 self.heard = now()
-            if self._bulk != (reads == BATCH):
-                self._bulk = self.tls.bulk = reads == BATCH
+            # Of a tunnel that sends bulk data, the small frames in return are as little urgent.
+            much = much or self._sent_bulk
+            self._sent_bulk = False
+            if self._bulk != much:
+                self._bulk = self.tls.bulk = much
             self._deliver()
             self.flush()
             if end or self._finished():
