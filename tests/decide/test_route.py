@@ -14,7 +14,8 @@ import pytest
 from tests.decide.scenarios import SCENARIOS, Goes, Refused, Scenario
 from tests.support.fake_mesh import HBONE, ILLEGAL_PORTS, TCP, FakeMesh, at, by_hostname
 from ztunnel.decide.plans import OutboundPlan, OutboundRequest, Refusal, RefusalKind
-from ztunnel.decide.route import route, unresolved, with_ip
+from ztunnel.decide.resolved import unresolved, with_ip
+from ztunnel.decide.route import route
 from ztunnel.model.service import IpFamilies
 from ztunnel.model.workload import Protocol
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.support.fake_mesh import HBONE, ILLEGAL_PORTS, TCP, FakeMesh, at, balancer, by_address, weighted
 from tests.support.random_mesh import Builder, Case
 from ztunnel.decide.plans import OutboundPlan, OutboundProtocol, OutboundRequest, Refusal, RefusalKind
-from ztunnel.decide.route import route, with_ip
+from ztunnel.decide.resolved import with_ip
+from ztunnel.decide.route import route
 from ztunnel.decide.steps import WAYS, Step
 from ztunnel.model.address import GatewayAddress, IPAddress, NamespacedHostname, NetworkAddress
 from ztunnel.model.identity import Identity

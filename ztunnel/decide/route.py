@@ -17,7 +17,7 @@ had the address.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
@@ -26,7 +26,6 @@ from ztunnel.decide.balance import (
     HBONE_PORT,
     SelectionMode,
     find_address,
-    is_allowed_family,
     is_passthrough,
     select_endpoint,
     service_by_address,
@@ -41,6 +40,7 @@ from ztunnel.decide.plans import (
     RefusalKind,
     Resolve,
 )
+from ztunnel.decide.resolved import is_ours
 from ztunnel.decide.steps import Step
 from ztunnel.decide.waypoint import Hop, is_from_waypoint, resolve_gateway, waypoint_of
 from ztunnel.model.address import GatewayAddress, IPAddress, SocketAddress
@@ -65,63 +65,9 @@ def route(
     randomness (endpoint, weighted waypoint) is drawn from ``random``.
 
     Returns a plan, or a refusal with the Rust ztunnel's text. Both say why in sentences, and list the steps
-    of the decision. If the plan's ``resolve`` is set, `with_ip` has to complete it.
+    of the decision. If the plan's ``resolve`` is set, `ztunnel.decide.resolved.with_ip` has to complete it.
     """
     return _Router(view, request, random, illegal_ports, avoid).route()
-
-
-def with_ip(plan: OutboundPlan, addresses: Sequence[IPAddress], random: Random) -> OutboundPlan | Refusal:
-    """Complete a plan whose next hop is known by hostname, with the addresses that the resolver returned.
-
-    Chooses a random address of the IP version that the plan prefers, else another random one. Returns a
-    refusal if there is none. Returns a plan without ``resolve`` unchanged. For a failed lookup see
-    `unresolved`.
-    """
-    resolve = plan.resolve
-    if resolve is None:
-        return plan
-    allowed = [ip for ip in addresses if is_allowed_family(ip, resolve.families)] or addresses
-    candidates = [ip for ip in allowed if ip.version == resolve.prefer] or allowed
-    if not candidates:
-        return Refusal(
-            RefusalKind.NO_USABLE_ADDRESSES,
-            f"ip addresses were resolved for workload {resolve.workload_uid}, "
-            "but valid dns response had no A/AAAA records",
-            why=(*plan.why, f"The name {resolve.hostname} has no addresses."),
-            steps=plan.steps,
-        )
-    ip = candidates[int(random.random() * len(candidates))]
-    why = (*plan.why, f"The name {resolve.hostname} resolves to {ip}.")
-    next_hop = SocketAddress(ip, plan.next_hop.port)
-    if _is_ours(next_hop, resolve.illegal_ports):
-        return Refusal(
-            RefusalKind.LOOP, LOOP_TEXT, why=(*why, f"{next_hop} is our own port."), steps=plan.steps
-        )
-    authority = plan.authority
-    if resolve.target_port is not None:
-        authority = str(SocketAddress(ip, resolve.target_port))
-    return replace(plan, next_hop=next_hop, authority=authority, resolve=None, why=why)
-
-
-def unresolved(plan: OutboundPlan, error: str) -> Refusal:
-    """Returns the refusal when the name that a plan needs could not be looked up.
-
-    ``error`` says what went wrong.
-    """
-    resolve = plan.resolve
-    uid = "" if resolve is None else resolve.workload_uid
-    hostname = "" if resolve is None else resolve.hostname
-    return Refusal(
-        RefusalKind.NO_RESOLVED_ADDRESSES,
-        f"no ip addresses were resolved for workload: {uid}",
-        why=(*plan.why, f"The name {hostname} could not be resolved: {error}."),
-        steps=plan.steps,
-    )
-
-
-def _is_ours(address: SocketAddress, illegal_ports: frozenset[int]) -> bool:
-    # Connecting to the unspecified address is connecting to loopback.
-    return address.port in illegal_ports and (address.ip.is_loopback or address.ip.is_unspecified)
 
 
 class _Router:
@@ -148,7 +94,7 @@ class _Router:
         self.steps: list[Step] = [Step.START, Step.LOOP]
 
     def route(self) -> OutboundPlan | Refusal:
-        if _is_ours(self.target, self.illegal_ports):
+        if is_ours(self.target, self.illegal_ports):
             return self._loop(self.target)
         self.steps.append(Step.ADDRESS)
         found = find_address(self.view, self.request.network, self.target.ip, self.source.namespace)
@@ -359,13 +305,13 @@ class _Router:
             resolve = replace(ip, illegal_ports=ours)
             return SocketAddress(_NO_ADDRESS[ip.prefer], port), resolve
         next_hop = SocketAddress(ip, port)
-        if self._loops(next_hop) if plain else _is_ours(next_hop, ours):
+        if self._loops(next_hop) if plain else is_ours(next_hop, ours):
             return self._loop(next_hop)
         return next_hop, None
 
     def _loops(self, next_hop: SocketAddress) -> bool:
         """Returns whether plain TCP to there comes back to one of our own listeners in the client's pod."""
-        return _is_ours(next_hop, self.illegal_ports) or (
+        return is_ours(next_hop, self.illegal_ports) or (
             next_hop.port in self.illegal_ports
             and (next_hop.ip == self.request.client.ip or next_hop.ip in self.source.addresses)
         )

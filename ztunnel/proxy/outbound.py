@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import trio
 
 from ztunnel.decide.plans import OutboundPlan, OutboundRequest, Refusal
-from ztunnel.decide.route import route, unresolved, with_ip
+from ztunnel.decide.resolved import unresolved, with_ip
+from ztunnel.decide.route import route
 from ztunnel.dns.dns_errors import NameResolutionError
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import HboneClient
