@@ -56,4 +56,4 @@ def test_little_is_loaded_before_it_listens():
     )
     loaded = set(done.stdout.split())
     assert "ztunnel" in loaded
-    assert not loaded & {"trio", "asyncio", "cryptography", "grpc", "yaml", "dataclasses"}
+    assert not loaded & {"trio", "asyncio", "structlog", "cryptography", "grpc", "yaml", "dataclasses"}

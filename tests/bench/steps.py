@@ -44,6 +44,7 @@ _PARTS = (
     ("h2, hpack", "/hpack/"),
     ("OpenSSL binding", "/OpenSSL/"),
     ("OpenSSL binding", "/cryptography/"),
+    ("logging library", "/structlog/"),
 )
 
 

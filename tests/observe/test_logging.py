@@ -82,7 +82,7 @@ def test_levels_below_the_filter_are_not_written(out):
 def test_a_change_of_the_filter_reaches_loggers_that_exist(out):
     setup_logging({}, fd=out.writer)
     log = get_logger("proxy::inbound")
-    bound = log.bind_span("inbound", id="1")
+    bound = log.bind_span("inbound", id="1").bind(component="inbound")
     log.debug("no")
     set_filter("debug")
     log.debug("yes")

@@ -1,9 +1,9 @@
-"""Loggers: `get_logger(scope)` returns one.
+"""Loggers: `get_logger(scope)` returns one, based on structlog's bound loggers.
 
 How a line is made. Each logger has a `_Threshold`, shared by all loggers of the same scope (and workload):
 one integer, the level up to which lines are written. A call above it returns after one comparison. Changing
-the filter recomputes all thresholds, so a call never evaluates the filter. Other lines are rendered with the
-time, and the text goes to the `Sink`.
+the filter recomputes all thresholds, so a call never evaluates the filter. Other lines go through structlog's
+processors; there is one, which adds the time and renders. The text goes to the `Sink`.
 
 Spans (`Logger.bind_span`) are rendered when they are bound, not for each line. A logger with the span
 ``proxy{wl=namespace/pod}`` belongs to that workload, whose level can be changed at run time.
@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import structlog
 import trio
 
 from ztunnel.config.config_errors import InvalidVariableError
@@ -30,11 +31,13 @@ from ztunnel.observe.filter import (
     parse_filter,
     parse_startup_filter,
 )
-from ztunnel.observe.render import Clock, Said, Span, json_line, make_span, plain_line
+from ztunnel.observe.render import Clock, Span, json_line, make_span, plain_line
 from ztunnel.observe.sink import Sink
 
 _OUTER_SCOPES = ("access", "ztunnel")
 _WORKLOAD_SPANS = ("proxy", "dns_proxy")
+_ORIGIN = "\0origin"
+_MESSAGE = "\0message"
 
 
 class _Threshold:
@@ -46,6 +49,11 @@ class _Threshold:
         self.path = path
         self.workload = workload
         self.level = level
+
+
+class _Origin(NamedTuple):
+    threshold: _Threshold
+    spans: tuple[Span, ...]
 
 
 class LogRecord(NamedTuple):
@@ -65,67 +73,77 @@ class Output(Protocol):
         """Write one line, with its line break."""
 
 
+class _Lines:
+    """The object that structlog calls with a rendered line, which contains the level already."""
+
+    __slots__ = ("debug", "error", "info", "trace", "warn")
+
+    def __init__(self) -> None:
+        self.send_to(None)
+
+    def send_to(self, output: Output | None) -> None:
+        write: Callable[[str], None] = _drop if output is None else output.write
+        self.trace = self.debug = self.info = self.warn = self.error = write
+
+
 def _drop(line: str) -> None:
     del line
 
 
-class Logger:
-    """Writes lines of one scope. `get_logger` makes it; it is immutable, `bind_span` returns a new one.
+class Logger(structlog.BoundLoggerBase):
+    """Writes lines of one scope. `get_logger` makes it; it is immutable, each ``bind`` returns a new one.
 
     Strings among the fields are quoted, None is left out, other objects are printed with ``str()``.
     ``exc_info=`` takes an exception; its traceback becomes the field ``backtrace``.
     """
 
-    __slots__ = ("_spans", "_threshold")
-
-    def __init__(self, threshold: _Threshold, spans: tuple[Span, ...] = ()) -> None:
-        self._threshold = threshold
-        self._spans = spans
+    def __init__(self, logger: Any, processors: Any, context: Any) -> None:
+        super().__init__(logger, processors, context)
+        self._threshold: _Threshold = context[_ORIGIN].threshold
 
     def trace(self, message: str, /, **fields: Any) -> None:
         """Write at level trace."""
         if self._threshold.level >= 5:
-            self._emit(Level.TRACE, message, fields)
+            self._emit("trace", message, fields)
 
     def debug(self, message: str, /, **fields: Any) -> None:
         """Write at level debug."""
         if self._threshold.level >= 4:
-            self._emit(Level.DEBUG, message, fields)
+            self._emit("debug", message, fields)
 
     def info(self, message: str, /, **fields: Any) -> None:
         """Write at level info."""
         if self._threshold.level >= 3:
-            self._emit(Level.INFO, message, fields)
+            self._emit("info", message, fields)
 
     def warn(self, message: str, /, **fields: Any) -> None:
         """Write at level warn."""
         if self._threshold.level >= 2:
-            self._emit(Level.WARN, message, fields)
+            self._emit("warn", message, fields)
 
     warning = warn
 
     def error(self, message: str, /, **fields: Any) -> None:
         """Write at level error."""
         if self._threshold.level >= 1:
-            self._emit(Level.ERROR, message, fields)
+            self._emit("error", message, fields)
 
     def exception(self, message: str, /, **fields: Any) -> None:
         """Write at level error, with the traceback of the exception that is being handled."""
         if self._threshold.level >= 1:
-            self._emit(Level.ERROR, message, {"exc_info": sys.exception(), **fields})
+            self._emit("error", message, {"exc_info": sys.exception(), **fields})
 
     def log(self, level: Level, message: str, fields: Mapping[str, Any]) -> None:
         """Write at a level that is given as an argument, with the fields in a mapping."""
         if 0 < level <= self._threshold.level:
-            self._emit(level, message, fields)
+            self._emit(_METHODS[level], message, fields)
 
-    def _emit(self, level: Level, message: str, fields: Mapping[str, Any]) -> None:
-        if "exc_info" in fields:
-            fields = dict(fields)
-            error = fields.pop("exc_info")
-            if isinstance(error, BaseException):
-                fields["backtrace"] = "".join(traceback.format_exception(error))
-        _hub.write(level, self._threshold.path, self._spans, (message, fields))
+    def _emit(self, method: str, message: str, fields: Mapping[str, Any]) -> None:
+        # structlog's own way reserves the field name "event"
+        event: Any = {**self._context, **fields, _MESSAGE: message}
+        for processor in self._processors:
+            event = processor(self._logger, method, event)
+        getattr(self._logger, method)(event)
 
     def is_enabled(self, level: Level) -> bool:
         """Returns whether a line of this level would be written.
@@ -139,21 +157,30 @@ class Logger:
 
         ``wl`` of a proxy span makes it the workload's logger.
         """
-        threshold = self._threshold
+        origin: _Origin = self._context[_ORIGIN]
+        threshold = origin.threshold
         if name in _WORKLOAD_SPANS and "wl" in fields:
             threshold = _hub.threshold(threshold.path, str(fields["wl"]))
-        return Logger(threshold, (*self._spans, make_span(name, fields)))
+        return self._derived(_Origin(threshold, (*origin.spans, make_span(name, fields))))
 
     def for_workload(self, workload: str) -> Logger:
         """Returns a logger with the level of a workload (``namespace/pod``), without a span."""
-        return Logger(_hub.threshold(self._threshold.path, workload), self._spans)
+        origin: _Origin = self._context[_ORIGIN]
+        return self._derived(origin._replace(threshold=_hub.threshold(origin.threshold.path, workload)))
+
+    def _derived(self, origin: _Origin) -> Logger:
+        return Logger(self._logger, self._processors, {**self._context, _ORIGIN: origin})
+
+
+_METHODS = {level: level.name.lower() for level in Level}
+_LEVELS = {name: level for level, name in _METHODS.items()}
 
 
 class _Hub:
     """What all loggers share: thresholds, format, destination."""
 
     def __init__(self) -> None:
-        self._write: Callable[[str], None] = _drop
+        self.lines = _Lines()
         self.clock_ns: Callable[[], int] = time.time_ns
         self.startup_filter = self.filter = parse_startup_filter(None)
         self.sink: Sink | None = None
@@ -163,6 +190,7 @@ class _Hub:
         self._thresholds: weakref.WeakValueDictionary[tuple[str, str], _Threshold] = (
             weakref.WeakValueDictionary()
         )
+        self.processors = [self._render]
 
     def threshold(self, path: str, workload: str) -> _Threshold:
         found = self._thresholds.get((path, workload))
@@ -182,13 +210,17 @@ class _Hub:
     def set_format(self, *, as_json: bool) -> None:
         self._line = json_line if as_json else plain_line
 
-    def send_to(self, output: Output | None) -> None:
-        self._write = _drop if output is None else output.write
-
-    def write(self, level: Level, path: str, spans: tuple[Span, ...], said: Said) -> None:
+    def _render(self, _logger: Any, method: str, event: Any) -> str:
+        threshold, spans = event.pop(_ORIGIN)
+        message = event.pop(_MESSAGE)
+        if "exc_info" in event:
+            error = event.pop("exc_info")
+            if isinstance(error, BaseException):
+                event["backtrace"] = "".join(traceback.format_exception(error))
+        level = _LEVELS[method]
         if self.records is not None:
-            self.records.append(LogRecord(level, path, said[0], said[1], spans))
-        self._write(self._line(self._clock.text(self.clock_ns()), level, path, spans, said))
+            self.records.append(LogRecord(level, threshold.path, message, event, spans))
+        return self._line(self._clock.text(self.clock_ns()), level, threshold.path, spans, (message, event))
 
 
 _hub = _Hub()
@@ -202,7 +234,8 @@ def get_logger(scope: str) -> Logger:
     May be called while modules are imported. Nothing is written before `setup_logging`.
     """
     path = scope if scope in _OUTER_SCOPES or scope.startswith("ztunnel::") else f"ztunnel::{scope}"
-    return Logger(_hub.threshold(path, ""))
+    origin = _Origin(_hub.threshold(path, ""), ())
+    return Logger(_hub.lines, _hub.processors, {_ORIGIN: origin})
 
 
 def setup_logging(environ: Mapping[str, str], *, fd: int = 1) -> None:
@@ -221,14 +254,14 @@ def setup_logging(environ: Mapping[str, str], *, fd: int = 1) -> None:
     _hub.set_filter(wanted)
     _hub.set_format(as_json=environ.get("LOG_FORMAT") == "json")
     _hub.sink = Sink(fd)
-    _hub.send_to(_hub.sink)
+    _hub.lines.send_to(_hub.sink)
 
 
 def shutdown_logging() -> None:
     """Write what is queued, for up to a second; after that, write nothing."""
     sink, _hub.sink = _hub.sink, None
     if sink is not None:
-        _hub.send_to(None)
+        _hub.lines.send_to(None)
         sink.close()
 
 
@@ -251,7 +284,7 @@ def current_filter() -> Filter:
 def warn_regardless(message: str) -> None:
     """Write a warning that no filter suppresses: for errors in the filter itself."""
     threshold = _Threshold("ztunnel::app", "", Level.WARN)
-    Logger(threshold).warn(message)
+    Logger(_hub.lines, _hub.processors, {_ORIGIN: _Origin(threshold, ())}).warn(message)
 
 
 def unknown_scopes(wanted: Filter) -> list[str]:
