@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import signal
 import socket
@@ -99,13 +100,12 @@ async def compare(operation: str, port: int, rounds: int, parts: list[str]) -> N
     finally:
         load.kill()
         await load.wait()
-    whole, _ = undisturbed(times[AS_IT_IS])
+    whole, whole_error = undisturbed(times[AS_IT_IS])
     print(f"{operation}: {whole:.1f} µs of CPU time, {rounds} rounds of {count}")
     for name in parts:
         less, error = undisturbed(times[name])
-        print(
-            f"    {name:12} {whole - less:6.1f} ± {2 * error:.1f} µs, {(whole - less) / whole * 100:5.2f} %"
-        )
+        saved, both = whole - less, 2 * math.hypot(error, whole_error)
+        print(f"    {name:12} {saved:6.1f} ± {both:.1f} µs, {saved / whole * 100:5.2f} %")
 
 
 def undisturbed(values: list[float]) -> tuple[float, float]:
