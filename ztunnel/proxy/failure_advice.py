@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
+from ztunnel.proxy.history import Failure, limited, short
 from ztunnel.tls.tls_errors import TlsHandshakeError
 from ztunnel.tunnel.failures import (
     ApplicationDialError,
@@ -52,6 +53,32 @@ def failure_advice(
         return None
     policy = verdict.policy if verdict is not None and isinstance(failure, PolicyRejectedError) else None
     return FailureAdvice(code_of(failure), why, policy)
+
+
+def remembered_failure(
+    failure: ConnectionFailure | None,
+    advice: FailureAdvice | None,
+    verdict: Verdict | None,
+    attempts: tuple[str, ...],
+) -> Failure:
+    """Returns what the history keeps of a failure, and of attempts that failed before.
+
+    verdict: as in `failure_advice`. attempts: their texts, limited.
+    """
+    if failure is None:
+        return Failure(attempts=attempts)
+    error = short(str(failure))
+    why = "" if advice is None else short(advice.why)
+    if not why and verdict is not None:
+        why = error
+    return Failure(
+        error,
+        code_of(failure),
+        why,
+        "" if advice is None else advice.policy or "",
+        limited(failure.refusal.why) if isinstance(failure, RouteRefusedError) else None,
+        attempts,
+    )
 
 
 def _why(

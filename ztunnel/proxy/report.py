@@ -28,11 +28,11 @@ from ztunnel.observe.labels import (
 )
 from ztunnel.observe.logging import Logger, get_logger
 from ztunnel.observe.traffic import ConnectionMetrics
-from ztunnel.proxy.failure_advice import FailureAdvice, code_of, failure_advice
-from ztunnel.proxy.history import Failure, limited, short
+from ztunnel.proxy.failure_advice import code_of, failure_advice, remembered_failure
+from ztunnel.proxy.history import Failure, short
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
-from ztunnel.tunnel.failures import ConnectionFailure, RouteRefusedError
+from ztunnel.tunnel.failures import ConnectionFailure
 
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")
@@ -335,21 +335,14 @@ class ConnectionReport:
         if history.keeps:
             self._seconds = seconds
             if failure is not None or self._attempts:
-                self._failed = self._failure(failure, explained)
+                self._failed = remembered_failure(failure, explained, self._verdict, self._attempts)
             history.later(self)
 
     def remember(self) -> None:
         """Add the connection, which has ended, to the history; see `History.later`."""
-        pod, entry, plan, inbound = self._pod, self._entry, self._plan, self._inbound_plan
+        pod, entry, inbound = self._pod, self._entry, self._inbound_plan
         shared = pod.shared
         history = shared.history
-        destination, next_hop, protocol = self.destination, None, ""
-        why: tuple[str, ...] = ()
-        if plan is not None:
-            next_hop, protocol, why = plan.next_hop, plan.protocol.value, plan.why
-        elif inbound is not None:
-            destination, next_hop, why = inbound.destination, inbound.dial, inbound.why
-            protocol = "TCP" if self._authority is None else "HBONE"
         namespace = shown = service = identity = ""
         if entry is not None:
             service = entry.service or ""
@@ -361,32 +354,16 @@ class ConnectionReport:
         history.add(
             self._number,
             history.setting(
-                self.direction.value, pod.name, namespace, shown, service, identity, protocol, why
+                self.direction.value, pod.name, namespace, shown, service, identity, self.protocol, self.route
             ),
             self.source,
-            destination,
-            next_hop,
+            self.destination if inbound is None else inbound.destination,
+            self.next_hop,
             shared.wall_clock() - (trio.current_time() - self.began),
             self._seconds,
             self.counted,
             self.trace.trace_id,
             self._failed,
-        )
-
-    def _failure(self, failure: ConnectionFailure | None, explained: FailureAdvice | None) -> Failure:
-        if failure is None:
-            return Failure(attempts=self._attempts)
-        error = short(str(failure))
-        why = "" if explained is None else short(explained.why)
-        if not why and self._verdict is not None:
-            why = error
-        return Failure(
-            error,
-            code_of(failure),
-            why,
-            (explained.policy or "") if explained is not None else "",
-            limited(failure.refusal.why) if isinstance(failure, RouteRefusedError) else None,
-            self._attempts,
         )
 
     # -- inside ------------------------------------------------------------------------------------------
