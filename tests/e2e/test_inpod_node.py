@@ -260,7 +260,10 @@ async def test_out_of_descriptors_it_sheds_connections_and_recovers_by_itself(no
         finally:
             fresh.close()
     async with serve(server, 8080):
-        await eventually(lambda: len(open_descriptors(ztunnel.process.pid)) <= before + 16, "recovered")
+        try:
+            await eventually(lambda: len(open_descriptors(ztunnel.process.pid)) <= before + 16, "recovered")
+        except AssertionError as error:
+            raise AssertionError(open_descriptors(ztunnel.process.pid), ztunnel.log_lines()[-40:]) from error
         for _ in range(20):
             async with await outside.connect(server.ipv4, 8080) as stream:
                 await echoes(stream)

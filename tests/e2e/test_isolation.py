@@ -158,6 +158,8 @@ def mesh_of_world() -> Iterator[World]:
         for ztunnel in deployment.nodes["a"].ztunnels:
             assert "Traceback" not in ztunnel.process.output(), ztunnel.process.output()[-8000:]
         name = mesh.machine.name
+    # A worker outlives a control process that was killed until it notices.
+    trio.run(eventually, lambda: not take_census(name).processes, "rid of its processes")
     census = take_census(name)
     assert census.empty, census
 
