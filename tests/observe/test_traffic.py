@@ -162,6 +162,13 @@ def test_hostnames_do_not_grow_without_bound():
     assert sum(1 for s in metrics.samples() if s.family == "istio_on_demand_dns_total") == 4
 
 
+def test_a_histogram_that_is_there_is_found_when_there_may_be_no_more():
+    metrics = TrafficMetrics(max_series=1)
+    known = metrics.histogram(families.FIRST_BYTE, "source")
+    assert metrics.histogram(families.FIRST_BYTE, "source") is known
+    assert metrics.histogram(families.FIRST_BYTE, "destination") is not known
+
+
 def test_dns_counters_and_histogram():
     metrics = TrafficMetrics()
     labels = dns_labels("AAAA", "udp", CLIENT)

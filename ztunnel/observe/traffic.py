@@ -290,13 +290,15 @@ class TrafficMetrics:
     def _observe(
         self, family: Family, labels: tuple[str, ...], seconds: float, bounds: tuple[float, ...]
     ) -> None:
-        found = self._histograms.get((family, labels)) or self._histogram(family, labels, bounds)
-        found.add(seconds)
+        self._histogram(family, labels, bounds).add(seconds)
 
     def _histogram(self, family: Family, labels: tuple[str, ...], bounds: tuple[float, ...]) -> Histogram:
-        if len(self._histograms) >= self._max:
-            labels = ("unknown",) * len(labels)
-        return self._histograms.setdefault((family, labels), Histogram(bounds))
+        found = self._histograms.get((family, labels))
+        if found is None:
+            if len(self._histograms) >= self._max:
+                labels = ("unknown",) * len(labels)
+            found = self._histograms.setdefault((family, labels), Histogram(bounds))
+        return found
 
     def _count(self, family: Family, labels: tuple[str, ...]) -> None:
         counters = self._counters.setdefault(family, {})
