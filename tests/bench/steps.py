@@ -25,7 +25,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,7 +205,9 @@ OPERATIONS = {"roundtrip": 3000, "connect": 500, "bulk, 16 KiB": 16384}
 """By name: how many are measured."""
 
 
-async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, functions: int) -> None:
+@asynccontextmanager
+async def plane_and_application() -> AsyncIterator[int]:
+    """A data plane in this process, and an application in another. Yields the application's port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "tests.bench.load", "serve", str(port)]
@@ -213,26 +216,31 @@ async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, fu
     await trio.to_thread.run_sync(application.stdout.readline)
     try:
         async with running_plane():
-            print(f"{'':14}{'user µs':>9}{'system':>8}{'tasks':>7}{'steps':>7}{'waits':>7}{'containers':>12}")
-            for name, full in OPERATIONS.items():
-                if not wanted(name):
-                    continue
-                operation = name.partition(",")[0]
-                count = int(full * scale)
-                cost = await measure(operation, port, count)
-                print(
-                    f"{name:14}{cost.user:9.0f}{cost.system:8.0f}{cost.spawned:7.1f}"
-                    f"{cost.steps:7.1f}{cost.waits:7.1f}{cost.containers:12.0f}"
-                )
-                if profiled:
-                    calls = await trio.to_thread.run_sync(system_calls, operation, port, count // 5)
-                    shown = sorted(calls.items(), key=lambda item: -item[1])[:12]
-                    print(f"{'':4}calls: " + ", ".join(f"{n} {c / (count // 5):.1f}" for n, c in shown))
-                    for part, share in (await profile(operation, port, count, functions))[:14]:
-                        print(f"{'':4}{share * 100:5.1f} %  {part}")
+            yield port
     finally:
         os.killpg(application.pid, signal.SIGKILL)
         application.communicate()
+
+
+async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, functions: int) -> None:
+    async with plane_and_application() as port:
+        print(f"{'':14}{'user µs':>9}{'system':>8}{'tasks':>7}{'steps':>7}{'waits':>7}{'containers':>12}")
+        for name, full in OPERATIONS.items():
+            if not wanted(name):
+                continue
+            operation = name.partition(",")[0]
+            count = int(full * scale)
+            cost = await measure(operation, port, count)
+            print(
+                f"{name:14}{cost.user:9.0f}{cost.system:8.0f}{cost.spawned:7.1f}"
+                f"{cost.steps:7.1f}{cost.waits:7.1f}{cost.containers:12.0f}"
+            )
+            if profiled:
+                calls = await trio.to_thread.run_sync(system_calls, operation, port, count // 5)
+                shown = sorted(calls.items(), key=lambda item: -item[1])[:12]
+                print(f"{'':4}calls: " + ", ".join(f"{n} {c / (count // 5):.1f}" for n, c in shown))
+                for part, share in (await profile(operation, port, count, functions))[:14]:
+                    print(f"{'':4}{share * 100:5.1f} %  {part}")
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ import argparse
 import gc
 import math
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,8 +24,7 @@ from typing import Any
 
 import trio
 
-from tests.bench.steps import client
-from tests.support.data_plane import running_plane
+from tests.bench.steps import client, plane_and_application
 from ztunnel.observe.logging import setup_logging, shutdown_logging
 from ztunnel.observe.traffic import Histogram
 from ztunnel.proxy.history import History
@@ -115,19 +112,9 @@ def undisturbed(values: list[float]) -> tuple[float, float]:
 
 
 async def run(operations: list[str], rounds: int, parts: list[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = [sys.executable, "-m", "tests.bench.load", "serve", str(port)]
-    application = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    assert application.stdout is not None
-    await trio.to_thread.run_sync(application.stdout.readline)
-    try:
-        async with running_plane():
-            for operation in operations:
-                await compare(operation, port, rounds, parts)
-    finally:
-        os.killpg(application.pid, signal.SIGKILL)
-        application.communicate()
+    async with plane_and_application() as port:
+        for operation in operations:
+            await compare(operation, port, rounds, parts)
 
 
 def serve_batches(operation: str, port: int, count: int) -> None:

@@ -193,10 +193,8 @@ def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
 
 
 def _explain(parameters: dict[str, str], here: AnswerContext) -> Iterator[Any]:
-    catalogue, setting = (
-        StoreCatalogue(here.shared.store),
-        setting_of(here.config, here.shared.bounds.explain),
-    )
+    catalogue = StoreCatalogue(here.shared.store)
+    setting = setting_of(here.config, here.shared.bounds.explain)
     question = Question(parameters.get("from", ""), parameters.get("to", ""))
 
     def avoided_by(source: Workload) -> Collection[str]:

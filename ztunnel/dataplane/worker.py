@@ -75,7 +75,8 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane], bounds: Bou
 async def _main(config: Config, descriptor: int, bounds: Bounds = DEFAULTS) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(run_log_writer, name="log writer")
-        await serve(config, worker_end(socket.socket(fileno=descriptor)), bounds)
+        control = worker_end(socket.socket(fileno=descriptor), bounds.control.worker_message)
+        await serve(config, control, bounds)
         nursery.cancel_scope.cancel()
 
 

@@ -167,7 +167,7 @@ class AccessLog:
 
     def opened(self, entry: AccessLogEntry, connection: str | None = None) -> None:
         """Write a line at debug, when the connection is opened."""
-        if self._log.is_enabled(Level.DEBUG):
+        if self.tells_of_opening:
             fields = {**opened_fields(entry), "connection": connection}
             self._log.log(Level.DEBUG, "connection opened", fields)
 

@@ -143,9 +143,11 @@ class MessageSocket(
         await trio.lowlevel.checkpoint()
 
 
-def worker_end(sock: socket.socket) -> MessageSocket[ToDataPlane]:
+def worker_end(
+    sock: socket.socket, largest: int = DEFAULTS.control.worker_message
+) -> MessageSocket[ToDataPlane]:
     """Returns the data plane's end."""
-    return MessageSocket(sock, msgspec.msgpack.Decoder(ToDataPlane))
+    return MessageSocket(sock, msgspec.msgpack.Decoder(ToDataPlane), largest)
 
 
 def control_end(

@@ -62,11 +62,7 @@ class SocketTls(TlsConnection):
             self._drained = False
             return None
         received = self._records.receive(self._socket, limit)
-        if received is None:
-            self._watch.emptied()
-        elif 0 < received[1] < limit:
-            self._drained = True
-            self._watch.emptied()
+        self._has_read(None if received is None else received[1], limit)
         return received
 
     def _fetch(self, limit: int) -> int | None:
@@ -74,12 +70,16 @@ class SocketTls(TlsConnection):
             self._drained = False
             return None
         size = self._records.fetch(self._socket, limit)
+        self._has_read(size, limit)
+        return size
+
+    def _has_read(self, size: int | None, limit: int) -> None:
+        """Note what a read says about the socket. size: what it gave, None for nothing now."""
         if size is None:
             self._watch.emptied()
         elif 0 < size < limit:
             self._drained = True
             self._watch.emptied()
-        return size
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
         return self._records.send(self._socket, data)
