@@ -250,7 +250,8 @@ async def test_out_of_descriptors_it_sheds_connections_and_recovers_by_itself(no
         assert ztunnel.ready()
         assert ztunnel.http("GET", 15000, "/config_dump")[0] == 200
         assert server.metric("process_max_fds") == DESCRIPTORS
-        assert ztunnel.log_lines("connections refused: over 184 descriptors are open")
+        # Accepting stopped before a dial lacked a descriptor, whatever number was open before.
+        assert ztunnel.log_lines("connections refused: over 176 descriptors are open"), ztunnel.log_lines()
         # A new pod is served all the same.
         fresh = OwnedNamespace.make("fresh")
         try:

@@ -135,7 +135,7 @@ async def test_over_the_budget_connections_are_reset_with_a_reason_and_under_it_
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Room for three connections, both ends of which are in this process.
     with no_holes() as used:
-        await over_the_budget(DescriptorBudget(limit=used + 7 + 16, reserve=16))
+        await over_the_budget(DescriptorBudget(limit=used + 7 + 24, reserve=16))
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
@@ -168,7 +168,7 @@ async def over_the_budget(budget: DescriptorBudget) -> None:
         with pytest.raises(ConnectionResetError):
             refused.recv(1)
         refused.close()
-        assert records[-1].message == f"connections refused: over {budget.line} descriptors are open"
+        assert records[-1].message == f"connections refused: over {budget.accept_line} descriptors are open"
         assert records[-1].fields["component"] == "outbound"
 
         served = len(accepted.connections)

@@ -31,10 +31,20 @@ def test_a_share_is_kept_from_traffic(limits, soft, reserve):
     limits(soft)
     budget = DescriptorBudget.current()
     assert budget == DescriptorBudget(soft, reserve)
-    assert not budget.spent(budget.line - 1)
-    assert budget.spent(budget.line)
+    line = soft - reserve
+    assert not budget.spent(line - 1)
+    assert budget.spent(line)
+
+
+@pytest.mark.parametrize(("soft", "reserve"), [(100, 16), (1024, 64), (20000, 256)])
+def test_accepting_stops_while_descriptors_for_dials_are_left(soft, reserve):
+    budget = DescriptorBudget(soft, reserve)
+    assert not budget.full(budget.accept_line - 1)
+    assert budget.full(budget.accept_line)
+    assert not any(budget.spent(budget.accept_line + dial) for dial in range(8))
 
 
 def test_a_limit_smaller_than_the_reserve_leaves_nothing_for_traffic():
-    assert DescriptorBudget(limit=10, reserve=16).line == 0
+    assert DescriptorBudget(limit=10, reserve=16).accept_line == 0
     assert DescriptorBudget(limit=10, reserve=16).spent(3)
+    assert DescriptorBudget(limit=10, reserve=16).full(0)

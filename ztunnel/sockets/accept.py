@@ -93,7 +93,7 @@ async def accept_forever(
 
     handler: started in ``nursery`` for each connection, as ``{component} {peer}``; it owns the non-blocking
         socket.
-    budget: connections with a descriptor beyond it are reset; None accepts until the process has no
+    budget: a connection beyond its ``accept_line`` is reset; None accepts until the process has no
         descriptor left.
     """
     sock = listener.sock
@@ -118,9 +118,9 @@ async def accept_forever(
                 overload.turned_away(os_error_text(error))
                 await trio.sleep(bounds.accept_pause)
                 break
-            if budget is not None and budget.spent(connection.fileno()):
+            if budget is not None and budget.full(connection.fileno()):
                 close_with_reset(connection)
-                overload.turned_away(f"over {budget.line} descriptors are open")
+                overload.turned_away(f"over {budget.accept_line} descriptors are open")
                 continue
             overload.over()
             _start(nursery, handler, connection, sockaddr, component)
@@ -150,7 +150,7 @@ def accept_waiting(
             if error.errno in _CONNECTION_ERRORS:
                 continue
             break
-        if budget is not None and budget.spent(connection.fileno()):
+        if budget is not None and budget.full(connection.fileno()):
             close_with_reset(connection)
             continue
         _start(nursery, handler, connection, sockaddr, component)

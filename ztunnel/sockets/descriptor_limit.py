@@ -2,8 +2,11 @@
 
 The kernel gives out the lowest free number. So a new descriptor with number n means that all below n are
 taken, and it is enough to compare the new number with a line below the limit; nothing has to be counted.
-Traffic (accepted and dialled connections) stops at that line. The descriptors above it are for the admin and
-metrics servers, the xDS and CA connections, and the descriptors that the CNI passes.
+Traffic stops at that line. The descriptors above it are for the admin and metrics servers, the xDS and CA
+connections, and the descriptors that the CNI passes.
+
+A connection that is accepted needs a second descriptor, for its dial. So accepting stops a little earlier, at
+``accept_line``: a client is reset before anything is done for it, and not after.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def raise_descriptor_limit() -> DescriptorLimit:
 
 @dataclass(frozen=True, slots=True)
 class DescriptorBudget:
-    """The limit for traffic: descriptors numbered ``line`` and above are not for it."""
+    """The limit for traffic: descriptors in the reserve, the highest numbers, are not for it."""
 
     limit: int
     reserve: int
@@ -50,10 +53,14 @@ class DescriptorBudget:
         return cls(limit, max(16, min(256, limit // 16)))
 
     @property
-    def line(self) -> int:
-        """The first number that traffic may not use."""
-        return max(0, self.limit - self.reserve)
+    def accept_line(self) -> int:
+        """The first number at which no connection is accepted any more."""
+        return max(0, self.limit - self.reserve - self.reserve // 2)
+
+    def full(self, descriptor: int) -> bool:
+        """Returns whether an accepted connection has to go, by its descriptor; the caller then resets it."""
+        return descriptor >= self.accept_line
 
     def spent(self, descriptor: int) -> bool:
-        """Returns whether a new descriptor of traffic is beyond the limit; the caller then closes it."""
+        """Returns whether a new descriptor is in the reserve; traffic then closes it."""
         return descriptor >= self.limit - self.reserve
