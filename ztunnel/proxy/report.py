@@ -15,6 +15,7 @@ from ztunnel.decide.headers import NO_HEADERS, ConnectHeaders, TraceParent, is_f
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.identity import Identity
+from ztunnel.model.service import Service
 from ztunnel.model.workload import Workload
 from ztunnel.observe.access_log import AccessLogEntry, Direction
 from ztunnel.observe.filter import Level
@@ -200,7 +201,8 @@ class ConnectionReport:
         destination = end_from_workload(workload, workload.identity) if workload is not None else None
         self._plan = plan
         self.phase = Phase.ENDPOINT
-        self._describe("source", source, destination, plan.next_hop, plan.authority)
+        service = plan.destination_service
+        self._describe(source, destination, plan.next_hop, plan.authority, service, mtls=mtls)
         if plan.protocol is not OutboundProtocol.DOUBLE_HBONE:
             self._open()
 
@@ -214,7 +216,8 @@ class ConnectionReport:
         baggage = parse_baggage([value for name, value in headers if name == b"baggage"])
         source = end_from_workload(plan.source, plan.source.identity)
         destination = end_from_baggage(baggage, identity, show_workload=True)
-        self._describe("source", source, destination, plan.next_hop, plan.authority)
+        service = plan.destination_service
+        self._describe(source, destination, plan.next_hop, plan.authority, service, mtls=True)
         self._open()
 
     def admitted(self, plan: InboundPlan, identity: Identity | None) -> None:
@@ -233,17 +236,7 @@ class ConnectionReport:
         source = inbound_source(peer, baggage, identity)
         destination = end_from_workload(plan.workload, plan.workload.identity)
         mtls = identity is not None
-        self._labels = traffic_labels("destination", source, destination, plan.service, mtls=mtls)
-        self._entry = AccessLogEntry(
-            self.direction,
-            self.source,
-            self.destination,
-            source,
-            destination,
-            self._authority,
-            plan.service.hostname if plan.service is not None else None,
-            mtls,
-        )
+        self._describe(source, destination, self.destination, self._authority, plan.service, mtls=mtls)
         self._open()
 
     def retried(self, failure: ConnectionFailure) -> None:
@@ -370,16 +363,15 @@ class ConnectionReport:
 
     def _describe(
         self,
-        reporter: Reporter,
-        source: End,
+        source: End | None,
         destination: End | None,
         address: SocketAddress,
         authority: str | None,
+        service: Service | None,
+        *,
+        mtls: bool,
     ) -> None:
-        plan = self._plan
-        assert plan is not None
-        service = plan.destination_service
-        mtls = plan.protocol is not OutboundProtocol.TCP
+        reporter: Reporter = "source" if self.direction is Direction.OUTBOUND else "destination"
         self._labels = traffic_labels(reporter, source, destination, service, mtls=mtls)
         self._entry = AccessLogEntry(
             self.direction,

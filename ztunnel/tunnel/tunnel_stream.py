@@ -156,10 +156,7 @@ class TunnelStream:
         self._carrier.flush()
 
     def wait_in(self, nursery: trio.Nursery) -> None:
-        """From now on a task in this nursery waits for the socket when it is full.
-
-        That ends an interruption.
-        """
+        """From now on a task in this nursery waits when the socket is full, which ends an interruption."""
         self._nursery = nursery
         self.interrupted = False
         self.deliver()
@@ -249,8 +246,8 @@ class TunnelStream:
         return data
 
     def _raise_if_dead(self) -> None:
-        if self._h2_stream.state.dead:
-            code = self._h2_stream.reset_code
+        if self.dead:
+            code = self.reset_code
             text = code_text(code) if code is not None else self._carrier.failure or "the tunnel was closed"
             raise StreamClosedError(code, text)
 
@@ -307,8 +304,7 @@ class TunnelStream:
         if self._write_inbox():
             return
         if self._nursery is None:
-            # Most relays never need a nursery, so they start without one. The interrupt makes the relay open
-            # one.
+            # Most relays never need a nursery. They start without one, and open it when they are interrupted.
             self.interrupt()
             return
         self._drain_scope = trio.CancelScope()
@@ -380,14 +376,12 @@ class TunnelStream:
         inbox = self._inbox
         left = count
         while left:
-            piece = inbox[0]
-            size = len(piece)
-            if size <= left:
-                inbox.popleft()
-                left -= size
-            else:
-                inbox[0] = memoryview(piece)[left:]
-                left = 0
+            size = len(inbox[0])
+            if size > left:
+                inbox[0] = memoryview(inbox[0])[left:]
+                break
+            inbox.popleft()
+            left -= size
         self._hbone.acknowledge(self.id, count)
         if self._taken is not None:
             self._taken(count)
