@@ -117,7 +117,8 @@ async def test_connections_of_several_planes_are_sorted_and_cut():
 
 
 async def test_a_wrong_parameter_is_named():
-    for query in ({"stat": "open"}, {"state": "opened"}, {"sort": "size"}, {"limit": "0"}, {"limit": "x"}):
+    wrong = ({"stat": "open"}, {"state": "opened"}, {"sort": "size"}, {"limit": "0"}, {"limit": "x"})
+    for query in (*wrong, {"failed": "maybe"}):
         planes = Planes()
         response, text = await page(planes, "/connections", **query)
         assert (response.status, planes.asked) == (400, [])

@@ -89,3 +89,11 @@ def test_the_doctor_tells_of_certificates_that_expired_or_cannot_be_renewed():
     with answering(200, json.dumps([FINE, FINE]).encode()) as admin:
         [fine] = _running(admin)
     assert (fine.state, fine.text) == (Severity.OK, "2, none expired, none that cannot be renewed")
+
+
+@pytest.mark.parametrize("admin", ["https://127.0.0.1:15000", "http://127.0.0.1:99999"])
+@pytest.mark.parametrize("command", [["explain", "a/b", "c/d"], ["top"]])
+def test_an_address_of_no_admin_server_is_named_as_such(admin, command, capsys):
+    assert cli.main([*command, "--admin", admin], {}) == 2
+    told = capsys.readouterr().err
+    assert "an admin server speaks http" in told or "Port out of range" in told

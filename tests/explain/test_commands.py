@@ -103,11 +103,41 @@ def test_what_if_on_dumps_of_several_nodes(dump, tmp_path, capsys):
     assert run("what-if", "-f", str(policy.parent), "--dump", dump, "--dump", dump) == 1
     out = capsys.readouterr().out
     assert "2 would be cut:" in out
+    assert "note: A dump has no connections that have ended" in out
     assert "10.0.0.1:4000 (spiffe://cluster.local/ns/default/sa/client) → default/web-1 10.0.0.2:8080" in out
     assert "=> Of 2 open and 0 remembered connections, 2 would be cut" in out
     policy.write_text(POLICY.replace("spec: {}", "spec: {rules: [{}]}"))
     assert run("what-if", "-f", str(policy), "--dump", dump, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"changes": [], "notes": [], "open": 1, "remembered": 0}
+
+
+def test_what_if_does_not_take_a_wrong_path_or_a_dump_without_connections_for_no_change(
+    dump, store, tmp_path, capsys
+):
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    assert run("what-if", "-f", str(policies), "--dump", dump) == 2
+    other = policies / "other.yaml"
+    other.write_text("kind: ConfigMap")
+    assert run("what-if", "-f", str(other), "--dump", dump) == 2
+    refused = capsys.readouterr().err.splitlines()
+    assert refused == [
+        f"Error: {path} has no AuthorizationPolicy and no PeerAuthentication. (ZT-EXP-005)"
+        for path in (policies, other)
+    ]
+    other.write_text(POLICY)
+    dedicated = tmp_path / "dedicated.json"
+    dedicated.write_bytes(dump_text(store))
+    assert run("what-if", "-f", str(other), "--dump", str(dedicated), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [
+        f"{dedicated} has no connections: a ztunnel in dedicated mode dumps none."
+    ]
+
+
+def test_a_question_of_two_kinds_is_refused_and_not_half_of_it_answered(dump, capsys):
+    for more in (("--dump", dump), ("default/client", "web")):
+        assert run("explain", "--connection", "a-1", *more) == 2
+        assert "--connection is asked of a running ztunnel, and without FROM" in capsys.readouterr().err
 
 
 @pytest.fixture

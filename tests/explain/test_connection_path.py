@@ -71,6 +71,8 @@ def test_a_pod_by_each_of_its_names(mesh, source):
         ("default/client", "two", "has 2 ports; which one is meant?", "two:80"),
         ("default/client", "default/web-1", "it needs a port", None),
         ("default/client", "10.0.0.2", "needs a port", None),
+        ("default/client", "2001:db8::1", "needs a port: [2001:db8::1]:80 for instance", None),
+        ("default/client", "10.0.0.2:99999", "99999 is no port", None),
     ],
 )
 def test_what_is_unclear_is_met_with_the_nearest(mesh, source, to, part, nearest):

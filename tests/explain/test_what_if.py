@@ -233,6 +233,28 @@ items:
             "invalid literal for int()",
         ),
         ("{kind: PeerAuthentication, spec: {mtls: {mode: STRIKT}}}", "mtls mode 'STRIKT'"),
+        ("{kind: PeerAuthentication, spec: {mtls: {mod: STRICT}}}", "there is no field 'mod' beside mode"),
+        ("{kind: PeerAuthentication, spec: {mtl: {}}}", "there is no field 'mtl'"),
+        ("{kind: AuthorizationPolicy, spec: {rulse: []}}", "there is no field 'rulse'"),
+        ("{kind: AuthorizationPolicy, spec: {selector: {labels: {a: b}}}}", "there is no field 'labels'"),
+        (
+            "{kind: AuthorizationPolicy, spec: {rules: [{frm: []}]}}",
+            "there is no field 'frm' beside from, to",
+        ),
+        ("{kind: AuthorizationPolicy, spec: {rules: [{from: [{sorce: {}}]}]}}", "there is no field 'sorce'"),
+        (
+            "{kind: AuthorizationPolicy, spec: {rules: [{from: [{source: {principal: [a]}}]}]}}",
+            "there is no field 'principal'",
+        ),
+        ("{kind: AuthorizationPolicy, spec: {rules: [{to: [{op: {}}]}]}}", "there is no field 'op'"),
+        (
+            "{kind: AuthorizationPolicy, spec: {rules: [{to: [{operation: {port: [1]}}]}]}}",
+            "there is no field 'port'",
+        ),
+        (
+            "{kind: AuthorizationPolicy, spec: {rules: [{when: [{key: source.ip, value: [a]}]}]}}",
+            "there is no field 'value'",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_told(text, part):

@@ -81,7 +81,7 @@ class Inspection:
         }
 
     async def explain(self, request: Request) -> Response:
-        """``/debug/explain``: why a connection would go where it goes, or why one ended as it did."""
+        """``/explain``: why a connection would go where it goes, or why one ended as it did."""
         query = request.query
         if "connection" in query:
             return await self._connection(request)
@@ -101,7 +101,8 @@ class Inspection:
         if not found:
             text = (
                 "There is no such connection among those of this node that are open or remembered. "
-                'An id is in the log lines of its connection: connection="…"; /connections lists all.\n'
+                'An id is in the log lines of its connection: connection="…"; /connections lists all. '
+                "(ZT-EXP-001)\n"
             )
             return Response(404, text.encode(), _TEXT)
         if _wants_json(request):

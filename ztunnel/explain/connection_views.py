@@ -66,6 +66,7 @@ _ORDERS: Mapping[str, Callable[[float, float, int], float]] = {
     "bytes": lambda _age, _idle, count: count,
     "idle": lambda _age, idle, _count: idle,
 }
+_SWITCHES: Mapping[str, bool] = {"": False, "0": False, "false": False, "1": True, "true": True}
 PARAMETERS = ("state", "pod", "peer", "failed", "code", "id", "sort", "limit")
 
 
@@ -92,6 +93,9 @@ class Selection(msgspec.Struct, frozen=True):
             raise SelectionError(f"state={state[:40]} is neither open nor closed.")
         if sort not in _ORDERS:
             raise SelectionError(f"sort={sort[:40]} is none of {', '.join(_ORDERS)}.")
+        failed = parameters.get("failed", "")
+        if failed not in _SWITCHES:
+            raise SelectionError(f"failed={failed[:40]} is neither 1 nor 0.")
         limit, most = parameters.get("limit", str(bounds.shown_connections)), bounds.shown_connections_most
         if not (limit.isascii() and limit.isdigit() and len(limit) < 7 and 0 < int(limit) <= most):
             raise SelectionError(f"limit={limit[:40]} is no number from 1 to {most}.")
@@ -99,7 +103,7 @@ class Selection(msgspec.Struct, frozen=True):
             state,
             parameters.get("pod", ""),
             parameters.get("peer", ""),
-            parameters.get("failed", "0") not in ("0", "false", ""),
+            _SWITCHES[failed],
             parameters.get("code", ""),
             parameters.get("id", ""),
             sort,

@@ -34,6 +34,12 @@ PEER_AUTHENTICATION = "converted_peer_authentication_"
 _NOBODY = (StringMatch(StringMatchKind.PRESENCE),)
 _L7_OPERATIONS = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
 _L7_SOURCES = ("remoteIpBlocks", "notRemoteIpBlocks", "requestPrincipals", "notRequestPrincipals")
+_POLICY = ("selector", "targetRef", "targetRefs", "action", "provider", "rules")
+_L4_OPERATIONS = ("ports", "notPorts")
+_L4_SOURCES = (
+    *("ipBlocks", "notIpBlocks", "namespaces", "notNamespaces"),
+    *("principals", "notPrincipals", "serviceAccounts", "notServiceAccounts"),
+)
 _WHEN: Mapping[str, str] = {
     "source.ip": "source_ips",
     "source.namespace": "namespaces",
@@ -115,10 +121,22 @@ def _objects(document: Any, root: str, where: str) -> Iterable[Converted]:
         raise PolicyFileError(f"{where}{' ' if where else ''}{kind} {namespace}/{name}: {error}") from error
 
 
+def _known(found: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Returns ``found``. Raises ValueError for a field without meaning, which Kubernetes refuses as well.
+
+    Left out, a mistyped ``from`` would make a rule that holds for everybody.
+    """
+    unknown = [name for name in found if name not in names]
+    if unknown:
+        raise ValueError(f"there is no field {unknown[0]!r} beside {', '.join(names)}")
+    return found
+
+
 def _labels(spec: Mapping[str, Any]) -> Mapping[str, str] | None:
     selector = spec.get("selector")
     if selector is None:
         return None
+    _known(selector, "matchLabels")
     return {str(key): str(value) for key, value in (selector.get("matchLabels") or {}).items()}
 
 
@@ -129,6 +147,7 @@ def _authorization(
     name: str, namespace: str, metadata: Mapping[str, Any], spec: Mapping[str, Any], root: str
 ) -> Converted:
     kind = "AuthorizationPolicy"
+    _known(spec, *_POLICY)
     if spec.get("targetRefs") or spec.get("targetRef"):
         warning = (
             f"{kind} {namespace}/{name} targets a waypoint or service: a waypoint enforces it, no ztunnel."
@@ -177,9 +196,11 @@ def _rule(rule: Mapping[str, Any], namespace: str) -> tuple[Rule, set[str]]:
     """Returns one rule, and the layer 7 attributes in it."""
     layer7: set[str] = set()
     clauses: list[Clause] = []
+    _known(rule, "from", "to", "when")
     to = []
     for one in rule.get("to") or ():
-        operation = (one or {}).get("operation") or {}
+        operation = _known(one or {}, "operation").get("operation") or {}
+        _known(operation, *_L4_OPERATIONS, *_L7_OPERATIONS)
         layer7 |= {name for name in _L7_OPERATIONS if operation.get(name)}
         to.append(
             Match(
@@ -189,7 +210,8 @@ def _rule(rule: Mapping[str, Any], namespace: str) -> tuple[Rule, set[str]]:
         )
     sources = []
     for one in rule.get("from") or ():
-        source = (one or {}).get("source") or {}
+        source = _known(one or {}, "source").get("source") or {}
+        _known(source, *_L4_SOURCES, *_L7_SOURCES)
         layer7 |= {name for name in _L7_SOURCES if source.get(name)}
         sources.append(
             Match(
@@ -205,7 +227,7 @@ def _rule(rule: Mapping[str, Any], namespace: str) -> tuple[Rule, set[str]]:
         )
     clauses += [tuple(matches) for matches in (to, sources) if matches]
     for condition in rule.get("when") or ():
-        name = _WHEN.get(condition["key"])
+        name = _WHEN.get(_known(condition, "key", "values", "notValues")["key"])
         if name is None:
             layer7.add(str(condition["key"]))
             clauses.append((Match(),))
@@ -264,6 +286,7 @@ _READERS: Mapping[str, Any] = {
 
 def _peer_authentication(name: str, namespace: str, spec: Mapping[str, Any], root: str) -> Converted:
     kind = "PeerAuthentication"
+    _known(spec, "selector", "mtls", "portLevelMtls")
     mode = _mode(spec.get("mtls"))
     strict = None if mode == "UNSET" else mode == "STRICT"
     labels = _labels(spec)
@@ -291,7 +314,7 @@ def _peer_authentication(name: str, namespace: str, spec: Mapping[str, Any], roo
 
 
 def _mode(mtls: Any) -> str:
-    mode = "UNSET" if mtls is None else str(mtls.get("mode") or "UNSET")
+    mode = "UNSET" if mtls is None else str(_known(mtls, "mode").get("mode") or "UNSET")
     if mode not in ("UNSET", "STRICT", "PERMISSIVE", "DISABLE"):
         raise ValueError(f"mtls mode {mode!r} is none of STRICT, PERMISSIVE, DISABLE, UNSET")
     return mode

@@ -82,8 +82,10 @@ def find_destination(
         if isinstance(found, Service):
             return Destination(SocketAddress(ip, _port(found, port, text)), "", found)
         if port is None:
-            raise UnclearError(f"{text} needs a port: {text}:80 for instance.")
+            raise UnclearError(f"{text} needs a port: {SocketAddress(ip, 80)} for instance.")
         return Destination(SocketAddress(ip, port), "")
+    if port is None and (wrong := text.rpartition(":")[2]) != text and wrong.isdigit():
+        raise UnclearError(f"{wrong} is no port: ports are 1 to 65535.")
     service = yield from _service(catalogue, name, source, domain, bounds)
     if service is not None:
         return _of_service(catalogue, service, _port(service, port, text), source, bounds)

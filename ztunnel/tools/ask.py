@@ -39,6 +39,8 @@ class Answer(NamedTuple):
 def admin_address(admin: str) -> tuple[str, int]:
     """Returns host and port of an admin server. Without a port it is 15000. Raises ValueError."""
     parts = urlsplit(admin if "://" in admin else f"http://{admin}")
+    if parts.scheme != "http":
+        raise ValueError("an admin server speaks http")
     return parts.hostname or "", parts.port or 15000
 
 

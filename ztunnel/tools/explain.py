@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns the exit status."""
     options = parser()
     args = options.parse_args(list(arguments))
+    if args.connection is not None and (args.source or args.dump is not None):
+        options.error("--connection is asked of a running ztunnel, and without FROM, TO and --dump")
     try:
         if args.connection is not None:
             return _connection(args.admin, args.connection, as_json=args.json)

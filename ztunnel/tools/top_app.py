@@ -45,7 +45,7 @@ async def fetch(admin: str, path: str, query: Mapping[str, str] | None = None) -
                 answer = await reader.read()
             finally:
                 writer.close()
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, ValueError) as error:
         raise NodeSilentError(f"{admin}: {str(error) or 'no answer in time'}") from error
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.partition(b"\r\n")[0]:

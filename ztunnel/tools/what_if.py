@@ -14,7 +14,7 @@ import msgspec
 
 from ztunnel.decide.plans import PolicyFacts
 from ztunnel.errors import ZtunnelError
-from ztunnel.explain.kubernetes import Converted, read_policies
+from ztunnel.explain.kubernetes import Converted, PolicyFileError, read_policies
 from ztunnel.explain.name_lookup import UnclearError, find_source
 from ztunnel.explain.policy_change import Change, DecidedConnection, PolicyChange
 from ztunnel.explain.saved_dump import DumpError, SavedMesh, read_dump
@@ -32,6 +32,7 @@ examples:
   ztunnel what-if -f policies/ --without shop/allow-web
   ztunnel what-if -f policy.yaml --dump node-a.json --dump node-b.json
 """
+_NO_HISTORY = "A dump has no connections that have ended; a running ztunnel remembers them."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if not (args.file or args.without):
         options.error("-f or --without is needed")
     try:
-        changed = [one for path in args.file for one in _read(path, args.root_namespace)]
+        changed = [one for path in args.file for one in _policies(path, args.root_namespace)]
         nodes = [_dumped(path) for path in args.dump] or [_live(args.admin)]
     except ZtunnelError as error:
         return fail(error)
@@ -88,8 +89,18 @@ def main(arguments: Sequence[str]) -> int:
         }
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(answer), indent=2) + b"\n")
     else:
+        if args.dump:
+            notes[_NO_HISTORY] = None
         sys.stdout.write("\n".join(_lines(changes, notes, looked_at)) + "\n")
     return REFUSED if any(one.effect != "allowed" for one in changes) else 0
+
+
+def _policies(path: str, root: str) -> list[Converted]:
+    """Returns what `_read` does. Raises PolicyFileError if that is nothing, as at a wrong path."""
+    found = _read(path, root)
+    if not found:
+        raise PolicyFileError(f"{path} has no AuthorizationPolicy and no PeerAuthentication.")
+    return found
 
 
 def _read(path: str, root: str) -> list[Converted]:
@@ -179,6 +190,8 @@ def _dumped(path: str) -> tuple[SavedMesh, list[DecidedConnection], list[str]]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise DumpError(f"The dump cannot be read: workloadState.{uid}: {error!r}") from error
     notes = []
+    if state is None:
+        notes.append(f"{path} has no connections: a ztunnel in dedicated mode dumps none.")
     if strangers:
         notes.append(f"{path} has {strangers} connections of pods that it does not describe; left out.")
     if unnamed:
