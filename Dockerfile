@@ -5,8 +5,10 @@
 # tests/support/image.py carries these steps out without a container engine, and tests/e2e/test_chart.py runs the outcome.
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-bookworm
+# The same Python, with a compiler where the base cannot get one (scripts/base-image makes such a pair).
+ARG BUILD_IMAGE=${PYTHON_IMAGE}
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY requirements-build.lock requirements-runtime.lock ./
 RUN python -m pip install --no-cache-dir --root-user-action=ignore --require-hashes -r requirements-build.lock

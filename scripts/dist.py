@@ -7,6 +7,8 @@ All are made twice, from two copies of the commit in two directories, and compar
 the same files anywhere (SOURCE_DATE_EPOCH is the commit's time), the image where its base is the same. buildah builds it from
 the Dockerfile, for this machine's architecture and, where qemu can run it, for the other one too. Where the registry of its
 base image cannot be reached, name another base: `scripts/base-image` makes one, PYTHON_IMAGE=localhost/python:dist takes it.
+The compiled part of TLS is in the image: its build is an error without a compiler. A base of another name may lack one, then
+the image is pure Python, unless BUILD_IMAGE names the same base with a compiler.
 What else buildah has to be told on this machine is in BUILDAH_OPTIONS: a mount of its certificates, for instance.
 """
 
@@ -34,6 +36,7 @@ BIN = Path(sys.executable).parent
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
 LOCAL_BASE = "localhost/python:dist"
+LOCAL_BUILD = f"{LOCAL_BASE}-build"
 
 
 def run(command: Sequence[str | Path], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
@@ -168,6 +171,16 @@ def has_base(base: str, architecture: str) -> bool:
     return bool(image["OCIv1"]["architecture"] == architecture)
 
 
+def base_arguments(environ: Mapping[str, str]) -> list[str]:
+    """The Dockerfile's arguments for a base: which, where to compile, and whether there has to be a compiler."""
+    base = environ.get("PYTHON_IMAGE")
+    build = environ.get("BUILD_IMAGE") or (LOCAL_BUILD if base == LOCAL_BASE else None)
+    arguments = [f"PYTHON_IMAGE={base}"] if base else []
+    arguments += [f"BUILD_IMAGE={build}"] if build else []
+    # A base of one's own may have neither a compiler nor a way to one.
+    return arguments + (["ACCELERATOR=require"] if build or not base else [])
+
+
 def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
     """An archive of the image for each architecture that can be built here; gives those."""
     made = []
@@ -186,9 +199,7 @@ def make_images(source: Path, out: Path, version: str, epoch: str) -> list[str]:
             )
             continue
         tag = f"localhost/ztunnel:{version.replace('+', '_')}-{architecture}"
-        # A base of one's own may have neither a compiler nor a way to one.
-        options = [f"PYTHON_IMAGE={base}"] if base else ["ACCELERATOR=require"]
-        arguments = [f"VERSION={version}", *options]
+        arguments = [f"VERSION={version}", *base_arguments(os.environ)]
         run(
             [
                 *("buildah", "build", "--quiet", "--no-cache", "--network=host", "--timestamp", epoch),

@@ -1,4 +1,4 @@
-"""For which architectures `make dist` builds the image."""
+"""For which architectures `make dist` builds the image, and with which base."""
 
 from __future__ import annotations
 
@@ -63,3 +63,25 @@ def test_a_machine_runs_its_own_programs(
 ) -> None:
     monkeypatch.setattr(dist.platform, "machine", lambda: machine)
     assert dist.can_run(own)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [
+        ({}, ["ACCELERATOR=require"]),
+        (
+            {"PYTHON_IMAGE": BASE},
+            [f"PYTHON_IMAGE={BASE}", f"BUILD_IMAGE={BASE}-build", "ACCELERATOR=require"],
+        ),
+        ({"PYTHON_IMAGE": "mine"}, ["PYTHON_IMAGE=mine"]),
+        (
+            {"PYTHON_IMAGE": "mine", "BUILD_IMAGE": "with-gcc"},
+            ["PYTHON_IMAGE=mine", "BUILD_IMAGE=with-gcc", "ACCELERATOR=require"],
+        ),
+    ],
+    ids=["official", "made", "foreign", "pair"],
+)
+def test_the_compiled_part_is_in_the_image_unless_a_foreign_base_has_no_compiler(
+    dist: ModuleType, environment: dict[str, str], arguments: list[str]
+) -> None:
+    assert dist.base_arguments(environment) == arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,9 @@ def test_the_notes_after_an_installation(values, there, absent, tmp_path):
     notes = render(values, chart=chart).object("Notes")["text"]
     assert all(text in notes for text in there), notes
     assert not any(text in notes for text in absent), notes
+
+
+def test_the_tool_that_validates_runs_in_a_checkout_that_was_copied_or_moved():
+    tool = Path(find_tool("kubernetes-validate"))
+    assert "/../../../.venv/bin/python" in tool.read_text()
+    assert str(tool.parents[3]) not in tool.read_text()

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.e2e.chart_deployment import ChartDeployment
+from tests.needs import needs_programs
 from tests.support import image as images
 from tests.support.census import take_census
 from tests.support.control_plane import ISTIOD_NAME
@@ -66,6 +67,11 @@ def inner_pid(pod: MeshPod) -> int:
     return int(child)
 
 
+def mapped_files(pod: MeshPod) -> str:
+    """What the process of a pod's ztunnel has mapped: its libraries among others, with their paths."""
+    return Path(f"/proc/{inner_pid(pod)}/maps").read_text()
+
+
 async def exchange(client: MeshPod, address: str) -> None:
     """Send something to an echo server and get it back."""
     stream = await client.connect(address, 8080)
@@ -82,6 +88,14 @@ async def test_traffic_passes_between_pods_of_two_nodes_over_mutual_tls(installe
             await exchange(installed.client, address)
         lines = await server.logged(direction="inbound", count=2)
     assert {line["src.identity"] for line in lines} == {installed.client.identity}
+
+
+@needs_programs("cc", "python3-config")
+async def test_the_image_has_the_compiled_part_of_tls_and_it_is_in_use(installed):
+    async with serve(installed.server, 8080, echo):
+        await exchange(installed.client, installed.server.ipv4)
+    for pod in (installed.client, installed.server):
+        assert "/ztunnel/tls/_accelerator.abi3.so" in mapped_files(pod), pod.name
 
 
 def test_mesh_and_certificates_come_from_istiod_under_its_name_with_the_projected_token(installed):

@@ -95,7 +95,8 @@ class _Build:
 
     def run(self) -> Image:
         for name, rest in instructions(self.text):
-            text = rest if name == "RUN" else self._expand(rest, outside=name == "FROM")
+            outside = name == "FROM" or not self.begun
+            text = rest if name == "RUN" else self._expand(rest, outside=outside)
             getattr(self, f"_{name.lower()}", self._unknown)(text)
         return self.image
 
