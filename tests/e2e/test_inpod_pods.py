@@ -22,7 +22,7 @@ from tests.support.census import open_descriptors
 from tests.support.fake_cni import Ack
 from tests.support.node_deployment import NodeZtunnel
 from tests.support.pod import eventually
-from tests.support.traffic import read_exactly, serve
+from tests.support.traffic import echo, read_exactly, serve
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.dedicated import Ztunnel
 from ztunnel.demo.namespaces import OwnedNamespace
@@ -121,6 +121,17 @@ def counts(ztunnel: Ztunnel) -> dict[str, int]:
 async def echoes(stream: trio.SocketStream, data: bytes = b"hello") -> None:
     await stream.send_all(data)
     assert await read_exactly(stream, len(data)) == data
+
+
+async def test_every_descriptor_of_a_node_has_a_role(nodes):
+    async with serve(nodes.server, 8080, echo), await nodes.client.connect(nodes.vip, 80) as stream:
+        await stream.send_all(b"hello")
+        assert await read_exactly(stream, 5) == b"hello"
+        for pod in (nodes.client, nodes.server):
+            shown = json.loads(nodes.node(pod).current.http("GET", 15000, "/debug/sockets")[1])
+            assert [one for one in shown if not one["role"]] == []
+            roles = {one["role"] for one in shown if one["pod"] == f"default/{pod.name}"}
+            assert {"application", "dns listener", "outbound listener"} <= roles
 
 
 async def test_a_hundred_pods_come_at_once_and_go_and_leave_nothing(nodes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -68,6 +69,22 @@ async def test_all_look_like_one(nodes):
     processes = [ztunnel.process.pid, *workers(nodes, nodes.client).values()]
     assert {str(pid) for pid in processes} == set(re.findall(r"^process (\d+)", tasks, re.MULTILINE))
     assert tasks.count("pod default/client") == WORKERS
+
+
+async def test_each_task_has_an_age_and_each_descriptor_a_role_in_every_process(nodes):
+    ztunnel = nodes.node(nodes.client).current
+    async with serve(nodes.server, 8080, echo), await nodes.client.connect(nodes.vip, 80) as stream:
+        await talk(stream)
+        trees = json.loads(ztunnel.http("GET", 15000, "/debug/tasks?format=json")[1])
+        descriptors = json.loads(ztunnel.http("GET", 15000, "/debug/sockets")[1])
+    served = workers(nodes, nodes.client).values()
+    assert {tree["pid"] for tree in trees} == {ztunnel.process.pid, *served}
+    for tree in trees:
+        aged = {task["name"] for task in tree["tasks"] if "age_seconds" in task}
+        assert "log writer" in aged
+        assert ("pod default/client" in aged) == (tree["pid"] != ztunnel.process.pid)
+    assert {one["pid"] for one in descriptors} == {ztunnel.process.pid, *served}
+    assert [one for one in descriptors if not one["role"]] == []
 
 
 async def test_levels_reach_every_worker(nodes):

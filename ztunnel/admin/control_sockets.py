@@ -11,8 +11,6 @@ from typing import Any
 from ztunnel.config.model import Config
 from ztunnel.sockets.descriptor_views import shown_descriptors
 
-_OUTPUT = {0: "standard input", 1: "log", 2: "standard error"}
-
 
 def control_ports(config: Config) -> dict[int, str]:
     """The servers of the control process, by the ports that they listen on."""
@@ -28,8 +26,8 @@ def control_sockets(servers: Mapping[int, str], now: float) -> Iterator[dict[str
     for shown in shown_descriptors({}, now):
         if shown is not None:
             name_role(shown, servers)
-            if not shown["role"] and shown.get("state"):
-                listens = shown["state"] == "LISTEN"
+            if not shown["role"] and shown.get("local"):
+                listens = shown.get("state", "LISTEN") == "LISTEN"  # a datagram socket has no state
                 shown["role"] = "listener of the workers" if listens else "dialled by the control side"
         yield shown
 
@@ -38,9 +36,7 @@ def name_role(shown: dict[str, Any], servers: Mapping[int, str]) -> None:
     """Set the role of a descriptor of the control side's servers, if it is one and no pod's."""
     if shown["role"]:
         return
-    if shown["fd"] in _OUTPUT:
-        shown["role"] = _OUTPUT[shown["fd"]]
-    elif shown.get("state") and _port(shown["local"]) in servers:
+    if shown.get("state") and _port(shown["local"]) in servers:
         server = servers[_port(shown["local"])]
         listens = shown["state"] == "LISTEN"
         shown["role"] = f"{server} server" if listens else f"a client of the {server} server"

@@ -32,7 +32,7 @@ from ztunnel.explain.text import span
 from ztunnel.messages import Asked, Topic
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
-from ztunnel.observe.task_tree import task_nodes
+from ztunnel.observe.task_tree import TaskAges, task_nodes
 from ztunnel.proxy.connection_table import ConnectionEntry
 from ztunnel.proxy.history import ClosedConnection
 from ztunnel.proxy.open_descriptors import descriptors
@@ -64,11 +64,12 @@ _LATEST = 5
 
 @dataclass(frozen=True, slots=True)
 class AnswerContext:
-    """What answers are made from."""
+    """What answers are made from. ``ages``: of the tasks of a process of its own."""
 
     config: Config
     shared: Shared
     pods: list[PodProxy]
+    ages: TaskAges | None = None
 
 
 def answer(asked: Asked, here: AnswerContext) -> Iterator[Any]:
@@ -79,9 +80,9 @@ def answer(asked: Asked, here: AnswerContext) -> Iterator[Any]:
         case Topic.CONNECTIONS:
             return _connections(Selection.parse(asked.parameters), here)
         case Topic.TASKS:
-            return _tasks(asked.parameters)
+            return _tasks(asked.parameters, here.ages)
         case Topic.SOCKETS:
-            return descriptors(here.pods)
+            return descriptors(here.pods, here.config.dns_proxy_addr.port)
         case Topic.POOL:
             return _sliced((one for pod in here.pods for one in tunnels(pod)), _TUNNELS)
 
@@ -181,12 +182,12 @@ def _view(
     return open_view(pod, entry)
 
 
-def _tasks(parameters: dict[str, str]) -> Iterator[Any]:
+def _tasks(parameters: dict[str, str], ages: TaskAges | None) -> Iterator[Any]:
     pid = os.getpid()
     if parameters.get("pid") == str(pid):
         return
     yield {"pid": pid}
-    yield from _sliced(task_nodes(words=WORDS))
+    yield from _sliced(task_nodes(ages, words=WORDS))
 
 
 # -- explanations ----------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from ztunnel.observe.access_log import current_sampling, set_sampling
 from ztunnel.observe.logging import get_logger, set_filter
 from ztunnel.observe.process import process_samples
 from ztunnel.observe.sampling import Sampling
+from ztunnel.observe.task_tree import TaskAges
 from ztunnel.observe.traffic import TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.demands import Demands
@@ -77,6 +78,7 @@ class DataPlane:
     random, wall_clock: the sources of randomness and of the time of day.
     own_process: whether it is alone in its process; its report then includes the process's descriptors and
         tasks.
+    ages: of the tasks of its own process, for the answers about them.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class DataPlane:
         wall_clock: Callable[[], float],
         bounds: Bounds = DEFAULTS,
         own_process: bool = False,
+        ages: TaskAges | None = None,
     ) -> None:
         self._send = send
+        self._ages = ages
         self._own_process = own_process
         self._config = config
         self.store = MeshStore(config.local_node)
@@ -273,7 +277,8 @@ class DataPlane:
         items: list[bytes] = []
         error = ""
         try:
-            for item in answer(asked, AnswerContext(self._config, self._shared, pods.all())):
+            here = AnswerContext(self._config, self._shared, pods.all(), self._ages)
+            for item in answer(asked, here):
                 if item is not None:
                     items.append(encode(item))
                 if item is None or len(items) == DUMP_SLICE:

@@ -22,13 +22,22 @@ from ztunnel.config.model import Config
 from ztunnel.dataplane.data_plane import DataPlane
 from ztunnel.messages import AtWork, FromDataPlane, ToDataPlane
 from ztunnel.observe.logging import run_log_writer, setup_logging, shutdown_logging
+from ztunnel.observe.task_tree import TaskAges
 from ztunnel.sockets.descriptor_limit import raise_descriptor_limit
 from ztunnel.sockets.message_socket import MessageSocket, worker_end
 from ztunnel.system.memory import spare_collector
 
 
-async def serve(config: Config, control: MessageSocket[ToDataPlane], bounds: Bounds = DEFAULTS) -> None:
-    """Run a data plane over a socketpair until either side ends. Closes the socket."""
+async def serve(
+    config: Config,
+    control: MessageSocket[ToDataPlane],
+    bounds: Bounds = DEFAULTS,
+    ages: TaskAges | None = None,
+) -> None:
+    """Run a data plane over a socketpair until either side ends. Closes the socket.
+
+    ages: of the tasks of this process.
+    """
     out_send, out_receive = trio.open_memory_channel[FromDataPlane](float("inf"))
     in_send, in_receive = trio.open_memory_channel[ToDataPlane](16)
 
@@ -57,7 +66,13 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane], bounds: Bou
 
     tell(AtWork(os.getpid()))
     plane = DataPlane(
-        config, tell, own_process=True, random=SystemRandom(), wall_clock=time.time, bounds=bounds
+        config,
+        tell,
+        own_process=True,
+        random=SystemRandom(),
+        wall_clock=time.time,
+        bounds=bounds,
+        ages=ages,
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -73,10 +88,12 @@ async def serve(config: Config, control: MessageSocket[ToDataPlane], bounds: Bou
 
 
 async def _main(config: Config, descriptor: int, bounds: Bounds = DEFAULTS) -> None:
+    ages = TaskAges()
+    trio.lowlevel.add_instrument(ages)
     async with trio.open_nursery() as nursery:
         await nursery.start(run_log_writer, name="log writer")
         control = worker_end(socket.socket(fileno=descriptor), bounds.control.worker_message)
-        await serve(config, control, bounds)
+        await serve(config, control, bounds, ages)
         nursery.cancel_scope.cancel()
 
 

@@ -22,6 +22,10 @@ class DnsSockets:
     datagrams: list[socket.socket] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
 
+    def sockets(self) -> list[socket.socket]:
+        """Returns all of them."""
+        return [*self.datagrams, *(listener.sock for listener in self.listeners)]
+
     def close(self) -> None:
         """Close all sockets."""
         for listener in self.listeners:

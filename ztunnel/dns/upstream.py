@@ -49,7 +49,7 @@ from ztunnel.sockets.dial import connect
 from ztunnel.sockets.factories import SocketFactory
 
 PORT = 53
-"""Datagrams that are no valid answer, after which a socket is closed."""
+"""Of nameservers."""
 _TRY_ELSEWHERE = {Rcode.SERVFAIL, Rcode.REFUSED}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from ztunnel.dns.upstream import PORT
 from ztunnel.proxy.connection_table import OutboundEntry
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.sockets.descriptor_views import Use, shown_descriptors
@@ -20,10 +21,10 @@ _SLICE = 500
 """Uses that are gathered between two pauses."""
 
 
-def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any] | None]:
+def descriptors(pods: Iterable[PodProxy], dns_port: int) -> Iterator[dict[str, Any] | None]:
     """Yields one mapping for each descriptor, by number. Those that close meanwhile are left out.
 
-    Yields None in between, where the caller lets other tasks run.
+    Yields None in between, where the caller lets other tasks run. ``dns_port``: of pods' DNS proxies.
     """
     uses: dict[int, Use] = {}
     for pod in pods:
@@ -31,7 +32,17 @@ def descriptors(pods: Iterable[PodProxy]) -> Iterator[dict[str, Any] | None]:
         while part := list(islice(found, _SLICE)):
             uses.update(part)
             yield None
-    yield from shown_descriptors(uses, trio.current_time())
+    for shown in shown_descriptors(uses, trio.current_time()):
+        if shown is not None and not shown["role"]:
+            shown["role"] = _dns_role(shown.get("local", ""), shown.get("peer", ""), dns_port)
+        yield shown
+
+
+def _dns_role(local: str, peer: str, dns_port: int) -> str:
+    """Returns the role of a socket of the DNS proxy, which keeps no account of them; "" for another one."""
+    if local.endswith(f":{dns_port}"):
+        return "dns client"
+    return "dns query to a nameserver" if peer.endswith(f":{PORT}") else ""
 
 
 def _uses(pod: PodProxy) -> Iterator[tuple[int, Use]]:

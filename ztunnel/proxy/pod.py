@@ -57,7 +57,7 @@ class PodProxy:
     """Runs one pod. `run` returns when the pod has ended, by `drain` or `stop`.
 
     opened: the listeners, if another process has opened them; None if `run` opens them. They are closed here.
-    listeners: the listening sockets with the names of their components, for reading only.
+    listeners: the sockets for what comes in, with the names of their components, for reading only.
     """
 
     def __init__(self, context: PodContext, opened: PodListeners | None = None) -> None:
@@ -83,6 +83,8 @@ class PodProxy:
         with self._everything:
             listeners = self._opened or await self._open()
             self.listeners = [(name, one.sock) for name, one in listeners.components.items()]
+            if listeners.dns is not None:
+                self.listeners += [("dns", sock) for sock in listeners.dns.sockets()]
             try:
                 components = self._components(listeners)
                 started()

@@ -11,12 +11,33 @@ from typing import Any, NamedTuple
 
 from ztunnel.sockets.tcp_info import tcp_info
 
+_STANDARD = {0: "standard input", 1: "log", 2: "standard error"}
 _INTERNAL = {
     "eventpoll": "event loop",
+    "eventfd": "messages and wake-ups within ztunnel",
     "inotify": "watch of files",
+    "/memfd:mesh (deleted)": "the mesh for new workers",
+    "net": "network namespace",
+    "netlink raw": "questions to the kernel",
+    "pidfd": "end of a process",
+    "pipe": "splice, or inherited",
+    "unix seqpacket": "CNI agent",
     "unix socketpair": "messages and wake-ups within ztunnel",
 }
 """The roles of what no pod and no server has, by kind."""
+
+_FAMILIES = {
+    socket.AF_INET: "inet",
+    socket.AF_INET6: "inet6",
+    socket.AF_UNIX: "unix",
+    socket.AF_NETLINK: "netlink",
+}
+_TYPES = {
+    socket.SOCK_STREAM: "stream",
+    socket.SOCK_DGRAM: "datagram",
+    socket.SOCK_SEQPACKET: "seqpacket",
+    socket.SOCK_RAW: "raw",
+}
 
 _SLICE = 50
 """Descriptors that are looked at between two pauses: some system calls each."""
@@ -64,8 +85,13 @@ def _descriptor(number: int, use: Use | None, now: float) -> dict[str, Any] | No
         shown.update(_socket(number))
     else:
         shown["kind"] = target if target.startswith("/") else _kernel_object(target)
-    shown["role"] = shown["role"] or _INTERNAL.get(shown["kind"], "")
+    shown["role"] = shown["role"] or _STANDARD.get(number) or _INTERNAL.get(shown["kind"]) or _idle(shown)
     return shown
+
+
+def _idle(shown: Mapping[str, Any]) -> str:
+    """Returns the role of a TCP socket that has no connection, or none yet; "" for others."""
+    return {"CLOSE": "spare, for the next dial", "SYN_SENT": "being dialled"}.get(shown.get("state", ""), "")
 
 
 def _kernel_object(target: str) -> str:
@@ -80,10 +106,7 @@ def _socket(number: int) -> dict[str, Any]:
     except OSError:
         return {"kind": "socket"}
     with sock:
-        kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}.get(sock.type, "other")
-        family = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}.get(
-            sock.family, "other"
-        )
+        kind, family = _TYPES.get(sock.type, "other"), _FAMILIES.get(sock.family, "other")
         if family == "unix" and _is_pair(sock):
             return {"kind": "unix socketpair"}
         shown: dict[str, Any] = {"kind": f"{family} {kind}"}
@@ -93,7 +116,8 @@ def _socket(number: int) -> dict[str, Any]:
             info = tcp_info(sock)
             if info is not None:
                 shown |= {"state": info.state, "sendQueue": info.unsent, "receiveQueue": info.unread}
-                shown["idleSeconds"] = info.idle
+                if info.state != "CLOSE":
+                    shown["idleSeconds"] = info.idle
         return shown
 
 
