@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +84,51 @@ def test_a_bad_answer_is_named(key, answer, kind, text):
 def test_in_dedicated_mode_the_ca_decides_who_we_are():
     answer = [FOREIGN.chain[0].decode(), ANSWER[-1]]
     assert read_chain(WHO, FOREIGN.private_key, answer, check_identity=False).chain == FOREIGN.chain
+
+
+def odd_leaf(key, *, extension: bytes | None = None, lifetime: int = 60) -> str:
+    """A leaf as no CA of ours makes it: any kind of key, an extension of any bytes, or none, any lifetime."""
+    name = x509.Name([])
+    begin = datetime.fromtimestamp(NOW, UTC)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, begin, begin + timedelta(seconds=lifetime)
+    )
+    if extension is not None:
+        san = x509.UnrecognizedExtension(x509.OID_SUBJECT_ALTERNATIVE_NAME, extension)
+        builder = builder.add_extension(san, critical=False)
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, digest).public_bytes(Encoding.PEM).decode()
+
+
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+@pytest.mark.parametrize(
+    ("key", "leaf", "kind", "text"),
+    [
+        (EC_KEY, odd_leaf(EC_KEY), WrongIdentityError, "expected SAN"),
+        (EC_KEY, odd_leaf(EC_KEY, extension=b"nonsense"), CaChainError, "cannot be read"),
+        (ED_KEY, odd_leaf(ED_KEY), CaChainError, "neither an EC nor an RSA key"),
+    ],
+    ids=["no names", "names of nonsense", "a key of another kind"],
+)
+def test_an_odd_leaf_is_named(key, leaf, kind, text):
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(kind, match=text):
+        read_chain(WHO, pem, [leaf, ANSWER[-1]], check_identity=True)
+
+
+@pytest.mark.parametrize(("lifetime", "valid"), [(60, True), (0, False)])
+def test_a_certificate_that_is_never_valid_is_refused(lifetime, valid):
+    pem = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    answer = [odd_leaf(RSA_KEY, lifetime=lifetime), ANSWER[-1]]
+    if valid:
+        assert read_chain(WHO, pem, answer, check_identity=False).not_after == NOW + lifetime
+    else:
+        with pytest.raises(CaChainError, match="is never valid"):
+            read_chain(WHO, pem, answer, check_identity=False)
 
 
 @settings(deadline=None)
