@@ -11,6 +11,7 @@ from OpenSSL import SSL
 
 from tests.support.mesh import Mesh
 from tests.support.pod import MeshPod
+from tests.support.quiet import quiet
 from tests.support.raw_hbone import RawHbone, answer_all, raw_server
 from tests.support.raw_tls import KeyPair, TlsChoices, unrelated_root
 from tests.support.traffic import read_exactly, refused_by
@@ -38,6 +39,11 @@ def impostor() -> Iterator[ImpostorMesh]:
         vip = mesh.service("web", ports={80: 8080}, endpoints=[server])
         mesh.start()
         yield ImpostorMesh(mesh, client, server, vip)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(impostor: ImpostorMesh) -> None:
+    quiet([impostor.client])
 
 
 @pytest.mark.parametrize(
