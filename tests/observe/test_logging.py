@@ -153,6 +153,33 @@ def test_a_level_known_late_and_fields_in_a_mapping(out):
     ]
 
 
+async def test_a_line_that_is_rendered_later_is_the_same(out, nursery):
+    setup_logging({}, fd=out.writer)
+    await nursery.start(run_log_writer)
+    log = get_logger("access").for_workload("ns/pod")
+    collected: list[str] = []
+
+    def fields() -> dict[str, object]:
+        collected.append("now")
+        return {"port": 15001, "error": "a b", "code": None}
+
+    log.log_later(Level.DEBUG, "never", fields)
+    log.log_later(Level.INFO, "later", fields)
+    log.log(Level.INFO, "later", {"port": 15001, "error": "a b", "code": None})
+    assert collected == []
+    lines = out.lines()
+    assert len(lines) == 2
+    assert collected == ["now"]
+    assert len({line.split("\t", 1)[1] for line in lines}) == 1
+    nursery.cancel_scope.cancel()
+
+
+def test_what_would_be_rendered_later_is_captured_at_once():
+    with capture_logs() as records:
+        get_logger("access").log_later(Level.INFO, "later", lambda: {"port": 1})
+        assert [(record.message, record.fields["port"]) for record in records] == [("later", 1)]
+
+
 def test_records_are_captured_for_tests():
     log = get_logger("proxy::inbound").bind_span("inbound", id="1")
     with capture_logs() as records:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -142,6 +143,40 @@ async def test_lines_are_written_whole_and_not_more_than_a_pipe_takes_at_once(pi
     assert max(map(len, sizes)) <= 4096
     assert max(data.count(b"\n") for data in sizes) == LINES_A_WRITE
     assert all(data.endswith(b"\n") for data in sizes)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_line_alone_is_written_at_once_and_many_lines_together(pipe, nursery, autojump_clock):
+    sink = Sink(pipe[1], gather=1)
+    await nursery.start(sink.run)
+    sink.write("a\n")
+    await trio.testing.wait_all_tasks_blocked()
+    assert read_all(pipe[0]) == b"a\n"
+    for line in "bc":
+        sink.write(f"{line}\n")
+        await trio.testing.wait_all_tasks_blocked()
+    assert (read_all(pipe[0]), sink.queued) == (b"", 2)
+    await trio.sleep(1.1)
+    assert (read_all(pipe[0]), sink.queued) == (b"b\nc\n", 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_line_is_rendered_once_when_it_is_written(pipe, nursery):
+    rendered: list[int] = []
+
+    def render(number: int) -> str:
+        rendered.append(number)
+        return f"{number:098}\n"
+
+    sink = Sink(pipe[1])
+    await nursery.start(sink.run)
+    for number in range(200):
+        sink.write(partial(render, number))
+    sink.write("last\n")
+    assert rendered == []
+    lines = await read_lines(pipe[0], 201)
+    assert [*map(int, lines[:-1]), lines[-1]] == [*range(200), b"last"]
+    assert rendered == list(range(200))
     nursery.cancel_scope.cancel()
 
 

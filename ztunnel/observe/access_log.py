@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from ztunnel.model.address import SocketAddress
@@ -193,7 +194,8 @@ class AccessLog:
                 "success" if error is None else "failure", entry.direction.value, self._workload
             ):
                 return
-            fields = complete_fields(
+            fields = partial(
+                complete_fields,
                 entry,
                 received=received,
                 sent=sent,
@@ -202,7 +204,7 @@ class AccessLog:
                 code=code,
                 connection=connection,
             )
-            self._log.log(level, "connection complete", fields)
+            self._log.log_later(level, "connection complete", fields)
 
     def failed(
         self,

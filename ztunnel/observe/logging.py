@@ -16,6 +16,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -138,6 +139,19 @@ class Logger(structlog.BoundLoggerBase):
         if 0 < level <= self._threshold.level:
             self._emit(_METHODS[level], message, fields)
 
+    def log_later(self, level: Level, message: str, fields: Callable[[], Mapping[str, Any]]) -> None:
+        """As `log`, for lines of which there are many: they are rendered when they are written, together.
+
+        fields: called then, perhaps in another thread; it must return what it would return now.
+        """
+        if not 0 < level <= self._threshold.level:
+            return
+        if _hub.sink is None or _hub.records is not None:
+            self._emit(_METHODS[level], message, fields())
+        else:
+            origin: _Origin = self._context[_ORIGIN]
+            _hub.sink.write(partial(_hub.line, _hub.clock_ns(), level, origin, message, fields))
+
     def _emit(self, method: str, message: str, fields: Mapping[str, Any]) -> None:
         # structlog's own way reserves the field name "event"
         event: Any = {**self._context, **fields, _MESSAGE: message}
@@ -221,6 +235,18 @@ class _Hub:
         if self.records is not None:
             self.records.append(LogRecord(level, threshold.path, message, event, spans))
         return self._line(self._clock.text(self.clock_ns()), level, threshold.path, spans, (message, event))
+
+    def line(
+        self,
+        time_ns: int,
+        level: Level,
+        origin: _Origin,
+        message: str,
+        fields: Callable[[], Mapping[str, Any]],
+    ) -> str:
+        """Returns a line of `Logger.log_later`, rendered."""
+        threshold, spans = origin
+        return self._line(self._clock.text(time_ns), level, threshold.path, spans, (message, fields()))
 
 
 _hub = _Hub()

@@ -1,7 +1,9 @@
 """The destination of log lines: a bounded queue before a file descriptor, and one task that writes it.
 
-How it works. `Sink.write` only appends to a queue and wakes the writer task once. The task writes up to 64
-lines with one call and waits until the descriptor is writable. So a slow reader of our stdout costs only
+How it works. `Sink.write` only appends to a queue and wakes the writer task once. The task writes up to 16
+lines with one call and waits until the descriptor is writable. Then it pauses for a few milliseconds: a line
+alone is written at once, and many lines are written together. A line may also be queued before it is
+rendered: this too is cheaper for many together. A slow reader of our stdout costs only
 memory, up to the limit of the queue. When the queue is full, the caller of `write` itself writes and waits
 until there is room: no line is dropped. Without a running writer task (before the loop starts, after it
 ended, in commands without one) each line is written at once.
@@ -29,22 +31,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 import trio
 
 from ztunnel.bounds import DEFAULTS
 
-LINES_A_WRITE = 64
+LINES_A_WRITE = 16
 _PIPE_BYTES = 4096  # PIPE_BUF on Linux
 _ANY_BYTES = 256 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM)
 """The errors of a file that is full now and may have space later."""
 
+Line: TypeAlias = str | Callable[[], str]
+"""A line with its line break, or a function that renders it when it is written, perhaps in another thread."""
+
 
 class Sink:
     """The lines for one descriptor, which the caller closes. What is opened here is closed here.
 
-    lines: the limit of the queue. now: returns seconds of a monotonic clock, used only to limit `close`.
+    lines: the limit of the queue. gather: seconds between two writes of the task. now: returns seconds of a
+    monotonic clock, used only to limit `close`.
     """
 
     def __init__(
@@ -52,11 +59,13 @@ class Sink:
         fd: int = 1,
         *,
         lines: int = DEFAULTS.log.queued_lines,
+        gather: float = DEFAULTS.log.gather,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capacity = lines
+        self._gather = gather
         self._now = now
-        self._queue: deque[str] = deque()
+        self._queue: deque[Line] = deque()
         self._rest = b""  # a batch of which a part is written
         self._open_line = False  # the last written bytes do not end with a line break
         self._lost = 0
@@ -94,8 +103,8 @@ class Sink:
         """How many lines a full disk did not take."""
         return self._lost
 
-    def write(self, line: str) -> None:
-        """Write one line, with its line break. Waits only when the queue is full or no task writes."""
+    def write(self, line: Line) -> None:
+        """Write one line. Waits only when the queue is full or no task writes."""
         self._queue.append(line)
         if self._token is None:
             self._write_now()
@@ -137,6 +146,7 @@ class Sink:
                         await trio.lowlevel.checkpoint()
                     else:
                         await trio.lowlevel.wait_writable(self._fd)
+                await trio.sleep(self._gather)
         finally:
             self._token = None
             self._patience = 1.0
@@ -211,9 +221,12 @@ class Sink:
         lines: list[bytes] = [b"\n"] if self._open_line else []
         size = 0
         while queue and len(lines) < LINES_A_WRITE:
-            line = queue[0].encode("utf-8", "backslashreplace")
+            first = queue[0]
+            text = first if isinstance(first, str) else first()
+            line = text.encode("utf-8", "backslashreplace")
             size += len(line)
             if lines and size > self._largest:
+                queue[0] = text
                 break
             lines.append(line)
             queue.popleft()
