@@ -38,6 +38,8 @@ def warnings(**environ: str) -> list[str]:
         ({"XDS_ADRESS": "x"}, "unknown variable XDS_ADRESS: it changes nothing; did you mean XDS_ADDRESS?"),
         ({"KUBERNETES_SERVICE_HOTS": "x"}, "did you mean KUBERNETES_SERVICE_HOST?"),
         ({"Rust_Log": "debug"}, "did you mean RUST_LOG?"),
+        ({"ISTIO_META_DNS_CAPTUR": "true"}, "changes nothing here; did you mean ISTIO_META_DNS_CAPTURE?"),
+        ({"ISTIO_META_CLUSTERID": "c"}, "did you mean ISTIO_META_CLUSTER_ID?"),
         ({"POOL_MAX_STREAMS_PER_CONN": "5"}, "did you mean POOL_MAX_STREAMS_PER_CONNECTION?"),
     ],
 )
@@ -51,7 +53,13 @@ def test_a_typing_error_gets_one_warning_with_the_right_spelling(environ, part):
     [
         {"TLS12_ENABLED": "true", "AUTHZ_POLICY_INFO_LOGGING": "false", "COMPLIANCE_POLICY": "fips-140-2"},
         {"ISTIO_META_DNS_CAPTURE": "TRUE", "LOG_FORMAT": "json", "RUST_LOG": "debug"},
-        {"ISTIO_META_ANYTHING": "x", "XDS_HEADER_x-a": "b", "CA_HEADER_x-a": "b", "ISTIO_METAJSON_A": "{}"},
+        {
+            "ISTIO_META_ANYTHING": "x",
+            "ISTIO_META_DNS_AUTO_ALLOCATE": "true",
+            "XDS_HEADER_x-a": "b",
+            "CA_HEADER_x-a": "b",
+            "ISTIO_METAJSON_A": "{}",
+        },
         {"PATH": "/bin", "HOME": "/root", "HOSTNAME": "a", "KUBERNETES_PORT": "tcp://10.0.0.1:443"},
         {"INPOD_ENABLED": "true", "RUST_BACKTRACE": "1", "CLUSTER_ID": "c", "ISTIO_META_CLUSTER_ID": "c"},
         # what Kubernetes sets for a Service that is called ztunnel

@@ -47,11 +47,15 @@ def variable_warnings(names: Collection[str], known: Collection[str], prefixes: 
     """Returns a warning for each variable that is nearly one of ours, or has our prefix and is none.
 
     names: of the environment. known: those that were read. prefixes: of families of names, all of which are
-    read (``ISTIO_META_``).
+    read (``ISTIO_META_``, for the control plane).
     """
     warnings = []
     for name in sorted(names):
-        if name in known or name in _FOREIGN or name.startswith(tuple(prefixes)):
+        if name in known or name in _FOREIGN:
+            continue
+        family = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        if family is not None:
+            warnings += _in_family(name, family, known)
             continue
         meant = nearest(name, known)
         if name.startswith(_OURS):
@@ -65,6 +69,13 @@ def variable_warnings(names: Collection[str], known: Collection[str], prefixes: 
         elif meant is not None and not _is_service_link(name, names):
             warnings.append(f"unknown variable {name}: it changes nothing; did you mean {meant}?")
     return warnings
+
+
+def _in_family(name: str, prefix: str, known: Iterable[str]) -> list[str]:
+    """Returns a warning if a name is nearly one of its family that means more than its others."""
+    special = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]
+    meant = nearest(name.removeprefix(prefix), special)
+    return [] if meant is None else [f"{name} changes nothing here; did you mean {prefix}{meant}?"]
 
 
 def _is_service_link(name: str, names: Collection[str]) -> bool:
