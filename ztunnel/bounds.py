@@ -191,6 +191,18 @@ class ExplainBounds:
     names_read: int = count(2_000, "objects that are read one by one for a name that no index has")
     names_compared: int = count(200, "names that are compared in full with an unknown one")
     names_suggested: int = count(5, "similar names in the answer about an unknown one")
+    clues: int = count(32, "clauses that a refusal names, where no policy allowed a connection")
+    connections: int = count(5, "past connections that an explanation shows")
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryBounds:
+    """Of what is remembered of a connection that has ended; how many are is in the configuration."""
+
+    text: int = count(300, "characters of a text about a connection, which a peer may have caused")
+    sentences: int = count(12, "reasons of a plan, or of a refusal")
+    attempts: int = count(3, "failed attempts whose texts are kept")
+    settings: int = count(4_096, "distinct sets of pod, peer, service and reasons that connections share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +226,7 @@ class Bounds:
     admin: AdminBounds = field(default_factory=AdminBounds)
     control: ControlBounds = field(default_factory=ControlBounds)
     explain: ExplainBounds = field(default_factory=ExplainBounds)
+    history: HistoryBounds = field(default_factory=HistoryBounds)
     log: LogBounds = field(default_factory=LogBounds)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.fake_mesh import FakeMesh, at
-from ztunnel.decide.authorize import _FIELDS, MAX_CLUES, NONE_ALLOWED, authorize, explain_policy
+from ztunnel.bounds import ExplainBounds
+from ztunnel.decide.authorize import _FIELDS, NONE_ALLOWED, authorize, explain_policy
 from ztunnel.decide.plans import PolicyFacts, Verdict
 from ztunnel.model.identity import Identity
 from ztunnel.model.policy import (
@@ -472,7 +473,8 @@ def test_an_allow_without_rules_is_a_clue(mesh, server):
 def test_clues_are_bounded_in_a_verdict_and_complete_when_explained(mesh, server):
     rules = tuple(((Match(destination_ports=(port,)),),) for port in range(1, 101))
     policy = mesh.add_policy("long", ALLOW, *rules)
-    assert len(authorize(mesh, server, facts()).clues) == MAX_CLUES
+    assert len(authorize(mesh, server, facts()).clues) == ExplainBounds().clues
+    assert len(authorize(mesh, server, facts(), ExplainBounds(clues=3)).clues) == 3
     assert len(explain_policy(policy, facts())[1]) == 100
 
 

@@ -9,9 +9,11 @@ from random import Random
 
 import pytest
 
+from ztunnel.bounds import HistoryBounds
 from ztunnel.model.address import SocketAddress
 from ztunnel.proxy.history import ClosedConnection, Failure, History, limited, short
 
+BOUNDS = HistoryBounds()
 LARGEST_ENTRY = 7500
 USUAL_ENTRY = 200
 CLIENT = SocketAddress.parse("10.0.0.1:41234")
@@ -153,13 +155,18 @@ def test_settings_are_shared_and_bounded():
     same = ("outbound", "default/client", "default", "server", "web", "spiffe://x", "HBONE")
     assert history.setting(*same, ("a", "b")) is history.setting(*same, ("a", "b"))
     assert history.setting(*same, ("a",)) is not history.setting(*same, ("a", "b"))
-    assert short("x" * 1000) == "x" * 297 + "..."
-    many = limited(tuple("x" * 1000 for _ in range(100)))
+    assert short("x" * 1000, BOUNDS) == "x" * 297 + "..."
+    many = limited(tuple("x" * 1000 for _ in range(100)), BOUNDS)
     assert (len(many), {len(one) for one in many}) == (12, {300})
     long = history.setting(
         "inbound", "p", "n" * 70_000, "s" * 70_000, "w" * 70_000, "i" * 70_000, "HBONE", ()
     )
     assert [len(one) for one in (long.peer, long.service, long.peer_identity)] == [300, 300, 300]
+    narrow = History(10, Random(1), HistoryBounds(text=10, sentences=1, settings=1))
+    first = narrow.setting(*same, ("a" * 20, "b"))
+    assert (first.peer, first.route) == ("default...", ("aaaaaaa...",))
+    assert narrow.setting(*same, ("c",)) is narrow.setting(*same, ("c",))
+    assert narrow.setting(*same, ("a" * 20, "b")) is not first
 
 
 def bytes_each(made: Callable[[], History], add_one: Callable[[History, int], object]) -> float:
@@ -186,8 +193,10 @@ def test_ten_thousand_usual_ones_take_less_than_two_megabytes():
 def test_ten_thousand_of_the_largest_take_less_than_is_stated():
     def add_large(history: History, number: int) -> None:
         text = f"{number:06d}" * 50
-        attempts = tuple(short(one + text) for one in "abc")
-        failed = Failure(short(text), "ZT-NET-010", short(text + "."), "default/deny", None, attempts)
+        attempts = tuple(short(one + text, BOUNDS) for one in "abc")
+        failed = Failure(
+            short(text, BOUNDS), "ZT-NET-010", short(text + ".", BOUNDS), "default/deny", None, attempts
+        )
         add(history, failed=failed, text=text * 4, route=tuple("r" * 1000 for _ in range(100)))
 
     assert bytes_each(ten_thousand, add_large) < LARGEST_ENTRY

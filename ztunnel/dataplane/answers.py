@@ -58,9 +58,6 @@ GLANCED = 500
 _TUNNELS = 5
 """Tunnels that are shown between two checkpoints, each with all of its streams."""
 
-_LATEST = 5
-"""The most past connections that an explanation shows."""
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerContext:
@@ -261,11 +258,12 @@ def _avoided(pod: PodProxy) -> Iterator[str]:
 def _latest(pod: PodProxy, address: SocketAddress, here: AnswerContext) -> Slices[list[ConnectionView]]:
     """Returns the last connections of a pod to a destination, open ones first."""
     found: list[ConnectionView] = []
+    most = here.shared.bounds.explain.connections
     for number, entry in enumerate(list(pod.context.connections.outbound), 1):
         if entry.report is not None and entry.report.destination == address:
             view = open_view(pod, entry)
             found += () if view is None else (view,)
-        if len(found) >= _LATEST:
+        if len(found) >= most:
             return found
         if number % GLANCED == 0:
             yield
@@ -273,7 +271,7 @@ def _latest(pod: PodProxy, address: SocketAddress, here: AnswerContext) -> Slice
     for number, was in enumerate(here.shared.history.latest(), 1):
         if was.destination == address and was.pod == name and was.direction == "outbound":
             found.append(closed_view(was, now))
-        if len(found) >= _LATEST:
+        if len(found) >= most:
             return found
         if number % GLANCED == 0:
             yield

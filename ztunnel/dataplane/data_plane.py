@@ -122,7 +122,7 @@ class DataPlane:
             budget=DescriptorBudget.current(),
             hangups=Hangups(bounds.connection.hangup_interval),
             pipes=PipePool(),
-            history=History(config.connection_history, random),
+            history=History(config.connection_history, random, bounds.history),
             demands=Demands(self.store, send, bounds.connection.demand_timeout)
             if config.xds_on_demand
             else None,

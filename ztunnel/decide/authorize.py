@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.decide.mesh_view import PolicyView
 from ztunnel.decide.networks import contains
 from ztunnel.decide.plans import Clue, PolicyFacts, Verdict
@@ -33,9 +34,6 @@ from ztunnel.model.workload import Workload
 
 NONE_ALLOWED = "allow policies exist, but none allowed"
 """The reason when ALLOW policies apply to a workload and no enforced one matches."""
-
-MAX_CLUES = 32
-"""The most clues in a verdict, as many as a person reads; `explain_policy` returns all of them."""
 
 
 class _Peer:
@@ -61,12 +59,15 @@ class _Peer:
         self.principal = None if identity is None else identity.principal
 
 
-def authorize(view: PolicyView, workload: Workload, facts: PolicyFacts) -> Verdict:
+def authorize(
+    view: PolicyView, workload: Workload, facts: PolicyFacts, bounds: ExplainBounds = DEFAULTS.explain
+) -> Verdict:
     """Decide with the policies that apply to ``workload``, the connection's destination.
 
     ``facts.destination`` is the address and port that is finally dialled; its network is ignored. Returns a
     verdict that names the policy that decided. Its clues name the rule that decided, or, if no ALLOW policy
-    matches, the clauses and fields that do not hold. Raises nothing.
+    matches, the clauses and fields that do not hold: no more than ``bounds.clues``; `explain_policy` returns
+    all of them. Raises nothing.
     """
     policies, missing = applicable_policies(view, workload)
     if not policies:
@@ -144,7 +145,7 @@ def authorize(view: PolicyView, workload: Workload, facts: PolicyFacts) -> Verdi
     return Verdict(
         allowed=False,
         reason=NONE_ALLOWED,
-        clues=tuple(islice(failures, MAX_CLUES)),
+        clues=tuple(islice(failures, bounds.clues)),
         log=tuple(log),
         dry_run=tuple(dry_run),
         dry_run_refuses=refuses,

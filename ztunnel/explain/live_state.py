@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ztunnel.bounds import DEFAULTS, ExplainBounds
 from ztunnel.explain.explanation import Explanation, Outcome
 from ztunnel.explain.text import span
 
-_LATEST = 5
 _DRAINED = "ZT-DRN-001"
 _NO_CERTIFICATE = "ZT-CA-010"
 
 
-def merged_live(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged_live(
+    parts: Sequence[Mapping[str, Any]], bounds: ExplainBounds = DEFAULTS.explain
+) -> dict[str, Any]:
     """Returns the live parts of the answers of several data planes as one."""
     live: dict[str, Any] = {}
     for part in parts:
@@ -28,7 +30,8 @@ def merged_live(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 live.setdefault(name, value)
     if live.get("connections"):
-        live["connections"] = sorted(live["connections"], key=lambda one: one["ageSeconds"])[:_LATEST]
+        latest = sorted(live["connections"], key=lambda one: one["ageSeconds"])
+        live["connections"] = latest[: bounds.connections]
     if live.get("tunnels"):
         live.pop("noTunnel", None)
     return live

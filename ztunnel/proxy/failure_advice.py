@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ztunnel.bounds import HistoryBounds
 from ztunnel.decide.plans import InboundPlan, OutboundPlan, OutboundProtocol, Verdict
 from ztunnel.proxy.history import Failure, limited, short
 from ztunnel.tls.tls_errors import TlsHandshakeError
@@ -60,15 +61,16 @@ def remembered_failure(
     advice: FailureAdvice | None,
     verdict: Verdict | None,
     attempts: tuple[str, ...],
+    bounds: HistoryBounds,
 ) -> Failure:
     """Returns what the history keeps of a failure, and of attempts that failed before.
 
-    verdict: as in `failure_advice`. attempts: their texts, limited.
+    verdict: as in `failure_advice`. attempts: their texts, limited. bounds: of the history.
     """
     if failure is None:
         return Failure(attempts=attempts)
-    error = short(str(failure))
-    why = "" if advice is None else short(advice.why)
+    error = short(str(failure), bounds)
+    why = "" if advice is None else short(advice.why, bounds)
     if not why and verdict is not None:
         why = error
     return Failure(
@@ -76,7 +78,7 @@ def remembered_failure(
         code_of(failure),
         why,
         "" if advice is None else advice.policy or "",
-        limited(failure.refusal.why) if isinstance(failure, RouteRefusedError) else None,
+        limited(failure.refusal.why, bounds) if isinstance(failure, RouteRefusedError) else None,
         attempts,
     )
 

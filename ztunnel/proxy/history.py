@@ -22,11 +22,9 @@ from typing import Protocol
 
 import msgspec
 
+from ztunnel.bounds import DEFAULTS, HistoryBounds
 from ztunnel.model.address import SocketAddress
 
-_LONGEST_TEXT = 300
-_SENTENCES = 12
-_SHARED = 4096
 _TOGETHER = 32
 """Connections whose records are made in one go: some 60 microseconds."""
 
@@ -106,10 +104,11 @@ class History:
 
     capacity: how many entries are kept, 0 for none. random: makes the first part of the ids. It differs
     between processes and between runs of one process. keeps: whether anything is kept. numbers: gives each
-    new connection its number, for `id_of` and `add`.
+    new connection its number, for `id_of` and `add`. bounds: of what an entry keeps.
     """
 
-    def __init__(self, capacity: int, random: Random) -> None:
+    def __init__(self, capacity: int, random: Random, bounds: HistoryBounds = DEFAULTS.history) -> None:
+        self.bounds = bounds
         self.keeps = capacity > 0
         self._capacity = capacity
         self.numbers = count(1)
@@ -206,19 +205,20 @@ class History:
         key = (direction, pod, namespace, shown, service, peer_identity, protocol, route)
         found = self._shared.get(key)
         if found is None:
+            bounds = self.bounds
             found = Setting(
                 direction,
                 pod,
-                short(f"{namespace}/{shown}") if shown else "",
-                short(service),
-                short(peer_identity),
+                short(f"{namespace}/{shown}", bounds) if shown else "",
+                short(service, bounds),
+                short(peer_identity, bounds),
                 protocol,
-                limited(route),
+                limited(route, bounds),
             )
-            if len(self._shared) >= _SHARED:
+            if len(self._shared) >= bounds.settings:
                 self._shared.clear()
             # A key is as long as a peer makes it, and stays: a long one is not shared.
-            if sum(map(len, (namespace, shown, service, peer_identity, *route))) < _LONGEST_TEXT * 4:
+            if sum(map(len, (namespace, shown, service, peer_identity, *route))) < bounds.text * 4:
                 self._shared[key] = found
         return found
 
@@ -284,11 +284,11 @@ class History:
         )
 
 
-def limited(sentences: tuple[str, ...]) -> tuple[str, ...]:
+def limited(sentences: tuple[str, ...], bounds: HistoryBounds) -> tuple[str, ...]:
     """Returns the sentences, limited in number and length."""
-    return tuple(short(one) for one in sentences[:_SENTENCES])
+    return tuple(short(one, bounds) for one in sentences[: bounds.sentences])
 
 
-def short(text: str) -> str:
+def short(text: str, bounds: HistoryBounds) -> str:
     """Returns a text of limited length, since a peer may have caused it."""
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+    return text if len(text) <= bounds.text else text[: bounds.text - 3] + "..."

@@ -34,7 +34,7 @@ def check_policy(
         raise PolicyRejectedError(
             f"no identity of the peer is of trust domain {workload.identity.trust_domain}"
         )
-    verdict = authorize(pod.shared.store, workload, facts)
+    verdict = authorize(pod.shared.store, workload, facts, pod.shared.bounds.explain)
     _log_decision(pod, verdict, report.id)
     report.judged(verdict)
     if verdict.dry_run or verdict.dry_run_refuses:

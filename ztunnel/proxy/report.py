@@ -38,9 +38,6 @@ from ztunnel.tunnel.failures import ConnectionFailure
 _OUTBOUND_LOG = get_logger("proxy::outbound")
 _INBOUND_LOG = get_logger("proxy::inbound")
 
-_ATTEMPTS = 3
-"""Failed attempts whose texts are kept."""
-
 
 class ConnectionReport:
     """The report of one connection, made when it begins. All its code runs inside `Closing`.
@@ -246,8 +243,9 @@ class ConnectionReport:
         that failed would not show it. The access log has one line for the connection, about its last attempt.
         """
         assert self._plan is not None
-        if len(self._attempts) < _ATTEMPTS:
-            failed = short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})")
+        bounds = self._pod.shared.history.bounds
+        if len(self._attempts) < bounds.attempts:
+            failed = short(f"{self._plan.next_hop}: {failure} ({code_of(failure)})", bounds)
             self._attempts = (*self._attempts, failed)
         self._pod.shared.traffic.retried(code_of(failure))
         self.log.info(
@@ -328,7 +326,9 @@ class ConnectionReport:
         if history.keeps:
             self._seconds = seconds
             if failure is not None or self._attempts:
-                self._failed = remembered_failure(failure, explained, self._verdict, self._attempts)
+                self._failed = remembered_failure(
+                    failure, explained, self._verdict, self._attempts, history.bounds
+                )
             history.later(self)
 
     def remember(self) -> None:

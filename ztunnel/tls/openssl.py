@@ -38,7 +38,7 @@ ZERO_RETURN: Final[int] = lib.SSL_ERROR_ZERO_RETURN
 # OpenSSL numbers reasons that are received alerts from here on (SSL_AD_REASON_OFFSET).
 ALERT_REASONS: Final = 1000
 
-# The bits of an error code that are the reason (see ERR_GET_REASON). Codes are compared only by them.
+# Errors that are taken from OpenSSL's queue at a time; it keeps 16 (ERR_NUM_ERRORS).
 _LONGEST_QUEUE: Final = 32
 
 
