@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.support.data_plane import running_plane
@@ -46,6 +47,12 @@ SECTIONS = (
     ("http2/8",),
 )
 """All of h2spec. They run at the same time, because most of it is waiting for what must not come."""
+
+
+@pytest.fixture(autouse=True)
+def _needs_h2spec() -> None:
+    """Skip before anything runs: from inside a nursery the reason would be lost in an ExceptionGroup."""
+    find_tool("h2spec")
 
 
 @asynccontextmanager
