@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ MACHINE = (
 SOME = "tests/e2e/test_traffic.py tests/e2e/test_socks5.py tests/e2e/test_dns.py tests/e2e/test_harness.py"
 
 OUTPUT = CACHE / "output.txt"
+FAILURES = re.compile(r"^=+ (?:FAILURES|ERRORS) =+$.*?^=+ short test summary", re.MULTILINE | re.DOTALL)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -43,8 +45,10 @@ def machine() -> Iterator[BareMachine]:
 
 
 def assert_passed(done: subprocess.CompletedProcess[str]) -> str:
+    """Gives what was printed. Of a failure the tests that failed come first."""
     OUTPUT.write_text(done.stdout)
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\nall of it: {OUTPUT}"
+    failures = "\n".join(part[:20_000] for part in FAILURES.findall(done.stdout))
+    assert done.returncode == 0, f"{failures}\n{done.stdout[-6000:]}\nall of it: {OUTPUT}"
     return done.stdout
 
 
