@@ -250,6 +250,27 @@ def test_a_dump_survives_changes_between_its_objects():
     assert [item["hostname"] for item in services] == ["h2", "h4"]
 
 
+def test_a_big_mesh_is_dumped_in_order_with_pauses_and_without_what_is_removed_meanwhile():
+    store = MeshStore(None)
+    count = 5000
+    uids, policies = sorted(f"w{number}" for number in range(count)), count // 2
+    store.apply(delta(*(address(pb.Workload(uid=uid)) for uid in uids)))
+    store.apply(delta(*(address(pb.Service(namespace="n", hostname=uid)) for uid in uids)))
+    made = [policy(security.Authorization(name=uid, namespace="n")) for uid in uids[:policies]]
+    store.apply(delta(*made, policies=True))
+    gone = uids[1]
+    for dump, field, kept in (
+        (dump_workloads(store), "uid", count),
+        (dump_services(store), "hostname", count),
+        (dump_policies(store), "name", policies),
+    ):
+        assert next(dump) is None, "a pause comes before everything is sorted"
+        store.apply(delta(removed=(gone, f"n/{gone}")))
+        store.apply(delta(removed=(f"n/{gone}",), policies=True))
+        shown = [item[field] for item in dump if item is not None]
+        assert shown == [uid for uid in uids[:kept] if uid != gone]
+
+
 def test_dumping_decodes_without_displacing_what_connections_use():
     store = MeshStore(None)
     store.apply(delta(*(address(pb.Workload(uid=f"w{number}")) for number in range(5))))
