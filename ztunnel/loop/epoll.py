@@ -10,9 +10,8 @@ returns None, and the caller uses Trio's ordinary waits, which are correct too, 
 
 A descriptor that is registered here must not be waited for through Trio.
 
-Bulk and others. A task that moves bulk data makes others wait for the end of its turn. So between two of its
-reads it may `look`: that polls without waiting, and says whether somebody got something to do who should not
-wait. Sockets with bulk data of their own do not count, since several bulk streams are cheaper in long turns.
+Between two turns of Trio's loop a task that moves bulk data may `look` whether others have something to do
+(`ztunnel.loop.bulk`).
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from typing import Any
 import trio
 
 _FEW = 64
+_CALM = 32
+"""Pieces of bulk data that are small after a message: together 2 MiB, some milliseconds."""
 
 
 class _Taken(list[tuple[int, int]]):
@@ -40,12 +41,14 @@ class LoopEpoll:
 
     process: processes the events of Trio's own descriptors.
     urgent: tasks that were woken, have not run yet, and should not wait for bulk data. A `Watch` counts them.
+    messages: how many pieces of bulk data are still to be small, because somebody sends small messages.
     """
 
     def __init__(self, epoll: select.epoll, process: Callable[[list[tuple[int, int]]], None]) -> None:
         self._epoll = epoll
         self._process = process
         self.urgent = 0
+        self.messages = 0
         self.register = epoll.register
         self.unregister = epoll.unregister
         self.modify = epoll.modify
@@ -68,6 +71,11 @@ class LoopEpoll:
                 self._process(others)
                 return True
         return self.urgent > 0
+
+    def woken(self) -> None:
+        """A task was woken that should not wait for bulk data. Its next step lowers ``urgent``."""
+        self.urgent += 1
+        self.messages = _CALM
 
     def _call(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Call the callbacks of our descriptors. Returns the events of the others."""

@@ -33,7 +33,7 @@ class Watch:
 
     `close` it before the socket, or use it with ``with``. One task at a time may wait for each direction.
 
-    bulk: much data flows, so its reader may wait until other sockets' readers have run (`others_wait`).
+    bulk: much data flows, so its reader may wait until others have run (`ztunnel.loop.bulk`).
     """
 
     __slots__ = (
@@ -95,10 +95,6 @@ class Watch:
     def emptied(self) -> None:
         """Note that a read has found nothing, or less than it asked for."""
         self._readable = False
-
-    def others_wait(self) -> bool:
-        """Returns whether a socket without bulk data has become readable, whose task should run first."""
-        return self._epoll is not None and self._epoll.look()
 
     def interrupt(self) -> None:
         """Wake the task in `readable`, although there may be nothing to read."""
@@ -173,7 +169,7 @@ class Watch:
                     # Its next step takes it back: a task that was rescheduled is not cancelled any more.
                     assert self._epoll is not None
                     self._urgent = True
-                    self._epoll.urgent += 1
+                    self._epoll.woken()
         if flags & ~select.EPOLLIN and self._writer is not None:
             writer, self._writer = self._writer, None
             trio.lowlevel.reschedule(writer)

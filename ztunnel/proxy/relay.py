@@ -18,6 +18,7 @@ import trio
 
 from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import ErrorCode, error_text
+from ztunnel.loop.bulk import make_room, piece
 from ztunnel.loop.watch import Watch
 from ztunnel.sockets.hangup import Hangup
 from ztunnel.sockets.reset import set_end_on_close, set_reset_on_close
@@ -185,10 +186,12 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
     full = 0
     try:
         while not stream.interrupted:
+            if watch.bulk:
+                await make_room()
             room = await stream.wait_room()
             if not room:
                 return False
-            wanted = min(size, room)
+            wanted = min(room, piece(size) if watch.bulk else size)
             try:
                 data = sock.recv(wanted)
             except BlockingIOError:
@@ -205,7 +208,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                 size = min(size * 2, LARGEST_READ)
                 full += 1
                 watch.bulk = size == LARGEST_READ
-                if full == TURN or watch.others_wait():
+                if full == TURN:
                     full = 0
                     await trio.lowlevel.checkpoint()
             else:

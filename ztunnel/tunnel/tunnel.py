@@ -44,6 +44,7 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
+from ztunnel.loop.bulk import make_room, piece
 from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
@@ -227,17 +228,21 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             reads = 0
             much = end = False
             work = 0
+            batch, limit = BATCH, size
+            if self._bulk:
+                await make_room()
+                limit = piece(size)
+                batch = BATCH if limit == size else 1
             try:
-                while reads < BATCH and work <= turn_limit:
-                    data = b"" if hbone.unread else tls.try_receive(size)
+                while reads < batch and work <= turn_limit:
+                    data = b"" if hbone.unread else tls.try_receive(limit)
                     if data is None:
                         break
                     if not data and not hbone.unread:
                         end = True
                         break
                     reads += 1
-                    if len(data) >= SMALL_READ:
-                        much = True
+                    much |= len(data) >= SMALL_READ
                     for event in receive(data, turn_limit):
                         self._dispatch(event)
                     work += hbone.take_work()
@@ -261,7 +266,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 # pieces, and all of them a quarter.
                 size = SMALL_READ
                 await rest(work * self.bounds.turn_pause)
-            elif reads == BATCH:
+            elif reads == batch:
                 size = CHUNK
                 # More is waiting than one batch takes: other tasks run first.
                 await trio.lowlevel.checkpoint()
