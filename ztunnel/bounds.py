@@ -52,8 +52,8 @@ class TunnelBounds:
     hangup_grace: float = seconds(1, "for what came before an application's reset to be read and sent on")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
-    turn_frames: int = count(500, "frames without payload in one turn, until a tunnel has to pause")
-    turn_pause: float = seconds(8e-6, "pause for each unit of that work: four times its CPU time")
+    turn_work: int = count(500, "units of work without payload in one turn, until a tunnel has to pause")
+    turn_pause: float = seconds(8e-6, "pause for each unit of that work, which is 2 µs of CPU at most")
     turn_requests: int = count(8, "connections of one tunnel that begin or are lost until others have a turn")
     lent_bytes: int = size(128 * MIB, "window that may be lent for stalled streams, over all tunnels")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
@@ -68,10 +68,16 @@ class ConnectionBounds:
 
     dial_timeout: float = seconds(10, "to dial an endpoint, a gateway or an application")
     handshake_timeout: float = seconds(10, "for a TLS handshake, on either side")
+    handshakes_owed: int = count(
+        32, "handshakes of one address that came to nothing, or to no request yet; then the next one waits"
+    )
+    handshake_pause: float = seconds(0.05, "until one of these is forgotten")
     socks_timeout: float = seconds(10, "for a SOCKS5 greeting and request")
     demand_timeout: float = seconds(6, "on-demand xDS: for an answer, before deciding without")
     accept_pause: float = seconds(0.1, "until the next accept, after none was possible")
-    accept_report: float = seconds(1, "between two warnings about connections that were refused")
+    accept_report: float = seconds(
+        1, "between two warnings about connections that were refused, or have to wait"
+    )
     attempts: int = count(3, "retry budget: endpoints that are tried for one connection")
     try_timeout: float = seconds(3, "for an endpoint to be reached while there are others")
     ejection_time: float = seconds(5, "outlier ejection: an endpoint that failed is avoided")

@@ -3,11 +3,12 @@
 A data plane in a process of its own serves two tunnels: an honest one, whose stream carries 64 bytes there
 and back as fast as it can, and a hostile one, driven by a third process, on which an attack of
 `tests.support.attacks` is carried out again and again. Round trips are measured by turns, before an attack
-and under it, so that both have the same machine. Prints for each attack (or those named): the p99 of the
-neighbour's round trips before it, their p50 and p99 under it, and the ratio of both p99; then the p99 and
-p99.9 of what the data plane's loop does at a time during the attack, in CPU time (`watched_worker`). Round
-trips depend on what else runs on the machine, and the attacker and the neighbour do; the loop's passes do
-not. Wants root, for a network namespace of its own. Nothing is asserted, since machines differ. Figures:
+and under it, so that both have the same machine. Data plane and neighbour are real-time processes, and the
+attacker is not: it stands for another machine, so it gets what CPU these two leave, as does whatever else
+runs here. Prints for each attack (or those named): the p99 of the neighbour's round trips before it, their
+p50 and p99 under it, and the ratio of both p99; then the p99 and p99.9 of what the data plane's loop does at
+a time during the attack, in CPU time (`watched_worker`). Wants root, for the real-time processes and a
+network namespace of its own. Nothing is asserted, since machines differ. Figures:
 docs/measurements/hostile.md.
 """
 
@@ -83,6 +84,7 @@ def attacking(attack: Attack, certificate: Certificate):
 
 async def again_and_again(name: str, certificate: Certificate) -> None:
     """The attacking process."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     [attack] = [attack for attack in ATTACKS if attack.name == name]
     control: Control = OneCertificate(certificate)  # type: ignore[assignment]  # all that is asked of it
     print("attacking", flush=True)
@@ -137,6 +139,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--attack"]:
         certificate = pickle.loads(sys.stdin.buffer.read())
         trio.run(again_and_again, sys.argv[2], certificate)
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     wanted = sys.argv[1:]
     print(
         f"{'':<36} {'quiet':>8} {'p50':>8} {'p99':>8} {'ratio':>6}   {'p99':>8} {'p99.9':>8} ms of the loop"

@@ -12,14 +12,14 @@ from tests.support.hbone_conversation import (
     client,
     data,
     frame,
+    goaway,
     ping,
     reset,
     server,
     settings,
+    window_update,
 )
-from ztunnel.hbone import ConnectionFailed, ConnectReceived, ErrorCode, HboneSettings, Responded
-from ztunnel.hbone.receiver import SETTINGS_WORK
-from ztunnel.hbone.server import REQUEST_WORK
+from ztunnel.hbone import ConnectionFailed, ConnectReceived, ErrorCode, HboneSettings, Responded, work
 
 CALM = ErrorCode.ENHANCE_YOUR_CALM
 
@@ -183,16 +183,57 @@ def test_what_a_peer_costs_is_told():
     connection.take_work()
     peer.say(data(1, bytes(1_000)) * 100)
     assert connection.take_work() == 0
-    peer.say(ping(b"12345678") * 70)
-    assert connection.take_work() == 70
     peer.say(peer.headers(3, [*CONNECT, ("baggage", "x" * 100)]))
-    assert connection.take_work() == 1 + REQUEST_WORK
+    assert connection.take_work() == work.FRAME + work.REQUEST
     block = peer.headers(5, [*CONNECT, ("baggage", "x" * 50_000)])
     peer.say(block)
-    assert connection.take_work() == 1 + REQUEST_WORK + (len(block) - 9) // 8
+    assert connection.take_work() == work.FRAME + work.REQUEST + (len(block) - 9) // work.HEADER_BYTES
     for number in (7, 9):
         peer.say(peer.headers(number, CONNECT))
     connection.take_work()
     peer.say(settings({4: 100}) * 10)
-    assert connection.take_work() == 10 * (1 + SETTINGS_WORK + 5)
+    assert connection.take_work() == 10 * (work.FRAME + work.SETTINGS + 5 * work.RESIZED)
     assert connection.take_work() == 0
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        ping(b"12345678"),
+        window_update(0, 1_000_000),
+        window_update(1, 1_000_000),
+        window_update(1, 1),
+        frame(2, 1, bytes(5)),
+        frame(77, 1, bytes(100)),
+        data(1),
+        data(1, b"", padding=100),
+        goaway(0, 0, b"bye"),
+        reset(3, 8),
+    ],
+    ids=[
+        "PING",
+        "the connection's window opened further than ever",
+        "a stream's window opened further than ever",
+        "a stream's window opened by a byte",
+        "PRIORITY",
+        "an unknown frame",
+        "empty DATA",
+        "padding only",
+        "GOAWAY",
+        "a reset of what is over",
+    ],
+)
+def test_what_no_stream_needs_counts_several_times(wire: bytes) -> None:
+    connection, peer = accepted()
+    peer.say(peer.headers(3, CONNECT) + reset(3, 8))
+    connection.take_work()
+    peer.say(wire * 10)
+    assert connection.take_work() >= 10 * work.USELESS
+
+
+def test_a_window_that_is_given_back_counts_once() -> None:
+    connection, peer = accepted()
+    connection.take_work()
+    assert connection.send_data(1, bytes(4_000)) == 4_000
+    peer.say((window_update(0, 1_000) + window_update(1, 1_000)) * 4)
+    assert connection.take_work() == 8 * work.FRAME

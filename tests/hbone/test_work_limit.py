@@ -18,8 +18,15 @@ from tests.support.hbone_conversation import (
     settings,
     window_update,
 )
-from ztunnel.hbone import ConnectionFailed, ConnectReceived, DataReceived, ErrorCode, Event, HboneSettings
-from ztunnel.hbone.server import REFUSED_WORK, REQUEST_WORK
+from ztunnel.hbone import (
+    ConnectionFailed,
+    ConnectReceived,
+    DataReceived,
+    ErrorCode,
+    Event,
+    HboneSettings,
+    work,
+)
 
 
 def taken(connection: Any, wire: bytes, work_limit: int) -> list[list[Event]]:
@@ -56,10 +63,33 @@ def test_requests_without_end_are_taken_a_few_at_a_time() -> None:
     connection, peer = accepted(HboneSettings(max_concurrent_streams=20))
     connection.take_work()
     turns = taken(connection, requests(peer, range(3, 603, 2)), 500)
-    assert max(map(len, turns)) <= 500 // (REQUEST_WORK + 1) + 1
+    assert max(map(len, turns)) <= 500 // (work.REQUEST + work.FRAME) + 1
     assert sum(isinstance(event, ConnectReceived) for turn in turns for event in turn) == 19
-    assert len(turns) >= 19 * REQUEST_WORK // 500 + 281 * REFUSED_WORK // 500
+    assert len(turns) >= 19 * work.REQUEST // 500 + 281 * work.REFUSED // 500
     assert peer.hear()[-1] == "RSTSTREAM 601 7"
+
+
+def test_small_pieces_of_payload_are_taken_some_at_a_time_and_cost_nothing() -> None:
+    connection, _ = accepted()
+    connection.take_work()
+    first = connection.receive(data(1, b"x") * 1_000 + data(1, bytes(1_000)) * 1_000, 500)
+    assert len(first) == 251
+    assert connection.take_work() == 0
+    assert len(connection.receive(b"", 500)) == 251
+    assert len(connection.receive(b"", 500)) == 251
+    # The large ones come all at once.
+    assert len(connection.receive(b"", 500)) == 247 + 1_000
+    assert not connection.unread
+
+
+def test_payload_that_nobody_wants_is_taken_some_at_a_time() -> None:
+    connection, peer = accepted()
+    peer.say(peer.headers(3, CONNECT))
+    connection.reset(1, 8)
+    connection.take_work()
+    turns = taken(connection, data(1, bytes(1_000)) * 1_000 + data(3, b"last"), 500)
+    assert len(turns) >= 1_000 * work.USELESS // 500
+    assert [event.stream_id for turn in turns for event in turn] == [3]
 
 
 def test_what_is_left_comes_before_what_is_new() -> None:

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.support.data_plane import echo, running_plane, server
+from tests.support.hostile_peer import dial
 from tests.support.logs import capture_logs
 from tests.support.neighbour import Neighbour
 from ztunnel.bounds import DEFAULTS
@@ -85,3 +86,22 @@ async def test_a_connection_that_says_nothing_is_no_warning() -> None:
                 while not any("before its first byte" in line.message for line in lines):  # noqa: ASYNC110
                     await trio.sleep(0.01)
         assert [line for line in lines if line.message == "connection failed"] == []
+
+
+async def test_handshakes_for_nothing_make_their_own_address_wait() -> None:
+    limits = replace(DEFAULTS.connection, handshakes_owed=3, handshake_pause=3600.0)
+    async with (
+        running_plane(bounds=replace(DEFAULTS, connection=limits)) as control,
+        server(echo) as port,
+        Neighbour(control, f"127.0.0.1:{port}") as neighbour,
+    ):
+        for _ in range(3):
+            (await dial(control)).close()
+        with capture_logs("warn") as lines, trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dial, control)
+                while not any(line.fields.get("code") == "ZT-TLS-042" for line in lines):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                (await dial(control, source="127.0.0.2")).close()
+                await neighbour.exchange(b"meanwhile")
+                nursery.cancel_scope.cancel()

@@ -169,7 +169,12 @@ def garbage(authority: str) -> Iterator[bytes]:
         yield bytes(range(256)) * 16
 
 
+def nothing(_: str) -> Iterator[bytes]:
+    yield from ()
+
+
 ATTACKS = [
+    Attack("handshakes, and no request", nothing, frozenset()),
     Attack("rapid reset", rapid_reset),
     Attack("patient reset", patient_reset),
     Attack("resets that we are made to send", provoked_resets),
@@ -189,6 +194,7 @@ ATTACKS = [
     Attack("requests that are too large", large_requests),
     Attack("windows to and fro", toggled_window, frozenset(), pieces=60),
     Attack("empty DATA", on_a_stream(data(1) * TURN)),
+    Attack("DATA, a byte at a time", on_a_stream(data(1, b"x") * TURN), frozenset(), pieces=60),
     Attack("padding only", on_a_stream(data(1, b"", padding=255) * TURN)),
     Attack("DATA past the end", data_past_the_end),
     Attack("DATA over the window", overrun, frozenset({ErrorCode.FLOW_CONTROL_ERROR})),

@@ -19,17 +19,24 @@ SERVER = Identity("cluster.local", INFO.namespace, INFO.service_account)
 
 
 async def dial(
-    control: Control, identity: Identity = PEER, *, receive_buffer: int | None = None
+    control: Control,
+    identity: Identity = PEER,
+    *,
+    receive_buffer: int | None = None,
+    source: str | None = None,
 ) -> SocketTls:
     """Returns a TLS connection to 15008 as some workload of the mesh; the caller closes it.
 
     receive_buffer: bytes that our kernel takes while nobody reads, and with them the server's; None for the
         system's choice, which is some megabytes.
+    source: the address to connect from; None for the system's choice.
     """
     context = client_context(await control.ca.issue(identity), TlsOptions())
     sock = socket.socket()
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if source is not None:
+        sock.bind((source, 0))
     sock.connect(("127.0.0.1", 15008))
     sock.setblocking(False)
     tls = SocketTls(context, sock, [str(SERVER)])

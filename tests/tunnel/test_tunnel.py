@@ -320,7 +320,7 @@ async def test_many_requests_at_once_are_begun_a_few_at_a_time_and_in_order():
 
 async def test_requests_that_are_reset_or_lose_their_tunnel_while_they_wait_are_not_begun():
     # All that comes at once is read at once.
-    async with tunnel_pair(bounds=TunnelBounds(turn_frames=100_000)) as pair:
+    async with tunnel_pair(bounds=TunnelBounds(turn_work=100_000)) as pair:
         tunnel = pair.server
         begun: list[int] = []
         tunnel._on_connect = lambda stream, _: begun.append(stream.id)

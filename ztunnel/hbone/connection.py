@@ -88,7 +88,8 @@ class HboneConnection(ABC):
 
         DATA payload in the events is a view into ``data``, not a copy.
 
-        Stops when they have cost more than ``work_limit``, in the units of `take_work` since its last call.
+        Stops when they have cost more than ``work_limit``, in the units of `take_work` since its last call;
+        here each small DATA frame counts too.
         The rest is kept (``unread``) for the next call, for which ``data`` may be empty.
         """
         if self._state.closed:
@@ -128,12 +129,9 @@ class HboneConnection(ABC):
         return self._writer.take()
 
     def take_work(self) -> int:
-        """Returns the CPU cost of the peer's frames since the last call, without payload.
+        """Returns what the peer's frames since the last call count for, without payload.
 
-        The unit is about two microseconds. One unit is: a frame; eight bytes of a large header block that
-        hpack decoded; a stream whose window SETTINGS changed; 32 bytes of SETTINGS. Beside that a
-        request counts as `REQUEST_WORK` units or `REFUSED_WORK`, SETTINGS as `SETTINGS_WORK`, GOAWAY as
-        `GOAWAY_WORK`.
+        The units are those of `ztunnel.hbone.work`.
         """
         work = self._reader.work + self._receiver.work
         self._reader.work = self._receiver.work = 0

@@ -16,6 +16,7 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.literals import plain_fields
 from ztunnel.hbone.settings import HboneSettings
+from ztunnel.hbone.work import HEADER_BYTES
 
 _FIELD_OVERHEAD = 32
 """Bytes that each field counts for, in addition to its name and value (RFC 9113 section 6.5.2)."""
@@ -62,7 +63,7 @@ class HeaderReader:
     def read(self, block: bytes) -> HeaderBlock:
         """Decode one block. Raises Violation when it cannot be decoded or is over the second limit."""
         plain = plain_fields(block, self._limit)
-        self.work = len(block) >> 3 if plain is None and len(block) > _USUAL_SIZE else 0
+        self.work = len(block) // HEADER_BYTES if plain is None and len(block) > _USUAL_SIZE else 0
         if plain is not None:
             return HeaderBlock(plain, fits=True)
         try:

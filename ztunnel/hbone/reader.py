@@ -44,6 +44,7 @@ from ztunnel.hbone.frames import (
 )
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 from ztunnel.hbone.settings import HboneSettings
+from ztunnel.hbone.work import FRAME, SMALL, SMALL_DATA, USELESS
 
 # A flag of ours above a frame's eight: this DATA frame had no payload.
 _EMPTY = 0x100
@@ -103,7 +104,8 @@ class FrameReader:
 
     Payload is appended to ``events`` as it comes; the handler appends its own events to the same list.
 
-    work: how many frames were not plain DATA. The caller reads it and sets it to 0.
+    work: what the frames were worth that were not plain DATA (`ztunnel.hbone.work`). The caller reads it
+    and sets it to 0.
     """
 
     __slots__ = (
@@ -167,13 +169,13 @@ class FrameReader:
     def cut(self, data: bytes | bytearray | memoryview, work_limit: int = sys.maxsize) -> memoryview | None:
         """Process the next bytes, in pieces of any size, and call the handler for what they complete.
 
-        Stops when they have cost more than ``work_limit``, in units of ``work``. Returns the rest, which the
-        next call must begin with, or None. Raises Violation when the peer broke a rule; the reader must not
-        be used afterwards.
+        Stops when they have cost more than ``work_limit``, in units of ``work``; here each small DATA frame
+        counts too. Returns the rest, which the next call must begin with, or None. Raises Violation when the
+        peer broke a rule; the reader must not be used afterwards.
         """
         view = memoryview(data)
         end = len(view)
-        at = 0
+        at = small = 0
         unpack_from = frame_header.unpack_from
         events = self._events
         data_began = self._handler.data_began
@@ -189,7 +191,8 @@ class FrameReader:
                     stop = at + FRAME_HEADER_SIZE + length
                     if stop <= end and length <= self._frame_size:
                         stream_id &= 0x7FFFFFFF
-                        if data_began(stream_id, length, 0):
+                        wanted = data_began(stream_id, length, 0)
+                        if wanted:
                             if length:
                                 events.append(DataReceived(stream_id, view[at + FRAME_HEADER_SIZE : stop]))
                             if flags & END_STREAM or not length:
@@ -200,6 +203,11 @@ class FrameReader:
                                     end_stream=bool(flags & END_STREAM),
                                 )
                         at = stop
+                        if length >= SMALL_DATA and wanted:
+                            continue
+                        small += SMALL
+                        if small + self.work + self._handler.work > work_limit and at < end:
+                            return view[at:]
                         continue
             at = self._step(view, at, end)
             if self.work + self._handler.work > work_limit and at < end:
@@ -250,12 +258,13 @@ class FrameReader:
         high, low, kind, flags, stream_id = frame_header.unpack(head)
         length = high << 8 | low
         stream_id &= 0x7FFFFFFF
-        self.work += 1
+        self.work += FRAME
         self._check_header(kind, flags, stream_id, length)
         self._kind, self._flags, self._stream_id = kind, flags, stream_id
         if kind == DATA:
             self._data_header_came(length)
         elif kind == PRIORITY or kind > CONTINUATION:
+            self.work += USELESS
             self._left = length
             self._delivering = False
             self._padding = 0
@@ -270,6 +279,7 @@ class FrameReader:
             self._block_ends_stream = bool(flags & END_STREAM)
             self._block = [_fragment(flags, body)]
         elif kind == CONTINUATION:
+            self.work += USELESS
             self._block.append(body)
         else:
             self._handler.frame_received(kind, flags, stream_id, body)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ztunnel.hbone import frames as wire
+from ztunnel.hbone import work
 from ztunnel.hbone.abuse import AbuseCounter
 from ztunnel.hbone.engine import Engine
 from ztunnel.hbone.events import Event, WindowOpened
@@ -34,10 +35,6 @@ from ztunnel.hbone.stream_state import (
 )
 from ztunnel.hbone.windows import ConnectionWindows
 from ztunnel.hbone.writer import FrameWriter
-
-GOAWAY_WORK = 3
-SETTINGS_WORK = 12
-"""What these frames count for in `HboneConnection.take_work`, beside being frames."""
 
 _FOR_THE_CONNECTION = frozenset((wire.SETTINGS, wire.PING, wire.GOAWAY))
 
@@ -127,7 +124,7 @@ class Receiver:
 
     def _unwanted_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
         """Give back the window of DATA that no stream wants; reset the stream if the peer could know that."""
-        self.work += 1
+        self.work += work.USELESS
         state = self._streams.closed_state(stream_id) if stream is None else stream.state
         _, effect = STREAM_TABLE[state][RECV_DATA]
         if effect is Effect.GOAWAY_PROTOCOL_ERROR:
@@ -152,7 +149,7 @@ class Receiver:
         if end_stream:
             self._streams.peer_ended(stream)
         elif empty:
-            self.work += 1
+            self.work += work.USELESS
             self._abuse.empty_frame()
         else:
             self._abuse.useful()
@@ -224,6 +221,7 @@ class Receiver:
                     ErrorCode.PROTOCOL_ERROR, f"a frame of type {kind} came on stream {stream_id}"
                 )
             if kind == wire.PING:
+                self.work += work.USELESS
                 if flags & wire.ACK:
                     self._role.pong_received(body)
                 else:
@@ -242,6 +240,7 @@ class Receiver:
             self._streams.reset_by_peer(stream, code)
             self._role.reset_received(stream, state)
             return
+        self.work += work.USELESS
         _, effect = STREAM_TABLE[self._streams.closed_state(stream_id)][RECV_RESET]
         if effect is Effect.GOAWAY_PROTOCOL_ERROR:
             raise Violation(ErrorCode.PROTOCOL_ERROR, "RST_STREAM came for a stream that was never opened")
@@ -252,17 +251,21 @@ class Receiver:
                 raise Violation(
                     ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE came for the connection with an increment of 0"
                 )
-            if self._windows.peer_opens(increment):
+            windows = self._windows
+            self._count_opening(increment, windows.send_window, windows.largest_send_window)
+            if windows.peer_opens(increment):
                 self._events.append(WindowOpened(None))
             return
         stream = self._streams.open.get(stream_id)
         if stream is None:
+            self.work += work.USELESS
             if self._streams.closed_state(stream_id) is IDLE:
                 raise Violation(
                     ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE came for a stream that was never opened"
                 )
             return
         before = stream.send_window
+        self._count_opening(increment, before, self._streams.initial_window)
         if not increment or before + increment > wire.LARGEST_WINDOW:
             wrong = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
             self._streams.reset_on_error(stream, wrong)
@@ -271,13 +274,18 @@ class Receiver:
         if before <= 0 < before + increment:
             self._events.append(WindowOpened(stream_id))
 
+    def _count_opening(self, increment: int, before: int, largest: int) -> None:
+        """Count a window's opening as useless unless it gives back a fair piece of what was used."""
+        if increment < work.WINDOW_BYTES or before + increment > largest:
+            self.work += work.USELESS
+
     def _settings_received(self, flags: int, body: bytes) -> None:
         if flags & wire.ACK:
             # Our settings count as in force from the start, so an acknowledgement changes nothing.
             if body:
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a body")
             return
-        self.work += SETTINGS_WORK + (len(body) >> 5)
+        self.work += work.SETTINGS + len(body) // work.SETTINGS_BYTES
         peer = self._engine
         before = peer.initial_window
         acknowledgement = peer.receive_settings(body)
@@ -292,7 +300,7 @@ class Receiver:
     def _resize_windows(self, change: int) -> None:
         """Apply a changed initial window to all open streams (RFC 9113 section 6.9.2)."""
         streams = self._streams.open
-        self.work += len(streams)
+        self.work += len(streams) * work.RESIZED
         for stream in streams.values():
             stream.send_window += change
             if stream.send_window > wire.LARGEST_WINDOW:
@@ -301,7 +309,7 @@ class Receiver:
             self._events.append(WindowOpened(None))
 
     def _goaway_received(self, body: bytes) -> None:
-        self.work += GOAWAY_WORK
+        self.work += work.GOAWAY
         if len(body) < 8:
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY with {len(body)} bytes came")
         last_stream_id = int.from_bytes(body[:4], "big") & wire.LARGEST_STREAM_ID

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
+from ztunnel.hbone import work
 from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import DRAIN_OPAQUE, HboneConnection
 from ztunnel.hbone.events import ConnectReceived, Event
@@ -15,12 +16,6 @@ from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, StreamState
-
-REQUEST_WORK = 50
-"""What a request counts for in `take_work`: a part of what it costs to serve it."""
-
-REFUSED_WORK = 5
-"""What a request counts for that is refused before the caller sees it."""
 
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""
@@ -104,7 +99,7 @@ class HboneServer(HboneConnection):
         """See Role."""
         stream = self._streams.enter(stream_id, REQUEST_RECEIVED)
         self._abuse.useful()
-        self._receiver.work += REFUSED_WORK
+        self._receiver.work += work.REFUSED
         if self._last_goaway_sent:
             # It crossed our last GOAWAY. REFUSED_STREAM tells the client that it may try another tunnel.
             self._streams.reset(stream, ErrorCode.REFUSED_STREAM)
@@ -126,7 +121,7 @@ class HboneServer(HboneConnection):
             self._abuse.local_error()
             return
         self._last_processed = stream_id
-        self._receiver.work += REQUEST_WORK - REFUSED_WORK
+        self._receiver.work += work.REQUEST - work.REFUSED
         self._events.append(ConnectReceived(stream_id, request.method, request.authority, request.headers))
         if end_stream:
             self._streams.peer_ended(stream)

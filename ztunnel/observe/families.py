@@ -212,6 +212,11 @@ TLS_HANDSHAKE = Family(
     ("reporter",),
     "seconds",
 )
+HANDSHAKES_DELAYED = Family(
+    "ztunnel_handshakes_delayed",
+    _C,
+    "Clients' handshakes that had to wait, since many before them from the same address came to nothing.",
+)
 CONNECT_ANSWER = Family(
     "ztunnel_connect_answer_duration_seconds",
     _H,
@@ -293,6 +298,7 @@ CATALOGUE: tuple[Family, ...] = (
     LENT_WINDOW,
     TCP_CONNECT,
     TLS_HANDSHAKE,
+    HANDSHAKES_DELAYED,
     CONNECT_ANSWER,
     FIRST_BYTE,
     LOOP_LAG,

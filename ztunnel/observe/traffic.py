@@ -247,6 +247,10 @@ class TrafficMetrics:
         """Count a connection that a dry-run policy matched; ``verdict`` is ``allow`` or ``deny``."""
         self._count(families.DRY_RUN, (policy, verdict))
 
+    def handshake_delayed(self) -> None:
+        """Count a client's handshake that waited, since many before it came to nothing."""
+        self._count(families.HANDSHAKES_DELAYED, ())
+
     def crl_rejected(self, reporter: str) -> None:
         """Count a connection refused or cut because of a revoked certificate."""
         self._count(families.CRL_REJECTIONS, (reporter,))

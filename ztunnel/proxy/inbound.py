@@ -23,6 +23,7 @@ from ztunnel.observe.access_log import Direction
 from ztunnel.observe.logging import get_logger
 from ztunnel.proxy.closing import Closing
 from ztunnel.proxy.connection_table import ConnectionEntry, InboundEntry
+from ztunnel.proxy.handshakes import Handshake
 from ztunnel.proxy.phase import Phase
 from ztunnel.proxy.podcontext import PodContext
 from ztunnel.proxy.policy_check import check_policy
@@ -74,18 +75,24 @@ class InboundProxy:
         local = local_address(sock)
         report = ConnectionReport(pod, Direction.INBOUND, peer, local)
         entry = ConnectionEntry(trio.CancelScope(), report=report, sock=sock)
+        handshake = pod.shared.handshakes.begin(peer.ip)
         tls = None
         try:
             with pod.connections.awaiting(entry):
-                tls = await self._greeted(sock, peer, report, entry)
+                tls = await self._greeted(sock, peer, handshake, report, entry)
         finally:
             if tls is None:
                 sock.close()
         if tls is not None:
-            await self._serve_tunnel(tls, peer, local)
+            await self._serve_tunnel(tls, peer, local, handshake)
 
     async def _greeted(
-        self, sock: socket.socket, peer: SocketAddress, report: ConnectionReport, entry: ConnectionEntry
+        self,
+        sock: socket.socket,
+        peer: SocketAddress,
+        handshake: Handshake,
+        report: ConnectionReport,
+        entry: ConnectionEntry,
     ) -> SocketTls | None:
         """Do the TLS handshake. Returns the TLS connection; None when it failed, which is logged."""
         pod, shared, certificate = self._pod, self._pod.shared, None
@@ -106,7 +113,9 @@ class InboundProxy:
         began = trio.current_time()
         try:
             limits = shared.bounds.connection
-            await tls.handshake(limits.handshake_timeout, alert_seconds=limits.alert_timeout)
+            await tls.handshake(
+                limits.handshake_timeout, alert_seconds=limits.alert_timeout, turn=handshake.turn
+            )
         except (TlsError, OSError) as error:
             tls.close()
             if isinstance(error, RevokedCertificateError):
@@ -122,11 +131,14 @@ class InboundProxy:
         shared.traffic.duration(families.TLS_HANDSHAKE, trio.current_time() - began, "destination")
         return tls
 
-    async def _serve_tunnel(self, tls: SocketTls, peer: SocketAddress, local: SocketAddress) -> None:
+    async def _serve_tunnel(
+        self, tls: SocketTls, peer: SocketAddress, local: SocketAddress, handshake: Handshake
+    ) -> None:
         shared = self._pod.shared
         async with trio.open_nursery() as streams:
 
             def on_connect(stream: ServerStream, request: ConnectReceived) -> None:
+                handshake.useful()
                 name = f"inbound {peer} → {request.authority}"
                 streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 
@@ -143,6 +155,8 @@ class InboundProxy:
                 await tunnel.run()
             finally:
                 self.tunnels.discard(tunnel)
+        if tunnel.abused:
+            handshake.abused()
         if tunnel.failure is not None:
             log.debug("tunnel ended", peer=peer, error=tunnel.failure)
 

@@ -22,6 +22,7 @@ from ztunnel.observe.traffic import Histogram, TrafficMetrics
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.connection_table import ConnectionTable
 from ztunnel.proxy.demands import Demands
+from ztunnel.proxy.handshakes import Handshakes
 from ztunnel.proxy.history import History
 from ztunnel.proxy.pod_listeners import configured_keepalive
 from ztunnel.sockets.descriptor_limit import DescriptorBudget
@@ -58,6 +59,7 @@ class Shared:
 
     demands: on-demand xDS, None when it is off.
     history: the last connections that have ended.
+    handshakes: those of clients at 15008.
     bounds: timeouts and limits.
     changed: its waiting tasks are woken whenever a change of the mesh was applied.
     wall_clock: returns seconds since the epoch.
@@ -79,11 +81,13 @@ class Shared:
     bounds: Bounds = DEFAULTS
     keepalive: Keepalive | None = field(init=False)
     window_budget: WindowBudget = field(init=False)
+    handshakes: Handshakes = field(init=False)
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def __post_init__(self) -> None:
         self.window_budget = WindowBudget(self.bounds.tunnel.lent_bytes)
         self.keepalive = configured_keepalive(self.config)
+        self.handshakes = Handshakes(self.bounds.connection, self.traffic.handshake_delayed)
 
     @property
     def hbone_settings(self) -> HboneSettings:

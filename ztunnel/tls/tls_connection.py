@@ -17,7 +17,7 @@ All methods of one connection belong to one thread. One task may read while anot
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 from OpenSSL import SSL
@@ -130,9 +130,15 @@ class TlsConnection(TlsTransport):
     # The handshake.
 
     async def handshake(
-        self, deadline_seconds: float, *, alert_seconds: float = DEFAULTS.connection.alert_timeout
+        self,
+        deadline_seconds: float,
+        *,
+        alert_seconds: float = DEFAULTS.connection.alert_timeout,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Do the handshake and check the peer completely, within ``deadline_seconds``.
+
+        turn: waits until OpenSSL may process what has come, which it then does at once. None: always.
 
         Raises a TlsHandshakeError; an alert was sent to the peer if possible. After that, or after a
         cancellation, the caller can only close the connection.
@@ -141,13 +147,13 @@ class TlsConnection(TlsTransport):
         self._context.begin(address, self._verification)
         try:
             with trio.move_on_after(deadline_seconds) as scope:
-                await self._agree(alert_seconds)
+                await self._agree(alert_seconds, turn)
             if scope.cancelled_caught:
                 raise HandshakeTimeoutError(self.side)
         finally:
             self._context.end(address)
 
-    async def _agree(self, alert_seconds: float) -> None:
+    async def _agree(self, alert_seconds: float, turn: Callable[[], Awaitable[None]] | None) -> None:
         heard = False
         try:
             while not self._advance():
@@ -157,6 +163,8 @@ class TlsConnection(TlsTransport):
                 if size == 0:
                     raise HandshakeEofError(self.side, silent=not heard)
                 heard = True
+                if turn is not None:
+                    await turn()
             # Together with the last handshake message a client may have sent requests, a server tickets.
             self._ahead, error = self._records.decrypt()
             if error != WANT_READ:

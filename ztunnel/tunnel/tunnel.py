@@ -75,6 +75,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     hbone: the sans-IO client or server; its ``state`` is the state of the tunnel.
 
     blocked: TLS would block, or takes nothing any more. failure: why the tunnel ended, for a log line.
+    abused: we ended it because the peer broke the rules of HTTP/2.
     heard: when the last byte came; opened: when the tunnel was made; both on Trio's clock. round_trip:
     seconds of the last PING, None before the first. ended: set when `run` has returned.
     """
@@ -87,6 +88,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self.blocked = False
         self._bulk = self._sent_bulk = False
         self.failure: str | None = None
+        self.abused = False
         self.heard: float = trio.current_time()
         self.opened: float = self.heard
         self.round_trip: float | None = None
@@ -221,31 +223,37 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         receive = hbone.receive
         # Cheaper than `trio.current_time`, and called with each message.
         now = trio.lowlevel.current_clock().current_time
-        turn_limit = self.bounds.turn_frames
+        turn_limit = self.bounds.turn_work
         # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
+        unread = False
+        work = 0
         while True:
             reads = 0
             much = end = False
-            work = 0
             batch, limit = BATCH, size
+            if not unread or work > turn_limit:
+                work = 0
             if self._bulk:
                 await make_room()
                 limit = piece(size)
                 batch = BATCH if limit == size else 1
             try:
-                while reads < batch and work <= turn_limit:
-                    data = b"" if hbone.unread else tls.try_receive(limit)
+                while reads < batch:
+                    data = b"" if unread else tls.try_receive(limit)
                     if data is None:
                         break
-                    if not data and not hbone.unread:
+                    if not data and not unread:
                         end = True
                         break
                     reads += 1
                     much |= len(data) >= SMALL_READ
-                    for event in receive(data, turn_limit):
+                    for event in receive(data, turn_limit - work):
                         self._dispatch(event)
                     work += hbone.take_work()
+                    unread = hbone.unread
+                    if unread or work > turn_limit:
+                        break
             except (OSError, TlsError) as error:
                 end = True
                 self._lost(f"io error: {error}")
@@ -261,20 +269,27 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self.flush()
             if end or self._finished():
                 break
-            if work > turn_limit:
-                # Many frames with little payload: such a tunnel gets at most a fifth of the CPU, in small
-                # pieces, and all of them a quarter.
-                size = SMALL_READ
-                await rest(work * self.bounds.turn_pause)
-            elif reads == batch:
-                size = CHUNK
-                # More is waiting than one batch takes: other tasks run first.
-                await trio.lowlevel.checkpoint()
+            if unread or work > turn_limit or reads == batch:
+                size = await self._give_way(work, unread=unread)
             else:
                 await tls.wait_receivable()
+        self._read_to_its_end()
+
+    def _read_to_its_end(self) -> None:
         for event in self.hbone.receive_eof():
             self._dispatch(event)
         self._deliver()
+
+    async def _give_way(self, work: int, *, unread: bool) -> int:
+        """End a turn while more is waiting than it may take. Returns the size of the next read."""
+        if work > self.bounds.turn_work:
+            # Many frames with little payload: such a tunnel gets at most a fifth of the CPU, in small pieces,
+            # and all of them a quarter. If no stream needs these frames, it is a twentieth.
+            await rest(work * self.bounds.turn_pause)
+            return SMALL_READ
+        await trio.lowlevel.checkpoint()
+        # What is left unread is payload in small pieces, of which a large read has too many.
+        return SMALL_READ if unread else CHUNK
 
     def _finished(self) -> bool:
         hbone = self.hbone
@@ -341,6 +356,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                 # The reader does not end here: `flush` first writes the GOAWAY, then `_finished` ends the
                 # loop.
                 self.failure = self.failure or event.reason
+                self.abused = event.code != ErrorCode.NO_ERROR
             case _:
                 self._own_event(event)
 
