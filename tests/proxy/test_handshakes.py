@@ -86,8 +86,8 @@ async def test_a_request_pays_at_once(autojump_clock: trio.testing.MockClock) ->
         nursery.start_soon(clients.begin)
         await trio.testing.wait_all_tasks_blocked()
         assert len(clients.begun) == 3
-        owing[0].useful()
-        owing[0].useful()
+        owing[0].paid()
+        owing[0].paid()
     assert trio.current_time() == pytest.approx(start)
     # Two requests of one tunnel have paid for one handshake.
     await clients.begin()
@@ -98,7 +98,7 @@ async def test_who_makes_handshakes_for_requests_never_waits(autojump_clock: tri
     clients = Clients()
     start = trio.current_time()
     for _ in range(100):
-        (await clients.begin()).useful()
+        (await clients.begin()).paid()
     assert trio.current_time() == pytest.approx(start)
     assert clients.delayed == 0
 
@@ -107,7 +107,7 @@ async def test_a_tunnel_that_breaks_the_rules_is_owed_again(autojump_clock: trio
     clients = Clients()
     for _ in range(3):
         handshake = await clients.begin()
-        handshake.useful()
+        handshake.paid()
         handshake.abused()
         handshake.abused()
     start = trio.current_time()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
@@ -550,6 +552,43 @@ async def test_a_silent_peer_is_given_up(autojump_clock):
     assert trio.current_time() >= 30
     tls.close()
     ours.close()
+
+
+async def test_handshakes_that_wait_for_their_turns_are_not_mixed_up():
+    """They all read through one buffer."""
+    names = [Identity("cluster.local", "default", f"client-{number}") for number in range(10)]
+    pairs = [Pair(client(certificate(name))) for name in names]
+
+    async def turn() -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            for pair in pairs:
+                nursery.start_soon(partial(pair.client.handshake, DEADLINE, turn=turn))
+                nursery.start_soon(partial(pair.server.handshake, DEADLINE, turn=turn))
+    assert [pair.server.peer_identity for pair in pairs] == names
+    for pair in pairs:
+        pair.client.close()
+        pair.server.close()
+
+
+async def test_a_handshake_waits_for_no_turn_before_there_is_a_byte():
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+        await trio.lowlevel.checkpoint()
+
+    with Pair() as pair, trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(pair.server.handshake, DEADLINE, turn=turn))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert turns == 0
+            nursery.start_soon(pair.client.handshake, DEADLINE)
+        assert turns >= 2
 
 
 async def test_a_cancelled_handshake_leaves_nothing_behind():

@@ -161,8 +161,8 @@ class Handshake:
             self._owed = True
         await self._all.step()
 
-    def useful(self) -> None:
-        """A request came through the tunnel."""
+    def paid(self) -> None:
+        """It owes nothing any more: a request came through the tunnel, or there was not even a first byte."""
         if self._owed:
             self._owed = False
             self._all.owe(self._address, -1)

@@ -121,6 +121,7 @@ class InboundProxy:
             if isinstance(error, RevokedCertificateError):
                 shared.traffic.crl_rejected("destination")
             if isinstance(error, HandshakeEofError) and error.silent:
+                handshake.paid()
                 log.debug("a connection ended before its first byte", peer=peer)
             else:
                 report.refused(HandshakeRefusedError(error))
@@ -138,7 +139,7 @@ class InboundProxy:
         async with trio.open_nursery() as streams:
 
             def on_connect(stream: ServerStream, request: ConnectReceived) -> None:
-                handshake.useful()
+                handshake.paid()
                 name = f"inbound {peer} → {request.authority}"
                 streams.start_soon(self._serve_stream, stream, request, peer, local, name=name)
 

@@ -158,13 +158,9 @@ class TlsConnection(TlsTransport):
         try:
             while not self._advance():
                 await self._flushed()
-                while (size := self._fetch(CHUNK)) is None:
-                    await self.wait_receivable()
-                if size == 0:
+                if not await self._fetched(turn):
                     raise HandshakeEofError(self.side, silent=not heard)
                 heard = True
-                if turn is not None:
-                    await turn()
             # Together with the last handshake message a client may have sent requests, a server tickets.
             self._ahead, error = self._records.decrypt()
             if error != WANT_READ:
@@ -179,6 +175,19 @@ class TlsConnection(TlsTransport):
         except TlsError:
             await self._send_alert(alert_seconds)
             raise
+
+    async def _fetched(self, turn: Callable[[], Awaitable[None]] | None) -> int:
+        """Wait for the peer's next bytes and let OpenSSL read them next. Returns how many, 0 at the end.
+
+        Other connections use the same buffer, so the caller must not wait before OpenSSL has read it.
+        """
+        while True:
+            await self.wait_receivable()
+            if turn is not None:
+                await turn()
+            size = self._fetch(CHUNK)
+            if size is not None:
+                return size
 
     def _advance(self) -> bool:
         """Let OpenSSL process what came. Returns True when the handshake is complete."""
