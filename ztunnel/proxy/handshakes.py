@@ -80,11 +80,6 @@ class Handshakes:
         """Returns the handshake of a client that has just connected."""
         return Handshake(self, address)
 
-    @property
-    def accounts(self) -> int:
-        """How many addresses have an account."""
-        return len(self._accounts)
-
     async def step(self) -> None:
         """Wait for a turn. The caller takes its step at once, without waiting before it."""
         async with self._stepping:
