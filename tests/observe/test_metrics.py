@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import os
+
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Metric
@@ -11,7 +14,7 @@ from ztunnel.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Exposition, 
 from ztunnel.observe.families import CATALOGUE
 from ztunnel.observe.labels import TRAFFIC_LABELS
 from ztunnel.observe.metrics import ControlMetrics, ReportedMetrics, by_family
-from ztunnel.observe.process import process_samples
+from ztunnel.observe.process import open_descriptors, process_samples
 from ztunnel.observe.traffic import TrafficMetrics, dns_labels
 
 OPENED = "istio_tcp_connections_opened_total"
@@ -95,6 +98,14 @@ def test_control_metrics_exist_only_where_they_mean_something():
         ("workload_manager_proxies_started_total", ()): 0,
         ("workload_manager_proxies_stopped_total", ()): 0,
     }
+
+
+def test_the_open_descriptors_are_those_that_the_kernel_lists():
+    gc.collect()  # whatever it closes, it closes now
+    before = open_descriptors()
+    assert before == len(os.listdir("/proc/self/fd")) - 1  # the listing's own
+    with open("/dev/null", "rb"):
+        assert open_descriptors() == before + 1
 
 
 async def test_process_samples_are_of_this_process():

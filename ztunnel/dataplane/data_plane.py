@@ -265,7 +265,7 @@ class DataPlane:
             samples += part
             await trio.lowlevel.checkpoint()
         samples += pods.drain_samples()
-        samples += pods.stall_samples()
+        samples += await pods.stall_samples()
         samples.append(Sample(families.LENT_WINDOW.name, (), self._shared.window_budget.lent))
         if self._own_process:
             samples += process_samples()

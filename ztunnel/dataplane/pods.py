@@ -36,6 +36,9 @@ from ztunnel.tls.revocation import Revocations
 _SHOWN = 200
 """Connections that are shown between two checkpoints."""
 
+_COUNTED = 1000
+"""Connections that are counted between two checkpoints: some 2 ms."""
+
 log = get_logger("inpod::statemanager")
 
 
@@ -131,14 +134,20 @@ class Pods:
         """Returns the metrics of a drain in progress; none otherwise."""
         return [] if self._deadline is None else drain_samples(self._alive, self._deadline)
 
-    def stall_samples(self) -> list[Sample]:
-        """Returns the metrics of streams that are stalled now."""
-        counted = [stalled(pod) for pod in self._pods.values()]
+    async def stall_samples(self) -> list[Sample]:
+        """Returns the metrics of streams that are stalled now; other tasks run in between."""
+        streams = held = 0
+        for pod in list(self._pods.values()):
+            table = pod.context.connections
+            for entries in batches([*table.outbound, *table.inbound], _COUNTED):
+                part = stalled(entries)
+                streams, held = streams + part[0], held + part[1]
+                await trio.lowlevel.checkpoint()
         ejected = sum(len(pod.outbound.ejection.since()) for pod in self._pods.values() if pod.outbound)
         return [
             Sample(families.EJECTED.name, (), ejected),
-            Sample(families.STALLED_STREAMS.name, (), sum(count for count, _ in counted)),
-            Sample(families.HELD_BYTES.name, (), sum(held for _, held in counted)),
+            Sample(families.STALLED_STREAMS.name, (), streams),
+            Sample(families.HELD_BYTES.name, (), held),
         ]
 
     def stop(self) -> None:

@@ -7,7 +7,7 @@ times and queues from the kernel, windows from the HTTP/2 connections.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import trio
@@ -199,11 +199,10 @@ def _stalled(stream: TunnelStream) -> bool:
     return not stream.end_sent and not stream.dead and not stream.send_window
 
 
-def stalled(pod: PodProxy) -> tuple[int, int]:
-    """Returns how many streams of a pod are stalled, and how many bytes are held for slow applications."""
+def stalled(entries: Iterable[ConnectionEntry]) -> tuple[int, int]:
+    """Returns how many of their streams are stalled, and how many bytes are held for slow applications."""
     count = held = 0
-    table = pod.context.connections
-    for entry in (*table.outbound, *table.inbound):
+    for entry in entries:
         stream = entry.stream
         if stream is not None and entry.report is not None and entry.report.phase is Phase.RELAY:
             count += _stalled(stream)

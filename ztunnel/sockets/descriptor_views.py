@@ -43,6 +43,10 @@ _SLICE = 50
 """Descriptors that are looked at between two pauses: some system calls each."""
 
 
+_LISTED = 500
+"""Descriptors that are listed between two pauses: two microseconds each."""
+
+
 class Use(NamedTuple):
     """What a descriptor is for. ``since``: on trio's clock. ``connection``: its id."""
 
@@ -57,7 +61,13 @@ def shown_descriptors(uses: Mapping[int, Use], now: float) -> Iterator[dict[str,
 
     Yields None in between, where the caller lets other tasks run. ``now`` is on trio's clock.
     """
-    for looked, number in enumerate(sorted(map(int, os.listdir("/proc/self/fd"))), 1):  # noqa: PTH208
+    numbers: list[int] = []
+    with os.scandir("/proc/self/fd") as entries:
+        for listed, entry in enumerate(entries, 1):
+            numbers.append(int(entry.name))
+            if listed % _LISTED == 0:
+                yield None
+    for looked, number in enumerate(sorted(numbers), 1):
         shown = _descriptor(number, uses.get(number), now)
         if shown is not None:
             yield shown
