@@ -206,20 +206,26 @@ OPERATIONS = {"roundtrip": 3000, "connect": 500, "bulk, 16 KiB": 16384}
 
 
 @asynccontextmanager
-async def plane_and_application() -> AsyncIterator[int]:
-    """A data plane in this process, and an application in another. Yields the application's port."""
+async def application() -> AsyncIterator[int]:
+    """An application in another process. Yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "tests.bench.load", "serve", str(port)]
-    application = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    assert application.stdout is not None
-    await trio.to_thread.run_sync(application.stdout.readline)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    await trio.to_thread.run_sync(process.stdout.readline)
     try:
-        async with running_plane():
-            yield port
+        yield port
     finally:
-        os.killpg(application.pid, signal.SIGKILL)
-        application.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@asynccontextmanager
+async def plane_and_application() -> AsyncIterator[int]:
+    """A data plane in this process, and an application in another. Yields the application's port."""
+    async with application() as port, running_plane():
+        yield port
 
 
 async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, functions: int) -> None:
