@@ -264,7 +264,8 @@ async def test_out_of_descriptors_it_sheds_connections_and_recovers_by_itself(no
         try:
             await eventually(lambda: len(open_descriptors(ztunnel.process.pid)) <= before + 16, "recovered")
         except AssertionError as error:
-            raise AssertionError(open_descriptors(ztunnel.process.pid), ztunnel.log_lines()[-40:]) from error
+            left = ztunnel.http("GET", 15000, "/debug/sockets"), ztunnel.http("GET", 15000, "/connections")
+            raise AssertionError(before, left, ztunnel.log_lines()[-40:]) from error
         for _ in range(20):
             async with await outside.connect(server.ipv4, 8080) as stream:
                 await echoes(stream)
