@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -81,3 +82,15 @@ def test_what_a_run_leaves_behind_is_not_in_the_repository():
     assert [name for name in binary if not any(name.is_relative_to(place) for place in allowed)] == []
     # A link to a cache, once committed, replaced the cache that it led to.
     assert [file.relative_to(ROOT) for file in files if file.is_symlink()] == []
+
+
+def test_every_python_program_is_linted_with_or_without_a_suffix():
+    programs = {
+        str(file)
+        for file in (ROOT / "scripts").iterdir()
+        if file.is_file() and re.match(rb"#!\S+ ?python3?\n", file.read_bytes())
+    }
+    assert str(ROOT / "scripts/deps") in programs
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert programs - set(done.stdout.splitlines()) == set()
