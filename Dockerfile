@@ -35,7 +35,10 @@ ENV ISTIO_META_ISTIO_VERSION=${ISTIO_VERSION}
 COPY --from=build /install /usr/local
 # Packages are compiled. The standard library of the official image is not: what a start loads of it
 # is compiled here, since nothing can be written later. Without this a start takes twice the CPU time.
-RUN python -c "import ztunnel.start, ztunnel.cli, ztunnel.app, dns.message"
+# What the base brings for those who install packages or write programs is taken away.
+RUN python -c "import ztunnel.start, ztunnel.cli, ztunnel.app, dns.message" \
+ && cd /usr/local && rm -rf include bin/pip* bin/idle* bin/pydoc* bin/2to3* bin/python*-config bin/python*-gdb.py \
+ && cd lib/python3.* && rm -rf ensurepip idlelib lib2to3 pydoc_data turtledemo config-* site-packages/pip site-packages/pip-*
 ENV PYTHONDONTWRITEBYTECODE=1
 WORKDIR /
 ENTRYPOINT ["/usr/local/bin/ztunnel"]

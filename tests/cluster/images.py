@@ -31,6 +31,15 @@ _UNDER_PYTHON = (
     "ca-certificates,libssl3,libffi8,libsqlite3-0,libreadline8,libncursesw6,zlib1g,libbz2-1.0,liblzma5,libuuid1,libexpat1,"
     "netbase,tzdata"
 )
+_WASTE = (
+    *("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/lib/locale"),
+    *("debootstrap", "etc/resolv.conf"),
+)
+_EMPTIED = ("var/cache/apt", "var/lib/apt/lists", "var/log")  # apt wants the directories
+_NOT_OF_THE_INTERPRETER = (
+    *("test", "tests", "idlelib", "tkinter", "_tkinter*", "*.a", "turtledemo"),
+    *("__pycache__", "share", "site-packages/*"),
+)
 _OF_THE_PAST = 3
 
 _PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -93,6 +102,7 @@ class Images:
             [
                 f"--build-arg=ISTIO_VERSION={programs.ISTIO_RELEASE}",
                 f"--build-arg=VERSION={version('ztunnel')}",
+                "--build-arg=ACCELERATOR=require",
             ],
         )
 
@@ -168,7 +178,10 @@ class Images:
             self._remove(self._home / "pushed")
 
     def _base(self, name: str, packages: str, interpreter: Path | None) -> None:
-        wanted = hashlib.sha256(f"{DEBIAN} {packages} {interpreter}".encode()).hexdigest()
+        made_of = f"{DEBIAN} {packages} {interpreter}"
+        if interpreter is not None:
+            made_of += f" {_NOT_OF_THE_INTERPRETER}"
+        wanted = hashlib.sha256(made_of.encode()).hexdigest()
         mark = self._home / f"{wanted[:12]}.base"
         if mark.exists() and self._buildah("images", "--quiet", name, check=False).strip():
             return
@@ -176,20 +189,10 @@ class Images:
         self._remove(root)
         self._progress.say(f"base system of {name} by debootstrap; one to two minutes")
         run("nice", "debootstrap", "--variant=minbase", f"--include={packages}", DEBIAN, root, timeout=1200)
-        for waste in (
-            "var/cache/apt",
-            "var/lib/apt/lists",
-            "usr/share/doc",
-            "usr/share/man",
-            "usr/share/locale",
-            "usr/share/info",
-            "usr/lib/locale",
-            "var/log",
-            "debootstrap",
-            "etc/apt/sources.list",
-            "etc/resolv.conf",
-        ):
+        for waste in _WASTE:
             self._remove(root / waste)
+        for emptied in _EMPTIED:
+            run("find", root / emptied, "-type", "f", "-delete")
         if interpreter is not None:
             _put_interpreter(interpreter, root)
         container = self._buildah("from", "scratch").strip()
@@ -248,23 +251,14 @@ def _interpreter() -> Path:
 def _put_interpreter(prefix: Path, root: Path) -> None:
     """Copies the interpreter and pip to /usr/local of a base system.
 
-    Without tests, headers, other packages, and without bytecode: the official image has none.
+    Without tests, other packages, and without bytecode: the official image has none. It has the headers,
+    with which the compiled part of TLS is built.
     """
-    leave = (
-        "test",
-        "tests",
-        "idlelib",
-        "tkinter",
-        "_tkinter*",
-        "*.a",
-        "turtledemo",
-        "__pycache__",
-        "share",
-        "include",
-        "site-packages/*",
-    )
     target = root / "usr/local"
-    for source, excluded in ((".", leave), (f"lib/python{PYTHON}/site-packages/pip", ("__pycache__",))):
+    for source, excluded in (
+        (".", _NOT_OF_THE_INTERPRETER),
+        (f"lib/python{PYTHON}/site-packages/pip", ("__pycache__",)),
+    ):
         excludes = [f"--exclude={each}" for each in excluded]
         with subprocess.Popen(["tar", "-C", prefix, *excludes, "-c", source], stdout=subprocess.PIPE) as tar:
             subprocess.run(["tar", "-C", target, "--no-same-owner", "-x"], stdin=tar.stdout, check=True)

@@ -87,6 +87,17 @@ def test_istioctl_bug_report_has_our_pods_in_it(tools, seen, tmp_path):
     seen(f"{len(names)} files, of them {len([name for name in names if 'ztunnel' in name])} of ztunnel")
 
 
+def test_the_image_has_the_compiled_part_of_tls_and_no_tools_of_a_build(tools, seen):
+    inside = ("-n", NAMESPACE, "exec", ztunnel_of(tools, NODE1), "--")
+    said = tools.kubectl(*inside, "ztunnel", "doctor")
+    assert "TLS records   by the compiled part" in said
+    assert "failures: 0" in said
+    megabytes = tools.kubectl(*inside, "du", "--summarize", "--block-size=MB", "/usr").split()[0]
+    found = tools.kubectl(*inside, "sh", "-c", "command -v pip cc gcc ld make git curl || true")
+    assert found == ""
+    seen(f"doctor: no failure, TLS by the compiled part; /usr has {megabytes}")
+
+
 def test_what_kubectl_says(tools, seen):
     pod = ztunnel_of(tools, NODE1)
     version = tools.kubectl("-n", NAMESPACE, "exec", pod, "--", "ztunnel", "version")

@@ -97,14 +97,20 @@ print(json.dumps([[found.name, found.version] for found in importlib.metadata.di
 """
     shown = run(image, tmp_path, "/usr/local/bin/python", "-c", program)
     installed = {normal(name): version for name, version in json.loads(shown.stdout)}
-    # pip and setuptools are the base image's.
+    # setuptools is the base image's: the virtual environment's that takes its place, with an older Python.
     others = {
         name: version
         for name, version in installed.items()
-        if name not in ("pip", "setuptools", "wheel") and (name, version) not in locked
+        if name not in ("setuptools", "wheel") and (name, version) not in locked
     }
     assert others == {"ztunnel": "1.2.3"}
     assert {"trio", "grpcio", "cryptography", "pyroute2"} <= installed.keys()
+
+
+def test_nothing_can_be_installed_in_it(image, tmp_path):
+    shown = run(image, tmp_path, "/usr/local/bin/python", "-m", "pip", "--version")
+    assert shown.returncode == 1
+    assert "No module named pip" in shown.stderr
 
 
 def test_modules_are_compiled_beforehand_since_nothing_can_be_written_later(image, tmp_path):
