@@ -30,7 +30,7 @@ def test(where: Places, progress: Progress, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0, 1 when it failed or something was left, 2 for wrong usage."""
+    """Returns the exit status: 0, 1 if it failed or left something, 2 for wrong usage, 130 for Ctrl-C."""
     where, progress = places(), Progress()
     try:
         match arguments:
@@ -63,9 +63,15 @@ def main(arguments: list[str]) -> int:
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2
-    except (CommandFailed, TimeoutError, RuntimeError) as error:
+    except (CommandFailed, TimeoutError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: `make cluster` goes on from here, `make cluster-down` ends what there is",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 from tests.cluster import control_plane, mesh, nodes, programs, requirements
-from tests.cluster.footprint import footprint, left_behind, record
+from tests.cluster.footprint import footprint, left_behind, processes, record
 from tests.cluster.images import Images
 from tests.cluster.mesh import Tools
 from tests.cluster.places import CHECKOUT, Places, Progress
 from tests.cluster.shell import until
-from tests.cluster.topology import NODES
+from tests.cluster.topology import BRIDGE, NODES
 
 MANIFESTS = CHECKOUT / "tests" / "cluster" / "manifests"
 
@@ -17,12 +18,18 @@ MANIFESTS = CHECKOUT / "tests" / "cluster" / "manifests"
 def up(places: Places, progress: Progress) -> None:
     """Brings up what is not up: cluster, Istio, our ztunnel, two applications. Each step may be repeated.
 
-    Raises SystemExit with what is missing on the machine, CommandFailed, TimeoutError, RuntimeError.
+    Raises SystemExit with what is missing on the machine, CommandFailed, TimeoutError, and RuntimeError, also
+    when another cluster is up: there can be one on a machine.
     """
     lacking = requirements.missing()
     if lacking:
         raise SystemExit(
             "\n".join(["The cluster cannot start. Missing:", *(f"  {each}" for each in lacking)])
+        )
+    if is_on_this_machine() and not places.state.exists():
+        raise RuntimeError(
+            f"a cluster is up on this machine that is not of {places.cache}: `make cluster-down` where it "
+            "was started, or with its CLUSTER_CACHE, ends it"
         )
     programs.build(places, progress)
     images = Images(places, progress)
@@ -69,8 +76,11 @@ def bare(places: Places, progress: Progress, images: Images) -> str:
 def down(places: Places) -> list[str]:
     """Ends the cluster and removes its state.
 
-    Answers what is left that was not there before; nothing, as it should be.
+    Answers what is left that was not there before; nothing, as it should be. Of a cluster with another cache
+    it answers the processes, and touches nothing.
     """
+    if not places.state.exists() and (others := processes(places.state)):
+        return [f"of a cluster that is not of {places.cache}: {each}" for each in others]
     for node in NODES:
         nodes.stop(node, places)
     control_plane.stop(places)
@@ -80,6 +90,11 @@ def down(places: Places) -> list[str]:
     if places.state.exists():
         shutil.rmtree(places.state)
     return left_behind(before, footprint(places.state)) if before is not None else []
+
+
+def is_on_this_machine() -> bool:
+    """Whether a cluster is up, or what is left of one."""
+    return Path(f"/sys/class/net/{BRIDGE}").exists()
 
 
 def hints(places: Places) -> str:

@@ -43,6 +43,22 @@ spec:
 """
 
 
+LONELY = """
+apiVersion: v1
+kind: Service
+metadata: {name: lonely, namespace: demo}
+spec: {selector: {app: lonely}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: lonely, namespace: demo, labels: {app: lonely}}
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: "localhost/app:1", imagePullPolicy: IfNotPresent}]
+"""
+
+
 def scale(tools, what, replicas, namespace="demo"):
     tools.kubectl("-n", namespace, "scale", what, f"--replicas={replicas}")
     tools.kubectl("-n", namespace, "rollout", "status", what, "--timeout=150s")
@@ -100,20 +116,29 @@ def test_kill_9_costs_no_connection(tools, seen, label, name):
     assert (outcome.new_failed, outcome.kept_failed, outcome.stream_breaks) == (0, 0, 0), outcome.errors
 
 
-def test_pods_come_and_go_while_istiod_is_away(tools, seen):
-    with traffic(tools, seconds=75, rate=15) as outcome:
+def test_pods_come_and_go_while_istiod_is_away_for_two_minutes(tools, seen):
+    known = {pod["metadata"]["name"] for pod in pods(tools, "demo", "app=web")}
+    deleted: list[float] = []
+    with traffic(tools, seconds=300, rate=15, until_done=True) as outcome:
         with without_istiod(tools):
-            tools.kubectl("-n", "demo", "scale", "deployment/web", "--replicas=4")
-            time.sleep(15)
-            gone = pods(tools, "demo", "app=web")[0]["metadata"]["name"]
-            tools.kubectl("-n", "demo", "delete", "pod", gone, "--wait=false")
-            time.sleep(15)
+            # Nobody is told of the new ones: of the two that clients know, one has to stay.
+            for replicas, is_known in ((4, True), (5, False), (6, False)):
+                tools.kubectl("-n", "demo", "scale", "deployment/web", f"--replicas={replicas}")
+                time.sleep(20)
+                names = [pod["metadata"]["name"] for pod in pods(tools, "demo", "app=web")]
+                gone = next(name for name in names if (name in known) is is_known)
+                tools.kubectl("-n", "demo", "delete", "pod", gone, "--wait=false")
+                deleted += [time.time()] if is_known else []
+                time.sleep(20)
         back = time.monotonic()
         tools.kubectl("-n", "demo", "rollout", "status", "deployment/web", "--timeout=60s")
         took = time.monotonic() - back
     scale(tools, "deployment/web", 2)
     seen(f"{outcome}; all pods ready {took:.1f} s after istiod was back")
-    assert outcome.new_failed == 0, outcome.errors
+    # Its process ends at once, with what it was about to answer.
+    assert outcome.new_failed <= 2, outcome.errors
+    [when] = deleted
+    assert all(when - 2 < began < when + 2 for began, _ in outcome.failures), outcome.errors
     assert took < 15
 
 
@@ -253,3 +278,29 @@ def test_the_loss_of_a_node_fails_no_new_connection(tools, seen, web_on_each_nod
     tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
     seen(f"{outcome}; {outcome.slow_words}")
     assert outcome.new_failed == 0, outcome.errors
+
+
+def test_a_service_whose_only_endpoint_is_silent_fails_after_10_s(tools, seen, apply):
+    """There is no other endpoint to be patient for: one dial, and its time limit is the whole wait."""
+    [client] = pods(tools, "demo", "app=sleep")
+    node = NODE2 if client["spec"]["nodeName"] == NODE1.name else NODE1
+    apply(LONELY.replace("NODE", node.name))
+    tools.kubectl("-n", "demo", "wait", "--for=condition=Ready", "pod/lonely", "--timeout=60s")
+    until(
+        "both nodes know it",
+        30,
+        lambda: all(
+            "lonely" in tools.istioctl("ztunnel-config", "workload", f"{ztunnel_of(tools, each)}.{NAMESPACE}")
+            for each in NODES
+        ),
+    )
+    silent = pods(tools, "demo", "app=lonely")[0]["status"]["podIP"]
+    run("ip", "-n", node.netns, "route", "add", "blackhole", silent)
+    try:
+        answer = curl(tools, "http://lonely", seconds=30)
+    finally:
+        run("ip", "-n", node.netns, "route", "delete", "blackhole", silent)
+    seen(f"failed after {answer.seconds:.1f} s")
+    assert answer.status == 0
+    assert 9.5 < answer.seconds < 12.5, answer
+    until("it answers now", 30, lambda: curl(tools, "http://lonely").status == 200)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import programs, requirements, smoke, waypoint_image
+from tests.cluster import cluster, programs, requirements, smoke, waypoint_image
 from tests.cluster.footprint import left_behind
-from tests.cluster.places import Places
+from tests.cluster.places import Places, Progress
 
 
 @pytest.fixture
 def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A cache with everything in it, on a machine that lacks nothing."""
     monkeypatch.setattr(requirements, "missing", list)
+    monkeypatch.setattr(cluster, "is_on_this_machine", lambda: False)
     places = Places(tmp_path)
     for each in programs.PROGRAMS:
         path = each.path(places)
@@ -29,7 +30,7 @@ def test_it_is_run_when_all_is_there_and_time_is_left(whole):
 
 
 def test_it_is_not_run_for_lack_of_time(whole):
-    assert smoke.why_not(whole, 200) == "200 s are left, and it takes up to 300"
+    assert smoke.why_not(whole, 200) == "200 s are left, and it takes up to 360"
 
 
 def test_it_is_not_run_for_lack_of_a_program_or_of_images(whole):
@@ -37,6 +38,19 @@ def test_it_is_not_run_for_lack_of_a_program_or_of_images(whole):
     assert "its images are not in" in str(smoke.why_not(whole, 400))
     programs.program("kubelet").path(whole).unlink()
     assert "1 of its programs are not in" in str(smoke.why_not(whole, 400))
+
+
+def test_it_is_not_run_beside_another(whole, monkeypatch):
+    monkeypatch.setattr(cluster, "is_on_this_machine", lambda: True)
+    assert smoke.why_not(whole, 400) == "somebody's cluster is up on this machine"
+
+
+def test_a_cluster_of_another_cache_is_neither_used_nor_ended(whole, monkeypatch):
+    monkeypatch.setattr(cluster, "is_on_this_machine", lambda: True)
+    with pytest.raises(RuntimeError, match="a cluster is up on this machine that is not of"):
+        cluster.up(whole, Progress())
+    monkeypatch.setattr(cluster, "processes", lambda _: ["17 containerd"])
+    assert cluster.down(whole) == [f"of a cluster that is not of {whole.cache}: 17 containerd"]
 
 
 def test_it_is_not_run_where_the_machine_lacks_something(whole, monkeypatch):
