@@ -73,3 +73,17 @@ def test_the_table_of_bounds_has_a_row_for_each():
 
 def test_exceptions_for_unused_code_are_names(signs):
     assert "mermaid" in script("unused").allowed()
+
+
+def test_a_private_variable_that_nothing_reads_is_found(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "_LIMIT = 1\n_LEFT = 2\n\n"
+        "class A:\n    def __init__(self):\n        self._kept = _LIMIT\n        self._lost = 3\n"
+    )
+    other = tmp_path / "other.py"
+    other.write_text("def kept(a):\n    _ = a\n    return a._kept\n")
+    assert list(script("unused").private_variables([file, other])) == [
+        f"{file}:2: unused variable '_LEFT'",
+        f"{file}:7: unused variable '_lost'",
+    ]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 _MAX_KEY = 0xFFFFFFFF
 _MAX_GROUP_DEPTH = 100  # the limit of the Rust ztunnel; our stack would bear more
 _WIRE_TYPES = ("Varint", "SixtyFourBit", "LengthDelimited", "StartGroup", "EndGroup", "ThirtyTwoBit")
-_VARINT, _FIXED64, _DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
+_VARINT, _FIXED64, _DELIMITED, _START_GROUP, _END_GROUP = range(5)  # 5 is FIXED32
 
 
 class WireError(ValueError):

@@ -34,7 +34,6 @@ from ztunnel.model.identity import Identity
 from ztunnel.observe.logging import get_logger
 
 CREATE_CERTIFICATE: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-_HTTPS_PORT: Final = 443
 
 log = get_logger("identity::caclient")
 

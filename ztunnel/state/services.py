@@ -29,7 +29,7 @@ class ServiceIndex:
 
     def __init__(self) -> None:
         self._entries: dict[NamespacedHostname, Entry] = {}
-        self._by_hostname: Holders[str, Entry] = Holders(namespace_of)  # in one block
+        self._by_hostname: Holders[str, Entry] = Holders(namespace_of)  # all in the block ""
         self._staged: dict[NamespacedHostname, dict[str, bytes]] = {}
         self._decoded: GenerationCache[NamespacedHostname, Service] = GenerationCache(_DECODED)
         self._materialized: GenerationCache[NamespacedHostname, dict[str, Endpoint]] = GenerationCache(
