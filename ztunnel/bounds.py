@@ -208,7 +208,7 @@ class HistoryBounds:
     text: int = count(300, "characters of a text about a connection, which a peer may have caused")
     sentences: int = count(12, "reasons of a plan, or of a refusal")
     attempts: int = count(3, "failed attempts whose texts are kept")
-    settings: int = count(4_096, "distinct sets of pod, peer, service and reasons that connections share")
+    kinds: int = count(4_096, "distinct sets of pod, peer, service and reasons that connections share")
 
 
 @dataclass(frozen=True, slots=True)

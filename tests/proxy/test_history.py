@@ -30,7 +30,7 @@ def add(
     peer = f"server{text}"
     history.add(
         number,
-        history.setting(
+        history.kind(
             "outbound", "default/client", "default", peer, f"web{text}", f"spiffe://{peer}", "HBONE", route
         ),
         CLIENT._replace(port=number % 65536),
@@ -76,10 +76,8 @@ def test_an_entry_is_read_as_it_was_added():
 
 def test_of_a_connection_of_which_only_the_addresses_were_known():
     history = History(3, Random(1))
-    setting = history.setting("inbound", "default/client", "", "", "", "", "", ())
-    history.add(
-        next(history.numbers), setting, SERVER, CLIENT, None, 1.0, 0.0, (0, 0), "0" * 32, Failure("no")
-    )
+    kind = history.kind("inbound", "default/client", "", "", "", "", "", ())
+    history.add(next(history.numbers), kind, SERVER, CLIENT, None, 1.0, 0.0, (0, 0), "0" * 32, Failure("no"))
     [was] = history.latest()
     assert (was.client, was.destination, was.next_hop) == (SERVER, CLIENT, None)
     assert (was.peer, was.service, was.route, was.error) == ("", "", (), "no")
@@ -150,23 +148,21 @@ def test_nothing_is_kept_when_it_is_off():
     assert len(history) == 0
 
 
-def test_settings_are_shared_and_bounded():
+def test_kinds_are_shared_and_bounded():
     history = History(10, Random(1))
     same = ("outbound", "default/client", "default", "server", "web", "spiffe://x", "HBONE")
-    assert history.setting(*same, ("a", "b")) is history.setting(*same, ("a", "b"))
-    assert history.setting(*same, ("a",)) is not history.setting(*same, ("a", "b"))
+    assert history.kind(*same, ("a", "b")) is history.kind(*same, ("a", "b"))
+    assert history.kind(*same, ("a",)) is not history.kind(*same, ("a", "b"))
     assert short("x" * 1000, BOUNDS) == "x" * 297 + "..."
     many = limited(tuple("x" * 1000 for _ in range(100)), BOUNDS)
     assert (len(many), {len(one) for one in many}) == (12, {300})
-    long = history.setting(
-        "inbound", "p", "n" * 70_000, "s" * 70_000, "w" * 70_000, "i" * 70_000, "HBONE", ()
-    )
+    long = history.kind("inbound", "p", "n" * 70_000, "s" * 70_000, "w" * 70_000, "i" * 70_000, "HBONE", ())
     assert [len(one) for one in (long.peer, long.service, long.peer_identity)] == [300, 300, 300]
-    narrow = History(10, Random(1), HistoryBounds(text=10, sentences=1, settings=1))
-    first = narrow.setting(*same, ("a" * 20, "b"))
+    narrow = History(10, Random(1), HistoryBounds(text=10, sentences=1, kinds=1))
+    first = narrow.kind(*same, ("a" * 20, "b"))
     assert (first.peer, first.route) == ("default...", ("aaaaaaa...",))
-    assert narrow.setting(*same, ("c",)) is narrow.setting(*same, ("c",))
-    assert narrow.setting(*same, ("a" * 20, "b")) is not first
+    assert narrow.kind(*same, ("c",)) is narrow.kind(*same, ("c",))
+    assert narrow.kind(*same, ("a" * 20, "b")) is not first
 
 
 def bytes_each(made: Callable[[], History], add_one: Callable[[History, int], object]) -> float:

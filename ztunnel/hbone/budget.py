@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MIB = 1 << 20
+from ztunnel.bounds import DEFAULTS
 
 
 class WindowBudget:
@@ -13,7 +13,7 @@ class WindowBudget:
 
     __slots__ = ("lent", "limit")
 
-    def __init__(self, limit: int = 128 * MIB) -> None:
+    def __init__(self, limit: int = DEFAULTS.tunnel.lent_bytes) -> None:
         self.limit = limit
         self.lent = 0
 

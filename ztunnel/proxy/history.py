@@ -1,11 +1,11 @@
 """The history: the last connections of a data plane that ended, with the reasons of their plan and verdict.
 
 Each connection passes here and hardly any is asked about. So an entry is a record of fixed size in one block
-of memory: numbers, addresses, the trace id. All else is in a `Setting`, which connections share that have the
-same pod, peer, service and route, and in a `Failure` if there was one. Nothing else stays: each object that
-stays makes the next connection use memory that is in no cache of the processor, which costs more than making
-the object. Records are made some at a time (`later`): what runs for one connection alone runs out of no cache
-either. `ClosedConnection` is made from a record when somebody reads it.
+of memory: numbers, addresses, the trace id. All else is in a `ConnectionKind`, which connections share that
+have the same pod, peer, service and route, and in a `Failure` if there was one. Nothing else stays: each
+object that stays makes the next connection use memory that is in no cache of the processor, which costs more
+than making the object. Records are made some at a time (`later`): what runs for one connection alone runs out
+of no cache either. `ClosedConnection` is made from a record when somebody reads it.
 
 The number of entries and the length of each text are limited: tests/proxy/test_history.py holds how much
 memory they take.
@@ -42,7 +42,7 @@ class Ended(Protocol):
         """Add it to the history."""
 
 
-class Setting(msgspec.Struct, frozen=True, gc=False):
+class ConnectionKind(msgspec.Struct, frozen=True, gc=False):
     """What connections have in common. Texts are limited. route: the reasons of the plan."""
 
     direction: str = ""
@@ -115,10 +115,10 @@ class History:
         self._added = 0
         self._waiting: list[Ended] = []
         self._records = bytearray(capacity * _RECORD.size)
-        self._settings: list[Setting | None] = [None] * capacity
+        self._kinds: list[ConnectionKind | None] = [None] * capacity
         self._failures: list[Failure | None] = [None] * capacity
         self._prefix = f"{random.getrandbits(20):05x}-"
-        self._shared: dict[tuple[str, str, str, str, str, str, str, tuple[str, ...]], Setting] = {}
+        self._shared: dict[tuple[str, str, str, str, str, str, str, tuple[str, ...]], ConnectionKind] = {}
 
     def __len__(self) -> int:
         self._catch_up()
@@ -145,7 +145,7 @@ class History:
     def add(
         self,
         number: int,
-        setting: Setting,
+        kind: ConnectionKind,
         client: SocketAddress,
         destination: SocketAddress,
         next_hop: SocketAddress | None,
@@ -184,10 +184,10 @@ class History:
             len(destination_ip),
             len(hop_ip),
         )
-        self._settings[slot] = setting
+        self._kinds[slot] = kind
         self._failures[slot] = failure
 
-    def setting(
+    def kind(
         self,
         direction: str,
         pod: str,
@@ -197,8 +197,8 @@ class History:
         peer_identity: str,
         protocol: str,
         route: tuple[str, ...],
-    ) -> Setting:
-        """Returns the setting with these values; the same object for the same values, mostly.
+    ) -> ConnectionKind:
+        """Returns the kind with these values; the same object for the same values, mostly.
 
         namespace, shown: of the peer. All of them may come from a peer and have any length.
         """
@@ -206,7 +206,7 @@ class History:
         found = self._shared.get(key)
         if found is None:
             bounds = self.bounds
-            found = Setting(
+            found = ConnectionKind(
                 direction,
                 pod,
                 short(f"{namespace}/{shown}", bounds) if shown else "",
@@ -215,7 +215,7 @@ class History:
                 protocol,
                 limited(route, bounds),
             )
-            if len(self._shared) >= bounds.settings:
+            if len(self._shared) >= bounds.kinds:
                 self._shared.clear()
             # A key is as long as a peer makes it, and stays: a long one is not shared.
             if sum(map(len, (namespace, shown, service, peer_identity, *route))) < bounds.text * 4:
@@ -257,28 +257,28 @@ class History:
             destination_length,
             hop_length,
         ) = _RECORD.unpack_from(self._records, slot * _RECORD.size)
-        setting, failure = self._settings[slot], self._failures[slot] or Failure()
-        assert setting is not None
+        kind, failure = self._kinds[slot], self._failures[slot] or Failure()
+        assert kind is not None
         return ClosedConnection(
             self.id_of(number),
-            setting.pod,
-            setting.direction,
+            kind.pod,
+            kind.direction,
             SocketAddress(ip_address(client_ip[:client_length]), client_port),
             SocketAddress(ip_address(destination_ip[:destination_length]), destination_port),
             began,
             seconds,
             SocketAddress(ip_address(hop_ip[:hop_length]), hop_port) if hop_length else None,
-            setting.peer,
-            setting.service,
-            setting.peer_identity,
-            setting.protocol,
+            kind.peer,
+            kind.service,
+            kind.peer_identity,
+            kind.protocol,
             received,
             sent,
             failure.error,
             failure.code,
             failure.why,
             failure.policy,
-            setting.route if failure.route is None else failure.route,
+            kind.route if failure.route is None else failure.route,
             failure.attempts,
             trace.hex(),
         )

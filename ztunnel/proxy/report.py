@@ -346,7 +346,7 @@ class ConnectionReport:
                     identity = other.principal
         history.add(
             self._number,
-            history.setting(
+            history.kind(
                 self.direction.value, pod.name, namespace, shown, service, identity, self.protocol, self.route
             ),
             self.source,
