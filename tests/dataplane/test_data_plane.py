@@ -168,6 +168,21 @@ async def test_connections_to_one_destination_share_a_tunnel():
             await stream.aclose()
 
 
+async def test_a_bug_in_a_connection_is_told_with_its_code_and_the_connections_id(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError("a bug on purpose")
+
+    async with running_plane(), server(echo) as port:
+        with capture_logs("warn") as lines, monkeypatch.context() as patches:
+            patches.setattr("ztunnel.proxy.outbound.route", broken)
+            async with await via_socks(port) as stream:
+                assert await is_closed(stream)
+    told = {line.message: dict(line.fields) for line in lines}
+    bug, access = told["a connection's task failed; the connection is closed"], told["connection failed"]
+    assert bug["code"] == access["code"] == "ZT-INT-002"
+    assert bug["connection"] == access["connection"] != ""
+
+
 async def test_a_bug_before_a_connection_is_known_spares_its_neighbours_in_the_tunnel(monkeypatch):
     async def use() -> None:
         async with await via_socks(port) as stream:

@@ -35,8 +35,14 @@ class Closing:
         elif isinstance(error, ConnectionFailure):
             report.finish(error)
         elif isinstance(error, Exception):
-            report.log.error("a connection's task failed; the connection is closed", exc_info=error)
-            report.finish(InternalError(error))
+            failure = InternalError(error)
+            report.log.error(
+                "a connection's task failed; the connection is closed",
+                code=failure.code,
+                connection=report.id,
+                exc_info=error,
+            )
+            report.finish(failure)
         else:
             # Cancelled, alone or as nurseries wrap it.
             report.finish(self._entry.closed_because or report.cut_because or DrainedError())
