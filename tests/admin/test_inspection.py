@@ -195,3 +195,13 @@ async def test_a_data_plane_that_does_not_answer_is_told_of():
     with capture_logs("info") as lines:
         await Inspection(ask, list).log_tasks()
     assert lines[-1].message == "the tree of tasks cannot be had"
+
+
+async def test_the_tree_is_not_lost_in_silence_where_its_level_is_off():
+    planes = Planes()
+    with capture_logs("warn") as lines:
+        await Inspection(planes.ask, list).log_tasks()
+    assert [line.message for line in lines] == [
+        "the tree of tasks was asked for, and the scope ztunnel::debug::tasks is not at info"
+    ]
+    assert planes.asked == []

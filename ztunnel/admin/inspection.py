@@ -23,6 +23,7 @@ from ztunnel.explain.explanation import Explanation, Outcome
 from ztunnel.explain.live_state import judge, merged_live
 from ztunnel.explain.text import lines
 from ztunnel.messages import Topic
+from ztunnel.observe.filter import Level
 from ztunnel.observe.logging import get_logger
 from ztunnel.observe.task_tree import TaskAges, TaskNode, Words, task_nodes
 from ztunnel.slices import Slices, T, batches
@@ -133,7 +134,13 @@ class Inspection:
         return Response(200, _in_slices(_tree_lines(processes)), _TEXT)
 
     async def log_tasks(self) -> None:
-        """Log the tree, one line for each task. A data plane that does not answer is logged too."""
+        """Log the tree, one line for each task. A data plane that does not answer is logged too.
+
+        So is that the lines would not be written: somebody waits for them.
+        """
+        if not tasks_log.is_enabled(Level.INFO):
+            log.warning("the tree of tasks was asked for, and the scope ztunnel::debug::tasks is not at info")
+            return
         try:
             processes = await self._trees()
         except (ZtunnelError, trio.TooSlowError) as error:
