@@ -218,7 +218,7 @@ class LogBounds:
     drain_interval: float = seconds(1, "between two looks at what a drain has left; a line if that changed")
     drain_unchanged: int = count(5, "such looks without a change, until there is a line all the same")
     loop_watch: float = seconds(0.5, "between two measurements of how late the event loop is")
-    gather: float = seconds(0.05, "between two writes of queued lines, so that several are written together")
+    gather: float = seconds(0.02, "between two writes of access log lines, while there are many")
     queued_lines: int = count(10_000, "lines that wait for stdout; then whoever logs waits, a second at most")
 
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from ztunnel.observe.sink import LINES_A_WRITE, Sink
+from ztunnel.observe.sink import LINES_A_WRITE, Line, Sink
 
 LINE = "x" * 99 + "\n"
 
@@ -146,18 +146,50 @@ async def test_lines_are_written_whole_and_not_more_than_a_pipe_takes_at_once(pi
     nursery.cancel_scope.cancel()
 
 
-async def test_a_line_alone_is_written_at_once_and_many_lines_together(pipe, nursery, autojump_clock):
-    sink = Sink(pipe[1], gather=1)
+def later(text: str) -> Line:
+    return lambda: f"{text}\n"
+
+
+async def test_lines_are_written_at_once_unless_there_are_many(pipe, nursery, autojump_clock):
+    sink = Sink(pipe[1])
     await nursery.start(sink.run)
-    sink.write("a\n")
+    for number in range(200):
+        sink.write(later(str(number)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert read_all(pipe[0]) == b"%d\n" % number
+        await trio.sleep(0.01)
+    nursery.cancel_scope.cancel()
+
+
+async def test_many_lines_are_written_together(pipe, nursery, autojump_clock):
+    sink = Sink(pipe[1])
+    await nursery.start(sink.run)
+    for _ in range(100):
+        sink.write(later("many"))
+    await read_lines(pipe[0], 100)
     await trio.testing.wait_all_tasks_blocked()
-    assert read_all(pipe[0]) == b"a\n"
-    for line in "bc":
-        sink.write(f"{line}\n")
+    for letter in "ab":
+        sink.write(later(letter))
         await trio.testing.wait_all_tasks_blocked()
     assert (read_all(pipe[0]), sink.queued) == (b"", 2)
-    await trio.sleep(1.1)
-    assert (read_all(pipe[0]), sink.queued) == (b"b\nc\n", 0)
+    await trio.sleep(0.1)
+    assert (read_all(pipe[0]), sink.queued) == (b"a\nb\n", 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_line_of_another_kind_waits_for_no_others(pipe, nursery, autojump_clock):
+    sink = Sink(pipe[1], gather=1000)
+    await nursery.start(sink.run)
+    for _ in range(100):
+        sink.write(later("many"))
+    await read_lines(pipe[0], 100)
+    await trio.testing.wait_all_tasks_blocked()
+    sink.write(later("a"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert read_all(pipe[0]) == b""
+    sink.write("an error\n")
+    await trio.testing.wait_all_tasks_blocked()
+    assert read_all(pipe[0]) == b"a\nan error\n"
     nursery.cancel_scope.cancel()
 
 

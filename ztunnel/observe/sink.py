@@ -1,12 +1,14 @@
 """The destination of log lines: a bounded queue before a file descriptor, and one task that writes it.
 
 How it works. `Sink.write` only appends to a queue and wakes the writer task once. The task writes up to 16
-lines with one call and waits until the descriptor is writable. Then it pauses for a few milliseconds: a line
-alone is written at once, and many lines are written together. A line may also be queued before it is
-rendered: this too is cheaper for many together. A slow reader of our stdout costs only
+lines with one call and waits until the descriptor is writable. So a slow reader of our stdout costs only
 memory, up to the limit of the queue. When the queue is full, the caller of `write` itself writes and waits
 until there is room: no line is dropped. Without a running writer task (before the loop starts, after it
 ended, in commands without one) each line is written at once.
+
+Lines of which there may be thousands a second are queued before they are rendered. While there are so many,
+the task pauses between two writes, and renders and writes those of the pause together, which is cheaper. Any
+other line ends the pause.
 
 A write must not block the loop. Setting O_NONBLOCK on descriptor 1 would change it for all processes that
 share the open file, for instance the shell that started us. So the file is opened again through
@@ -38,6 +40,9 @@ import trio
 from ztunnel.bounds import DEFAULTS
 
 LINES_A_WRITE = 16
+_MANY = 64
+"""Lines within ``_WINDOW`` seconds that are many: some hundred connections a second."""
+_WINDOW = 0.1
 _PIPE_BYTES = 4096  # PIPE_BUF on Linux
 _ANY_BYTES = 256 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM)
@@ -50,8 +55,8 @@ Line: TypeAlias = str | Callable[[], str]
 class Sink:
     """The lines for one descriptor, which the caller closes. What is opened here is closed here.
 
-    lines: the limit of the queue. gather: seconds between two writes of the task. now: returns seconds of a
-    monotonic clock, used only to limit `close`.
+    lines: the limit of the queue. gather: seconds of a pause while there are many lines. now: returns
+    seconds of a monotonic clock, used only to limit `close`.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Sink:
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = 0
         self._wake = trio.Event()
+        self._hurry = trio.Event()  # the pause ends
         mode = os.fstat(fd).st_mode
         self._regular = stat.S_ISREG(mode)
         self._largest = _PIPE_BYTES if stat.S_ISFIFO(mode) else _ANY_BYTES
@@ -113,6 +119,8 @@ class Sink:
             self._write_out(deadline=None, down_to=max(0, self._capacity - LINES_A_WRITE))
         if threading.get_ident() == self._thread:
             self._wake.set()
+            if isinstance(line, str):
+                self._hurry.set()
         else:
             try:
                 self._token.run_sync_soon(self._wake_up, idempotent=True)
@@ -131,22 +139,29 @@ class Sink:
 
     def _wake_up(self) -> None:
         self._wake.set()
+        self._hurry.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what is queued, until cancelled; then write the rest at once, for up to a second."""
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.get_ident()
         task_status.started()
+        since, count, many = trio.current_time(), 0, False
         try:
             while True:
                 await self._wake.wait()
-                self._wake = trio.Event()
+                self._wake, self._hurry = trio.Event(), trio.Event()
+                if trio.current_time() > since + _WINDOW:
+                    since, count, many = trio.current_time(), 0, count >= _MANY
+                count += len(self._queue)
                 while self._queue or self._rest:
                     if self._attempt():
                         await trio.lowlevel.checkpoint()
                     else:
                         await trio.lowlevel.wait_writable(self._fd)
-                await trio.sleep(self._gather)
+                if many or count >= _MANY:
+                    with trio.move_on_after(self._gather):
+                        await self._hurry.wait()
         finally:
             self._token = None
             self._patience = 1.0
