@@ -34,6 +34,7 @@ class Attack:
     codes: the error codes of the GOAWAY that may end it; empty if it is allowed, and only has to cost little.
     pieces: how many pieces are sent of an attack that is allowed.
     reads: whether the attacker reads our answers.
+    at_once: how many tunnels the attacker has at a time in the benchmark.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Attack:
     codes: frozenset[ErrorCode] = CALM
     pieces: int = 300
     reads: bool = True
+    at_once: int = 1
 
 
 def block(authority: str, *more: tuple[str, str]) -> bytes:
@@ -174,7 +176,7 @@ def nothing(_: str) -> Iterator[bytes]:
 
 
 ATTACKS = [
-    Attack("handshakes, and no request", nothing, frozenset()),
+    Attack("handshakes, and no request", nothing, frozenset(), at_once=20),
     Attack("rapid reset", rapid_reset),
     Attack("patient reset", patient_reset),
     Attack("resets that we are made to send", provoked_resets),
