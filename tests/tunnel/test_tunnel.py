@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -346,3 +349,44 @@ async def test_requests_that_are_reset_or_lose_their_tunnel_while_they_wait_are_
             await tunnel.ended.wait()
         assert begun[30:] == [stream.id for stream in later[: at_once + 1]]
         assert not tunnel._waiting
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["ended", "broken"])
+async def test_streams_of_a_tunnel_that_is_gone_are_lost_a_few_at_a_time(broken: bool):
+    async with tunnel_pair() as pair:
+        passes = 0
+        lost: dict[int, int] = {}
+
+        def note(number: int) -> None:
+            lost.setdefault(number, passes)
+
+        for _ in range(40):
+            _, stream = await pair.open()
+            stream.on_death = partial(note, stream.id)
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                await trio.lowlevel.checkpoint()
+                passes += 1
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                while not passes:
+                    await trio.lowlevel.checkpoint()
+                if broken:
+                    pair.server.tls.try_receive = broken_transport
+                    pair.client.hbone.ping(b"12345678")
+                    pair.client.flush()
+                else:
+                    pair.server.stop()
+                await pair.server.ended.wait()
+                nursery.cancel_scope.cancel()
+        assert len(lost) == 40
+        # Trio runs the tasks of a pass in any order, so two passes may have one number.
+        assert max(Counter(lost.values()).values()) <= 2 * pair.server.bounds.turn_requests
+
+
+def broken_transport(_: int) -> bytes | None:
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")

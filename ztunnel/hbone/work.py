@@ -39,7 +39,7 @@ HEADER_BYTES: Final = 8
 SMALL_DATA: Final = 128
 """Bytes. A smaller DATA frame is as dear as a large one, and more of them fit into one read."""
 
-SMALL: Final = 2
+SMALL: Final = 4
 """For such a frame, but only in the limit of a turn: it is payload, so the tunnel does not pause for it."""
 
 WINDOW_BYTES: Final = 256

@@ -185,7 +185,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     nursery.start_soon(self._ping, name="tunnel pings")
                     with self._reading:
                         await self._read()
-                    await self._lose_streams_in_turns()
+                    # Also when the transport broke, which has cancelled all the rest.
+                    with trio.CancelScope(shield=True):
+                        await self._lose_streams_in_turns()
                     self._lose_streams()
                     with trio.move_on_after(self.bounds.linger):
                         if not self._end_received and await self.finish():
@@ -385,7 +387,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         dirty = self._dirty
         if dirty:
             self._dirty = []
-            for stream in dirty:
+            # Once for each stream, however many pieces have come for it.
+            for stream in dirty if len(dirty) == 1 else dict.fromkeys(dirty):
                 stream.deliver()
 
     def _fall_silent(self, why: str) -> None:
