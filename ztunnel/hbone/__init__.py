@@ -6,7 +6,6 @@ package opens no socket, reads no clock and starts no task. ``ztunnel.tunnel.tun
 
 from __future__ import annotations
 
-from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.client import HboneClient
 from ztunnel.hbone.connection import HboneConnection
 from ztunnel.hbone.events import (
@@ -27,6 +26,7 @@ from ztunnel.hbone.hbone_errors import CannotOpenStreamError, ErrorCode, code_te
 from ztunnel.hbone.server import HboneServer
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
+from ztunnel.hbone.windows import WindowBudget
 
 __all__ = [
     "CannotOpenStreamError",

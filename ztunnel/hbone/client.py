@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
-from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import HboneConnection
 from ztunnel.hbone.engine import UNLIMITED
 from ztunnel.hbone.events import PeerSettingsReceived, Responded
@@ -16,6 +15,7 @@ from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import REQUEST_SENT, StreamState
 from ztunnel.hbone.tunnel_state import TUNNEL_OPENING
+from ztunnel.hbone.windows import WindowBudget
 
 
 class HboneClient(HboneConnection):

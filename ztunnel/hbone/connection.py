@@ -13,7 +13,6 @@ import sys
 from abc import ABC, abstractmethod
 
 from ztunnel.hbone.abuse import AbuseCounter
-from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.engine import Engine
 from ztunnel.hbone.events import ConnectionFailed, Event, PeerDraining, Pong
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
@@ -34,7 +33,7 @@ from ztunnel.hbone.tunnel_state import (
     TunnelInput,
     TunnelState,
 )
-from ztunnel.hbone.windows import ConnectionWindows
+from ztunnel.hbone.windows import ConnectionWindows, WindowBudget
 from ztunnel.hbone.writer import FrameWriter
 
 DRAIN_OPAQUE = bytes.fromhex("0b7ba2f08b9bfe54")

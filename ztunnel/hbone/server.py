@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from ztunnel.hbone import frames as wire
 from ztunnel.hbone import work
-from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.connection import DRAIN_OPAQUE, HboneConnection
 from ztunnel.hbone.events import ConnectReceived, Event
 from ztunnel.hbone.fields import read_request
@@ -16,6 +15,7 @@ from ztunnel.hbone.header_block import HeaderBlock
 from ztunnel.hbone.settings import HboneSettings
 from ztunnel.hbone.stream import Stream
 from ztunnel.hbone.stream_state import RECV_END, REQUEST_RECEIVED, SEND_ANSWER, SEND_END, StreamState
+from ztunnel.hbone.windows import WindowBudget
 
 HEADERS_TOO_LARGE = 431
 """Request Header Fields Too Large (RFC 6585 section 5)."""

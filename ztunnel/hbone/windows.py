@@ -21,14 +21,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.hbone import frames as wire
-from ztunnel.hbone.budget import WindowBudget
 from ztunnel.hbone.hbone_errors import ErrorCode, Violation
 
 if TYPE_CHECKING:
     from ztunnel.hbone.settings import HboneSettings
     from ztunnel.hbone.stream import Stream
     from ztunnel.hbone.writer import FrameWriter
+
+
+class WindowBudget:
+    """The bytes that tunnels may lend together. All tunnels of a process share one object.
+
+    limit: the most bytes that may be lent at a time. lent: bytes that are lent now.
+    """
+
+    __slots__ = ("lent", "limit")
+
+    def __init__(self, limit: int = DEFAULTS.tunnel.lent_bytes) -> None:
+        self.limit = limit
+        self.lent = 0
+
+    def take(self, count: int) -> int:
+        """Lend up to ``count`` bytes. Returns how many were left to lend."""
+        granted = max(0, min(count, self.limit - self.lent))
+        self.lent += granted
+        return granted
+
+    def give(self, count: int) -> None:
+        """Repay ``count`` bytes: they are no longer held."""
+        self.lent -= count
 
 
 class ReceiveWindow:
