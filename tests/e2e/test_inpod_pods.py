@@ -12,6 +12,7 @@ import socket
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -319,7 +320,8 @@ async def test_pods_are_served_while_the_agent_is_away(nodes):
         assert text.startswith(
             "not ready, pending: workload proxy manager\nworkload proxy manager: pending for "
         )
-        assert ztunnel.log_lines("failed to connect to the Istio CNI node agent over")
+        failed = partial(ztunnel.log_lines, "failed to connect to the Istio CNI node agent over")
+        await eventually(failed, "a line about it")
         assert states(ztunnel)["bare-0"] == "Up"
         assert all(listening(namespace) >= PORTS for namespace in pods.namespaces.values())
         async with (
