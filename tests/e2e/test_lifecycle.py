@@ -250,12 +250,21 @@ async def test_closed_connections_leave_no_descriptor(pair: Pair) -> None:
         await eventually(lambda: descriptors() == before, f"back to {before} descriptors")
 
 
+def wait_said(pod: MeshPod, text: str) -> None:
+    """Wait until a pod's ztunnel has logged a text."""
+    pod.ztunnel.process.wait_until(
+        lambda: bool(pod.ztunnel.log_lines(text)), what=f"saying {text!r}", timeout=30
+    )
+
+
 def test_a_workload_that_the_local_file_does_not_have_is_warned_of(fresh_mesh: Mesh) -> None:
     """It waits for its workload then, which a typing error would make it do for ever without a word."""
     node = fresh_mesh.node("a")
     misspelt = node.pod("client", environment={"PROXY_WORKLOAD_INFO": "default/clint/client"})
     elsewhere = node.pod("server", environment={"NODE_NAME": "another"})
     fresh_mesh.start()
+    for pod, text in ((misspelt, "the local file has no such workload"), (elsewhere, "so it is not ours")):
+        wait_said(pod, text)
     [line] = misspelt.ztunnel.log_lines("the local file has no such workload")
     assert "PROXY_WORKLOAD_INFO=default/clint/client" in line
     assert "did you mean default/client/client?" in line

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ztunnel.bounds import DEFAULTS
 from ztunnel.demo import processes
-from ztunnel.demo.dedicated import MetricLine, Ztunnel
+from ztunnel.demo.dedicated import READINESS_PORT, MetricLine, Ztunnel
 from ztunnel.demo.network import Pod
 from ztunnel.demo.redirection import RedirectionOptions
 
@@ -119,7 +122,18 @@ class MeshPod:
     # What its ztunnel says.
 
     def log(self, **fields: Any) -> list[dict[str, Any]]:
-        """Returns its ztunnel's JSON log lines with these fields. ``__`` in a name stands for a dot."""
+        """Returns its ztunnel's JSON log lines with these fields. ``__`` in a name stands for a dot.
+
+        All that was logged before the call is among them: lines are gathered for a moment before they are
+        written, and an answer that comes after that moment shows that they are.
+        """
+        if self.ztunnel.process.returncode is None:
+            time.sleep(DEFAULTS.log.gather)
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.ztunnel.http("GET", READINESS_PORT, "/healthz/ready?verbose")
+        return self._written(fields)
+
+    def _written(self, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
         wanted = {key.replace("__", "."): value for key, value in fields.items()}
         found = []
         # The last line may be just being written.
@@ -132,10 +146,9 @@ class MeshPod:
         return found
 
     def access_log(self, **fields: Any) -> list[dict[str, Any]]:
-        """Returns the access log: finished and refused connections."""
-        return [
-            entry for entry in self.log(scope="access", **fields) if entry["message"] != "connection opened"
-        ]
+        """Returns the access log so far: finished and refused connections. `logged` waits for them."""
+        found = self._written({"scope": "access", **fields})
+        return [entry for entry in found if entry["message"] != "connection opened"]
 
     async def logged(self, *, count: int = 1, timeout: float = 30, **fields: Any) -> list[dict[str, Any]]:
         """Wait until the access log has ``count`` lines with these fields. Returns all of them."""
