@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from ztunnel.tunnel.rest import rest
+from ztunnel.tunnel.rest import give_way, rest
 
 WORK = 0.001
 """Seconds of a turn."""
@@ -61,3 +61,30 @@ async def test_a_cancelled_pause_holds_nobody_up(autojump_clock: trio.testing.Mo
     began = trio.current_time()
     await rest(4.0)
     assert trio.current_time() - began == pytest.approx(4.0)
+
+
+async def test_one_tunnel_with_small_pieces_goes_on_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever pauses for useless work does not hold it up."""
+    passes = 0
+    turns: list[int] = []
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+
+    async def tunnel() -> None:
+        for _ in range(5):
+            await give_way()
+            turns.append(passes)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rest, 100.0)
+        nursery.start_soon(count)
+        async with trio.open_nursery() as tunnels:
+            for _ in range(20):
+                tunnels.start_soon(tunnel)
+        nursery.cancel_scope.cancel()
+    assert len(turns) == 100
+    assert all(later > earlier for earlier, later in pairwise(turns))

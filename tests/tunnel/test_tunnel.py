@@ -385,7 +385,7 @@ async def test_streams_of_a_tunnel_that_is_gone_are_lost_a_few_at_a_time(broken:
                 nursery.cancel_scope.cancel()
         assert len(lost) == 40
         # Trio runs the tasks of a pass in any order, so two passes may have one number.
-        assert max(Counter(lost.values()).values()) <= 2 * pair.server.bounds.turn_requests
+        assert max(Counter(lost.values()).values()) <= 2 * pair.server.bounds.turn_losses
 
 
 def broken_transport(_: int) -> bytes | None:

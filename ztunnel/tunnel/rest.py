@@ -1,9 +1,13 @@
-"""The pauses of tunnels whose peers send much that carries nothing.
+"""The pauses of tunnels whose peers send many frames at once.
 
-After a turn of such work a tunnel pauses four times as long (`TunnelBounds.turn_pause`), so one peer gets a
-fifth of the CPU. But a peer may have many tunnels, also by closing one after the other while we still read
-what was sent on them. So tunnels pause one after the other: all together get a quarter. And between two of
-their turns there is at least one look at the other sockets, however late this process gets the CPU.
+After a turn of frames that carry nothing a tunnel pauses four times as long, or longer
+(`TunnelBounds.turn_pause`), so one peer gets a fifth of the CPU at most. But a peer may have many tunnels,
+also by closing one after the other while we still read what was sent on them. So tunnels pause one after the
+other: all together get a quarter. And between two of their turns there is at least one look at the other
+sockets, however late this process gets the CPU.
+
+Many small pieces of payload are no reason to pause. But there too one tunnel at a time goes on, for else a
+turn of each of them would come between two looks at the other sockets.
 
 A storm of honest requests is not held up by it: ten of them are a turn, so there may be more of them in a
 second than connections can be made.
@@ -11,22 +15,33 @@ second than connections can be made.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import trio
 
-_door: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("the queue of tunnels that pause")
+_Queue: TypeAlias = trio.lowlevel.RunVar[trio.Lock]
+
+_pausing: _Queue = trio.lowlevel.RunVar("the queue of tunnels that pause")
+_going_on: _Queue = trio.lowlevel.RunVar("the queue of tunnels with many small pieces of payload")
 
 
 async def rest(seconds: float) -> None:
     """Pause for ``seconds``, once all tunnels have paused that began before."""
-    async with _queue():
+    async with _lock(_pausing):
         await trio.sleep(seconds)
 
 
-def _queue() -> trio.Lock:
+async def give_way() -> None:
+    """Let the loop look at all sockets, and all tunnels go on that asked before."""
+    async with _lock(_going_on):
+        await trio.lowlevel.checkpoint()
+
+
+def _lock(queue: _Queue) -> trio.Lock:
     """Trio's lock is fair: whoever came first is first."""
     try:
-        return _door.get()
+        return queue.get()
     except LookupError:
         lock = trio.Lock()
-        _door.set(lock)
+        queue.set(lock)
         return lock

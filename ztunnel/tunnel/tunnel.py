@@ -50,7 +50,7 @@ from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
-from ztunnel.tunnel.rest import rest
+from ztunnel.tunnel.rest import give_way, rest
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
@@ -209,7 +209,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
 
     async def _lose_streams_in_turns(self) -> None:
         """Each lost stream wakes a connection, which ends now; other tunnels get their turn between them."""
-        each = self.bounds.turn_requests
+        each = self.bounds.turn_losses
         for number, stream in enumerate(list(self.streams.values()), 1):
             stream.tunnel_lost()
             if not number % each:
@@ -289,9 +289,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             # and all of them a quarter. If no stream needs these frames, it is a twentieth.
             await rest(work * self.bounds.turn_pause)
             return SMALL_READ
+        if unread:
+            # Payload in small pieces, of which a large read has too many.
+            await give_way()
+            return SMALL_READ
         await trio.lowlevel.checkpoint()
-        # What is left unread is payload in small pieces, of which a large read has too many.
-        return SMALL_READ if unread else CHUNK
+        return CHUNK
 
     def _finished(self) -> bool:
         hbone = self.hbone
