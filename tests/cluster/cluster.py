@@ -41,6 +41,7 @@ def up(places: Places, progress: Progress) -> None:
         record(places.state)
     (places.state / "ztunnel-tag").write_text(bare(places, progress, images))
     tools = Tools(places)
+    mesh.forget_interrupted(tools)
     mesh.install_istio(tools)
     progress.say("istiod and istio-cni are ready")
     mesh.install_ztunnel(tools)
@@ -100,7 +101,11 @@ def is_on_this_machine() -> bool:
 def hints(places: Places) -> str:
     """How to reach the cluster, and five commands worth trying."""
     istioctl = programs.program("istioctl").path(places).parent
-    ours = f"export KUBECONFIG={places.state}/admin.conf PATH={istioctl}:{mesh.helm().parent}:$PATH"
+    state = places.state
+    ours = (
+        f"export KUBECONFIG={state}/admin.conf KUBECACHEDIR={state}/kubectl "
+        f"PATH={istioctl}:{mesh.helm().parent}:$PATH"
+    )
     return f"""\
 The cluster is up. To reach it:
 

@@ -3,6 +3,7 @@
 What a user does by helm.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -42,7 +43,11 @@ class Tools:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.kubeconfig = places.state / "admin.conf"
-        self.env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        self.env = {
+            **os.environ,
+            "KUBECONFIG": str(self.kubeconfig),
+            "KUBECACHEDIR": str(places.state / "kubectl"),
+        }
 
     def kubectl(
         self, *arguments: str | Path, stdin: str | None = None, timeout: float = 180.0, check: bool = True
@@ -99,6 +104,13 @@ def charts(places: Places) -> Path:
 def native_nftables() -> bool:
     """Whether istio-cni is to write its rules as nftables itself, and not through iptables."""
     return bool(os.environ.get("CLUSTER_NATIVE_NFTABLES"))
+
+
+def forget_interrupted(tools: Tools) -> None:
+    """Removes helm's record of an interrupted command, with which it refuses to go on. The objects stay."""
+    for release in json.loads(tools.helm("list", "--pending", "-n", NAMESPACE, "-o", "json")):
+        record = f"sh.helm.release.v1.{release['name']}.v{release['revision']}"
+        tools.kubectl("-n", NAMESPACE, "delete", "secret", record)
 
 
 def install_istio(tools: Tools, *, istiod: tuple[str, ...] = (), cni: tuple[str, ...] = ()) -> None:

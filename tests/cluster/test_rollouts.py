@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
 
 from tests.cluster import mesh
-from tests.cluster.look import NODE1, NODE2, is_ready, pods, warnings, ztunnel_of
+from tests.cluster.look import NODE1, NODE2, curl, is_ready, pods, warnings, ztunnel_of
 from tests.cluster.mesh import NAMESPACE
-from tests.cluster.shell import until
+from tests.cluster.places import CHECKOUT
+from tests.cluster.shell import CommandFailed, until
 from tests.cluster.traffic import traffic
 
 SECONDS = 45.0
@@ -64,6 +66,21 @@ def test_an_upgrade_and_a_rollback_by_helm_fail_no_new_connection(tools, seen):
     assert "CLUSTER_TEST" not in tools.kubectl("-n", NAMESPACE, "get", "daemonset", "ztunnel", "-o", "yaml")
     seen(outcome)
     assert outcome.new_failed == 0, outcome.errors
+
+
+def test_what_an_interrupted_upgrade_leaves_is_gone_on_from(tools, seen):
+    chart = CHECKOUT / "charts" / "ztunnel"
+    wrong = (*mesh.ZTUNNEL_VALUES, "--set=tag=there-is-no-such", "--wait")
+    command = [mesh.helm(), "upgrade", "ztunnel", chart, "-n", NAMESPACE, *wrong]
+    with subprocess.Popen(command, env=tools.env, stdout=subprocess.DEVNULL) as upgrade:
+        until("helm is at it", 30, lambda: "ztunnel" in tools.helm("list", "--pending", "-qn", NAMESPACE))
+        upgrade.kill()
+    with pytest.raises(CommandFailed, match="another operation"):
+        mesh.install_ztunnel(tools)
+    mesh.forget_interrupted(tools)
+    mesh.install_ztunnel(tools)
+    assert curl(tools, "http://web").status == 200
+    seen("helm refused, its record of the interrupted command was removed, then it upgraded")
 
 
 @pytest.mark.parametrize("times", [20])
