@@ -6,9 +6,23 @@ import json
 import subprocess
 import tarfile
 
+import pytest
+
 from tests.cluster.look import NODE1, NODE2, curl, ztunnel_of
 from tests.cluster.mesh import NAMESPACE
 from tests.cluster.shell import until
+from tests.cluster.topology import NODES
+
+
+@pytest.fixture(autouse=True)
+def one_ztunnel_on_each_node(tools):
+    """With `--node` istioctl asks any ztunnel of the node, also one that drains."""
+
+    def is_so():
+        names = tools.kubectl("-n", NAMESPACE, "get", "pod", "-l", "app=ztunnel", "-o", "name")
+        return len(names.split()) == len(NODES)
+
+    until("old ztunnels are gone", 90, is_so)
 
 
 def test_istioctl_ztunnel_config(tools, seen):
