@@ -71,7 +71,7 @@ def test_an_upgrade_and_a_rollback_by_helm_fail_no_new_connection(tools, seen):
 def test_what_an_interrupted_upgrade_leaves_is_gone_on_from(tools, seen):
     chart = CHECKOUT / "charts" / "ztunnel"
     wrong = (*mesh.ZTUNNEL_VALUES, "--set=tag=there-is-no-such", "--wait")
-    command = [mesh.helm(), "upgrade", "ztunnel", chart, "-n", NAMESPACE, *wrong]
+    command = [str(mesh.helm()), "upgrade", "ztunnel", str(chart), "-n", NAMESPACE, *wrong]
     with subprocess.Popen(command, env=tools.env, stdout=subprocess.DEVNULL) as upgrade:
         until("helm is at it", 30, lambda: "ztunnel" in tools.helm("list", "--pending", "-qn", NAMESPACE))
         upgrade.kill()
