@@ -58,8 +58,10 @@ def smoke(left: float) -> int:
     environment = {**os.environ, "CLUSTER_CACHE": str(places.cache)}
     print(f"real cluster: {len(_SCENARIOS)} scenarios, programs and images from {places.cache}")
     try:
-        if _run(["-m", "tests.cluster", "up"], environment, _UP) != 0:
-            print("real cluster: it did not come up in time; its scenarios are not run")
+        came_up = _run(["-m", "tests.cluster", "up"], environment, _UP)
+        if came_up != 0:
+            why = "it did not come up in time" if came_up is None else "it did not come up, as said above"
+            print(f"real cluster: {why}; its scenarios are not run")
             return 0
         chosen = [str(CHECKOUT / "tests" / "cluster" / each) for each in _SCENARIOS]
         arguments = ["-m", "pytest", "-v", "-p", "no:randomly", "-p", "no:xdist", *chosen]
