@@ -196,7 +196,7 @@ async def test_a_crash_of_one_connection_is_logged_and_ends_that_one_alone(buggy
         await neighbour.send_all(b"still here")
         assert await read_exactly(neighbour, 10) == b"still here"
         assert server.ztunnel.process.returncode is None
-        assert "a bug on purpose" in server.ztunnel.process.output()
+        await eventually(lambda: server.ztunnel.log_lines("a bug on purpose"), "a line about it")
         async with await client.connect(server.ipv4, 8080) as fresh:
             await fresh.send_all(b"x")
             assert await read_exactly(fresh, 1) == b"x"
