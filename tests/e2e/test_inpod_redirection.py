@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests.support.pod import MeshPod
+from tests.support.quiet import quiet
 from tests.support.traffic import Server, ended_by, read_exactly, serve
 from tests.support.two_nodes import TwoNodes
 from ztunnel.demo.namespaces import OwnedNamespace
@@ -35,6 +36,11 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
         redirection=RedirectionOptions(dns=True),
     ) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _quiet(nodes: TwoNodes) -> None:
+    quiet([nodes.client, nodes.server])
 
 
 @asynccontextmanager

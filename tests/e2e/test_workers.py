@@ -13,6 +13,7 @@ import trio
 
 from tests.support.pod import MeshPod, eventually
 from tests.support.processes import families
+from tests.support.quiet import quiet
 from tests.support.traffic import echo, serve
 from tests.support.two_nodes import TwoNodes
 
@@ -89,6 +90,7 @@ async def test_each_task_has_an_age_and_each_descriptor_a_role_in_every_process(
 
 async def test_levels_reach_every_worker(nodes):
     ztunnel = nodes.node(nodes.client).current
+    quiet([nodes.client])
     assert ztunnel.http("POST", 15000, "/logging?level=access=off,info")[0] == 200
     before = len(nodes.client.access_log())
     async with serve(nodes.server, 8080, echo):
