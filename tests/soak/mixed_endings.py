@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -157,7 +157,9 @@ class Endings:
             await control.policies(deny_port(ports.denied))
             yield cls(control, ports)
 
-    async def run(self, count: int, at_once: int, random: Random) -> None:
+    async def run(
+        self, count: int, at_once: int, random: Random, endings: Sequence[Ending] = ENDINGS
+    ) -> None:
         """Make ``count`` connections, ``at_once`` at a time, and wait until none is open."""
         left = count
 
@@ -165,7 +167,7 @@ class Endings:
             nonlocal left
             while left:
                 left -= 1
-                ending = random.choice(ENDINGS)
+                ending = random.choice(endings)
                 try:
                     with trio.fail_after(60):
                         await ending(self._ports, random.choice((HERE, OUTSIDE)))

@@ -219,6 +219,7 @@ class _Connect:
                     self._refuse(failure)
                     raise
         finally:
+            self._stream.on_death = None
             self._pod.connections.inbound.discard(self._entry)
 
     async def _admit_and_carry(self) -> None:

@@ -221,7 +221,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
     except StreamClosedError:
         return True
     except OSError as error:
-        stream.sink_error = error
+        stream.sink_error = error.with_traceback(None)
         stream.reset(ErrorCode.CONNECT_ERROR)
         stream.end_download()
         return True
@@ -276,7 +276,8 @@ async def relay_plain(
             outcome.setdefault(name, None)
         except OSError as error:
             # One side was reset, so the other one is reset too, even if its direction has not ended.
-            outcome.setdefault(name, error)
+            # Without its traceback, whose frames refer to ``outcome``.
+            outcome.setdefault(name, error.with_traceback(None))
             nursery.cancel_scope.cancel()
 
     try:

@@ -40,7 +40,8 @@ class TunnelStream:
     download_done: all incoming bytes were written to the socket, or cannot be.
     interrupted: the task that relays must do more than its upload, because the stream is dead, the socket was
         reset, or the socket is full and there is no nursery yet for a drain task (`wait_in`).
-    sink_error: the error with which writing to the socket failed, None without one.
+    sink_error: the error with which writing to the socket failed, None without one. It has no traceback,
+        whose frames would refer to this stream: only the garbage collector could free the connection.
     """
 
     __slots__ = (
@@ -367,7 +368,7 @@ class TunnelStream:
         If the application had half-closed before, it only stopped reading, which is no error (RFC 9113
         section 8.5).
         """
-        self.sink_error = error
+        self.sink_error = error.with_traceback(None)
         self.reset(ErrorCode.NO_ERROR if self.end_sent else ErrorCode.CONNECT_ERROR)
         self.interrupt()
         self.end_download()
