@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     except InterruptedByError as interrupted:
         page.line("\nInterrupted. Everything that was made has been removed.")
         return int(interrupted.code or 0)
-    except (DemoFailedError, TourFailedError, NotReadyError, ProcessEndedError) as error:
+    except (DemoFailedError, TourFailedError, NotReadyError, ProcessEndedError, OSError) as error:
         page.line(f"\nThe demo failed: {error}\n\nEverything that was made has been removed.")
         return 1
     return 0
