@@ -20,8 +20,8 @@ from ztunnel.loop.watch import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tls.scratch import CHUNK
+from ztunnel.tunnel.rest import SMALL_READ
 from ztunnel.tunnel.server_tunnel import ServerStream
-from ztunnel.tunnel.tunnel import SMALL_READ
 
 PAYLOAD = bytes(range(256)) * 4 * 1024 * 2
 

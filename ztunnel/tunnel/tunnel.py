@@ -45,12 +45,11 @@ from ztunnel.hbone import (
     error_text,
 )
 from ztunnel.loop.bulk import make_room, piece
-from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
-from ztunnel.tunnel.rest import give_way, rest
+from ztunnel.tunnel.rest import SMALL_READ, end_turn
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
@@ -60,9 +59,6 @@ BULK = 64 * 1024
 """Bytes. Who sends so many at once need not be woken before others."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
-
-SMALL_READ = 16 * 1024
-"""Bytes of one read from a peer that sends many frames with little payload."""
 
 HboneT = TypeVar("HboneT", bound=HboneConnection)
 StreamT = TypeVar("StreamT", bound=TunnelStream)
@@ -272,7 +268,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             if end or self._finished():
                 break
             if unread or work > turn_limit or reads == batch:
-                size = await self._give_way(work, unread=unread)
+                size = await end_turn(work, self.bounds, unread=unread)
             else:
                 await tls.wait_receivable()
         self._read_to_its_end()
@@ -281,20 +277,6 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         for event in self.hbone.receive_eof():
             self._dispatch(event)
         self._deliver()
-
-    async def _give_way(self, work: int, *, unread: bool) -> int:
-        """End a turn while more is waiting than it may take. Returns the size of the next read."""
-        if work > self.bounds.turn_work:
-            # Many frames with little payload: such a tunnel gets at most a fifth of the CPU, in small pieces,
-            # and all of them a quarter. If no stream needs these frames, it is a twentieth.
-            await rest(work * self.bounds.turn_pause)
-            return SMALL_READ
-        if unread:
-            # Payload in small pieces, of which a large read has too many.
-            await give_way()
-            return SMALL_READ
-        await trio.lowlevel.checkpoint()
-        return CHUNK
 
     def _finished(self) -> bool:
         hbone = self.hbone
