@@ -105,6 +105,19 @@ async def test_packets_pass_late_in_another_order_and_twice(ground: Ground) -> N
     assert relay.carried == carried
 
 
+async def test_what_is_under_way_when_it_ends_is_lost(ground: Ground) -> None:
+    with WireRelay.between(ground.network, ground.network.node("b"), Random(1)) as relay:
+        relay.delay = lambda: 3600.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.run)
+            with ground.socket(ground.here, socket.SOCK_DGRAM) as by, trio.fail_after(60):
+                while not relay.under_way:
+                    await by.sendto(b"lost", (ground.there.ipv4, 7000))
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert relay.under_way == 0
+
+
 async def test_tcp_passes_whole(ground: Ground) -> None:
     """Also while packets come late and twice: the kernel's large segments and unfinished checksums pass."""
     random = Random(2)

@@ -71,11 +71,14 @@ class WireRelay:
                 wire.link("set", index=index[port], master=index["wire"])
 
     async def run(self) -> None:
-        """Carry frames until cancelled."""
+        """Carry frames until cancelled. Those that are still under way then are lost."""
         one, other = self._ends
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._carry, one, other)
-            nursery.start_soon(self._carry, other, one)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry, one, other)
+                nursery.start_soon(self._carry, other, one)
+        finally:
+            self.under_way = 0
 
     async def _carry(self, source: trio.socket.SocketType, target: trio.socket.SocketType) -> None:
         waiting: list[tuple[float, int, bytes]] = []
