@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.closed_port import closed_port
 from ztunnel import cli
 from ztunnel.config.model import Config, Localhost, ProxyMode, RootFile, RootStatic, TokenFile
 from ztunnel.tools import machine_checks as machine
@@ -214,16 +215,15 @@ def test_a_server_that_is_trusted_or_not(tmp_path):
         assert one(network.server("istiod", address, RootStatic("none"), None)).state is Severity.FAILURE
 
 
-def refusing() -> int:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        return int(gone.getsockname()[1])
+@pytest.fixture
+def refusing() -> Iterator[int]:
+    with closed_port() as port:
+        yield port
 
 
-def test_a_server_that_does_not_answer():
-    assert (
-        "refused" in one(network.server("CA", f"https://127.0.0.1:{refusing()}", RootStatic(""), None)).text
-    )
+def test_a_server_that_does_not_answer(refusing):
+    address = f"https://127.0.0.1:{refusing}"
+    assert "refused" in one(network.server("CA", address, RootStatic(""), None)).text
 
     def silent(*_: object) -> network.Served:
         raise TimeoutError
@@ -233,11 +233,11 @@ def test_a_server_that_does_not_answer():
     assert one(network.server("CA", None, RootStatic(""), None)).state is Severity.SKIPPED
 
 
-def test_a_peers_port(monkeypatch):
+def test_a_peers_port(refusing, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = one(network.peer(f"127.0.0.1:{listener.getsockname()[1]}"))
         assert (found.state, "path MTU" in found.text) == (Severity.OK, True)
-    assert "no ztunnel serves that pod" in one(network.peer(f"127.0.0.1:{refusing()}")).text
+    assert "no ztunnel serves that pod" in one(network.peer(f"127.0.0.1:{refusing}")).text
     assert "is not an address" in one(network.peer("127.0.0.1:x")).text
 
     def silent(*_: object, **__: object) -> socket.socket:
@@ -281,13 +281,13 @@ def test_lines_and_status():
     assert (exit_status(findings), exit_status(findings[:1])) == (1, 0)
 
 
-def test_the_command_as_json(monkeypatch, capsys):
+def test_the_command_as_json(refusing, monkeypatch, capsys):
     monkeypatch.setenv("PROXY_MODE", "dedicated")
     monkeypatch.setenv("PROXY_WORKLOAD_INFO", "ns/pod/sa")
     monkeypatch.setenv("FAKE_CA", "true")
     monkeypatch.setenv("XDS_ADDRESS", "")
     assert (
-        cli.main(["doctor", "--json", "--admin", "127.0.0.1:9", "--peer", f"127.0.0.1:{refusing()}"], {}) == 1
+        cli.main(["doctor", "--json", "--admin", "127.0.0.1:9", "--peer", f"127.0.0.1:{refusing}"], {}) == 1
     )
     found = {item["check"]: item["state"] for item in json.loads(capsys.readouterr().out)}
     assert found["peer"] == "failure"

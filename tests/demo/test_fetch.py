@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.closed_port import closed_port
 from ztunnel.demo.fetch import main
 
 
@@ -85,7 +86,6 @@ def test_a_refusing_proxy_is_an_error(refusal: bytes, capsys: pytest.CaptureFixt
 
 
 def test_nobody_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert main([f"http://127.0.0.1:{port}/"]) == 1
+    with closed_port() as port:
+        assert main([f"http://127.0.0.1:{port}/"]) == 1
     assert "refused" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from tests.support.closed_port import closed_port
 from ztunnel.demo.port_forward import serve
 
 
@@ -30,14 +31,12 @@ async def test_bytes_pass_in_both_directions_until_either_side_ends():
 
 
 async def test_where_nobody_listens_the_connection_ends_and_the_next_one_is_served():
-    async with trio.open_nursery() as nursery:
-        [nobody] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = nobody.socket.getsockname()[1]
-        await nobody.aclose()
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(serve, listener, port)
-        with trio.fail_after(30):
-            for _ in range(2):
-                async with await trio.open_tcp_stream(*listener.socket.getsockname()) as stream:
-                    assert await stream.receive_some() == b""
-        nursery.cancel_scope.cancel()
+    with closed_port() as port:
+        async with trio.open_nursery() as nursery:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(serve, listener, port)
+            with trio.fail_after(30):
+                for _ in range(2):
+                    async with await trio.open_tcp_stream(*listener.socket.getsockname()) as stream:
+                        assert await stream.receive_some() == b""
+            nursery.cancel_scope.cancel()

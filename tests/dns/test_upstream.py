@@ -13,6 +13,7 @@ import dns.rcode
 import pytest
 import trio
 
+from tests.support.closed_port import closed_port
 from tests.support.fake_resolver import answer_with, fake_resolver, reply_to, silent
 from ztunnel.bounds import DEFAULTS, DnsBounds
 from ztunnel.dns.dns_errors import (
@@ -66,13 +67,6 @@ def ask_for(name: str = "a.example.", qtype: str = "A", **options) -> Query:
     query = parse_query(dns.message.make_query(name, qtype, **options).to_wire())
     assert isinstance(query, Query)
     return query
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("tcp", [False, True])
@@ -186,11 +180,12 @@ async def test_a_flood_of_guesses_costs_the_guesser_port_and_id(autojump_clock):
 
 @pytest.mark.parametrize("tcp", [False, True])
 async def test_a_port_where_nobody_listens_is_told_at_once(autojump_clock, tcp):
-    upstream = make_upstream(free_port())
-    began = trio.current_time()
-    with pytest.raises(UpstreamUnreachable, match="Connection refused"):
-        await upstream.ask(ask_for(), tcp=tcp)
-    assert trio.current_time() == began
+    with closed_port(socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as port:
+        upstream = make_upstream(port)
+        began = trio.current_time()
+        with pytest.raises(UpstreamUnreachable, match="Connection refused"):
+            await upstream.ask(ask_for(), tcp=tcp)
+        assert trio.current_time() == began
 
 
 @pytest.mark.parametrize("tcp", [False, True])
