@@ -52,10 +52,12 @@ class TunnelBounds:
     hangup_grace: float = seconds(1, "for what came before an application's reset to be read and sent on")
     reset_grace: float = seconds(1, "for an application to read what came before a reset of its peer")
     unused_tunnels: int = count(3, "tunnels that end before they are used, until a connection fails")
-    turn_work: int = count(500, "units of work without payload in one turn, until a tunnel has to pause")
+    turn_work: int = count(
+        150, "units of work without payload in one turn of a tunnel, until others have theirs"
+    )
+    pause_work: int = count(500, "of them in turns that follow each other, until the tunnel has to pause")
     turn_pause: float = seconds(8e-6, "pause for each unit of that work, which is 2 µs of CPU at most")
-    turn_requests: int = count(8, "connections of one tunnel that begin until others have a turn")
-    turn_losses: int = count(3, "connections of a lost tunnel that end until others have a turn")
+    turn_losses: int = count(2, "connections of a lost tunnel that end until others have a turn")
     lent_bytes: int = size(128 * MIB, "window that may be lent for stalled streams, over all tunnels")
     dials: int = count(8, "dials to one next hop at a time, if its tunnels take few streams; else one")
     settings_wait: float = seconds(2, "a second stream waits for the peer's SETTINGS, then it dials")

@@ -266,7 +266,13 @@ async def test_iperf3(nodes: TwoNodes) -> None:
         # A server for each: for a moment after a test it says to the next client that it is busy.
         with running(nodes, nodes.server, "iperf3", "iperf3", "-s", "-1", "--forceflush") as served:
             await said(served, "listening", 60)
-            told = await succeeds(nodes.client, "iperf3", "-c", nodes.server.ipv4, "-P", "4", "-t", "2", *way)
+            try:
+                told = await succeeds(
+                    nodes.client, "iperf3", "-c", nodes.server.ipv4, "-P", "4", "-t", "2", *way
+                )
+            except AssertionError as error:
+                error.add_note(f"its server: {served.output()[-3000:]}")
+                raise
             assert "iperf Done" in told
     await went_over_hbone(nodes.server, 5201)
 

@@ -306,7 +306,7 @@ async def test_a_peer_that_says_much_and_carries_little_has_to_pause(monkeypatch
         assert max(sizes) == SMALL_READ
 
 
-async def test_many_requests_at_once_are_begun_a_few_at_a_time_and_in_order():
+async def test_many_requests_at_once_are_begun_in_their_order():
     async with tunnel_pair() as pair:
         with trio.fail_after(30):
             streams = [pair.client.open(f"10.0.0.1:{number}", []) for number in range(1, 61)]
@@ -321,7 +321,7 @@ async def test_many_requests_at_once_are_begun_a_few_at_a_time_and_in_order():
         assert len(pair.server.streams) == 61
 
 
-async def test_requests_that_are_reset_or_lose_their_tunnel_while_they_wait_are_not_begun():
+async def test_requests_that_the_same_bytes_reset_or_whose_tunnel_has_ended_are_not_begun():
     # All that comes at once is read at once.
     async with tunnel_pair(bounds=TunnelBounds(turn_work=100_000)) as pair:
         tunnel = pair.server
@@ -335,20 +335,33 @@ async def test_requests_that_are_reset_or_lose_their_tunnel_while_they_wait_are_
                 await trio.sleep(0.01)
             await trio.testing.wait_all_tasks_blocked(0.05)
         assert begun == [stream.id for stream in streams[:30]]
-        # The first of those that had to wait finds the tunnel at its end, and so do the others.
-        at_once = tunnel.bounds.turn_requests
+        # The first one finds the tunnel at its end, and so do those that came with it.
 
         def on_connect(stream: ServerStream, _: object) -> None:
             begun.append(stream.id)
-            if len(begun) == 30 + at_once + 1:
-                tunnel.stop()
+            tunnel.stop()
 
         tunnel._on_connect = on_connect
-        later = [pair.client.open("10.0.0.1:1", []) for _ in range(at_once + 5)]
+        later = [pair.client.open("10.0.0.1:1", []) for _ in range(5)]
         with trio.fail_after(30):
             await tunnel.ended.wait()
-        assert begun[30:] == [stream.id for stream in later[: at_once + 1]]
-        assert not tunnel._waiting
+        assert begun[30:] == [later[0].id]
+
+
+async def test_who_sends_more_than_a_turn_takes_is_known_until_all_is_read():
+    async with tunnel_pair() as pair:
+        tunnel = pair.server
+        many: list[bool] = []
+        tunnel._on_connect = lambda *_: many.append(tunnel.many)
+        for _ in range(9):
+            pair.client.open("10.0.0.1:1", [])
+        with trio.fail_after(30):
+            while len(many) < 9:  # noqa: ASYNC110 - nothing tells when a request has been begun
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert many[0] is False
+        assert many[-1] is True
+        assert tunnel.many is False
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["ended", "broken"])

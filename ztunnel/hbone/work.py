@@ -1,9 +1,9 @@
 """What a peer's frames count for in `HboneConnection.take_work`.
 
-A tunnel's turn ends after so many units (`TunnelBounds.turn_work`), and then it pauses. A unit is about two
-microseconds of CPU for what a stream needs: so many requests at once are served like those of any peer.
-What no stream needs counts several times its cost (`USELESS`). So a turn of a flood is short, for others have
-to wait while it lasts, and the pause after it is long.
+A tunnel's turn ends after so many units (`TunnelBounds.turn_work`), and after some turns in a row the tunnel
+pauses (`ztunnel.tunnel.rest`). A unit is about two microseconds of CPU for what a stream needs: so many
+requests at once are served like those of any peer. What no stream needs counts several times its cost
+(`USELESS`). So a turn of a flood is short, for others have to wait while it lasts, and the pause is long.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEADER_BYTES: Final = 8
 SMALL_DATA: Final = 128
 """Bytes. A smaller DATA frame is as dear as a large one, and more of them fit into one read."""
 
-SMALL: Final = 4
+SMALL: Final = 3
 """For such a frame, but only in the limit of a turn: it is payload, so the tunnel does not pause for it."""
 
 WINDOW_BYTES: Final = 256

@@ -23,6 +23,7 @@ import trio
 
 from ztunnel.bounds import ConnectionBounds
 from ztunnel.errors import ZtunnelError
+from ztunnel.loop.bulk import make_room
 from ztunnel.model.address import IPAddress
 from ztunnel.observe.logging import get_logger
 
@@ -84,6 +85,7 @@ class Handshakes:
         """Wait for a turn. The caller takes its step at once, without waiting before it."""
         async with self._stepping:
             await trio.lowlevel.checkpoint()
+            await make_room()
 
     async def admit(self, address: IPAddress) -> None:
         """Wait until ``address`` may begin a handshake, which it then owes."""

@@ -16,6 +16,7 @@ from ztunnel.decide.headers import ConnectHeaders, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
+from ztunnel.loop.bulk import make_room
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe import families
@@ -166,6 +167,8 @@ class InboundProxy:
     ) -> None:
         """Serve one CONNECT. A bug in doing so ends this connection and not its tunnel."""
         try:
+            if stream.tunnel.many:
+                await make_room()
             await _Connect(self._pod, stream, request, peer, local, transparent=self._transparent).serve()
         except Exception as error:
             log.error("a connection's task failed; the connection is closed", peer=peer, exc_info=error)

@@ -1,16 +1,20 @@
-"""The pauses of tunnels whose peers send many frames at once.
+"""Turns of tunnels whose peers send many frames at once, and their pauses.
 
-After a turn of frames that carry nothing a tunnel pauses four times as long, or longer
-(`TunnelBounds.turn_pause`), so one peer gets a fifth of the CPU at most. But a peer may have many tunnels,
-also by closing one after the other while we still read what was sent on them. So tunnels pause one after the
-other: all together get a quarter. And between two of their turns there is at least one look at the other
-sockets, however late this process gets the CPU.
+Others wait while a tunnel has its turn, so a turn is small: three requests, thirty frames that carry nothing,
+or fifty pieces of payload of a few bytes (`TunnelBounds.turn_work`). If more is waiting, tasks whose sockets
+are ready run first. The connections of these further requests let them run first too (`Tunnel.many`).
 
-Many small pieces of payload are no reason to pause. But there too one tunnel at a time goes on, for else a
-turn of each of them would come between two looks at the other sockets.
+After a few turns in a row (`TunnelBounds.pause_work`) a tunnel pauses four times as long as they took, or
+longer. So one peer gets a fifth of the CPU at most, and a twentieth if no stream needs what it sends. But a
+peer may have many tunnels, also by closing one after the other while we still read what was sent on them. So
+tunnels pause one after the other: all together get a quarter. And between two of their turns there is at
+least one look at the other sockets, however late this process gets the CPU.
 
-A storm of honest requests is not held up by it: ten of them are a turn, so there may be more of them in a
-second than connections can be made.
+Pieces of payload are no reason to pause. But one tunnel with many of them at a time goes on, for else a turn
+of each would come between two looks at the other sockets.
+
+A storm of honest requests is not held up by it: ten of them are no reason to pause, so there may be more of
+them in a second than connections can be made.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import TypeAlias
 import trio
 
 from ztunnel.bounds import TunnelBounds
-from ztunnel.tls.scratch import CHUNK
+from ztunnel.loop.bulk import make_room
 
 SMALL_READ = 16 * 1024
 """Bytes of one read from a peer that sends many frames with little payload."""
@@ -31,23 +35,22 @@ _pausing: _Queue = trio.lowlevel.RunVar("the queue of tunnels that pause")
 _going_on: _Queue = trio.lowlevel.RunVar("the queue of tunnels with many small pieces of payload")
 
 
-async def end_turn(work: int, bounds: TunnelBounds, *, unread: bool) -> int:
-    """End a tunnel's turn while more is waiting than one turn may take. Returns the size of the next read.
+async def end_turn(turn: int, before: int, bounds: TunnelBounds) -> int:
+    """End a tunnel's turn while more is waiting than one turn may take.
 
-    work: what the turn has cost (`ztunnel.hbone.work`).
-    unread: bytes that were read wait to be taken apart.
+    turn: what it has cost (`ztunnel.hbone.work`). before: what those cost that it followed at once.
+    Returns what the next turn has to add its own to: 0 after a pause.
     """
-    if work > bounds.turn_work:
-        # Many frames with little payload: such a tunnel gets at most a fifth of the CPU, in small pieces,
-        # and all of them a quarter. If no stream needs these frames, it is a twentieth.
+    work = before + turn
+    if work > bounds.pause_work:
         await rest(work * bounds.turn_pause)
-        return SMALL_READ
-    if unread:
-        # Payload in small pieces, of which a large read has too many.
+        return 0
+    if turn > bounds.turn_work:
+        await make_room()
+    else:
+        # Payload in small pieces, for which nobody pauses.
         await give_way()
-        return SMALL_READ
-    await trio.lowlevel.checkpoint()
-    return CHUNK
+    return work
 
 
 async def rest(seconds: float) -> None:
@@ -60,6 +63,7 @@ async def give_way() -> None:
     """Let the loop look at all sockets, and all tunnels go on that asked before."""
     async with _lock(_going_on):
         await trio.lowlevel.checkpoint()
+        await make_room()
 
 
 def _lock(queue: _Queue) -> trio.Lock:

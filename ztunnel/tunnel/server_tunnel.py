@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
-
-import trio
 
 from ztunnel.bounds import DEFAULTS, TunnelBounds
 from ztunnel.hbone import ConnectReceived, Event, HboneServer
@@ -49,8 +46,6 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
     ) -> None:
         super().__init__(tls, hbone, bounds)
         self._on_connect = on_connect
-        self._begun = 0
-        self._waiting: deque[tuple[ServerStream, ConnectReceived]] = deque()
 
     def _own_event(self, event: Event) -> None:
         match event:
@@ -63,35 +58,4 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
                     return
                 stream = ServerStream(self, event.stream_id)
                 self.streams[stream.id] = stream
-                if self._begun < self.bounds.turn_requests:
-                    self._begun += 1
-                    self._on_connect(stream, event)
-                else:
-                    self._begin_later(stream, event)
-
-    def _begin_later(self, stream: ServerStream, event: ConnectReceived) -> None:
-        """Queue a CONNECT when many come at once, so that other tunnels' tasks run in between."""
-        self._waiting.append((stream, event))
-        if len(self._waiting) == 1 and self._tasks is not None:
-            self._tasks.start_soon(self._begin_waiting, name="tunnel requests")
-
-    async def _begin_waiting(self) -> None:
-        while self._waiting:
-            await trio.lowlevel.checkpoint()
-            for _ in range(min(len(self._waiting), self.bounds.turn_requests)):
-                stream, event = self._waiting.popleft()
-                if stream.dead:
-                    stream.close()
-                else:
-                    self._on_connect(stream, event)
-
-    def _deliver(self) -> None:
-        super()._deliver()
-        if not self._waiting:
-            self._begun = 0
-
-    def _lose_streams(self) -> None:
-        super()._lose_streams()
-        while self._waiting:
-            stream, _ = self._waiting.popleft()
-            stream.close()
+                self._on_connect(stream, event)

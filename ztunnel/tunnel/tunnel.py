@@ -45,11 +45,12 @@ from ztunnel.hbone import (
     error_text,
 )
 from ztunnel.loop.bulk import make_room, piece
+from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
-from ztunnel.tunnel.rest import SMALL_READ, end_turn
+from ztunnel.tunnel.rest import SMALL_READ, end_turn, give_way
 from ztunnel.tunnel.tunnel_stream import TunnelStream
 
 BATCH = 2
@@ -71,7 +72,8 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     hbone: the sans-IO client or server; its ``state`` is the state of the tunnel.
 
     blocked: TLS would block, or takes nothing any more. failure: why the tunnel ended, for a log line.
-    abused: we ended it because the peer broke the rules of HTTP/2.
+    abused: we ended it because the peer broke the rules of HTTP/2. many: its peer has sent more frames than
+    one turn takes (`ztunnel.tunnel.rest`), and they are not all read.
     heard: when the last byte came; opened: when the tunnel was made; both on Trio's clock. round_trip:
     seconds of the last PING, None before the first. ended: set when `run` has returned.
     """
@@ -98,6 +100,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._end_received = False
+        self.many = False
         self._finishing = trio.Lock()
 
     # -- called by streams and the pool; nothing here waits, but for `finish` ---------------------------
@@ -209,7 +212,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         for number, stream in enumerate(list(self.streams.values()), 1):
             stream.tunnel_lost()
             if not number % each:
-                await trio.lowlevel.checkpoint()
+                await give_way()
 
     def _lose_streams(self) -> None:
         for stream in list(self.streams.values()):
@@ -225,13 +228,12 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
         unread = False
+        # What the turns have cost that follow each other because more was waiting.
         work = 0
         while True:
-            reads = 0
+            reads = turn = 0
             much = end = False
             batch, limit = BATCH, size
-            if not unread or work > turn_limit:
-                work = 0
             if self._bulk:
                 await make_room()
                 limit = piece(size)
@@ -246,11 +248,11 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                         break
                     reads += 1
                     much |= len(data) >= SMALL_READ
-                    for event in receive(data, turn_limit - work):
+                    for event in receive(data, turn_limit - turn):
                         self._dispatch(event)
-                    work += hbone.take_work()
+                    turn += hbone.take_work()
                     unread = hbone.unread
-                    if unread or work > turn_limit:
+                    if unread or turn > turn_limit:
                         break
             except (OSError, TlsError) as error:
                 end = True
@@ -267,8 +269,17 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
             self.flush()
             if end or self._finished():
                 break
-            if unread or work > turn_limit or reads == batch:
-                size = await end_turn(work, self.bounds, unread=unread)
+            if unread or turn > turn_limit:
+                # A large read has too many small frames.
+                size = SMALL_READ
+                self.many = True
+                work = await end_turn(turn, work, self.bounds)
+                continue
+            work = 0
+            self.many = False
+            if reads == batch:
+                size = CHUNK
+                await trio.lowlevel.checkpoint()
             else:
                 await tls.wait_receivable()
         self._read_to_its_end()
