@@ -13,6 +13,9 @@ kernel refuses an entry whose answers would be ambiguous, and another port is tr
 connection and 1 µs for a round trip, independent of the number of connections; binding to an address with
 many ports in TIME-WAIT takes a third of a millisecond and more (docs/measurements/source-ports.md).
 
+The ports of these addresses lie above the range that Linux gives to a pod's own connections: a port that is
+bound, whatever the address, is given to none of them, also for the minute of TIME-WAIT.
+
 The translation works only with the CNI's rules: without a NAT rule in the namespace the kernel translates
 nothing. So each pod tries it once with a listener of its own. If it does not work, the simple way is used,
 with ports from a range that clients rarely use, and that is logged.
@@ -39,7 +42,7 @@ from ztunnel.sockets.linux import IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND, IP
 log = get_logger("socket")
 
 _FIRST_PORT = 1024
-_HIDDEN_PORTS = range(32768, 60999)  # no application listens there
+_HIDDEN_PORTS = range(61000, 65536)  # above the pod's own, and no application listens there
 _PLAIN_PORTS = range(16384, 32768)  # below the range that Linux gives to clients
 _TRIES = 64
 
@@ -147,7 +150,7 @@ class ClientSources:
     def _hidden(self, version: int) -> ConntrackEndpoint:
         """Returns the next address and port to bind to.
 
-        They repeat after a hundred billion connections.
+        They repeat after nineteen billion connections.
         """
         self._next_hidden += 1
         host, port = divmod(self._next_hidden, len(_HIDDEN_PORTS))
