@@ -74,6 +74,7 @@ def test_the_stand_in_says_the_same_bytes(tmp_path):
             assert cni.add_pod(pod.uid, pod.info, namespace.fileno()).error == ""
         first.sock.shutdown(socket.SHUT_RDWR)
         first.thread.join(10)
+        cni.connections[0].join()
         second = Listener(path)
         cni.wait_ready()
         assert isinstance(passing, AddPod)

@@ -262,9 +262,10 @@ async def test_mariadb(nodes: TwoNodes) -> None:
 @needs_programs("iperf3")
 async def test_iperf3(nodes: TwoNodes) -> None:
     """Four streams up, four down, and both at once."""
-    for way in ([], ["-R"], ["--bidir"]):
-        # A server for each: for a moment after a test it says to the next client that it is busy.
-        with running(nodes, nodes.server, "iperf3", "iperf3", "-s", "-1", "--forceflush") as served:
+    for number, way in enumerate(([], ["-R"], ["--bidir"])):
+        # A server for each: for a moment after a test it says to the next client that it is busy. And a name
+        # for each: under one name the output of the server before would say that this one is listening.
+        with running(nodes, nodes.server, f"iperf3-{number}", "iperf3", "-s", "-1", "--forceflush") as served:
             await said(served, "listening", 60)
             try:
                 told = await succeeds(
@@ -272,6 +273,9 @@ async def test_iperf3(nodes: TwoNodes) -> None:
                 )
             except AssertionError as error:
                 error.add_note(f"its server: {served.output()[-3000:]}")
+                for pod in (nodes.client, nodes.server):
+                    ends = [entry for entry in pod.access_log() if ":5201" in str(entry)]
+                    error.add_note(f"the last connections of {pod.name}: {ends[-6:]}")
                 raise
             assert "iperf Done" in told
     await went_over_hbone(nodes.server, 5201)

@@ -261,7 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument(
-        "--pause", type=float, default=0.0, help="seconds between two connections of a client"
+        "--pause", type=float, default=0.02, help="seconds between two connections of a client"
     )
     parser.add_argument("--write", type=Path, help="a directory for the chart and the samples")
     arguments = parser.parse_args()

@@ -14,6 +14,7 @@ from tests.support.data_plane import Control
 from ztunnel.bounds import DEFAULTS
 from ztunnel.messages import Topic
 from ztunnel.observe.logging import LogRecord
+from ztunnel.proxy.phase import Phase
 
 SOON = 20  # seconds, on a busy machine; these waits used to last until their peer chose otherwise
 
@@ -69,6 +70,16 @@ async def until_open(control: Control, count: int) -> None:
     with trio.fail_after(SOON):
         while True:
             if len(await control.ask(Topic.CONNECTIONS, state="open")) == count:
+                return
+            await trio.sleep(0.05)
+
+
+async def until_waiting_for(control: Control, phase: Phase) -> None:
+    """Wait until a connection has come so far."""
+    with trio.fail_after(SOON):
+        while True:
+            open_ones = await control.ask(Topic.CONNECTIONS, state="open")
+            if any(one["waitsFor"] == phase.value for one in open_ones):
                 return
             await trio.sleep(0.05)
 

@@ -15,11 +15,12 @@ import trio.testing
 from tests.support.logs import capture_logs
 from tests.support.tunnels import TunnelPair, outcome, plain_pair, tunnel_pair
 from ztunnel.bounds import TunnelBounds
-from ztunnel.hbone import DataReceived, ErrorCode
+from ztunnel.hbone import DataReceived, ErrorCode, work
 from ztunnel.loop.watch import Watch
 from ztunnel.observe.filter import Level
 from ztunnel.proxy.relay import relay_stream
 from ztunnel.tls.scratch import CHUNK
+from ztunnel.tls.socket_and_stream_tls import SocketTls
 from ztunnel.tunnel.rest import SMALL_READ
 from ztunnel.tunnel.server_tunnel import ServerStream
 
@@ -346,6 +347,21 @@ async def test_requests_that_the_same_bytes_reset_or_whose_tunnel_has_ended_are_
         with trio.fail_after(30):
             await tunnel.ended.wait()
         assert begun[30:] == [later[0].id]
+
+
+async def test_of_many_requests_those_are_not_begun_whose_peer_has_closed_the_tunnel():
+    async with tunnel_pair(wire=tcp_wire()) as pair:
+        begun: list[int] = []
+        pair.server._on_connect = lambda stream, _: begun.append(stream.id)
+        streams = [pair.client.open("10.0.0.1:1", []) for _ in range(60)]
+        assert isinstance(pair.client.tls, SocketTls)
+        pair.client.tls.socket.shutdown(socket.SHUT_WR)
+        with trio.fail_after(30):
+            await pair.server.ended.wait()
+        # What the first turn took was begun before anything was known of the end.
+        assert begun == [stream.id for stream in streams[: len(begun)]]
+        assert 0 < len(begun) <= pair.server.bounds.turn_work // work.REQUEST + 1
+        assert not pair.server.streams.keys() - set(begun)
 
 
 async def test_who_sends_more_than_a_turn_takes_is_known_until_all_is_read():

@@ -92,6 +92,11 @@ class Watch:
                 trio.lowlevel.reschedule(task, outcome.Error(closed))
         self._reader = self._writer = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the kernel has reported that the peer sends no more. False while that is not known."""
+        return self._ended
+
     def emptied(self) -> None:
         """Note that a read has found nothing, or less than it asked for."""
         self._readable = False

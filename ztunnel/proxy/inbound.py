@@ -16,7 +16,6 @@ from ztunnel.decide.headers import ConnectHeaders, print_baggage
 from ztunnel.decide.plans import ConnectFacts, InboundPlan, PolicyFacts, Refusal
 from ztunnel.errors import os_error_text
 from ztunnel.hbone import ConnectReceived, HboneServer
-from ztunnel.loop.bulk import make_room
 from ztunnel.model.address import SocketAddress
 from ztunnel.model.workload import Workload
 from ztunnel.observe import families
@@ -44,6 +43,7 @@ from ztunnel.tunnel.failures import (
     RelayError,
     RouteRefusedError,
 )
+from ztunnel.tunnel.rest import give_way
 from ztunnel.tunnel.server_tunnel import ServerStream, ServerTunnel
 
 log = get_logger("proxy::inbound")
@@ -168,7 +168,7 @@ class InboundProxy:
         """Serve one CONNECT. A bug in doing so ends this connection and not its tunnel."""
         try:
             if stream.tunnel.many:
-                await make_room()
+                await give_way()
             await _Connect(self._pod, stream, request, peer, local, transparent=self._transparent).serve()
         except Exception as error:
             log.error("a connection's task failed; the connection is closed", peer=peer, exc_info=error)

@@ -55,6 +55,11 @@ class SocketTls(TlsConnection):
     def bulk(self, bulk: bool) -> None:
         self._watch.bulk = bulk
 
+    @property
+    def peer_closed(self) -> bool:
+        """See `TlsTransport.peer_closed`."""
+        return self._watch.ended
+
     def _receive(self, limit: int) -> tuple[bytes, int, int] | None:
         # A short read has emptied the socket, so the next read would most likely only return EAGAIN. If bytes
         # have come meanwhile, the wait that follows returns at once.

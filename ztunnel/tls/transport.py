@@ -22,6 +22,11 @@ class TlsTransport(ABC):
     def bulk(self, bulk: bool) -> None:
         del bulk
 
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer is known to send no more, though not all that it sent may be read."""
+        return False
+
     @abstractmethod
     def _fetch(self, limit: int) -> int | None:
         """Read up to ``limit`` bytes, which OpenSSL reads next.

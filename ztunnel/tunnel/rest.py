@@ -2,7 +2,8 @@
 
 Others wait while a tunnel has its turn, so a turn is small: three requests, thirty frames that carry nothing,
 or fifty pieces of payload of a few bytes (`TunnelBounds.turn_work`). If more is waiting, tasks whose sockets
-are ready run first. The connections of these further requests let them run first too (`Tunnel.many`).
+are ready run first. And the connections of these further requests begin one after the other (`Tunnel.many`,
+`give_way`). If their peer has closed the tunnel by then, they do not begin at all.
 
 After a few turns in a row (`TunnelBounds.pause_work`) a tunnel pauses four times as long as they took, or
 longer. So one peer gets a fifth of the CPU at most, and a twentieth if no stream needs what it sends. But a
@@ -60,7 +61,7 @@ async def rest(seconds: float) -> None:
 
 
 async def give_way() -> None:
-    """Let the loop look at all sockets, and all tunnels go on that asked before."""
+    """Let the loop look at all sockets, those run that are ready, and all go on that asked before."""
     async with _lock(_going_on):
         await trio.lowlevel.checkpoint()
         await make_room()

@@ -50,7 +50,8 @@ class ServerTunnel(Tunnel[HboneServer, ServerStream]):
     def _own_event(self, event: Event) -> None:
         match event:
             case ConnectReceived():
-                if self.hbone.draining:
+                if self.hbone.draining or (self.many and self.tls.peer_closed):
+                    # A peer that sends many requests and goes would not see one of the connections.
                     self.hbone.refuse_stream(event.stream_id)
                     return
                 if not self.hbone.is_open(event.stream_id):
