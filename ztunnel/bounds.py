@@ -55,6 +55,7 @@ class TunnelBounds:
     turn_work: int = count(
         150, "units of work without payload in one turn of a tunnel, until others have theirs"
     )
+    first_work: int = count(420, "the same for the first turn after a quiet time: eight requests")
     pause_work: int = count(500, "of them in turns that follow each other, until the tunnel has to pause")
     turn_pause: float = seconds(8e-6, "pause for each unit of that work, which is 2 µs of CPU at most")
     turn_losses: int = count(2, "connections of a lost tunnel that end until others have a turn")

@@ -208,7 +208,6 @@ def test_what_a_peer_costs_is_told():
         data(1),
         data(1, b"", padding=100),
         goaway(0, 0, b"bye"),
-        reset(3, 8),
     ],
     ids=[
         "PING",
@@ -220,7 +219,6 @@ def test_what_a_peer_costs_is_told():
         "empty DATA",
         "padding only",
         "GOAWAY",
-        "a reset of what is over",
     ],
 )
 def test_what_no_stream_needs_counts_several_times(wire: bytes) -> None:
@@ -229,6 +227,14 @@ def test_what_no_stream_needs_counts_several_times(wire: bytes) -> None:
     connection.take_work()
     peer.say(wire * 10)
     assert connection.take_work() >= 10 * work.USELESS
+
+
+def test_what_comes_late_counts_less_than_what_no_stream_needs() -> None:
+    connection, peer = accepted()
+    peer.say(peer.headers(3, CONNECT) + reset(3, 8))
+    connection.take_work()
+    peer.say((reset(3, 8) + window_update(3, 1_000)) * 10)
+    assert 20 * work.LATE <= connection.take_work() < 20 * work.USELESS
 
 
 def test_a_window_that_is_given_back_counts_once() -> None:

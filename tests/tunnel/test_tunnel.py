@@ -360,7 +360,7 @@ async def test_of_many_requests_those_are_not_begun_whose_peer_has_closed_the_tu
             await pair.server.ended.wait()
         # What the first turn took was begun before anything was known of the end.
         assert begun == [stream.id for stream in streams[: len(begun)]]
-        assert 0 < len(begun) <= pair.server.bounds.turn_work // work.REQUEST + 1
+        assert 0 < len(begun) <= pair.server.bounds.first_work // work.REQUEST + 1
         assert not pair.server.streams.keys() - set(begun)
 
 

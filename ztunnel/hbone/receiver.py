@@ -124,7 +124,7 @@ class Receiver:
 
     def _unwanted_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
         """Give back the window of DATA that no stream wants; reset the stream if the peer could know that."""
-        self.work += work.USELESS
+        self.work += work.LATE
         state = self._streams.closed_state(stream_id) if stream is None else stream.state
         _, effect = STREAM_TABLE[state][RECV_DATA]
         if effect is Effect.GOAWAY_PROTOCOL_ERROR:
@@ -240,7 +240,7 @@ class Receiver:
             self._streams.reset_by_peer(stream, code)
             self._role.reset_received(stream, state)
             return
-        self.work += work.USELESS
+        self.work += work.LATE
         _, effect = STREAM_TABLE[self._streams.closed_state(stream_id)][RECV_RESET]
         if effect is Effect.GOAWAY_PROTOCOL_ERROR:
             raise Violation(ErrorCode.PROTOCOL_ERROR, "RST_STREAM came for a stream that was never opened")
@@ -258,7 +258,7 @@ class Receiver:
             return
         stream = self._streams.open.get(stream_id)
         if stream is None:
-            self.work += work.USELESS
+            self.work += work.LATE
             if self._streams.closed_state(stream_id) is IDLE:
                 raise Violation(
                     ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE came for a stream that was never opened"

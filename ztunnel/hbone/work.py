@@ -13,8 +13,11 @@ from typing import Final
 FRAME: Final = 1
 """Any frame that is not plain DATA."""
 
-USELESS: Final = 4
-"""More, for a frame that no stream needs: PING, PRIORITY, empty or unwanted DATA, CONTINUATION and such."""
+USELESS: Final = 9
+"""More, for a frame that no stream needs: PING, PRIORITY, empty DATA, CONTINUATION and such."""
+
+LATE: Final = 4
+"""More, for a frame on a stream that has ended. An honest peer sends some, before it knows of the end."""
 
 REQUEST: Final = 50
 """More, for a request: a part of what it costs to serve it."""
@@ -39,7 +42,7 @@ HEADER_BYTES: Final = 8
 SMALL_DATA: Final = 128
 """Bytes. A smaller DATA frame is as dear as a large one, and more of them fit into one read."""
 
-SMALL: Final = 3
+SMALL: Final = 8
 """For such a frame, but only in the limit of a turn: it is payload, so the tunnel does not pause for it."""
 
 WINDOW_BYTES: Final = 256

@@ -1,12 +1,13 @@
 """Turns of tunnels whose peers send many frames at once, and their pauses.
 
-Others wait while a tunnel has its turn, so a turn is small: three requests, thirty frames that carry nothing,
-or fifty pieces of payload of a few bytes (`TunnelBounds.turn_work`). If more is waiting, tasks whose sockets
-are ready run first. And the connections of these further requests begin one after the other (`Tunnel.many`,
-`give_way`). If their peer has closed the tunnel by then, they do not begin at all.
+Others wait while a tunnel has its turn, so a turn is small: eight requests if it was quiet before
+(`TunnelBounds.first_work`), else three, or 15 frames that carry nothing, or 18 pieces of payload of a few
+bytes (``turn_work``). If more is waiting, tasks whose sockets are ready run first. And the connections of
+these further requests begin one after the other (`Tunnel.many`, `give_way`). If their peer has closed the
+tunnel by then, they do not begin at all.
 
 After a few turns in a row (`TunnelBounds.pause_work`) a tunnel pauses four times as long as they took, or
-longer. So one peer gets a fifth of the CPU at most, and a twentieth if no stream needs what it sends. But a
+longer. So one peer gets a fifth of the CPU at most, and a fortieth if no stream needs what it sends. But a
 peer may have many tunnels, also by closing one after the other while we still read what was sent on them. So
 tunnels pause one after the other: all together get a quarter. And between two of their turns there is at
 least one look at the other sockets, however late this process gets the CPU.

@@ -224,7 +224,6 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         receive = hbone.receive
         # Cheaper than `trio.current_time`, and called with each message.
         now = trio.lowlevel.current_clock().current_time
-        turn_limit = self.bounds.turn_work
         # Large reads cost memory, so they are for tunnels that are full of payload.
         size = SMALL_READ
         unread = False
@@ -232,6 +231,7 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         work = 0
         while True:
             reads = turn = 0
+            turn_limit = self.bounds.turn_work if self.many else self.bounds.first_work
             much = end = False
             batch, limit = BATCH, size
             if self._bulk:
