@@ -7,6 +7,7 @@ the neighbour's round trips take under attack is no matter for a test: ``python 
 
 from __future__ import annotations
 
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived
 
 from tests.support.attacker import attacked
-from tests.support.attacks import ATTACKS, Attack
+from tests.support.attacks import ATTACKS, HELLO, Attack, block, headers
 from tests.support.data_plane import echo, running_plane, server, via_socks, worker_process
+from tests.support.hbone_conversation import reset
 from tests.support.hostile_peer import dial, receive, send_all
 from tests.support.neighbour import Neighbour
 from tests.support.own_namespace import small_send_buffers
 from tests.support.played_endpoints import HERE, PORT, VIP, endpoint, play, service
 from tests.support.raw_hbone import RawHbone
-from ztunnel.hbone import ErrorCode
+from ztunnel.bounds import DEFAULTS
+from ztunnel.hbone import ErrorCode, work
 from ztunnel.tls.socket_and_stream_tls import SocketTls
 
 GROWTH = 64 << 20
@@ -119,6 +122,36 @@ async def _attack(attack: Attack) -> None:
                 assert answer.code in {None, ErrorCode.ENHANCE_YOUR_CALM}
             elif attack.reads:
                 assert answer.code in attack.codes, ErrorCode(answer.code or 0)
+
+
+@pytest.mark.parametrize("how", ["reset", "closed"])
+async def test_of_many_requests_that_are_given_up_at_once_few_reach_the_application(how: str) -> None:
+    """Those of the first turn, at most; and the next request is served."""
+    reached = 0
+
+    async def application(stream: trio.SocketStream) -> None:
+        nonlocal reached
+        reached += 1
+        await echo(stream)
+
+    async with worker_process() as (control, _), server(application) as port:
+        authority = f"127.0.0.1:{port}"
+        with trio.fail_after(60):
+            tls = await dial(control)
+            fields = block(authority)
+            wire = b"".join(headers(number, fields) for number in range(1, 81, 2))
+            if how == "reset":
+                wire += b"".join(reset(number, 8) for number in range(1, 81, 2))
+            await send_all(tls, HELLO + wire)
+            if how == "closed":
+                tls.socket.shutdown(socket.SHUT_WR)
+                while await receive(tls):
+                    pass
+            tls.close()
+            async with Neighbour(control, authority) as neighbour:
+                await neighbour.exchange(b"after that")
+    most = DEFAULTS.tunnel.first_work // work.REQUEST + 1
+    assert reached <= 1 + most
 
 
 async def test_a_request_over_the_limit_is_refused_alone() -> None:

@@ -34,7 +34,7 @@ SMALL_READ = 16 * 1024
 _Queue: TypeAlias = trio.lowlevel.RunVar[trio.Lock]
 
 _pausing: _Queue = trio.lowlevel.RunVar("the queue of tunnels that pause")
-_going_on: _Queue = trio.lowlevel.RunVar("the queue of tunnels with many small pieces of payload")
+_going_on: _Queue = trio.lowlevel.RunVar("the queue of those that go on one at a time")
 
 
 async def end_turn(turn: int, before: int, bounds: TunnelBounds) -> int:
