@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,9 @@ async def exchanged(stream: trio.SocketStream) -> None:
     assert await read_exactly(stream, 1) == b"x"
 
 
-def without_complaint(ready: Callable[[], tuple[int, str]]) -> bool:
-    return ready() == (200, "ready\n")
+def without_complaint(pod: MeshPod) -> bool:
+    """Whether a pod's ztunnel is ready, and has nothing to add."""
+    return pod.ztunnel.http("GET", 15021, "/healthz/ready?verbose") == (200, "ready\n")
 
 
 def closed_without_a_trace(name: str) -> None:
@@ -140,8 +141,7 @@ async def test_the_last_good_certificate_is_used_while_renewal_fails(short_lived
             pair.istiod.misbehaviour.refuse_certificates = ""
         await pair.renewed()
     for pod in pods:
-        ready = partial(pod.ztunnel.http, "GET", 15021, "/healthz/ready?verbose")
-        await eventually(partial(without_complaint, ready), "ready without a complaint")
+        await eventually(partial(without_complaint, pod), f"ready without a complaint: {pod.name}")
 
 
 async def test_roots_are_exchanged_without_a_connection_lost(short_lived: Pair) -> None:

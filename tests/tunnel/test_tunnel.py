@@ -324,7 +324,7 @@ async def test_many_requests_at_once_are_begun_in_their_order():
 
 async def test_requests_that_the_same_bytes_reset_or_whose_tunnel_has_ended_are_not_begun():
     # All that comes at once is read at once.
-    async with tunnel_pair(bounds=TunnelBounds(turn_work=100_000)) as pair:
+    async with tunnel_pair(bounds=TunnelBounds(first_work=100_000)) as pair:
         tunnel = pair.server
         begun: list[int] = []
         tunnel._on_connect = lambda stream, _: begun.append(stream.id)
