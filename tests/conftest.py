@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -13,6 +14,7 @@ import trio.testing
 from tests import needs
 from tests.clock import make_patient_clock
 from ztunnel.observe.logging import _hub
+from ztunnel.system.memory import _Survivors
 
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile(
@@ -35,6 +37,16 @@ def _log_levels() -> Iterator[None]:
     _hub.startup_filter = at_start
     if _hub.filter is not before:
         _hub.set_filter(before)
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    """What a test hides from the garbage collector is shown to it again: a census asks the collector."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.callbacks[:] = [one for one in gc.callbacks if not isinstance(one, _Survivors)]
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -153,8 +153,6 @@ async def stalled_reader(broken: Broken) -> AsyncIterator[None]:
     async def never_reads(_stream: trio.SocketStream) -> None:
         await trio.sleep_forever()
 
-    async with serve(broken.server, 8080, echo):
-        await broken.is_whole()
     async with serve(broken.server, 8080, never_reads), await broken.client.connect(broken.web, 80) as stream:
         # Until every buffer on the way is full: only then does nothing move any more.
         stuck = False
@@ -215,6 +213,8 @@ def test_the_page_has_a_row_for_each_of_the_ten():
 async def test_one_command_diagnoses_it(broken_mesh: Broken, symptom: str, command: str, wanted: str) -> None:
     program, *arguments = shlex.split(command.replace("POD-IP", broken_mesh.server.ipv4))
     assert program == "ztunnel"
+    async with serve(broken_mesh.server, 8080, echo):
+        await broken_mesh.is_whole()
     async with BREAK[symptom](broken_mesh):
         done = await trio.to_thread.run_sync(lambda: broken_mesh.client.run(ZTUNNEL, *arguments, timeout=60))
     assert wanted in done.stdout, done.stdout + done.stderr

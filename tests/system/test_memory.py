@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
-
-import pytest
 
 from ztunnel.system.memory import GrowthWatch, _Survivors, release_unused_memory, spare_collector
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-    gc.callbacks[:] = callbacks
 
 
 class Node:
