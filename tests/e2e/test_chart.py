@@ -17,7 +17,7 @@ from tests.support.census import take_census
 from tests.support.control_plane import ISTIOD_NAME
 from tests.support.image import Image
 from tests.support.mesh import Mesh
-from tests.support.pod import MeshPod
+from tests.support.pod import MeshPod, eventually
 from tests.support.traffic import echo, serve
 from tests.tools import build_image, find_tool
 
@@ -98,13 +98,13 @@ async def test_the_image_has_the_compiled_part_of_tls_and_it_is_in_use(installed
         assert "/ztunnel/tls/_accelerator.abi3.so" in mapped_files(pod), pod.name
 
 
-def test_mesh_and_certificates_come_from_istiod_under_its_name_with_the_projected_token(installed):
+async def test_mesh_and_certificates_come_from_istiod_under_its_name_with_the_projected_token(installed):
     istiod = installed.deployment.istiod
     assert {stream.metadata["authorization"] for stream in istiod.streams} == {f"Bearer {istiod.token}"}
     assert istiod.refused_tokens == 0
     assert f"{ISTIOD_NAME}.cluster.local A" in installed.deployment.dns.server.asked
-    issued = {one.identity for one in istiod.issued}
-    assert {installed.client.identity, installed.server.identity} <= issued
+    wanted = {installed.client.identity, installed.server.identity}
+    await eventually(lambda: wanted <= {one.identity for one in istiod.issued}, "issued both certificates")
 
 
 def test_the_container_has_the_rights_that_the_chart_grants_and_no_others(installed):

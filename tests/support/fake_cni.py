@@ -247,7 +247,10 @@ class FakeCni:
         self._pods[uid] = _Pod(info, os.dup(netns))
 
     def delete_pod(self, uid: str) -> list[Ack]:
-        """Delete a pod, on all connections. Returns their acks."""
+        """Delete a pod, on all connections. Returns their acks.
+
+        Raises `NoZtunnelError` if one hung up, when all others have answered.
+        """
         packet = bytes(zds.WorkloadRequest(del_=zds.DelWorkload(uid=uid)))
         with self._changed:
             pod = self._pods.pop(uid, None)
@@ -258,7 +261,16 @@ class FakeCni:
                 for connection in self.connections
                 if not connection.closed
             ]
-        return [answer.result(ACK_SECONDS + 1) for answer in answers]
+        acks: list[Ack] = []
+        gone: NoZtunnelError | None = None
+        for answer in answers:
+            try:
+                acks.append(answer.result(ACK_SECONDS + 1))
+            except NoZtunnelError as error:
+                gone = error
+        if gone is not None:
+            raise gone
+        return acks
 
     def forget_namespace(self, uid: str) -> None:
         """Let the agent be unable to find a pod's namespace: later snapshots have a keep for it."""
