@@ -269,6 +269,21 @@ async def test_a_wall_clock_that_is_set_forward_is_noticed(nursery, autojump_clo
     assert len(ca.asked) == 2
 
 
+async def test_a_wall_clock_that_was_ahead_for_a_while_keeps_no_pod_without_a_certificate(
+    nursery, autojump_clock
+):
+    offset = 0.0
+    ca = SimulatedCa(latency=0.0, life=600, clock=clock)
+    manager = SecretManager(ca, clock=lambda: clock() + offset, random=lambda: 0.5, publish=lambda _: None)
+    await nursery.start(manager.run)
+    await manager.fetch(WHO)
+    offset = DAY
+    await trio.sleep(400)  # the renewal brings nothing that is valid by this clock
+    offset = 0.0
+    await trio.sleep(400)  # the certificate from before has expired
+    assert isinstance(manager.want(WHO), CertificateIssued)
+
+
 async def test_each_rotation_is_a_named_task(nursery, autojump_clock):
     kit = Kit(nursery)
     manager = await kit.start()

@@ -111,6 +111,25 @@ def test_a_renewal_that_fails_is_not_hastened_while_the_certificate_is_valid():
     assert rotations.due(who(0), now) == LONGEST_BACKOFF
 
 
+@pytest.mark.parametrize("ahead", [3600.0, 86_400.0])
+def test_a_clock_that_was_ahead_while_attempts_failed_delays_none_once_it_is_set_back(ahead: float):
+    rotations = Rotations()
+    rotations.want(who(0), Priority.WARMUP, 0)
+    rotations.start(0)
+    rotations.issued(who(0), certificate(who(0), 0, 600), 0)
+    # By the clock all certificates of the CA have expired.
+    for _ in range(3):
+        now = ahead + rotations.due(who(0), ahead)
+        assert rotations.start(now) == [who(0)]
+        with pytest.raises(CaChainError):
+            rotations.issued(who(0), certificate(who(0), 10, 610), now)
+        rotations.failed(who(0), ERROR, now, 0.5)
+    assert rotations.due(who(0), 20) == 0
+    assert rotations.start(20) == [who(0)]
+    rotations.failed(who(0), ERROR, 20, 0.5)
+    assert 0 < rotations.due(who(0), 20) <= LONGEST_BACKOFF, "what fails now has its pause"
+
+
 def test_renewal_is_at_half_life_and_not_at_once_for_an_old_certificate():
     rotations = Rotations()
     rotations.want(who(0), Priority.WARMUP, 1000)

@@ -21,7 +21,7 @@ from random import Random
 import trio
 
 from tests.chaos.catalogue import ABSENT, CATALOGUE, mesh_ready
-from tests.chaos.scene import Names, Scene
+from tests.chaos.scene import LIFETIME, Names, Scene
 from tests.support.conversations import DENIED_PORT, OPEN_PORT, Applications
 from tests.support.pod import MeshPod
 from tests.support.whole_mesh import WholeMesh
@@ -32,9 +32,6 @@ RECOVERY = 60.0
 
 CLIENTS = 6
 QUESTIONS = 2
-
-LIFETIME = 20.0
-"""Seconds that a certificate is valid: some are renewed in each round."""
 
 
 class Run:

@@ -13,7 +13,7 @@ from random import Random
 import trio
 
 from tests.chaos.processes import restart_if_dead
-from tests.chaos.scene import Fault, Scene
+from tests.chaos.scene import LIFETIME, Fault, Scene
 from tests.support.fake_cni import NoZtunnelError
 from tests.support.processes import families
 from tests.support.whole_mesh import faketime_library, full
@@ -91,6 +91,8 @@ async def clock_jumps(scene: Scene, random: Random) -> AsyncIterator[None]:
         yield
     finally:
         scene.mesh.set_clock(node, 0)
+    # For so long certificates from before the jump hide that none is renewed any more.
+    await trio.sleep(LIFETIME)
 
 
 @asynccontextmanager

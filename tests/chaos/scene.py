@@ -28,6 +28,8 @@ NAMESERVER = "10.96.255.53"
 """What the pods believe in; nobody has the address."""
 FALSE = "6.6.6.6"
 NAMES = 200
+LIFETIME = 20.0
+"""Seconds that a certificate is valid: some are renewed in each round."""
 
 
 class Names:

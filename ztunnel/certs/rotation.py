@@ -19,6 +19,7 @@ The rules (docs/protocol/operations.md#rotation):
 | after a failure | 1 s, doubled each time, ±20 %, at most 150 s; once 15 minutes have gone by always 150 s |
 | after a failure with a valid certificate | as above, but at its expiry at the latest |
 | a connection asks for an unavailable identity | the next attempt is 2 s after the last one, at the latest |
+| the clock was set back to before the last failure | the next attempt is at once |
 
 Times are seconds since the epoch. Random numbers are uniform in [0, 1).
 """
@@ -83,6 +84,14 @@ class Rotation:
         """Returns the certificate, if it is in force."""
         certificate = self.certificate
         return certificate if certificate is not None and now < certificate.not_after else None
+
+    def due_at(self, now: float) -> float:
+        """Returns when the next attempt is due.
+
+        A failure in the future is one under a clock that was wrong and has been set back. Its pause would end
+        as late.
+        """
+        return now if self.failures and now < self.failed_at else self.due
 
     def answer(self, now: float) -> Certificate | CaError | None:
         """Returns the certificate, or why there is none; None while the first attempt is under way."""
@@ -158,7 +167,7 @@ class Rotations:
         0 if it is due, queued or under way.
         """
         rotation = self._all[identity]
-        return max(0.0, rotation.due - now) if rotation.phase is RotationPhase.WAITING else 0.0
+        return max(0.0, rotation.due_at(now) - now) if rotation.phase is RotationPhase.WAITING else 0.0
 
     def start(self, now: float) -> list[Identity]:
         """Returns the identities to fetch now, most urgent first.
@@ -167,7 +176,7 @@ class Rotations:
         """
         queued = []
         for rotation in self._all.values():
-            if rotation.phase is RotationPhase.WAITING and rotation.due <= now:
+            if rotation.phase is RotationPhase.WAITING and rotation.due_at(now) <= now:
                 rotation.phase = RotationPhase.QUEUED
             if rotation.phase is RotationPhase.QUEUED:
                 queued.append(rotation)
