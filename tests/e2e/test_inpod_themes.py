@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import trio
 
 from tests.e2e import (
     test_backpressure,
@@ -52,6 +53,7 @@ def _standard_mesh() -> Iterator[StandardMesh]:
         crowd = mesh.node("b").pod("crowd", captured=False, registered=False)
         mesh.remove_pod(nodes.neighbour)
         mesh.start()
+        trio.run(mesh.update)  # the nodes' ztunnels run already, and know the pods from before
         pods = (nodes.client, other, nodes.server, legacy, nodes.outside, crowd)
         yield StandardMesh(mesh, *pods, nodes.vip)
         for node in nodes.deployment.nodes.values():
