@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import tempfile
 import time
@@ -31,15 +30,12 @@ from tests.support.log_store import (
     optional_tool,
 )
 from tests.support.mesh import Mesh
+from tests.support.own_namespace import enter_network_namespace
 from tests.support.page_queries import LOG_QUERIES
 
 NODE = "node-1"
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+PORT, GRPC_PORT = 3100, 9095
+"""Loki's own, in a network namespace of the test's own."""
 
 
 @dataclass
@@ -97,15 +93,15 @@ def written_lines(directory: Path) -> list[dict[str, Any]]:
 def logs() -> Iterator[Filled]:
     loki, collector = optional_tool("loki"), optional_tool("collector")
     with tempfile.TemporaryDirectory() as name:
-        directory, port = Path(name), free_port()
-        made = Filled(f"http://127.0.0.1:{port}", written_lines(directory))
+        directory = Path(name)
+        made = Filled(f"http://127.0.0.1:{PORT}", written_lines(directory))
         files = {
-            "loki.yaml": loki_configuration(directory / "loki", port=port, grpc_port=free_port()),
+            "loki.yaml": loki_configuration(directory / "loki", port=PORT, grpc_port=GRPC_PORT),
             "collector.yaml": configuration(directory, made.url),
         }
         for file, content in files.items():
             (directory / file).write_text(yaml.safe_dump(content))
-        with running(loki, f"-config.file={directory / 'loki.yaml'}"):
+        with enter_network_namespace(), running(loki, f"-config.file={directory / 'loki.yaml'}"):
             # Else the collector's pauses between its attempts are what takes long.
             wait_for(made.answers, "Loki to listen")
             with running(collector, f"--config={directory / 'collector.yaml'}", NODE_NAME=NODE):
