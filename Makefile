@@ -22,8 +22,8 @@ $(STAMP): requirements.lock pyproject.toml scripts/setup hatch_build.py ztunnel/
 demo: setup ## run a small mesh on this machine and show a request through it (TOUR=1 breaks something; KEEP=1 leaves it running)
 	@$(BIN)/ztunnel demo $(if $(TOUR),--tour) $(if $(KEEP),--keep)
 
-check: setup ## the quick one: lint, types, unit and property tests; two minutes at most on two cores
-	@$(BIN)/python -m tests.everything lint types unit
+check: setup ## the quick one: lint, types, unit and property tests of up to ten seconds; two minutes at most on two cores
+	@$(BIN)/python -m tests.everything lint types quick
 
 test: setup ## everything: lint, types, unit, property, e2e and interop tests; what is missing for it, and a summary
 	@$(BIN)/python -m tests.everything $(if $(COVERAGE),--coverage) lint docs types unit e2e interop-built $(if $(BARE),bare)
@@ -51,6 +51,9 @@ UNIT := pytest -q -n 4 --dist worksteal $(PATHS) $(addprefix --ignore=tests/,e2e
 
 unit: setup ## unit and property tests
 	$(RUN) $(UNIT)
+
+quick: setup ## the same without those that take over ten seconds
+	$(RUN) $(UNIT) -m "not slow"
 
 export E2E ?= tests/e2e
 

@@ -86,6 +86,7 @@ async def run(
     return names, failed
 
 
+@pytest.mark.slow
 async def test_every_case_that_applies_to_a_connect_server_passes(tmp_path: Path) -> None:
     names: set[str] = set()
     failed: dict[str, str] = {}
