@@ -7,7 +7,7 @@ import json
 
 from cryptography import x509
 
-from ztunnel.certs.certificate_dump import dump_certificates
+from ztunnel.certs.certificate_dump import certificate_states, dump_certificates
 from ztunnel.certs.certificate_errors import CaUnreachableError
 from ztunnel.certs.fake_ca import IssuingCa
 from ztunnel.certs.rotation import Priority, Rotations
@@ -66,6 +66,18 @@ def test_the_three_states_look_as_in_the_reference():
     text = json.dumps(dump)
     assert "PRIVATE" not in text
     assert base64.b64encode(certificate.private_key).decode()[:40] not in text
+
+
+def test_the_next_attempt_after_a_clock_was_set_back_is_shown_as_due():
+    identity = Identity("cluster.local", "ns", "a")
+    rotations = Rotations()
+    rotations.want(identity, Priority.WARMUP, NOW + 3600)
+    rotations.start(NOW + 3600)
+    error = CaUnreachableError("UNAVAILABLE", "The service is currently unavailable", "istiod is away")
+    rotations.failed(identity, error, NOW + 3600, 0.5)
+    for now, seconds in ((NOW + 3600, 1.0), (NOW, 0.0)):
+        [shown] = certificate_states(rotations.all(), now)
+        assert shown["nextAttemptSeconds"] == seconds
 
 
 def test_an_expired_certificate_is_unavailable():

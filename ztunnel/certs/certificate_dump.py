@@ -55,7 +55,7 @@ def _state(rotation: Rotation, now: float) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "identity": str(rotation.identity),
         "phase": rotation.phase.value,
-        "nextAttemptSeconds": round(rotation.due - now, 1),
+        "nextAttemptSeconds": round(rotation.due_at(now) - now, 1),
         "failures": rotation.failures,
         "lastError": str(rotation.error) if rotation.error is not None else None,
         "lastErrorCode": rotation.error.code if rotation.error is not None else None,
