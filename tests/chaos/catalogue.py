@@ -17,9 +17,6 @@ ABSENT = [] if "clock jumps" in CATALOGUE else ["clock jumps: libfaketime is not
 """What this machine cannot do, and why."""
 
 
-NO_ISTIOD = "a ztunnel has no istiod"
-
-
 def mesh_ready(mesh: WholeMesh) -> str:
     """Empty when each node's newest ztunnel is ready and has CNI agent and istiod; else what is missing."""
     for name, node in mesh.deployment.nodes.items():
@@ -28,5 +25,5 @@ def mesh_ready(mesh: WholeMesh) -> str:
         if not any(one.ready and not one.closed for one in node.cni.connections):
             return f"ztunnel of node {name} has no CNI agent"
     if sum(stream.is_open for stream in mesh.istiod.streams) < len(mesh.deployment.nodes):
-        return NO_ISTIOD
+        return "a ztunnel has no istiod"
     return ""

@@ -138,7 +138,7 @@ def _dns_mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         resolv_conf.write_text(
             "search default.svc.cluster.local svc.cluster.local cluster.local\n"
             f"nameserver {resolver.ipv4}\n"
-            "options timeout:1 attempts:1\n"
+            "options timeout:3 attempts:1\n"  # a busy machine answers a thousand second tries in that
         )
         if isinstance(deployment, NodeDeployment):
             mesh.write_file()
@@ -291,9 +291,6 @@ async def test_a_lying_resolver(dns_mesh: DnsMesh) -> None:
 ANSWERED = b"\x81\x80"
 """The flags of an answer without an error (RFC 1035, section 4.1.1): QR, RD, RA."""
 
-TRIES_TAKE = 2.0
-"""Seconds in which all tries of a query are over, as the pods' resolv.conf says."""
-
 
 @needs_programs("dig")  # Asked before: a test that is skipped halfway leaves its queries to the next one.
 @pytest.mark.parametrize("kind", ["dead", "slow", "lying"])
@@ -333,9 +330,7 @@ async def test_a_thousand_queries_at_once(dns_mesh: DnsMesh, kind: str) -> None:
     grown = resident_kilobytes(process.pid) - before
     print(f"{kind}: {took:.1f} s, {grown} kB more")
     if kind == "slow":
-        assert set(codes) <= {dns.rcode.NOERROR, dns.rcode.SERVFAIL}
-        # On a busy machine a thousand second tries may take longer than they have.
-        assert codes.count(dns.rcode.NOERROR) > 900 or took > TRIES_TAKE
+        assert codes.count(dns.rcode.NOERROR) > 900
     else:
         assert set(codes) == {dns.rcode.SERVFAIL}
     assert grown < 40_000

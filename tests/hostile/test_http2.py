@@ -130,11 +130,9 @@ async def _attack(attack: Attack) -> None:
                 assert answer.code in attack.codes, ErrorCode(answer.code or 0)
 
 
-GIVEN_UP = range(1, 81, 2)
-
-
-async def reached_by_requests_that_are_given_up(how: str) -> int:
-    """Returns how many connections come to the application of 40 requests at once; the next one is served."""
+@pytest.mark.parametrize("how", ["reset", "closed"])
+async def test_of_many_requests_that_are_given_up_at_once_few_reach_the_application(how: str) -> None:
+    """Those of the first turn, at most; and the next request is served."""
     reached = 0
 
     async def application(stream: trio.SocketStream) -> None:
@@ -146,9 +144,10 @@ async def reached_by_requests_that_are_given_up(how: str) -> int:
         authority = f"127.0.0.1:{port}"
         with trio.fail_after(60):
             tls = await dial(control)
+            fields = block(authority)
             wire = HELLO
-            for number in GIVEN_UP:
-                wire += headers(number, block(authority)) + (reset(number, 8) if how == "reset" else b"")
+            for number in range(1, 81, 2):
+                wire += headers(number, fields) + (reset(number, 8) if how == "reset" else b"")
             if how == "closed":
                 # The end travels in the segment of the requests.
                 tls.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
@@ -160,19 +159,8 @@ async def reached_by_requests_that_are_given_up(how: str) -> int:
             tls.close()
             async with Neighbour(control, authority) as neighbour:
                 await neighbour.exchange(b"after that")
-    return reached - 1
-
-
-async def test_of_requests_that_are_reset_at_once_hardly_one_reaches_the_application() -> None:
-    """One for each turn at most, in which the request was read and its reset was not yet."""
-    cost = work.REQUEST + 2 * work.FRAME
-    turns = 2 + len(GIVEN_UP) * cost // DEFAULTS.tunnel.turn_work
-    assert await reached_by_requests_that_are_given_up("reset") <= turns
-
-
-async def test_of_the_requests_of_a_peer_that_goes_only_the_first_reach_the_application() -> None:
-    first = 1 + DEFAULTS.tunnel.first_work // work.REQUEST
-    assert await reached_by_requests_that_are_given_up("closed") <= first
+    most = DEFAULTS.tunnel.first_work // work.REQUEST + 1
+    assert reached <= 1 + most
 
 
 async def test_a_request_over_the_limit_is_refused_alone() -> None:
