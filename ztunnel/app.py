@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from random import SystemRandom
 from typing import Any
@@ -141,17 +142,11 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
         planes: MakePlanes = link
     else:
         planes = partial(Workers, config, forks, bounds=bounds.control)
-    control = Control(
-        config,
-        _authority(config, bounds.control),
-        readiness,
-        planes,
-        random=random,
-        wall_clock=time.time,
-        bounds=bounds,
-    )
 
-    async with trio.open_nursery() as nursery:
+    async with _authority(config, bounds.control) as authority, trio.open_nursery() as nursery:
+        control = Control(
+            config, authority, readiness, planes, random=random, wall_clock=time.time, bounds=bounds
+        )
         inspection = Inspection(
             control.ask,
             control.certificate_states,
@@ -191,12 +186,15 @@ async def _run(config: Config, probed: Sequence[socket.socket], forks: Forks | N
         nursery.cancel_scope.cancel()
 
 
-def _authority(config: Config, bounds: ControlBounds) -> CertificateAuthority:
-    if not config.fake_ca:
-        return CaClient(config, bounds=bounds)
-    ca_log.warn(FAKE_CA_WARNING)
-    root = load_root(config.fake_ca_root) if config.fake_ca_root is not None else None
-    return FakeCa(time.time, lifetime=config.secret_ttl, root=root)
+@asynccontextmanager
+async def _authority(config: Config, bounds: ControlBounds) -> AsyncIterator[CertificateAuthority]:
+    if config.fake_ca:
+        ca_log.warn(FAKE_CA_WARNING)
+        root = load_root(config.fake_ca_root) if config.fake_ca_root is not None else None
+        yield FakeCa(time.time, lifetime=config.secret_ttl, root=root)
+    else:
+        async with CaClient(config, bounds=bounds) as client:
+            yield client
 
 
 def _raise_limits() -> None:

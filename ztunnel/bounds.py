@@ -182,6 +182,7 @@ class ControlBounds:
     grpc_requests: int = count(16, "messages of one gRPC stream that wait to be sent")
     grpc_ping_interval: float = seconds(30, "from one keepalive of a gRPC connection to the next")
     grpc_ping_timeout: float = seconds(10, "for its answer; then the connection is dead")
+    grpc_close: float = seconds(2, "to close a gRPC connection; then its thread is left alone")
     pod_removal: float = seconds(1, "to tell the data plane that a pod which did not start is to be removed")
     crl_file: int = size(256 * MIB, "the file of revocation lists")
     crl_quiet: float = seconds(2, "without a change of its directory, until it is read")

@@ -65,7 +65,7 @@ class Channel:
             raise self.answer
         return self.answer if self.answer is not None else sign(request)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self.closed = True
 
 
@@ -183,7 +183,7 @@ async def test_new_roots_make_a_new_channel_and_calls_on_the_old_one_end_in_peac
         closed = [old.closed]
         old.hold.set()
     assert [*closed, old.closed] == [False, True]
-    kit.client.close()
+    await kit.client.aclose()
     assert kit.channels[1].closed
 
 

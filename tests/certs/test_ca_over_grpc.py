@@ -37,7 +37,7 @@ def config_for(istiod: FakeIstiod) -> Config:
 
 
 async def test_a_certificate_is_issued_to_the_impersonated_identity(istiod):
-    with CaClient(config_for(istiod)) as ca:
+    async with CaClient(config_for(istiod)) as ca:
         certificate = await ca.issue(POD)
     leaf = x509.load_pem_x509_certificate(certificate.chain[0])
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -51,25 +51,24 @@ async def test_a_certificate_is_issued_to_the_impersonated_identity(istiod):
 
 async def test_an_identity_that_istiod_does_not_grant_is_refused_with_its_words(istiod):
     istiod.identities = {str(Identity("cluster.local", "default", "other"))}
-    with (
-        CaClient(config_for(istiod)) as ca,
-        pytest.raises(CaUnreachableError, match="request impersonation authentication failure"),
-    ):
-        await ca.issue(POD)
+    async with CaClient(config_for(istiod)) as ca:
+        with pytest.raises(CaUnreachableError, match="request impersonation authentication failure"):
+            await ca.issue(POD)
 
 
 async def test_a_certificate_for_another_identity_is_not_taken(istiod, monkeypatch):
     sign = istiod.ca.sign
     other = str(Identity("cluster.local", "default", "other"))
     monkeypatch.setattr(istiod.ca, "sign", lambda csr, _, lifetime: sign(csr, other, lifetime))
-    with CaClient(config_for(istiod)) as ca, pytest.raises(WrongIdentityError):
-        await ca.issue(POD)
+    async with CaClient(config_for(istiod)) as ca:
+        with pytest.raises(WrongIdentityError):
+            await ca.issue(POD)
 
 
 async def test_a_stale_token_is_refused_and_a_rotated_one_is_read_for_the_next_call(istiod, tmp_path):
     token = tmp_path / "token"
     token.write_text("stale")
-    with CaClient(replace(config_for(istiod), auth=TokenFile(str(token)))) as ca:
+    async with CaClient(replace(config_for(istiod), auth=TokenFile(str(token)))) as ca:
         with pytest.raises(CaUnreachableError) as caught:
             await ca.issue(POD)
         assert caught.value.status == "UNAUTHENTICATED"
@@ -80,7 +79,7 @@ async def test_a_stale_token_is_refused_and_a_rotated_one_is_read_for_the_next_c
 async def test_a_certificate_of_another_ca_is_refused_until_the_roots_are_rotated(istiod, tmp_path):
     roots = tmp_path / "root-cert.pem"
     roots.write_bytes(FakeCertificateAuthority("other").root)
-    with CaClient(replace(config_for(istiod), ca_root_cert=RootFile(str(roots)))) as ca:
+    async with CaClient(replace(config_for(istiod), ca_root_cert=RootFile(str(roots)))) as ca:
         with pytest.raises(CaUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
             await ca.issue(POD)
         roots.write_bytes(istiod.ca.root)
@@ -88,7 +87,7 @@ async def test_a_certificate_of_another_ca_is_refused_until_the_roots_are_rotate
 
 
 async def test_an_istiod_that_comes_back_is_used_again(istiod):
-    with CaClient(config_for(istiod)) as ca:
+    async with CaClient(config_for(istiod)) as ca:
         assert await ca.issue(POD)
         await trio.to_thread.run_sync(istiod.kill)
         with pytest.raises(CaUnreachableError):
@@ -106,10 +105,11 @@ async def test_an_istiod_that_comes_back_is_used_again(istiod):
 
 async def test_a_hung_ca_does_not_hold_a_call_for_ever(istiod):
     istiod.misbehaviour.hang = True
-    with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=0.3)) as ca, trio.fail_after(20):
-        with pytest.raises(CaUnreachableError) as caught:
-            await ca.issue(POD)
-        assert caught.value.status == "DEADLINE_EXCEEDED"
-        istiod.misbehaviour.hang = False
-    with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=10)) as ca, trio.fail_after(20):
-        assert await ca.issue(POD)
+    with trio.fail_after(20):
+        async with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=0.3)) as ca:
+            with pytest.raises(CaUnreachableError) as caught:
+                await ca.issue(POD)
+            assert caught.value.status == "DEADLINE_EXCEEDED"
+            istiod.misbehaviour.hang = False
+        async with CaClient(config_for(istiod), bounds=ControlBounds(ca_call=10)) as ca:
+            assert await ca.issue(POD)

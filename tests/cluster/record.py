@@ -152,7 +152,7 @@ async def control_plane(tools: Tools) -> dict[str, Any]:
         [],
     )  # fmt: skip
     host = f"istiod.{NAMESPACE}.svc"
-    with GrpcChannel(f"{istiod}:15012", roots=root.encode(), alternative_hostname=host) as channel:
+    async with GrpcChannel(f"{istiod}:15012", roots=root.encode(), alternative_hostname=host) as channel:
         described = encode_node(config, [])
         answers = await _first_answers(channel, metadata, described)
         talks = await conversations(tools, channel, metadata, described)

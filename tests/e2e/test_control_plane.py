@@ -389,11 +389,10 @@ async def test_the_loss_of_the_control_plane_stops_no_traffic_is_told_and_heals(
     assert grown & ({"Complete"} if fault == "hung" else {"ConnectionError", "Error"})
 
 
-async def test_a_dedicated_ztunnel_asks_for_its_own_certificate_and_impersonates_nobody(
-    controlled: Controlled,
-) -> None:
+def dedicated(controlled: Controlled, pod: str, **extra: str) -> tuple[MeshPod, Ztunnel]:
+    """A pod of that name on node a, and a ztunnel for it alone, which is starting. extra: more variables."""
     plane = controlled.plane
-    own = plane.mesh.node("a").pod("alone", redirection=None)
+    own = plane.mesh.node("a").pod(pod, redirection=None)
     plane.register(own)
     environment = dedicated_environment(
         namespace=own.namespace,
@@ -402,9 +401,16 @@ async def test_a_dedicated_ztunnel_asks_for_its_own_certificate_and_impersonates
         mesh_file=plane.mesh.file,
         root=plane.mesh.root,
         inherit=os.environ,
-        extra=plane.mesh.environment | {"LOG_FORMAT": "json"},
+        extra=plane.mesh.environment | {"LOG_FORMAT": "json"} | extra,
     )
-    ztunnel = Ztunnel.start(plane.mesh.machine, "alone", environment, own.pod.namespace)
+    return own, Ztunnel.start(plane.mesh.machine, pod, environment, own.pod.namespace)
+
+
+async def test_a_dedicated_ztunnel_asks_for_its_own_certificate_and_impersonates_nobody(
+    controlled: Controlled,
+) -> None:
+    plane = controlled.plane
+    own, ztunnel = dedicated(controlled, "alone")
     ztunnel.wait_ready()
     ca = plane.istiod.ca
     choices = TlsChoices(KeyPair(ca.key, ca.certificate).issue(controlled.client.identity))
@@ -419,3 +425,29 @@ async def test_a_dedicated_ztunnel_asks_for_its_own_certificate_and_impersonates
     assert ztunnel.process.stop(grace=10) == 0
     plane.istiod.remove(own.uid)
     plane.mesh.pods.remove(own)
+
+
+@pytest.mark.parametrize(("pod", "alternative"), [("two-names", CERTIFIED_NAME), ("one-name", "")])
+async def test_a_ztunnel_ends_while_the_ca_does_not_answer(
+    controlled: Controlled, pod: str, alternative: str
+) -> None:
+    plane = controlled.plane
+    with contextlib.ExitStack() as silence:
+        with plane.home.namespace.entered():
+            port, accepted = silence.enter_context(server_that_never_answers(host=plane.istiod.host))
+        own, ztunnel = dedicated(
+            controlled,
+            pod,
+            CA_ADDRESS=f"https://{plane.istiod.host}:{port}",
+            ALT_CA_HOSTNAME=alternative,
+            # Shorter than an attempt to connect, which is under way when the program ends.
+            CONNECTION_TERMINATION_DEADLINE="500ms",
+        )
+        ztunnel.wait_ready()
+        away = MeshPod(plane.mesh, plane.home, "istio-system", "istiod", captured=False, registered=False)
+        async with await away.connect(own.ipv4, 15008):
+            await eventually(lambda: bool(accepted), "the CA is asked")
+        status = ztunnel.process.stop(grace=10)
+    plane.istiod.remove(own.uid)
+    plane.mesh.pods.remove(own)
+    assert status == 0

@@ -150,7 +150,7 @@ def echo_port():
 
 async def talk(port: int) -> None:
     """A unary call and a stream, both as xDS and the CA client use them."""
-    with GrpcChannel(f"127.0.0.1:{port}", roots=None) as channel:
+    async with GrpcChannel(f"127.0.0.1:{port}", roots=None) as channel:
         assert await channel.unary("/a/unary", b"word", deadline_seconds=20) == b"word"
         async with channel.open_stream("/a/stream") as stream:
             for word in (b"one", b"two" * 1000):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from functools import partial
 
 import grpc
 import pytest
 import trio
+import trio.testing
 
 from tests.support.tls_peers import CA, SERVER, certificate
 from ztunnel.bounds import ControlBounds
@@ -84,11 +85,11 @@ def service() -> Iterator[tuple[Service, int, int]]:
 
 
 @pytest.fixture
-def channel(service) -> Iterator[GrpcChannel]:
+async def channel(service) -> AsyncIterator[GrpcChannel]:
     handler, port, _ = service
     handler.began.clear()
     handler.ended.clear()
-    with GrpcChannel(f"localhost:{port}", roots=CA.pem) as channel:
+    async with GrpcChannel(f"localhost:{port}", roots=CA.pem) as channel:
         yield channel
 
 
@@ -217,7 +218,7 @@ async def test_leaving_the_block_ends_the_call_also_by_cancellation(channel, ser
 
 
 async def test_a_server_that_is_away_is_a_status_and_no_headers(service):
-    with GrpcChannel("localhost:1", roots=CA.pem, bounds=ControlBounds(xds_connect=1)) as channel:
+    async with GrpcChannel("localhost:1", roots=CA.pem, bounds=ControlBounds(xds_connect=1)) as channel:
         with pytest.raises(GrpcStatusError) as caught:
             await channel.unary(UNARY, b"", deadline_seconds=10)
         assert caught.value.status == "UNAVAILABLE"
@@ -233,7 +234,8 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_after_the_conn
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with GrpcChannel(f"127.0.0.1:{port}", roots=CA.pem, bounds=ControlBounds(xds_connect=0.5)) as channel:
+        bounds = ControlBounds(xds_connect=0.5)
+        async with GrpcChannel(f"127.0.0.1:{port}", roots=CA.pem, bounds=bounds) as channel:
             with pytest.raises(GrpcStatusError) as caught:
                 await channel.unary(UNARY, b"", deadline_seconds=300)
             assert caught.value.status == "UNAVAILABLE", "not DEADLINE_EXCEEDED: that comes later"
@@ -241,7 +243,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_after_the_conn
 
 async def test_a_server_of_another_ca_is_not_believed(service):
     _, port, _ = service
-    with GrpcChannel(f"localhost:{port}", roots=IssuingCa(0).pem) as channel:
+    async with GrpcChannel(f"localhost:{port}", roots=IssuingCa(0).pem) as channel:
         with pytest.raises(GrpcStatusError) as caught:
             await channel.unary(UNARY, b"", deadline_seconds=10)
         assert caught.value.status == "UNAVAILABLE"
@@ -256,7 +258,8 @@ async def test_the_alternative_name_is_taken_only_if_the_real_one_fails(service)
         (other, "wrong.test", False),
         (other, None, False),
     ):
-        with GrpcChannel(f"localhost:{port}", roots=CA.pem, alternative_hostname=alternative) as channel:
+        channel = GrpcChannel(f"localhost:{port}", roots=CA.pem, alternative_hostname=alternative)
+        async with channel:
             for _ in range(2):
                 if works:
                     assert await channel.unary(UNARY, b"ab", deadline_seconds=10) == b"ba"
@@ -272,10 +275,10 @@ async def test_calls_that_begin_together_settle_the_name_once(service):
     async def call(channel: GrpcChannel) -> None:
         answers.append(await channel.unary(UNARY, b"ab", deadline_seconds=10))
 
-    with GrpcChannel(f"localhost:{other}", roots=CA.pem, alternative_hostname="istiod.test") as channel:
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(call, channel)
+    channel = GrpcChannel(f"localhost:{other}", roots=CA.pem, alternative_hostname="istiod.test")
+    async with channel, trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(call, channel)
     assert answers == [b"ba"] * 8
 
 
@@ -299,10 +302,41 @@ async def test_metadata_that_no_header_can_carry_is_named_but_not_shown(channel,
 async def test_a_closed_channel_says_so(service):
     _, port, _ = service
     channel = GrpcChannel(f"localhost:{port}", roots=CA.pem)
-    channel.close()
-    channel.close()
+    await channel.aclose()
+    await channel.aclose()
     with pytest.raises(GrpcChannelError, match="was closed"):
         await channel.unary(UNARY, b"", deadline_seconds=10)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_closing_does_not_hold_the_loop_and_happens_when_cancelled_too(monkeypatch, cancelled: bool):
+    # grpcio's close blocks until its threads have let go of the channel.
+    channel = GrpcChannel("localhost:1", roots=CA.pem)
+    close, free, closed = channel._channel.close, threading.Event(), threading.Event()
+
+    def close_when_free() -> None:
+        free.wait(20)
+        close()
+        closed.set()
+
+    monkeypatch.setattr(channel._channel, "close", close_when_free)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            if cancelled:
+                nursery.cancel_scope.cancel()
+            free.set()
+    assert closed.is_set()
+
+
+async def test_a_close_without_end_is_given_up(monkeypatch):
+    channel = GrpcChannel("localhost:1", roots=CA.pem, bounds=ControlBounds(grpc_close=0.01))
+    close, free = channel._channel.close, threading.Event()
+    monkeypatch.setattr(channel._channel, "close", lambda: free.wait(20) and close())
+    with trio.fail_after(10):
+        await channel.aclose()
+    free.set()
 
 
 async def test_no_thread_is_left_behind(service):
@@ -318,7 +352,7 @@ async def test_no_thread_is_left_behind(service):
 
     before = ours()
     for _ in range(3):
-        with GrpcChannel(f"localhost:{port}", roots=CA.pem, alternative_hostname="x.test") as channel:
+        async with GrpcChannel(f"localhost:{port}", roots=CA.pem, alternative_hostname="x.test") as channel:
             await channel.unary(UNARY, b"x", deadline_seconds=10)
             async with channel.open_stream(STREAM) as stream:
                 await stream.send(b"x")
@@ -331,13 +365,13 @@ async def test_no_thread_is_left_behind(service):
 async def test_sending_waits_when_nothing_is_taken(service):
     # A server that does not read: HTTP/2's window fills, then the queue, then the sender waits.
     _, port, _ = service
-    with GrpcChannel(f"localhost:{port}", roots=CA.pem) as channel:
-        async with channel.open_stream(STREAM) as stream:
-            await stream.send(b"flood")
-            sent = 0
-            with trio.move_on_after(1) as scope:
-                for _ in range(10_000):
-                    await stream.send(bytes(1_000_000))
-                    sent += 1
-            assert scope.cancelled_caught
-            assert sent < 60
+    channel = GrpcChannel(f"localhost:{port}", roots=CA.pem)
+    async with channel, channel.open_stream(STREAM) as stream:
+        await stream.send(b"flood")
+        sent = 0
+        with trio.move_on_after(1) as scope:
+            for _ in range(10_000):
+                await stream.send(bytes(1_000_000))
+                sent += 1
+        assert scope.cancelled_caught
+        assert sent < 60

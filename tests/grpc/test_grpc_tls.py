@@ -25,7 +25,7 @@ async def main():
     roots = Path(sys.argv[2]).read_bytes()
     tls12 = sys.argv[3] == "1"
     bounds = ControlBounds(xds_connect=1)
-    with GrpcChannel(f"localhost:{sys.argv[1]}", roots=roots, tls12=tls12, bounds=bounds) as channel:
+    async with GrpcChannel(f"localhost:{sys.argv[1]}", roots=roots, tls12=tls12, bounds=bounds) as channel:
         try:
             await channel.unary("/a/b", b"", deadline_seconds=2)
         except GrpcStatusError:

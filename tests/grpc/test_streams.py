@@ -36,11 +36,12 @@ def chatter():
 
 
 async def test_a_stream_is_left_at_once_although_a_message_waits_to_be_taken(chatter):
-    with trio.fail_after(10), GrpcChannel(f"127.0.0.1:{chatter}", roots=None) as channel:
-        async with channel.open_stream("/a/b") as stream:
-            await stream.send(b"go")
-            assert await stream.receive() == b"one"
-            with trio.fail_after(10):
-                while not stream._messages.statistics().tasks_waiting_send:  # noqa: ASYNC110  # a thread brings it
-                    await trio.sleep(0.01)
-        assert stream.ended.is_set()
+    with trio.fail_after(10):
+        async with GrpcChannel(f"127.0.0.1:{chatter}", roots=None) as channel:
+            async with channel.open_stream("/a/b") as stream:
+                await stream.send(b"go")
+                assert await stream.receive() == b"one"
+                with trio.fail_after(10):
+                    while not stream._messages.statistics().tasks_waiting_send:  # noqa: ASYNC110  # a thread's
+                        await trio.sleep(0.01)
+            assert stream.ended.is_set()

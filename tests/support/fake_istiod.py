@@ -520,8 +520,13 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 @contextlib.contextmanager
-def server_that_never_answers(speech: bytes = b"", port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
-    """Runs a TCP server that accepts, sends ``speech``, and then nothing. Yields the port."""
+def server_that_never_answers(
+    speech: bytes = b"", port: int = 0, host: str = "127.0.0.1"
+) -> Iterator[tuple[int, list[socket.socket]]]:
+    """Runs a TCP server that accepts, sends ``speech``, and then nothing.
+
+    Yields its port, and the list of the connections it has accepted.
+    """
     with socket.create_server((host, port)) as listener:
         accepted: list[socket.socket] = []
 
@@ -535,7 +540,7 @@ def server_that_never_answers(speech: bytes = b"", port: int = 0, host: str = "1
         thread = threading.Thread(target=accept, name="silent server", daemon=True)
         thread.start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], accepted
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()

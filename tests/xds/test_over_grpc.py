@@ -296,7 +296,7 @@ async def test_a_hung_istiod_is_told_of_and_given_up_and_heals(istiod):
 
 @pytest.mark.parametrize("speech", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "not TLS"])
 async def test_a_port_that_is_no_istiod_is_a_connection_error(istiod, speech):
-    with server_that_never_answers(speech) as port:
+    with server_that_never_answers(speech) as (port, _):
         config = config_for(istiod, xds_address=f"https://127.0.0.1:{port}")
         async with running(config, ControlBounds(xds_connect=0.3)) as peer:
             await peer.until_ended("ConnectionError")

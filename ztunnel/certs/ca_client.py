@@ -46,14 +46,14 @@ class Channel(Protocol):
     ) -> bytes:
         """Make one call and return its answer. Raises GrpcStatusError or GrpcChannelError."""
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the channel."""
 
 
 class CaClient:
     """A `CertificateAuthority` behind ``config.ca_address``.
 
-    `close`, or leaving ``with``, ends its connection.
+    `aclose`, or leaving ``async with``, ends its connection.
 
     make_channel: makes a channel from the roots' PEM; a parameter for tests.
     """
@@ -91,12 +91,14 @@ class CaClient:
         except ValueError as error:
             raise CaError(f"no certificate can be asked for {identity}: {error}") from error
         metadata = self._metadata()
-        connection = self._connected()
+        connection, before = self._connected()
         body = encode_request(
             request.csr, int(self._config.secret_ttl), identity if self._impersonate else None
         )
         try:
-            with connection as channel:
+            async with connection as channel:
+                if before is not None:
+                    await before.retire()
                 answer = await channel.unary(
                     CREATE_CERTIFICATE, body, metadata=metadata, deadline_seconds=self._bounds.ca_call
                 )
@@ -119,37 +121,38 @@ class CaClient:
         except TokenError as error:
             raise CaTokenError(str(error)) from error
 
-    def _connected(self) -> _Connection:
-        """Returns the connection, made anew if the roots have changed. Raises CaRootsError."""
+    def _connected(self) -> tuple[_Connection, _Connection | None]:
+        """Returns the connection, made anew if the roots have changed, and the one to retire then.
+
+        Raises CaRootsError.
+        """
         connection = self._connection
         try:
             roots = read_roots(self._config.ca_root_cert)
             if connection is None or roots != connection.roots:
                 self._connection = _Connection(self._make_channel(roots), roots)
-                if connection is not None:
-                    connection.retire()
-                return self._connection
+                return self._connection, connection
         except (RootsError, GrpcChannelError) as error:
             if connection is None:
                 raise CaRootsError(str(error)) from error
             log.warn(
                 "the CA's root certificates cannot be read again; those read before stay in use", error=error
             )
-        return connection
+        return connection, None
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """End the connection and the calls on it. The next call makes a new one."""
-        if self._connection is not None:
-            self._connection.channel.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.channel.aclose()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
 
 class _Connection:
@@ -164,18 +167,18 @@ class _Connection:
         self._calls = 0
         self._retired = False
 
-    def retire(self) -> None:
+    async def retire(self) -> None:
         self._retired = True
         if self._calls == 0:
-            self.channel.close()
+            await self.channel.aclose()
 
-    def __enter__(self) -> Channel:
+    async def __aenter__(self) -> Channel:
         self._calls += 1
         return self.channel
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._calls -= 1
         if self._retired and self._calls == 0:
-            self.channel.close()
+            await self.channel.aclose()

@@ -11,12 +11,15 @@ The thread is a `trio.to_thread` one inside the stream's own nursery. Leaving th
 call, which wakes the thread, and waits for it. So no thread lives longer than its stream, and no stream
 longer than its channel.
 
+Closing a channel blocks until grpcio's threads have let go of it, up to 0.2 s, so a thread does it. A channel
+that is not closed can hang the program's end: the interpreter stops those threads, and then waits for them.
+
 grpcio is imported when the first channel is made: the control process needs it, but a worker process must not
     load it (it takes about 15 MB, and it does not work with fork).
 
 Messages are raw bytes; the caller knows their types.
 
-    with GrpcChannel("istiod.istio-system.svc:15012", roots=pem) as channel:
+    async with GrpcChannel("istiod.istio-system.svc:15012", roots=pem) as channel:
         answer = await channel.unary("/package.Service/Method", request, deadline_seconds=10)
         async with channel.open_stream("/package.Service/Method", metadata=[("key", "value")]) as stream:
             await stream.send(b"...")
@@ -66,8 +69,8 @@ class GrpcChannel:
     alternative_hostname: verified instead if the real name fails. tls12: allow TLS 1.2 in addition to 1.3.
         The first channel of a process decides it for all.
 
-    `close`, or leaving ``with``, ends all calls. Channels share nothing else. Raises GrpcChannelError if
-    ``roots`` has no certificate, since grpcio would then trust public CAs.
+    `aclose`, or leaving ``async with``, ends all calls. Channels share nothing else. Raises GrpcChannelError
+    if ``roots`` has no certificate, since grpcio would then trust public CAs.
     """
 
     def __init__(
@@ -195,11 +198,11 @@ class GrpcChannel:
                 settled = await self._connects(other)
             finally:
                 if not settled or self._closed:
-                    other.close()
+                    await self._end(other)
             if settled and not self._closed:
-                self._channel.close()
-                self._channel = other
+                before, self._channel = self._channel, other
                 self._names = [self._names[1]]
+                await self._end(before)
 
     async def _connects(self, channel: Any) -> bool:
         """Returns whether a channel becomes ready, that is, reaches the server and trusts it."""
@@ -226,19 +229,23 @@ class GrpcChannel:
             channel.unsubscribe(changed)
         return ready
 
-    def close(self) -> None:
-        """End all calls and the connection. It may be called twice."""
+    async def aclose(self) -> None:
+        """End all calls and the connection, also when cancelled. It may be called twice."""
         if not self._closed:
             self._closed = True
-            self._channel.close()
+            await self._end(self._channel)
 
-    def __enter__(self) -> Self:
+    async def _end(self, channel: Any) -> None:
+        with trio.move_on_after(self._bounds.grpc_close, shield=True):
+            await trio.to_thread.run_sync(channel.close, abandon_on_cancel=True, limiter=_threads())
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
 
 class GrpcStream:

@@ -35,15 +35,15 @@ def connector(config: Config, bounds: ControlBounds = DEFAULTS.control) -> Conne
             metadata = [*authorization(config.auth, config.cluster_id), *config.xds_headers]
         except TokenError as error:
             raise StatusError("Unknown", str(error)) from None
-        with GrpcChannel(
+        channel = GrpcChannel(
             address,
             roots=roots,
             alternative_hostname=config.alt_xds_hostname,
             tls12=config.tls12_enabled,
             bounds=bounds,
-        ) as channel:
-            async with channel.open_stream(DELTA_STREAM, metadata) as stream:
-                yield _BridgedStream(stream)
+        )
+        async with channel, channel.open_stream(DELTA_STREAM, metadata) as stream:
+            yield _BridgedStream(stream)
 
     return connect
 
