@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tests.bench import results
-from tests.bench.pairs import BASE, DIRECT, ENVOY, ONE, OURS, TWO, Layout, opened
+from tests.bench.pairs import BASE, DIRECT, ENVOY, ONE, OURS, TWO, Base, Layout, opened
 from tests.bench.rows import GROUPS, Bench, Row, many_pods
 from ztunnel.demo.machine import interruptible
 from ztunnel.demo.namespaces import may_make_namespaces
@@ -28,7 +28,8 @@ def table(layout: Layout, options: argparse.Namespace) -> list[Row]:
     if options.base:
         wanted = (DIRECT, *wanted)
     rows: list[Row] = []
-    with opened(layout, wanted, base=options.base) as pairs:
+    base = Base(options.base, options.base_python) if options.base else None
+    with opened(layout, wanted, base=base) as pairs:
         bench = Bench(pairs, options.rounds, options.scale)
         for name in options.rows or GROUPS:
             rows += GROUPS[name](bench)
@@ -56,6 +57,11 @@ def main() -> int:
         "--layout", nargs="*", choices=["one", "two", "workers"], help="only these parts (default: all)"
     )
     parser.add_argument("--base", type=Path, help="a checkout of another revision to compare with")
+    parser.add_argument(
+        "--base-python",
+        default=sys.executable,
+        help="the interpreter of that revision's ztunnel (default: this one)",
+    )
     parser.add_argument("--json", type=Path, help="merge the results into this file")
     options = parser.parse_args()
     if not may_make_namespaces():

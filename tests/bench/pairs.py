@@ -107,22 +107,36 @@ def _pods(mesh: Mesh, layout: Layout, mark: str, others: int, *, captured: bool)
     ]
 
 
-_FROM_PATH = (sys.executable, "-P")
-"""The interpreter that does not put its working directory first, where this checkout's ztunnel would win."""
+@dataclass(frozen=True)
+class Base:
+    """Another ztunnel to compare with: the checkout whose code it runs, and the interpreter that runs it."""
+
+    checkout: Path
+    python: str = sys.executable
+
+    @property
+    def command(self) -> list[str]:
+        """The interpreter, without its working directory in the path: this checkout's ztunnel would win."""
+        return [self.python, "-P"]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What makes it find the checkout's code."""
+        return {"PYTHONPATH": str(self.checkout)}
 
 
-def _require_code_of(checkout: Path) -> None:
-    """Raises RuntimeError unless the base's processes would run the code of that checkout."""
+def _require_code_of(base: Base) -> None:
+    """Raises RuntimeError unless the base's processes would run the code of its checkout."""
     found = subprocess.run(
-        [*_FROM_PATH, "-c", "import ztunnel; print(ztunnel.__file__)"],
-        env=os.environ | {"PYTHONPATH": str(checkout)},
+        [*base.command, "-c", "import ztunnel; print(ztunnel.__file__)"],
+        env=os.environ | base.variables,
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     ).stdout.strip()
-    if not Path(found).is_relative_to(checkout):
-        raise RuntimeError(f"the base of the comparison would run {found}, not the code of {checkout}")
+    if not Path(found).is_relative_to(base.checkout):
+        raise RuntimeError(f"the base of the comparison would run {found}, not the code of {base.checkout}")
 
 
 @contextlib.contextmanager
@@ -132,12 +146,12 @@ def opened(
     *,
     others: int = 1,
     environment: Mapping[str, str] | None = None,
-    base: Path | None = None,
+    base: Base | None = None,
 ) -> Iterator[list[Pair]]:
     """The pairs wanted, served and ready; nothing of them is left afterwards.
 
-    others: further client pods of each pair. environment: further variables of our ztunnels. base: a checkout
-    of another revision, for the pair `BASE`.
+    others: further client pods of each pair. environment: further variables of our ztunnels. base: for
+    the pair `BASE`.
     """
     variables = {"LOG_FORMAT": "plain", "RUST_LOG": "info", "ZTUNNEL_WORKER_THREADS": "1"}
     variables |= environment or {}
@@ -145,8 +159,8 @@ def opened(
     if base:
         _require_code_of(base)
     deployment = NodeDeployment(
-        {node: {"PYTHONPATH": str(base)} for node in of_base},
-        {node: [*_FROM_PATH, "-m", "ztunnel.cli", "proxy", "ztunnel"] for node in of_base},
+        {node: base.variables for node in of_base if base},
+        {node: [*base.command, "-m", "ztunnel.cli", "proxy", "ztunnel"] for node in of_base if base},
     )
     with Mesh.open(deployment=deployment, environment=variables) as mesh:
         made: dict[str, list[MeshPod]] = {}
