@@ -203,12 +203,15 @@ async def test_all_at_once(mesh_of_world: World, seed: int) -> None:
             while not stop.is_set():
                 await world.connect()
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(connect_without_pause)
-            for _ in range(ROUNDS):
-                await world.change()
-                await trio.sleep(world.random.choice([0, 0.01, 0.1]))
-            stop.set()
+        with trio.fail_after(240):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(connect_without_pause)
+                changes = 0
+                # A busy machine makes fewer connections between two changes, so it gets more changes.
+                while changes < ROUNDS or world.answered < ROUNDS:
+                    await world.change()
+                    changes += 1
+                    await trio.sleep(world.random.choice([0, 0.01, 0.1]))
+                stop.set()
         world.check(told=False)
-        assert world.answered >= ROUNDS
