@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,21 +44,22 @@ class Gate:
 
     def __init__(self, pair: TunnelPair, monkeypatch: pytest.MonkeyPatch) -> None:
         tls = pair.client.tls
-        receive, wait = tls.try_receive, tls.wait_receivable
+        receive, wait, at_rest = tls.try_receive, tls.wait_receivable, tls.at_rest
         self._open = trio.Event()
         self.something_came = trio.Event()
 
         def try_receive(max_bytes: int = 131_072) -> bytes | None:
             return receive(max_bytes) if self._open.is_set() else None
 
-        async def wait_receivable() -> None:
+        async def wait_receivable(handler: Callable[[], bool] | None = None) -> None:
             # The reader waited before this gate was there, so that what came has woken it.
             self.something_came.set()
             await self._open.wait()
-            await wait()
+            await wait(handler)
 
         monkeypatch.setattr(tls, "try_receive", try_receive)
         monkeypatch.setattr(tls, "wait_receivable", wait_receivable)
+        monkeypatch.setattr(tls, "at_rest", lambda: self._open.is_set() and at_rest())
 
     def open(self) -> None:
         self._open.set()

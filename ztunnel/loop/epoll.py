@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 _FEW = 64
-_CALM = 32
+CALM = 32
 """Pieces of bulk data that are small after a message: together 2 MiB, some milliseconds."""
 
 
@@ -75,7 +75,7 @@ class LoopEpoll:
     def woken(self) -> None:
         """A task was woken that should not wait for bulk data. Its next step lowers ``urgent``."""
         self.urgent += 1
-        self.messages = _CALM
+        self.messages = CALM
 
     def _call(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Call the callbacks of our descriptors. Returns the events of the others."""

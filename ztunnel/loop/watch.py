@@ -8,6 +8,10 @@ The kernel reports an edge only once. So a socket counts as readable until its r
 (`Watch.emptied`). A short read shows that as well as EAGAIN does: whatever comes later is a new edge. The end
 of the peer's bytes is always remembered, because it may have come with the last bytes, where a short read
 does not see it.
+
+A task that waits may leave a handler with the watch, which the loop calls in its place. Most messages are
+small and complete: they are read and passed on without a step of the task, which would cost more than the
+message. The handler belongs to that wait: when the task is cancelled, woken or interrupted, it is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Self
 import outcome
 import trio
 
-from ztunnel.loop.epoll import LoopEpoll, own
+from ztunnel.loop.epoll import CALM, LoopEpoll, own
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _WRITE = select.EPOLLOUT
@@ -40,7 +44,9 @@ class Watch:
         "_closed",
         "_ended",
         "_epoll",
+        "_failed",
         "_flags",
+        "_handler",
         "_readable",
         "_reader",
         "_urgent",
@@ -57,6 +63,8 @@ class Watch:
         self._closed = False
         self._readable = self._ended = False
         self._reader: trio.lowlevel.Task | None = None
+        self._handler: Callable[[], bool] | None = None
+        self._failed: Exception | None = None
         self._writer: trio.lowlevel.Task | None = None
         self._flags = _READ
         self._epoll: LoopEpoll | None = own()
@@ -90,7 +98,7 @@ class Watch:
             if task is not None:
                 closed = trio.ClosedResourceError("the socket is not watched any more")
                 trio.lowlevel.reschedule(task, outcome.Error(closed))
-        self._reader = self._writer = None
+        self._reader = self._writer = self._handler = None
 
     @property
     def ended(self) -> bool:
@@ -107,11 +115,17 @@ class Watch:
             if not self._closed and self.sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(self.sock)
         elif self._reader is not None:
-            reader, self._reader = self._reader, None
+            reader, self._reader, self._handler = self._reader, None, None
             trio.lowlevel.reschedule(reader)
 
-    async def readable(self) -> None:
-        """Wait until there may be something to read, also an end or an error; or until `interrupt`."""
+    async def readable(self, handler: Callable[[], bool] | None = None) -> None:
+        """Wait until there may be something to read, also an end or an error; or until `interrupt`.
+
+        handler: called in place of waking the caller, unless the end of the peer's bytes has come. It returns
+            True if it has read until the socket was empty: then the wait goes on. Otherwise the caller is
+            woken. What it raises is raised here. It may not wait, nor close any socket. Without an epoll
+            of Trio's it is not called.
+        """
         if self._epoll is None:
             await self._by_trio(trio.lowlevel.wait_readable)
             return
@@ -119,11 +133,15 @@ class Watch:
         self._check(self._reader)
         if self._readable or self._ended:
             return
+        self._handler = handler
         self._reader = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._reader_gives_up)
         if self._urgent:
             self._urgent = False
             self._epoll.urgent -= 1
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
 
     async def writable(self) -> None:
         """Wait until there may be room to write, or an error."""
@@ -154,7 +172,7 @@ class Watch:
             raise trio.BusyResourceError("another task waits for this socket")
 
     def _reader_gives_up(self, _: object) -> trio.lowlevel.Abort:
-        self._reader = None
+        self._reader = self._handler = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _writer_gives_up(self, _: object) -> trio.lowlevel.Abort:
@@ -168,13 +186,28 @@ class Watch:
         if flags & ~_WRITE:
             self._readable = True
             if self._reader is not None:
-                reader, self._reader = self._reader, None
-                trio.lowlevel.reschedule(reader)
-                if not self.bulk:
-                    # Its next step takes it back: a task that was rescheduled is not cancelled any more.
-                    assert self._epoll is not None
-                    self._urgent = True
-                    self._epoll.woken()
+                self._wake_reader(self._reader)
         if flags & ~select.EPOLLIN and self._writer is not None:
             writer, self._writer = self._writer, None
             trio.lowlevel.reschedule(writer)
+
+    def _wake_reader(self, reader: trio.lowlevel.Task) -> None:
+        """Wake the task that waits, unless its handler does all that is to do."""
+        epoll = self._epoll
+        assert epoll is not None
+        if self._handler is not None and not self._ended:
+            try:
+                if self._handler():
+                    epoll.messages = CALM
+                    return
+            except Exception as error:  # noqa: BLE001  # raised in the task that waits
+                self._failed = error
+            if self._reader is not reader:
+                return  # the handler has interrupted or cancelled the wait
+        # Not kept, since it refers to this watch.
+        self._reader = self._handler = None
+        trio.lowlevel.reschedule(reader)
+        if not self.bulk:
+            # Its next step takes it back: a task that was rescheduled is not cancelled any more.
+            self._urgent = True
+            epoll.woken()

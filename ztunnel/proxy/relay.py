@@ -176,6 +176,30 @@ async def _wait_sent(sock: socket.socket, grace: float) -> None:
         return
 
 
+def _small_upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> Callable[[], bool]:
+    """Returns the handler of `Watch.readable` that uploads a small message without a step of the task."""
+    sock = watch.sock
+
+    def upload() -> bool:
+        if watch.bulk or stream.room() < FIRST_READ:
+            return False
+        try:
+            data = sock.recv(FIRST_READ)
+        except BlockingIOError:
+            watch.emptied()
+            return True
+        if not data:
+            return False  # the task reads the end once more
+        stream.send(data)
+        sent(len(data))
+        if len(data) == FIRST_READ:
+            return False
+        watch.emptied()
+        return True
+
+    return upload
+
+
 async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None]) -> bool:
     """Read the application and send to the stream, until it half-closes or either side is gone.
 
@@ -184,6 +208,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
     sock = watch.sock
     size = FIRST_READ
     full = 0
+    handler = _small_upload(watch, stream, sent)
     try:
         while not stream.interrupted:
             if watch.bulk:
@@ -196,7 +221,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                 data = sock.recv(wanted)
             except BlockingIOError:
                 watch.emptied()
-                await watch.readable()
+                await watch.readable(handler)
                 continue
             if not data:
                 stream.send_end()
@@ -217,7 +242,7 @@ async def _upload(watch: Watch, stream: TunnelStream, sent: Callable[[int], None
                     watch.bulk = False
                 # A short read: the socket is empty. Waiting now saves a read that would only say EAGAIN.
                 watch.emptied()
-                await watch.readable()
+                await watch.readable(handler)
     except StreamClosedError:
         return True
     except OSError as error:

@@ -7,7 +7,7 @@ import fcntl
 import socket
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -104,14 +104,21 @@ class SocketTls(TlsConnection):
             self._watch.close()
             self._socket.close()
 
-    async def wait_receivable(self) -> None:
+    async def wait_receivable(self, handler: Callable[[], bool] | None = None) -> None:
         """Wait until the socket is readable. Returns at once if plaintext is waiting here."""
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
-        if not self._ahead:
-            self._records.slim()
-            await self._watch.readable()
+        if self.at_rest():
+            await self._watch.readable(handler)
         self._drained = False
+
+    def at_rest(self) -> bool:
+        """Whether no plaintext is waiting here. Gives memory back that the last reads needed, if so."""
+        self._drained = False
+        if self._ahead:
+            return False
+        self._records.slim()
+        return True
 
     async def wait_sendable(self) -> None:
         """Wait until the socket is writable."""
@@ -195,8 +202,9 @@ class StreamTls(TlsConnection):
     def _close_transport(self) -> None:
         self._arrived = None
 
-    async def wait_receivable(self) -> None:
+    async def wait_receivable(self, handler: Callable[[], bool] | None = None) -> None:
         """Read from the stream once. Returns at once if something is waiting here."""
+        del handler  # this task has to read from the stream itself
         if self._closed:
             raise trio.ClosedResourceError("this TLS connection was closed")
         if self._ahead or self._arrived is not None or self._broken is not None:

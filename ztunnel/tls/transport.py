@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 
 class TlsTransport(ABC):
@@ -21,6 +22,10 @@ class TlsTransport(ABC):
     @bulk.setter
     def bulk(self, bulk: bool) -> None:
         del bulk
+
+    def at_rest(self) -> bool:
+        """Whether nothing that was read waits here. Gives memory back that the last reads needed, if so."""
+        return False
 
     @property
     def peer_closed(self) -> bool:
@@ -55,8 +60,11 @@ class TlsTransport(ABC):
         """Close the transport if the connection owns it."""
 
     @abstractmethod
-    async def wait_receivable(self) -> None:
-        """Wait until `try_receive` may have something. Raises trio.ClosedResourceError if closed."""
+    async def wait_receivable(self, handler: Callable[[], bool] | None = None) -> None:
+        """Wait until `try_receive` may have something. Raises trio.ClosedResourceError if closed.
+
+        handler: see `Watch.readable`; a transport that has no `Watch` never calls it.
+        """
 
     @abstractmethod
     async def wait_sendable(self) -> None:

@@ -2,13 +2,13 @@
 
 Tasks. A tunnel has three tasks in one nursery: the reader (`Tunnel.run` itself), the writer and the pinger.
 
-Receiving. Only the reader takes bytes from TLS. It reads until a short read says that the socket is empty,
-feeds the bytes to the sans-IO connection, and puts each stream's data into that stream's inbox. At the end of
-such a batch it delivers each inbox. If the stream has an application's socket, delivering is one ``sendmsg``
-in the reader itself: no queue, no other task, no wake-up. Only if that socket would block does the rest stay
-in the inbox, and a drain task waits for that socket (in the nursery of the connection, not of the tunnel).
-Window is given back only for bytes that the socket took. So a stalled application makes us hold at most its
-stream's window. Slow streams block others only when together they have filled the connection's window.
+Receiving. Only the reader takes bytes from TLS (`ztunnel.tunnel.tunnel_reader`). It puts each stream's data
+into that stream's inbox. At the end of a turn it delivers each inbox. If the stream has an application's
+socket, delivering is one ``sendmsg`` in the reader itself: no queue, no other task, no wake-up. Only if that
+socket would block does the rest stay in the inbox, and a drain task waits for that socket (in the nursery of
+the connection, not of the tunnel). Window is given back only for bytes that the socket took. So a stalled
+application makes us hold at most its stream's window. Slow streams block others only when together they have
+filled the connection's window.
 
 Sending needs no task: the sender frames its data and calls `flush`, which writes to TLS at once. If TLS would
 block, the rest waits in the backlog, the writer task waits until the socket is writable, and `blocked` tells
@@ -25,7 +25,7 @@ This module is what `ClientTunnel` and `ServerTunnel` have in common.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Generic, TypeVar
 
 import trio
@@ -36,7 +36,6 @@ from ztunnel.hbone import (
     DataReceived,
     ErrorCode,
     Event,
-    HboneConnection,
     PeerDraining,
     Pong,
     StreamEnded,
@@ -44,28 +43,23 @@ from ztunnel.hbone import (
     WindowOpened,
     error_text,
 )
-from ztunnel.loop.bulk import make_room, piece
-from ztunnel.tls.scratch import CHUNK
 from ztunnel.tls.tls_connection import TlsConnection
 from ztunnel.tls.tls_errors import TlsError
 from ztunnel.tunnel.backlog import Backlog
 from ztunnel.tunnel.linger import wait_received
-from ztunnel.tunnel.rest import SMALL_READ, end_turn, give_way
+from ztunnel.tunnel.rest import give_way
+from ztunnel.tunnel.tunnel_reader import HboneT, TunnelReader
 from ztunnel.tunnel.tunnel_stream import TunnelStream
-
-BATCH = 2
-"""Reads in one batch: together 256 KiB, a good size for one ``sendmsg``."""
 
 BULK = 64 * 1024
 """Bytes. Who sends so many at once need not be woken before others."""
 
 PING_OPAQUE = bytes.fromhex("3b7cdb7a0b8716b4")
 
-HboneT = TypeVar("HboneT", bound=HboneConnection)
 StreamT = TypeVar("StreamT", bound=TunnelStream)
 
 
-class Tunnel(ABC, Generic[HboneT, StreamT]):
+class Tunnel(TunnelReader[HboneT], Generic[HboneT, StreamT]):
     """Drives one TLS connection with HTTP/2 on it until either side ends it.
 
     tls: a TLS connection after its handshake; `run` closes it.
@@ -79,15 +73,10 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     """
 
     def __init__(self, tls: TlsConnection, hbone: HboneT, bounds: TunnelBounds = DEFAULTS.tunnel) -> None:
-        self.tls = tls
-        self.hbone = hbone
-        self.bounds = bounds
+        super().__init__(tls, hbone, bounds)
         self.streams: dict[int, StreamT] = {}
         self.blocked = False
-        self._bulk = self._sent_bulk = False
-        self.failure: str | None = None
         self.abused = False
-        self.heard: float = trio.current_time()
         self.opened: float = self.heard
         self.round_trip: float | None = None
         self.ended = trio.Event()
@@ -99,8 +88,6 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self._tasks: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
-        self._end_received = False
-        self.many = False
         self._finishing = trio.Lock()
 
     # -- called by streams and the pool; nothing here waits, but for `finish` ---------------------------
@@ -184,6 +171,9 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
                     nursery.start_soon(self._ping, name="tunnel pings")
                     with self._reading:
                         await self._read()
+                        if self._broken:
+                            self._scope.cancel()
+                        self._read_to_its_end()
                     # Also when the transport broke, which has cancelled all the rest.
                     with trio.CancelScope(shield=True):
                         await self._lose_streams_in_turns()
@@ -217,72 +207,6 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
     def _lose_streams(self) -> None:
         for stream in list(self.streams.values()):
             stream.tunnel_lost()
-
-    async def _read(self) -> None:
-        tls = self.tls
-        hbone = self.hbone
-        receive = hbone.receive
-        # Cheaper than `trio.current_time`, and called with each message.
-        now = trio.lowlevel.current_clock().current_time
-        # Large reads cost memory, so they are for tunnels that are full of payload.
-        size = SMALL_READ
-        unread = False
-        # What the turns have cost that follow each other because more was waiting.
-        work = 0
-        while True:
-            reads = turn = 0
-            turn_limit = self.bounds.turn_work if self.many else self.bounds.first_work
-            much = end = False
-            batch, limit = BATCH, size
-            if self._bulk:
-                await make_room()
-                limit = piece(size)
-                batch = BATCH if limit == size else 1
-            try:
-                while reads < batch:
-                    data = b"" if unread else tls.try_receive(limit)
-                    if data is None:
-                        break
-                    if not data and not unread:
-                        end = True
-                        break
-                    reads += 1
-                    much |= len(data) >= SMALL_READ
-                    for event in receive(data, turn_limit - turn):
-                        self._dispatch(event)
-                    turn += hbone.take_work()
-                    unread = hbone.unread
-                    if unread or turn > turn_limit:
-                        break
-            except (OSError, TlsError) as error:
-                end = True
-                self._lost(f"io error: {error}")
-            self._end_received = end
-            if reads:
-                self.heard = now()
-            # Of a tunnel that sends bulk data, the small frames in return are as little urgent.
-            much = much or self._sent_bulk
-            self._sent_bulk = False
-            if self._bulk != much:
-                self._bulk = self.tls.bulk = much
-            self._deliver()
-            self.flush()
-            if end or self._finished():
-                break
-            if unread or turn > turn_limit:
-                # A large read has too many small frames.
-                size = SMALL_READ
-                self.many = True
-                work = await end_turn(turn, work, self.bounds)
-                continue
-            work = 0
-            self.many = False
-            if reads == batch:
-                size = CHUNK
-                await trio.lowlevel.checkpoint()
-            else:
-                await tls.wait_receivable()
-        self._read_to_its_end()
 
     def _read_to_its_end(self) -> None:
         for event in self.hbone.receive_eof():
@@ -396,9 +320,3 @@ class Tunnel(ABC, Generic[HboneT, StreamT]):
         self.blocked = True
         self._backlog.clear()
         self._written.unpark_all()
-
-    def _lost(self, why: str) -> None:
-        if self.failure is None:
-            self.failure = why
-        self.hbone.silence()
-        self._scope.cancel()

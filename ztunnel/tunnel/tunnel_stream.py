@@ -147,7 +147,6 @@ class TunnelStream:
         """From now on write what arrives to the socket of ``watch``.
 
         The socket is non-blocking and belongs to the caller, who closes it after `close`.
-
         taken: called with the number of bytes after each write.
         """
         self._sock = watch.sock
@@ -185,20 +184,22 @@ class TunnelStream:
         self.download_done = True
         self._wake_relay.wake()
 
+    def room(self) -> int:
+        """Returns how many bytes may be sent now; 0 also when the relay is interrupted."""
+        if self.interrupted or self._carrier.blocked or self._h2_stream.state.dead:
+            return 0
+        return self._hbone.send_window(self.id)
+
     async def wait_room(self) -> int:
         """Wait until something may be sent. Returns how many bytes; 0 when the relay is interrupted.
 
         Raises StreamClosedError after a reset or the loss of the tunnel.
         """
-        carrier = self._carrier
         while True:
             self._raise_if_dead()
-            if not carrier.blocked:
-                window = self._hbone.send_window(self.id)
-                if window:
-                    return window
-            if self.interrupted:
-                return 0
+            room = self.room()
+            if room or self.interrupted:
+                return room
             await self._wake_writer.park()
 
     def send(self, data: bytes | memoryview) -> None:
