@@ -312,3 +312,13 @@ async def test_the_end_is_for_the_task_and_not_for_the_handler(own_pair):
         assert handler.read == []
         assert watch.ended
         assert near.recv(100) == b"word"
+
+
+async def test_what_a_handler_leaves_is_not_lost(own_pair):
+    near, far = own_pair
+    with Watch(near) as watch:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.readable, lambda: True)  # although nothing was read
+            await trio.testing.wait_all_tasks_blocked()
+            far.send(b"word")
+        assert near.recv(100) == b"word"

@@ -122,8 +122,8 @@ class Watch:
         """Wait until there may be something to read, also an end or an error; or until `interrupt`.
 
         handler: called in place of waking the caller, unless the end of the peer's bytes has come. It returns
-            True if it has read until the socket was empty: then the wait goes on. Otherwise the caller is
-            woken. What it raises is raised here. It may not wait, nor close any socket. Without an epoll
+            True if it has read until the socket was empty (`emptied`): then the wait goes on. Otherwise the
+            caller is woken. What it raises is raised here. It may not wait, nor close any socket. Without an epoll
             of Trio's it is not called.
         """
         if self._epoll is None:
@@ -197,7 +197,7 @@ class Watch:
         assert epoll is not None
         if self._handler is not None and not self._ended:
             try:
-                if self._handler():
+                if self._handler() and not self._readable:
                     epoll.messages = CALM
                     return
             except Exception as error:  # noqa: BLE001  # raised in the task that waits
