@@ -123,8 +123,8 @@ class Watch:
 
         handler: called in place of waking the caller, unless the end of the peer's bytes has come. It returns
             True if it has read until the socket was empty (`emptied`): then the wait goes on. Otherwise the
-            caller is woken. What it raises is raised here. It may not wait, nor close any socket. Without an epoll
-            of Trio's it is not called.
+            caller is woken. What it raises is raised here. It may not wait, nor close any socket. Without an
+            epoll object of Trio's it is not called.
         """
         if self._epoll is None:
             await self._by_trio(trio.lowlevel.wait_readable)
