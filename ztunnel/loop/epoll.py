@@ -2,8 +2,9 @@
 
 How it works. Trio's epoll object is wrapped once for each loop. Our descriptors are registered in the same
 kernel object, with flags that Trio does not use. Events of our descriptors go to a callback, all others to
-Trio. A callback runs in the loop, between steps of tasks; it may only reschedule a task and set a flag. Each
-callback belongs to a task that waits, or to an object that a task closes.
+Trio. A callback runs in the loop, between steps of tasks. It sets a flag, and reschedules the task that waits
+or calls the handler that this task has left (`Watch.readable`); it closes no descriptor, since events of this
+poll may still be to come. Each callback belongs to a task that waits, or to an object that a task closes.
 
 Trio has no public access to its epoll object. If it cannot be had (another version, another system), `own`
 returns None, and the caller uses Trio's ordinary waits, which are correct too, but slower.
