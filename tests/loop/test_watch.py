@@ -15,16 +15,24 @@ import trio.testing
 from ztunnel.loop.watch import Watch
 
 
-@pytest.fixture(params=["own epoll", "fallback"])
-def pair(request, monkeypatch) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a connection; without an epoll of the loop's, too."""
-    if request.param == "fallback":
-        monkeypatch.delattr(select, "EPOLLEXCLUSIVE")
+@pytest.fixture
+def own_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection, with an epoll of the loop's."""
     left, right = socket.socketpair()
     with left, right:
         left.setblocking(False)
         right.setblocking(False)
         yield left, right
+
+
+@pytest.fixture(params=["own epoll", "fallback"])
+def pair(
+    request, monkeypatch, own_pair: tuple[socket.socket, socket.socket]
+) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection; without an epoll of the loop's, too."""
+    if request.param == "fallback":
+        monkeypatch.delattr(select, "EPOLLEXCLUSIVE")
+    return own_pair
 
 
 def fill(sock: socket.socket) -> None:
@@ -179,16 +187,6 @@ class Handler:
         if not self.full:
             self.watch.emptied()
         return not self.full
-
-
-@pytest.fixture
-def own_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a connection, with an epoll of the loop's."""
-    left, right = socket.socketpair()
-    with left, right:
-        left.setblocking(False)
-        right.setblocking(False)
-        yield left, right
 
 
 async def test_a_handler_reads_message_after_message_while_its_task_waits(own_pair):

@@ -9,49 +9,13 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from tests.support.relays import through_a_tunnel
 from tests.support.tunnels import outcome, plain_pair, tunnel_pair
 from ztunnel.hbone import ErrorCode, HboneSettings
 from ztunnel.proxy.relay import relay_plain, relay_stream
 from ztunnel.sockets.splice import PipePool
 
 OUTCOMES = ("end", "reset")
-
-
-class Relay:
-    """Two applications with everything between them."""
-
-    def __init__(self) -> None:
-        self.results: dict[str, str | None] = {}
-        self.over = trio.Event()
-
-
-@asynccontextmanager
-async def through_a_tunnel(settings: HboneSettings | None = None):
-    """Gives the client's and the server's application sockets, the tunnels, and the relays' results."""
-    async with tunnel_pair(settings) as pair, trio.open_nursery() as nursery:
-        ours, theirs = await pair.open()
-        client_side, client = plain_pair()
-        server_side, server = plain_pair()
-        relay = Relay()
-
-        async def run(name, sock, stream, outbound):
-            with sock:
-                end = await relay_stream(
-                    sock, stream, sent_to_stream=ignore, received_from_stream=ignore, outbound=outbound
-                )
-                relay.results[name] = end.error
-                if len(relay.results) == 2:
-                    relay.over.set()
-
-        nursery.start_soon(run, "client", client_side, ours, True)
-        nursery.start_soon(run, "server", server_side, theirs, False)
-        yield client, server, pair, relay
-        await client.aclose()
-        await server.aclose()
-        with trio.fail_after(10):
-            await relay.over.wait()
-        assert not pair.client.streams
-        assert not pair.server.streams
 
 
 def ignore(count: int) -> None:

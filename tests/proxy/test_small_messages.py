@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import select
 from collections import Counter
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 
-from tests.support.tunnels import plain_pair, tunnel_pair
-from ztunnel.proxy.relay import FIRST_READ, relay_stream
+from tests.support.relays import through_a_tunnel
+from ztunnel.proxy.relay import FIRST_READ
 
 
 class Steps(trio.abc.Instrument):
@@ -25,36 +24,8 @@ class Steps(trio.abc.Instrument):
         self.counts[task.name] += 1
 
 
-@asynccontextmanager
-async def relayed():
-    """Yields the client's and the server's stream, with a tunnel between them, and the bytes counted."""
-    counted: Counter[str] = Counter()
-
-    async def relay(sock, stream, *, outbound: bool) -> None:
-        def count(name: str):
-            return lambda number: counted.update({name: number})
-
-        with sock:
-            await relay_stream(
-                sock,
-                stream,
-                sent_to_stream=count("up" if outbound else "down"),
-                received_from_stream=count("received down" if outbound else "received up"),
-                outbound=outbound,
-            )
-
-    async with tunnel_pair() as pair, trio.open_nursery() as nursery:
-        ours, theirs = await pair.open()
-        client_side, client = plain_pair()
-        server_side, server = plain_pair()
-        nursery.start_soon(lambda: relay(client_side, ours, outbound=True), name="relay")
-        nursery.start_soon(lambda: relay(server_side, theirs, outbound=False), name="relay")
-        async with client, server:
-            yield client, server, counted
-
-
 async def test_a_small_message_takes_no_step_of_a_task():
-    async with relayed() as (client, server, counted):
+    async with through_a_tunnel() as (client, server, _, relay):
         await client.send_all(b"first")
         assert await server.receive_some(100) == b"first"
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -69,7 +40,12 @@ async def test_a_small_message_takes_no_step_of_a_task():
                 assert await client.receive_some(1000) == word
         trio.lowlevel.remove_instrument(steps)
         assert [*steps.counts] == [trio.lowlevel.current_task().name]
-        assert counted == {"up": 2005, "received up": 2005, "down": 2000, "received down": 2000}
+        assert relay.counted == {
+            "client sent": 2005,
+            "server received": 2005,
+            "server sent": 2000,
+            "client received": 2000,
+        }
 
 
 @pytest.mark.parametrize("loop", ["own epoll", "fallback"])
@@ -97,12 +73,12 @@ async def test_messages_of_all_sizes_arrive_whole_and_in_order(monkeypatch, loop
             got[name] += data
 
     with trio.fail_after(30):
-        async with relayed() as (client, server, counted):
+        async with through_a_tunnel() as (client, server, _, relay):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, client, "up")
                 nursery.start_soon(receive, server, "up")
                 nursery.start_soon(send, server, "down")
                 nursery.start_soon(receive, client, "down")
-            total = sum(sizes)
-            assert counted == {"up": total, "received up": total, "down": total, "received down": total}
+            names = ("client sent", "server received", "server sent", "client received")
+            assert relay.counted == dict.fromkeys(names, sum(sizes))
     assert got == sent
