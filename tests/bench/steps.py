@@ -4,7 +4,7 @@ One process is both ends: application → 15001 (SOCKS5 here, so that it runs an
 application. Clients and the application that answers are other processes, so what is counted is the data
 plane's alone. For each operation:
 
-- CPU time, user and system, and how often Trio stepped a task, spawned one, and waited for the kernel;
+- CPU time, user and system, and how often Trio stepped a task, spawned one, and took a turn of its loop;
 - containers allocated, and system calls (with strace, in a run of their own);
 - where the user time goes: a profile by part of the program, as shares of the measured time. A profiler makes
   calls dearer than they are, so compare shares with shares.
@@ -53,7 +53,7 @@ class Counting(trio.abc.Instrument):
     """What Trio does."""
 
     def __init__(self) -> None:
-        self.spawned = self.steps = self.waits = 0
+        self.spawned = self.steps = self.turns = 0
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         del task
@@ -65,7 +65,7 @@ class Counting(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         del timeout
-        self.waits += 1
+        self.turns += 1
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Cost:
     system: float
     spawned: float
     steps: float
-    waits: float
+    turns: float
     containers: float
 
 
@@ -138,7 +138,7 @@ async def measure(operation: str, port: int, count: int) -> Cost:
         (after.ru_stime - before.ru_stime) * 1e6 / count,
         counting.spawned / count,
         counting.steps / count,
-        counting.waits / count,
+        counting.turns / count,
         made / count,
     )
 
@@ -230,7 +230,7 @@ async def plane_and_application() -> AsyncIterator[int]:
 
 async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, functions: int) -> None:
     async with plane_and_application() as port:
-        print(f"{'':14}{'user µs':>9}{'system':>8}{'tasks':>7}{'steps':>7}{'waits':>7}{'containers':>12}")
+        print(f"{'':14}{'user µs':>9}{'system':>8}{'tasks':>7}{'steps':>7}{'turns':>7}{'containers':>12}")
         for name, full in OPERATIONS.items():
             if not wanted(name):
                 continue
@@ -239,7 +239,7 @@ async def run(scale: float, wanted: Callable[[str], bool], *, profiled: bool, fu
             cost = await measure(operation, port, count)
             print(
                 f"{name:14}{cost.user:9.0f}{cost.system:8.0f}{cost.spawned:7.1f}"
-                f"{cost.steps:7.1f}{cost.waits:7.1f}{cost.containers:12.0f}"
+                f"{cost.steps:7.1f}{cost.turns:7.1f}{cost.containers:12.0f}"
             )
             if profiled:
                 calls = await trio.to_thread.run_sync(system_calls, operation, port, count // 5)

@@ -11,6 +11,9 @@ returns None, and the caller uses Trio's ordinary waits, which are correct too, 
 
 A descriptor that is registered here must not be waited for through Trio.
 
+While nothing but callbacks has had something to do, the wait goes on without a turn of Trio's loop: no task
+can run, and no deadline has passed. Most messages are carried like this (docs/hot-path.md).
+
 Between two turns of Trio's loop a task that moves bulk data may `look` whether others have something to do
 (`ztunnel.loop.bulk`).
 """
@@ -18,7 +21,7 @@ Between two turns of Trio's loop a task that moves bulk data may `look` whether 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sized
 from typing import Any
 
 import trio
@@ -28,8 +31,8 @@ CALM = 32
 """Pieces of bulk data that are small after a message: together 2 MiB, some milliseconds."""
 
 
-class _Taken(list[tuple[int, int]]):
-    """The events that are left for Trio. Always true, because for Trio an empty list means a timeout."""
+class _Taken(tuple[tuple[int, int], ...]):
+    """No event is left for Trio. True, because for Trio something false means a timeout."""
 
     __slots__ = ()
 
@@ -37,17 +40,32 @@ class _Taken(list[tuple[int, int]]):
         return True
 
 
+_NONE_LEFT = _Taken()
+
+
 class LoopEpoll:
     """The wrapper. ``callbacks``: by descriptor; they are called with the flags of epoll(7).
 
     process: processes the events of Trio's own descriptors.
+    runnable: the tasks that Trio's next turn will run.
+    next_deadline, current_time: of the tasks, and now, both by Trio's clock.
     urgent: tasks that were woken, have not run yet, and should not wait for bulk data. A `Watch` counts them.
     messages: how many pieces of bulk data are still to be small, because somebody sends small messages.
     """
 
-    def __init__(self, epoll: select.epoll, process: Callable[[list[tuple[int, int]]], None]) -> None:
+    def __init__(
+        self,
+        epoll: select.epoll,
+        process: Callable[[Iterable[tuple[int, int]]], None],
+        runnable: Sized,
+        next_deadline: Callable[[], float],
+        current_time: Callable[[], float],
+    ) -> None:
         self._epoll = epoll
         self._process = process
+        self._runnable = runnable
+        self._next_deadline = next_deadline
+        self._current_time = current_time
         self.urgent = 0
         self.messages = 0
         self.register = epoll.register
@@ -57,18 +75,34 @@ class LoopEpoll:
         self.fileno = epoll.fileno
         self.callbacks: dict[int, Callable[[int], None]] = {}
 
-    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        """Like ``select.epoll.poll``, without the events that callbacks took."""
+    def poll(self, timeout: float, maxevents: int) -> Collection[tuple[int, int]]:
+        """Like ``select.epoll.poll``, without the events that callbacks took.
+
+        Waits again, for no longer than ``timeout`` and the next deadline, until Trio has something to do.
+        """
         if not self.callbacks:
             return self._epoll.poll(timeout, maxevents)
-        events = self._epoll.poll(timeout, maxevents + _FEW)
-        return self._call(events) if events else events
+        most = maxevents + _FEW
+        events = self._epoll.poll(timeout, most)
+        if not events:
+            return events
+        others = self._call(events)
+        while not others and not self._runnable and timeout > 0:
+            # Asked anew each time, because a callback may have set a deadline.
+            left = min(self._next_deadline() - self._current_time(), timeout)
+            if left <= 0:
+                break
+            events = self._epoll.poll(left, most)
+            if not events:
+                break
+            others = self._call(events)
+        return others or _NONE_LEFT
 
     def look(self) -> bool:
         """Poll without waiting. Returns whether a task should run before more bulk data is moved."""
         if not self.urgent:
             others = self._call(self._epoll.poll(0, _FEW))
-            if len(others):
+            if others:
                 self._process(others)
                 return True
         return self.urgent > 0
@@ -81,7 +115,7 @@ class LoopEpoll:
     def _call(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Call the callbacks of our descriptors. Returns the events of the others."""
         callbacks = self.callbacks
-        others = _Taken()
+        others = []
         for event in events:
             callback = callbacks.get(event[0])
             if callback is None:
@@ -107,14 +141,17 @@ class LoopEpoll:
 def own() -> LoopEpoll | None:
     """Returns the wrapper of the running loop; None if there is no epoll object to wrap."""
     try:
-        manager: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager  # noqa: SLF001
-        epoll: Any = manager._epoll  # noqa: SLF001
+        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001
+        manager = runner.io_manager
+        epoll = manager._epoll  # noqa: SLF001
+        # Both live as long as the loop.
+        runnable, next_deadline = runner.runq, runner.deadlines.next_deadline
     except AttributeError:
         return None
     if type(epoll) is LoopEpoll:
         return epoll
     if type(epoll) is not select.epoll or not hasattr(select, "EPOLLEXCLUSIVE"):
         return None
-    wrapped = LoopEpoll(epoll, manager.process_events)
+    wrapped = LoopEpoll(epoll, manager.process_events, runnable, next_deadline, runner.clock.current_time)
     manager._epoll = wrapped  # noqa: SLF001
     return wrapped
