@@ -196,6 +196,37 @@ def test_an_interrupt_while_modules_are_loaded_shows_no_traceback():
     assert process.returncode == -signal.SIGINT
 
 
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "threading.Thread(target=forever).start()",
+        "atexit.register(forever)",
+        # As grpcio does when a channel was not closed.
+        "globals()['last'] = type('Late', (), {'__del__': lambda self, wait=forever: wait()})()",
+    ],
+    ids=["a thread", "a callback", "an object"],
+)
+def test_a_program_whose_interpreter_does_not_end_ends(hang: str):
+    program = (
+        "import atexit, sys, threading, ztunnel.bounds, ztunnel.cli\n"
+        "from ztunnel.bounds import Bounds, ControlBounds\n"
+        "ztunnel.bounds.DEFAULTS = Bounds(control=ControlBounds(process_end=0.5))\n"
+        "forever = threading.Event().wait\n"
+        "def run(early):\n"
+        f"    {hang}\n"
+        "    return 0\n"
+        "ztunnel.cli.main = run\n"
+        "from ztunnel.start import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Timeout (0:00:00.500000)!\n")
+    assert "most recent call first" in done.stderr, "where each thread was"
+
+
 def test_the_collector_rests_while_modules_are_loaded_and_works_in_a_command():
     program = (
         "import gc, sys\n"

@@ -165,6 +165,9 @@ class ControlBounds:
     cni_jitter: float = fraction(0.2, "that pause is made longer or shorter by up to this part of it")
     cni_longest_pause: float = seconds(15, "between two attempts to reach the CNI agent at most")
     cni_retry: float = seconds(5, "until pods that did not start, or ended by themselves, are tried again")
+    process_end: float = seconds(
+        10, "for the interpreter to end, after all else; then the process ends and says where threads are"
+    )
     workers_end: float = seconds(5, "for worker processes to end with the control side; then they are killed")
     mesh_cache_slack: int = size(
         4 * MIB, "replaced resources in the file that keeps the mesh for new workers"

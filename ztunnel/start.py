@@ -3,10 +3,14 @@
 An interrupt while modules are loaded ends the program without a traceback; after that, the module of the
 command decides what an interrupt does. The garbage collector is off until then: modules are no garbage, and
 collections would take a tenth of the start's CPU time.
+
+When the command has returned, the interpreter waits for threads, also for those of libraries
+(`ztunnel.grpc.bridge`). That wait has a limit.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import signal
@@ -23,6 +27,9 @@ def main() -> int:
 
     early = listen_early(sys.argv[1:], os.environ)
     gc.disable()  # a command switches it on when it begins: ztunnel.cli, ztunnel.system.memory
+    from ztunnel.bounds import DEFAULTS  # noqa: PLC0415 - not before the lines above
     from ztunnel.cli import main as run  # noqa: PLC0415 - not before the lines above
 
-    return run(early=early)
+    status = run(early=early)
+    faulthandler.dump_traceback_later(DEFAULTS.control.process_end, exit=True)
+    return status

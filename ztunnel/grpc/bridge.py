@@ -12,7 +12,8 @@ call, which wakes the thread, and waits for it. So no thread lives longer than i
 longer than its channel.
 
 Closing a channel blocks until grpcio's threads have let go of it, up to 0.2 s, so a thread does it. A channel
-that is not closed can hang the program's end: the interpreter stops those threads, and then waits for them.
+that is not closed can hang the program's end, until `ztunnel.start` ends it: the interpreter stops those
+threads, and then waits for them.
 
 grpcio is imported when the first channel is made: the control process needs it, but a worker process must not
     load it (it takes about 15 MB, and it does not work with fork).
