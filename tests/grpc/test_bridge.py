@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.logs import capture_logs
 from tests.support.tls_peers import CA, SERVER, certificate
 from ztunnel.bounds import ControlBounds
 from ztunnel.certs.fake_ca import IssuingCa
@@ -334,9 +335,11 @@ async def test_a_close_without_end_is_given_up(monkeypatch):
     channel = GrpcChannel("localhost:1", roots=CA.pem, bounds=ControlBounds(grpc_close=0.01))
     close, free = channel._channel.close, threading.Event()
     monkeypatch.setattr(channel._channel, "close", lambda: free.wait(20) and close())
-    with trio.fail_after(10):
+    with trio.fail_after(10), capture_logs("warn") as logs:
         await channel.aclose()
     free.set()
+    said = "the connection to localhost:1 does not close, and is left to its thread"
+    assert [record.message for record in logs] == [said]
 
 
 async def test_no_thread_is_left_behind(service):

@@ -42,6 +42,9 @@ import trio
 
 from ztunnel.bounds import DEFAULTS, ControlBounds
 from ztunnel.grpc.status import GrpcChannelError, GrpcStatusError, Metadata, check_metadata
+from ztunnel.observe.logging import get_logger
+
+log = get_logger("grpc")
 
 # grpcio cannot set the lowest version of TLS, but the suites up to TLS 1.2; those of 1.3 are always on. A
 # pre-shared-key suite, for which we have no key, is never offered. So only TLS 1.3 is left.
@@ -237,8 +240,10 @@ class GrpcChannel:
             await self._end(self._channel)
 
     async def _end(self, channel: Any) -> None:
-        with trio.move_on_after(self._bounds.grpc_close, shield=True):
+        with trio.move_on_after(self._bounds.grpc_close, shield=True) as closing:
             await trio.to_thread.run_sync(channel.close, abandon_on_cancel=True, limiter=_threads())
+        if closing.cancelled_caught:
+            log.warning(f"the connection to {self.target} does not close, and is left to its thread")
 
     async def __aenter__(self) -> Self:
         return self
