@@ -227,6 +227,18 @@ def test_a_program_whose_interpreter_does_not_end_ends(hang: str):
     assert "most recent call first" in done.stderr, "where each thread was"
 
 
+def test_a_program_without_stderr_ends_as_well():
+    program = "import sys; sys.argv[1:] = ['version']; from ztunnel.start import main; sys.exit(main())"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"version.BuildInfo")
+
+
 def test_the_collector_rests_while_modules_are_loaded_and_works_in_a_command():
     program = (
         "import gc, sys\n"

@@ -31,5 +31,6 @@ def main() -> int:
     from ztunnel.cli import main as run  # noqa: PLC0415 - not before the lines above
 
     status = run(early=early)
-    faulthandler.dump_traceback_later(DEFAULTS.control.process_end, exit=True)
+    told = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open until the end
+    faulthandler.dump_traceback_later(DEFAULTS.control.process_end, exit=True, file=told)
     return status
