@@ -31,6 +31,6 @@ def main() -> int:
     from ztunnel.cli import main as run  # noqa: PLC0415 - not before the lines above
 
     status = run(early=early)
-    told = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open until the end
+    told = sys.stderr or os.open(os.devnull, os.O_WRONLY)  # open until the end
     faulthandler.dump_traceback_later(DEFAULTS.control.process_end, exit=True, file=told)
     return status
