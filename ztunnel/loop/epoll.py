@@ -94,7 +94,7 @@ class LoopEpoll:
                 break
             events = self._epoll.poll(left, most)
             if not events:
-                break
+                return events
             others = self._call(events)
         return others or _NONE_LEFT
 
