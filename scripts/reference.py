@@ -178,9 +178,19 @@ def commands() -> str:
         done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
         if done.returncode != 0 and not command.extra:
             sys.exit(f"ztunnel {name} --help: {done.stderr}")
-        shown = done.stdout.rstrip() or command.summary
+        shown = _as_newer_pythons_say(done.stdout.rstrip()) or command.summary
         text += f"\n## ztunnel {name}\n\n```\n{shown}\n```\n"
     return text
+
+
+def _as_newer_pythons_say(text: str) -> str:
+    """Python 3.13 and later name the value of an option with two names once: ``-f, --file FILE``."""
+    return re.sub(
+        r"^  (-\w)( [A-Z]+), (--\S+\2)",
+        lambda m: f"  {m[1]}, {m[3]}{' ' * len(m[2])}",
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def chart() -> str:
