@@ -186,7 +186,7 @@ def commands() -> str:
 def _as_newer_pythons_say(text: str) -> str:
     """Python 3.13 and later name the value of an option with two names once: ``-f, --file FILE``."""
     return re.sub(
-        r"^  (-\w)( [A-Z]+), (--\S+\2)",
+        r"^  (-\w)( \S+), (--\S+\2)",
         lambda m: f"  {m[1]}, {m[3]}{' ' * len(m[2])}",
         text,
         flags=re.MULTILINE,

@@ -110,27 +110,23 @@ def an_event() -> Wait:
     return event.set, event.wait
 
 
+async def sleep_in(scope: trio.CancelScope) -> None:
+    with scope:
+        await trio.sleep_forever()
+
+
 def a_cancelled_scope() -> Wait:
     scope = trio.CancelScope()
-
-    async def wait() -> None:
-        with scope:
-            await trio.sleep_forever()
-
-    return scope.cancel, wait
+    return scope.cancel, lambda: sleep_in(scope)
 
 
 def a_deadline_that_is_set() -> Wait:
     scope = trio.CancelScope()
 
-    async def wait() -> None:
-        with scope:
-            await trio.sleep_forever()
-
     def now() -> None:
         scope.deadline = trio.current_time()
 
-    return now, wait
+    return now, lambda: sleep_in(scope)
 
 
 def a_thread() -> Wait:
@@ -166,8 +162,7 @@ async def test_what_a_task_waits_for_is_not_late(chatter, case: Callable[[], Wai
 
 async def test_a_deadline_that_passes_is_not_late(chatter, mock_clock):
     async def other() -> None:
-        with trio.move_on_after(10):
-            await trio.sleep_forever()
+        await sleep_in(trio.CancelScope(relative_deadline=10))
         chatter.stopped = True
 
     chatter.at = (100, lambda: mock_clock.jump(11))
@@ -180,8 +175,7 @@ async def test_a_clock_that_jumps_when_all_is_quiet_does_so(chatter, mock_clock)
     quiet: list[int] = []
 
     async def other() -> None:
-        with trio.move_on_after(3600):
-            await trio.sleep_forever()
+        await sleep_in(trio.CancelScope(relative_deadline=3600))
         quiet.append(chatter.count)
         chatter.stopped = True
         chatter.start()

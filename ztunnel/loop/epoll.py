@@ -83,20 +83,18 @@ class LoopEpoll:
         if not self.callbacks:
             return self._epoll.poll(timeout, maxevents)
         most = maxevents + _FEW
-        events = self._epoll.poll(timeout, most)
-        if not events:
-            return events
-        others = self._call(events)
-        while not others and not self._runnable and timeout > 0:
+        left = timeout
+        while events := self._epoll.poll(left, most):
+            others = self._call(events)
+            if others:
+                return others
+            if self._runnable:
+                return _NONE_LEFT
             # Asked anew each time, because a callback may have set a deadline.
             left = min(self._next_deadline() - self._current_time(), timeout)
             if left <= 0:
-                break
-            events = self._epoll.poll(left, most)
-            if not events:
-                return events
-            others = self._call(events)
-        return others or _NONE_LEFT
+                return _NONE_LEFT
+        return events
 
     def look(self) -> bool:
         """Poll without waiting. Returns whether a task should run before more bulk data is moved."""
@@ -144,14 +142,19 @@ def own() -> LoopEpoll | None:
         runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001
         manager = runner.io_manager
         epoll = manager._epoll  # noqa: SLF001
-        # Both live as long as the loop.
-        runnable, next_deadline = runner.runq, runner.deadlines.next_deadline
+        if type(epoll) is LoopEpoll:
+            return epoll
+        if type(epoll) is not select.epoll or not hasattr(select, "EPOLLEXCLUSIVE"):
+            return None
+        # The queue and the deadlines live as long as the loop.
+        wrapped = LoopEpoll(
+            epoll,
+            manager.process_events,
+            runner.runq,
+            runner.deadlines.next_deadline,
+            runner.clock.current_time,
+        )
     except AttributeError:
         return None
-    if type(epoll) is LoopEpoll:
-        return epoll
-    if type(epoll) is not select.epoll or not hasattr(select, "EPOLLEXCLUSIVE"):
-        return None
-    wrapped = LoopEpoll(epoll, manager.process_events, runnable, next_deadline, runner.clock.current_time)
     manager._epoll = wrapped  # noqa: SLF001
     return wrapped
