@@ -125,10 +125,11 @@ def pack(files: Mapping[str, bytes], target: Path, epoch: int) -> None:
 
 def bill_of_materials(source: Path, out: Path, version: str) -> None:
     """What is in the image beside the base: each package with its version and hashes (CycloneDX)."""
-    tool = release_tools() / "bin/cyclonedx-py"
+    # Not by its own script, which names the checkout where it was made.
+    tool = [release_tools() / "bin/python", "-m", "cyclonedx_py"]
     target = out / f"ztunnel-{version}.cdx.json"
     options = ["--output-reproducible", "--of", "JSON", "--sv", "1.6", "--pyproject", "pyproject.toml"]
-    run([tool, "requirements", "requirements-runtime.lock", *options, "-o", target], cwd=source)
+    run([*tool, "requirements", "requirements-runtime.lock", *options, "-o", target], cwd=source)
 
 
 def release_tools() -> Path:
